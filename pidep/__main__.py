@@ -1,0 +1,5 @@
+"""`python -m pidep`."""
+
+from pidep.cli import main
+
+main()

@@ -1,0 +1,63 @@
+"""The one tokenizer: training, export and the served model cut and pad texts here and nowhere else. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from pidep.errors import BackboneError
+
+__all__ = ["Tokenize"]
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Tokenize:
+    """Texts to token ids; thread-safe, because nothing changes between calls."""
+
+    def __init__(self, tokenizer_json: str) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BackboneError(f"tokenizer: not a tokenizer.json ({error})") from error
+        padding = self._tokenizer.padding or {}
+        self._pad_id = int(padding.get("pad_id", self._pad_token_id()))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._special = self._tokenizer.num_special_tokens_to_add(False)
+        self._suffix = self._count_suffix()
+
+    def _pad_token_id(self) -> int:
+        for token in ("[PAD]", "<pad>", "<|endoftext|>"):
+            found = self._tokenizer.token_to_id(token)
+            if found is not None:
+                return int(found)
+        return 0
+
+    def _count_suffix(self) -> int:
+        """How many special tokens close a text."""
+        mask = self._tokenizer.encode("a").special_tokens_mask
+        count = 0
+        while count < len(mask) and mask[-1 - count]:
+            count += 1
+        return count
+
+    def __call__(self, texts: Sequence[str], *, max_length: int | Sequence[int]) -> tuple[IntArray, IntArray]:
+        """`input_ids`, `attention_mask`, both `[B, T]` int64, T the longest row; a cut row keeps its closing tokens."""
+        limits = [max_length] * len(texts) if isinstance(max_length, int) else list(max_length)
+        rows = [self._cut(encoding.ids, limit) for encoding, limit in zip(self._tokenizer.encode_batch(list(texts)), limits, strict=True)]
+        width = max((len(row) for row in rows), default=0)
+        ids = np.full((len(rows), width), self._pad_id, dtype=np.int64)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : len(row)] = 1
+        return ids, mask
+
+    def _cut(self, ids: list[int], limit: int) -> list[int]:
+        if len(ids) <= limit:
+            return ids
+        return ids[: limit - self._suffix] + ids[len(ids) - self._suffix :]

@@ -1,0 +1,224 @@
+"""`pidep export` as a function: graph, parity gate, repository entry, in that order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pidep.atomic_write import atomic_folder
+from pidep.backbones.encoder import Encoder, load_backbone
+from pidep.errors import ExpertError, UsageError
+from pidep.experts.bank import Group, pack
+from pidep.experts.folder import Expert, check_name, read_expert
+from pidep.experts.lora import Mixture, attached
+from pidep.export.config_pbtxt import bank_config, merged_config
+from pidep.export.graph import bank_groups, export_bank_graph, export_merged_graph
+from pidep.export.parity import Parity, compare, gate
+from pidep.export.recipe import Recipe, shipped
+from pidep.tasks.data import Split, limit, load_data
+from pidep.tasks.task import Task, load_task
+
+__all__ = ["BANK", "Exported", "Source", "export_bank", "export_merged", "read_source"]
+
+BANK = "pidep_bank"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An expert to export, with real rows of its task for the gate."""
+
+    expert: Expert
+    task: Task
+    rows: Split
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was published."""
+
+    model: str
+    folder: Path
+    parity: dict[str, Parity]
+    experts: dict[str, str]
+    """Expert name to digest."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        parity = {name: value.to_json() for name, value in self.parity.items()}
+        return {"model": self.model, "folder": str(self.folder), "parity": parity, "experts": self.experts}
+
+
+def read_source(run: Path, *, rows: int, task: str | None = None) -> Source:
+    """A run folder's (or expert folder's) expert, and up to `rows` test rows of its task.
+
+    Raises:
+        UsageError: an expert folder without a task, and none given.
+    """
+    expert = read_expert(run / "expert" if (run / "expert" / "expert.json").is_file() else run)
+    if task is not None:
+        found = load_task(task)
+    elif (run / "task.json").is_file():
+        found = Task.model_validate(json.loads((run / "task.json").read_text()))
+    else:
+        raise UsageError(f"{run}: no task.json, so there are no real rows for the parity gate; give --task")
+    if tuple(found.labels) != expert.labels:
+        raise UsageError(f"{run}: expert has the labels {', '.join(expert.labels)}, task {found.name!r} has {', '.join(found.labels)}")
+    return Source(expert, found, limit(load_data(found).test, rows, seed=0))
+
+
+def _torch_logits(backbone: Encoder, source: Source) -> npt.NDArray[np.float32]:
+    """The reference: PyTorch with the expert attached, not folded."""
+    expert = source.expert
+    with attached(backbone.model, dict(Mixture.of([expert]).by_name())):
+        embeddings = backbone.encode(source.rows.texts, max_length=expert.max_length)
+    logits: npt.NDArray[np.float32] = (expert.logit_scale * embeddings @ torch.from_numpy(expert.label_embeddings).T).numpy()
+    return logits
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _exported_logits(session: Any, backbone: Encoder, source: Source, feeds: dict[str, Any], row: int | None) -> npt.NDArray[np.float32]:
+    parts = []
+    for start in range(0, len(source.rows.texts), 32):
+        ids, mask = backbone.tokenize(source.rows.texts[start : start + 32], max_length=source.expert.max_length)
+        inputs = {"input_ids": ids, "attention_mask": mask, **feeds}
+        if row is not None:
+            inputs["expert_index"] = np.full(len(ids), row, dtype=np.int64)
+        parts.append(session.run(None, inputs)[0])
+    return np.concatenate(parts)
+
+
+def _sha256(path: Path) -> str:
+    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _fitting(backbone: Encoder, expert: Expert) -> None:
+    if expert.backbone_digest != backbone.digest:
+        raise ExpertError(
+            f"expert {expert.name!r}: made for backbone {expert.backbone!r} ({expert.backbone_digest[:19]}…), "
+            f"this is {backbone.name!r} ({backbone.digest[:19]}…); export it with its own backbone"
+        )
+
+
+def _write_entry(
+    folder: Path, config: str, record: tuple[str, dict[str, Any]], graph: Path, tokenizer_json: str, *, shim: bool = True
+) -> None:
+    """A whole model folder at once; Triton Server never sees half of one."""
+    with atomic_folder(folder) as temporary:
+        version = temporary / "1"
+        version.mkdir()
+        shutil.copyfile(graph, version / "model.onnx")
+        (version / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        (version / record[0]).write_text(json.dumps(record[1], indent=2) + "\n", encoding="utf-8")
+        if shim:
+            shutil.copyfile(shipped("model.py"), version / "model.py")
+        (temporary / "config.pbtxt").write_text(config, encoding="utf-8")
+
+
+def export_merged(
+    source: Source, repo: Path, recipe: Recipe, *, platform: Literal["python", "onnxruntime"] = "python", name: str | None = None
+) -> Exported:
+    """Fold the expert into the backbone, export, gate, publish `<repo>/<name>`.
+
+    Raises:
+        ParityError: beyond the recipe's tolerance; nothing is published.
+    """
+    expert = source.expert
+    backbone = load_backbone(expert.backbone)
+    _fitting(backbone, expert)
+    model = check_name(name or expert.name)
+    with tempfile.TemporaryDirectory() as temporary:
+        graph = Path(temporary) / "model.onnx"
+        export_merged_graph(backbone, expert, graph, opset=recipe.opset)
+        exported = _exported_logits(_session(graph), backbone, source, {}, None)
+        parity = compare(_torch_logits(backbone, source), exported, source.rows.labels, source.task.metric)
+        gate(model, parity, recipe.tolerance)
+        record = {
+            "schema": 1,
+            "expert": expert.name,
+            "digest": expert.digest,
+            "labels": expert.labels,
+            "max_length": expert.max_length,
+            "backbone_digest": backbone.digest,
+            "graph_digest": _sha256(graph),
+            "parity": parity.to_json(),
+        }
+        config = merged_config(model, max_batch_size=recipe.max_batch_size, platform=platform, num_labels=len(expert.labels))
+        _write_entry(repo / model, config, ("merged.json", record), graph, backbone.tokenizer_json, shim=platform == "python")
+    return Exported(model, repo / model, {expert.name: parity}, {expert.name: expert.digest})
+
+
+def _bank_sites(backbone: Encoder, sources: Sequence[Source]) -> list[str]:
+    """The union of the experts' sites, in the backbone's order."""
+    wanted = {site for source in sources for site in source.expert.sites}
+    return [name for name, _ in backbone.model.named_modules() if name in wanted]
+
+
+def export_bank(sources: Sequence[Source], repo: Path, recipe: Recipe, *, max_rank: int | None = None, expert_store: str) -> Exported:
+    """One graph for all experts; every given expert passes the gate through it. Publishes `<repo>/pidep_bank`, not the experts.
+
+    Args:
+        sources: experts of one backbone.
+        max_rank: rank of the bank's rows; the largest given expert's when absent.
+        expert_store: the store's path, relative to the version folder.
+
+    Raises:
+        ParityError: beyond the recipe's tolerance; nothing is published.
+    """
+    names = [source.expert.name for source in sources]
+    if len(set(names)) != len(names) or not names:
+        raise UsageError(f"export: expected runs with different names, found {', '.join(names) or 'none'}")
+    backbone = load_backbone(sources[0].expert.backbone)
+    for source in sources:
+        _fitting(backbone, source.expert)
+    largest = max(source.expert.rank for source in sources)
+    rank = largest if max_rank is None else max_rank
+    if rank < largest:
+        raise UsageError(f"--max-rank {rank}: an expert given has rank {largest}; raise it or fold that expert to a smaller rank")
+    groups = bank_groups(backbone.model, _bank_sites(backbone, sources))
+    with tempfile.TemporaryDirectory() as temporary:
+        graph = Path(temporary) / "model.onnx"
+        export_bank_graph(backbone, groups, graph, max_rank=rank, opset=recipe.opset)
+        parity = _bank_parity(graph, backbone, sources, groups, rank=rank)
+        for name, found in parity.items():
+            gate(name, found, recipe.tolerance)
+        record = {
+            "schema": 1,
+            "backbone": backbone.name,
+            "backbone_digest": backbone.digest,
+            "graph_digest": _sha256(graph),
+            "hidden_size": backbone.hidden_size,
+            "max_rank": rank,
+            "expert_store": expert_store,
+            "groups": [asdict(group) for group in groups],
+            "parity": {name: found.to_json() for name, found in parity.items()},
+        }
+        config = bank_config(BANK, max_batch_size=recipe.max_batch_size)
+        _write_entry(repo / BANK, config, ("bank.json", record), graph, backbone.tokenizer_json)
+    return Exported(BANK, repo / BANK, parity, {source.expert.name: source.expert.digest for source in sources})
+
+
+def _bank_parity(graph: Path, backbone: Encoder, sources: Sequence[Source], groups: Sequence[Group], *, rank: int) -> dict[str, Parity]:
+    session = _session(graph)
+    experts: list[Expert | None] = [None, *(source.expert for source in sources)]
+    feeds = {group.input: pack(group, experts, max_rank=rank) for group in groups}
+    parity = {}
+    for row, source in enumerate(sources, 1):
+        embeddings = _exported_logits(session, backbone, source, feeds, row)
+        logits = source.expert.logit_scale * embeddings @ source.expert.label_embeddings.T
+        parity[source.expert.name] = compare(_torch_logits(backbone, source), logits, source.rows.labels, source.task.metric)
+    return parity

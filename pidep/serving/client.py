@@ -1,0 +1,107 @@
+"""Requests to a served bank or merged model through NVIDIA's tritonclient, over gRPC or HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from pidep.errors import ServingError, UsageError
+
+__all__ = ["BANK", "Client", "Request", "Result"]
+
+BANK = "pidep_bank"
+Protocol = Literal["grpc", "http"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row."""
+
+    text: str
+    expert: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row's answer."""
+
+    expert: str
+    label: str
+    scores: dict[str, float]
+    digest: str
+
+
+class Client:
+    """A connection; not for use from several threads at once."""
+
+    def __init__(self, url: str, *, protocol: Protocol = "grpc", model: str = BANK, timeout_s: float = 30.0) -> None:
+        try:
+            if protocol == "grpc":
+                import tritonclient.grpc as triton
+            else:
+                import tritonclient.http as triton
+        except ImportError as error:
+            raise UsageError("tritonclient not found: pip install 'pidep[client]'") from error
+        self._triton: Any = triton
+        self._url, self._model = url, model
+        self._timeout: dict[str, Any] = {"client_timeout": timeout_s} if protocol == "grpc" else {}
+        options = {} if protocol == "grpc" else {"network_timeout": timeout_s}
+        try:
+            self._client: Any = triton.InferenceServerClient(url, **options)
+        except Exception as error:
+            raise ServingError(f"{url}: not a server address, expected host:port ({error})") from error
+
+    def infer(self, rows: Sequence[Request]) -> list[Result]:
+        """One batch; rows may name different experts.
+
+        Raises:
+            ServingError: the server refused or cannot be reached; nothing was answered.
+        """
+        inputs = [self._strings("TEXT", [row.text for row in rows])]
+        if self._model == BANK:
+            inputs.append(self._strings("EXPERT", [row.expert for row in rows]))
+        outputs = [self._triton.InferRequestedOutput(name) for name in ("SCORES", "LABELS", "LABEL", "DIGEST")]
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            response = self._client.infer(self._model, inputs, outputs=outputs, **self._timeout)
+        except InferenceServerException as error:
+            raise ServingError(f"{self._url}, model {self._model}: {' '.join(str(error.message()).split())}") from error
+        except (OSError, RuntimeError) as error:
+            raise ServingError(f"{self._url}: cannot be reached ({error}); is pidep serve running there?") from error
+        scores, names, label, digest = (response.as_numpy(name) for name in ("SCORES", "LABELS", "LABEL", "DIGEST"))
+        return [
+            Result(
+                row.expert,
+                label[index, 0].decode(),
+                {name.decode(): float(value) for name, value in zip(names[index], scores[index], strict=True) if name},
+                digest[index, 0].decode(),
+            )
+            for index, row in enumerate(rows)
+        ]
+
+    def stream(self, rows: Iterable[Request], *, batch_size: int = 32) -> Iterator[Result]:
+        """Any number of rows, in order, a batch at a time."""
+        iterator = iter(rows)
+        while batch := list(islice(iterator, batch_size)):
+            yield from self.infer(batch)
+
+    def _strings(self, name: str, values: Sequence[str]) -> Any:
+        tensor = self._triton.InferInput(name, [len(values), 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[value.encode()] for value in values], dtype=object))
+        return tensor
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,6 @@
+"""Tasks: what to learn, from which rows, held to which metric. No torch.
+
+May import `pidep.atomic_write` and `pidep.errors`.
+"""
+
+__all__: list[str] = []

@@ -1,0 +1,119 @@
+"""A task file: input template, label texts, data, split, metric."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pidep.errors import TaskError, did_you_mean
+from pidep.tasks.sources import PACKAGED
+
+__all__ = ["Data", "Task", "load_task"]
+
+
+class Data(BaseModel):
+    """Where the rows come from: exactly one of `packaged`, `path`, `files`, `dataset`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    packaged: str | None = None
+    path: Path | None = None
+    files: dict[Literal["train", "test"], Path] | None = None
+    dataset: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    train_split: str = "train"
+    test_split: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        given = [key for key in ("packaged", "path", "files", "dataset") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected exactly one of packaged, path, files, dataset; found {given or 'none'}")
+        if self.files is not None and set(self.files) != {"train", "test"}:
+            raise ValueError("files needs both train and test")
+        return self
+
+
+class Task(BaseModel):
+    """A classification of texts against the texts of its labels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    input: str = "{text}"
+    """Template over the columns of a row."""
+    label: str = "label"
+    """Column of the label's name."""
+    labels: dict[str, str] = Field(min_length=2)
+    """Label name to the text it is scored by, in order."""
+    data: Data
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    split_seed: int = 0
+    metric: Literal["accuracy", "macro_f1"] = "accuracy"
+    max_length: int = Field(48, ge=4)
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns the input template names."""
+        return [field for _, field, _, _ in string.Formatter().parse(self.input) if field]
+
+
+def _unknown_key(where: str, values: dict[str, Any]) -> None:
+    for key in values:
+        if key not in Task.model_fields:
+            raise TaskError(f"{where}: unknown key {key!r}{did_you_mean(str(key), Task.model_fields)}")
+    data = values.get("data")
+    if isinstance(data, dict):
+        for key in data:
+            if key not in Data.model_fields:
+                raise TaskError(f"{where}: data: unknown key {key!r}{did_you_mean(str(key), Data.model_fields)}")
+
+
+def load_task(reference: str | Path) -> Task:
+    """A task from a YAML file, or a packaged one by name (`sentiment/movie`).
+
+    Raises:
+        TaskError: no such task, or the file is wrong.
+    """
+    name = str(reference)
+    if name in PACKAGED:
+        return Task.model_validate({**PACKAGED[name], "data": {"packaged": name}})
+    path = Path(reference)
+    if not path.is_file():
+        known = ", ".join(PACKAGED)
+        raise TaskError(f"task {name!r}: no such file, and not a packaged task ({known}){did_you_mean(name, PACKAGED)}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TaskError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise TaskError(f"{path}: expected a mapping with name, input, label, labels and data, found {type(values).__name__}")
+    _unknown_key(str(path), values)
+    try:
+        task = Task.model_validate(values)
+        fields = task.columns
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        found = "nothing" if first["type"] == "missing" else repr(first["input"])
+        raise TaskError(f"{path}: {key}: {first['msg']}, found {found[:120]}") from error
+    except ValueError as error:
+        raise TaskError(f"{path}: input: {error}; expected a template such as '{{text}}'") from error
+    if not fields:
+        raise TaskError(f"{path}: input {task.input!r} names no column; expected a template such as '{{text}}'")
+    return task.model_copy(update={"data": _beside(task.data, path.parent)})
+
+
+def _beside(data: Data, folder: Path) -> Data:
+    """Relative paths are relative to the task file."""
+    update: dict[str, Any] = {}
+    if data.path is not None:
+        update["path"] = folder / data.path
+    if data.files is not None:
+        update["files"] = {split: folder / path for split, path in data.files.items()}
+    return data.model_copy(update=update)

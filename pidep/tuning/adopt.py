@@ -1,0 +1,41 @@
+"""`pidep import` as a function: a PEFT LoRA becomes an expert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pidep.backbones.encoder import load_backbone
+from pidep.experts.folder import Expert, check_name, read_peft_lora, write_expert
+from pidep.experts.lora import Mixture, attached
+from pidep.tasks.task import load_task
+from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
+
+__all__ = ["adopt"]
+
+
+def adopt(folder: Path, *, task: str, out: Path, name: str | None = None, backbone: str = "minilm") -> Expert:
+    """Write `out` from PEFT's folder.
+
+    Raises:
+        ExpertError: not a LoRA pidep can honour, or it does not fit the backbone; nothing was written.
+    """
+    found = load_task(task)
+    sites, scaling = read_peft_lora(folder)
+    encoder = load_backbone(backbone)
+    expert = Expert(
+        name=check_name(name or found.name),
+        backbone=encoder.name,
+        backbone_digest=encoder.digest,
+        sites=sites,
+        scaling=scaling,
+        labels=tuple(found.labels),
+        label_texts=tuple(found.labels.values()),
+        label_embeddings=label_embeddings(encoder, found).numpy(),
+        logit_scale=LOGIT_SCALE,
+        max_length=min(found.max_length, encoder.max_positions),
+        provenance={"imported_from": "peft"},
+    )
+    with attached(encoder.model, dict(Mixture.of([expert]).by_name())):
+        pass  # attaching checks every site and width
+    write_expert(expert, out)
+    return expert

@@ -1,0 +1,301 @@
+"""`pidep tune` as a function: own expert, prediction, interpolation, evaluation, run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pidep import __version__
+from pidep.atomic_write import write_json, write_text
+from pidep.backbones.encoder import Encoder, load_backbone
+from pidep.errors import ExpertError, TaskError, UsageError
+from pidep.experts.folder import Expert, LoraTensors, check_name, read_expert, write_expert
+from pidep.experts.lora import Mixture, find_sites, fresh_lora
+from pidep.interpolation.fold import concatenate
+from pidep.similarity.compare import Neighbour, most_similar
+from pidep.similarity.fisher import diagonal_fisher
+from pidep.similarity.pool import PoolEntry, read_pool
+from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data
+from pidep.tasks.metrics import score
+from pidep.tasks.task import Task, load_task
+from pidep.tuning.config import TuneConfig
+from pidep.tuning.trainer import OnStep, Schedule, Scorer, TrainReport, fit, predict_logits
+
+__all__ = ["LOGIT_SCALE", "TuneResult", "evaluate", "label_embeddings", "tune"]
+
+LOGIT_SCALE = 20.0
+"""Cosines are multiplied by this before the softmax (a temperature of 0.05, as sentence encoders are trained with)."""
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a run found; `run` is its folder."""
+
+    run: Path
+    name: str
+    digest: str
+    metric: str
+    metrics: dict[str, float]
+    neighbours: list[Neighbour]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "run": str(self.run),
+            "name": self.name,
+            "digest": self.digest,
+            "metric": self.metric,
+            "metrics": self.metrics,
+            "neighbours": [{"name": near.name, "similarity": near.similarity} for near in self.neighbours],
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A task made ready: data split, label texts embedded."""
+
+    config: TuneConfig
+    task: Task
+    name: str
+    data: TaskData
+    train: Split
+    validation: Split | None
+    scorer: Scorer
+    sites: list[str]
+    out: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything the own expert depends on; what a resumed run must agree with."""
+        keep = self.config.model_dump(mode="json", exclude={"pool", "helpers", "top_k", "test_limit", "add_to_pool", "name"})
+        content = [keep, self.task.model_dump(mode="json"), self.scorer.backbone.digest, data_digest(self.train), self.sites]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def schedule(self, phase: str, steps: int) -> Schedule:
+        """This run's settings for a phase."""
+        config = self.config
+        return Schedule(
+            phase=phase,
+            steps=steps,
+            batch_size=config.batch_size,
+            warmup=config.warmup,
+            weight_decay=config.weight_decay,
+            eval_every=min(config.eval_every, steps) if steps else 1,
+            patience=config.patience,
+            seed=config.seed,
+            fingerprint=f"{phase}:{self.fingerprint}",
+        )
+
+
+def label_embeddings(backbone: Encoder, task: Task) -> torch.Tensor:
+    """`[C, D]`: the bare backbone's reading of the label texts; they stay fixed, whatever the expert."""
+    return backbone.encode(list(task.labels.values()), max_length=backbone.max_positions)
+
+
+def evaluate(scorer: Scorer, split: Split, metric: str, mixture: Mixture | None = None) -> float:
+    """The metric of a mixture (or the bare backbone) on a split."""
+    predictions = predict_logits(scorer, split.texts, mixture).argmax(1).tolist()
+    return score(metric, split.labels, predictions)
+
+
+def _prepare(config: TuneConfig, backbone: Encoder, out: Path) -> _Job:
+    task = load_task(config.task)
+    data = load_data(task)
+    max_length = min(config.max_length or task.max_length, backbone.max_positions)
+    data = TaskData(data.train, limit(data.test, config.test_limit, seed=0))
+    if config.shots is not None:
+        train, validation = few_shot(data.train, shots=config.shots, seed=config.seed), None
+    else:
+        rows = limit(data.train, config.train_limit, seed=config.seed)
+        train, validation = hold_out(rows, fraction=config.validation_fraction, seed=config.seed)
+    missing = set(range(len(task.labels))) - set(train.labels)
+    if missing:
+        raise TaskError(f"task {task.name!r}: no training row has the label {list(task.labels)[min(missing)]!r}; give one or drop the label")
+    return _Job(
+        config=config,
+        task=task,
+        name=check_name(config.name or task.name),
+        data=data,
+        train=train,
+        validation=validation,
+        scorer=Scorer(backbone, label_embeddings(backbone, task), LOGIT_SCALE, max_length),
+        sites=find_sites(backbone.model, config.sites),
+        out=out,
+    )
+
+
+def _as_expert(job: _Job, sites: dict[str, LoraTensors], scaling: float, provenance: dict[str, Any]) -> Expert:
+    return Expert(
+        name=job.name,
+        backbone=job.scorer.backbone.name,
+        backbone_digest=job.scorer.backbone.digest,
+        sites=sites,
+        scaling=scaling,
+        labels=tuple(job.task.labels),
+        label_texts=tuple(job.task.labels.values()),
+        label_embeddings=job.scorer.label_embeddings.numpy(),
+        logit_scale=LOGIT_SCALE,
+        max_length=job.scorer.max_length,
+        provenance=provenance,
+    )
+
+
+def _factors(mixture: Mixture) -> dict[str, LoraTensors]:
+    """A single expert's factors as they are, not folded."""
+    return {
+        name: LoraTensors(site.a.detach().numpy().copy(), site.b.detach().contiguous().numpy().copy()) for name, site in mixture.by_name()
+    }
+
+
+def _own_expert(job: _Job, *, resume: bool, on_step: OnStep | None) -> tuple[Expert, TrainReport]:
+    config = job.config
+    scaling = config.lora_alpha / config.rank
+    mixture = Mixture([fresh_lora(job.scorer.backbone.model, job.sites, rank=config.rank)], [scaling])
+    steps = config.steps if config.shots is None else min(config.steps, config.mixture_steps or config.steps)
+    groups = [(mixture.expert_parameters(), config.learning_rate)]
+    checkpoint = job.out / "checkpoint" / "own"
+    schedule = job.schedule(f"{job.name}: own expert", steps)
+    report = fit(job.scorer, mixture, groups, job.train, job.validation, schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
+    provenance = {"train": data_digest(job.train), "rows": len(job.train.texts), "seed": config.seed, "pidep": __version__}
+    return _as_expert(job, _factors(mixture), scaling, provenance), report
+
+
+def _neighbours(job: _Job, own: Expert, embedding: dict[str, Any]) -> tuple[list[Neighbour], dict[str, PoolEntry]]:
+    """The most similar tasks of the pool that fit: same backbone, same sites; the target itself left out."""
+    if job.config.pool is None or job.config.top_k == 0:
+        return [], {}
+    pool = {name: entry for name, entry in read_pool(job.config.pool).items() if name != job.name}
+    for name, entry in pool.items():
+        if entry.expert.backbone_digest != own.backbone_digest:
+            raise ExpertError(
+                f"{job.config.pool / name}: expert of another backbone ({entry.expert.backbone!r}, {entry.expert.backbone_digest[:19]}…), "
+                f"this run uses {own.backbone!r} ({own.backbone_digest[:19]}…); use one pool per backbone"
+            )
+        if entry.expert.sites.keys() != own.sites.keys():
+            raise ExpertError(
+                f"{job.config.pool / name}: acts on {len(entry.expert.sites)} sites, this run on {len(own.sites)}; "
+                "use the same --sites for the whole pool"
+            )
+    return most_similar(embedding, {name: entry.embedding for name, entry in pool.items()}, top_k=job.config.top_k), pool
+
+
+def _interpolate(
+    job: _Job, own: Expert, helpers: list[Expert], neighbours: list[Neighbour], *, resume: bool, on_step: OnStep | None
+) -> tuple[Mixture, Mixture, TrainReport]:
+    """The uniform mixture as it is, and the one trained on the target's own rows."""
+    uniform, trained = Mixture.of([own, *helpers]), Mixture.of([own, *helpers])
+    config = job.config
+    if config.alpha_start == "similarity":
+        # softmax(log s) is proportional to s; the target is as similar to itself as anything can be: 1
+        start = torch.tensor([1.0, *(near.similarity for near in neighbours)]).clamp(min=1e-6).log()
+        with torch.no_grad():
+            for parameter in trained.alpha_parameters():
+                parameter.copy_(start)
+    expert_rate = {"frozen": 0.0, "anchored": config.expert_learning_rate, "free": config.learning_rate}[config.experts]
+    groups = [(trained.alpha_parameters(), config.alpha_learning_rate), (trained.expert_parameters(), expert_rate)]
+    schedule = job.schedule(f"{job.name}: interpolation", config.mixture_steps)
+    schedule = replace(schedule, fingerprint=schedule.fingerprint + "".join(expert.digest for expert in [own, *helpers]))
+    checkpoint = job.out / "checkpoint" / "interpolation"
+    report = fit(job.scorer, trained, groups, job.train, job.validation, schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
+    return uniform, trained, report
+
+
+def _train_helpers(config: TuneConfig, backbone: Encoder, *, resume: bool, on_step: OnStep | None) -> None:
+    if config.helpers and config.pool is None:
+        raise UsageError("helpers: need --pool, the folder their experts are kept in")
+    for reference in config.helpers:
+        name = load_task(reference).name
+        assert config.pool is not None
+        if (config.pool / name / "expert.json").is_file():
+            continue
+        update = {"task": reference, "name": None, "helpers": [], "shots": None, "top_k": 0, "add_to_pool": True}
+        tune(config.model_copy(update=update), config.pool / ".runs" / name, resume=resume, backbone=backbone, on_step=on_step)
+
+
+def tune(
+    config: TuneConfig, out: Path, *, resume: bool = False, backbone: Encoder | None = None, on_step: OnStep | None = None
+) -> TuneResult:
+    """Train, predict, interpolate, evaluate; write `out` and (unless few-shot) the pool.
+
+    The test split is read once, at the end. `metrics` holds `backbone`, `own_expert`, and with neighbours `uniform` and `pi`.
+
+    Raises:
+        TaskError, BackboneError, ExpertError, UsageError: the request does not fit together; nothing was written.
+    """
+    started = time.monotonic()
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file; give a folder")
+    torch.manual_seed(config.seed)
+    backbone = backbone or load_backbone(config.backbone)
+    job = _prepare(config, backbone, out)
+    _train_helpers(config, backbone, resume=resume, on_step=on_step)
+    own, own_report = _own_expert(job, resume=resume, on_step=on_step)
+    sample = limit(job.train, config.fisher_samples, seed=config.seed)
+    embedding = diagonal_fisher(backbone, own, sample.texts, sample.labels)
+    neighbours, pool = _neighbours(job, own, embedding)
+    metrics = {"backbone": evaluate(job.scorer, job.data.test, job.task.metric)}
+    metrics["own_expert"] = evaluate(job.scorer, job.data.test, job.task.metric, Mixture.of([own]))
+    reports = {"own": own_report}
+    final, alphas = own, {}
+    if neighbours:
+        helpers = [pool[near.name].expert for near in neighbours]
+        uniform, trained, reports["interpolation"] = _interpolate(job, own, helpers, neighbours, resume=resume, on_step=on_step)
+        metrics["uniform"] = evaluate(job.scorer, job.data.test, job.task.metric, uniform)
+        metrics["pi"] = evaluate(job.scorer, job.data.test, job.task.metric, trained)
+        provenance = {**own.provenance, "mixture_of": {job.name: own.digest, **{near.name: pool[near.name].expert.digest for near in neighbours}}}
+        final = _as_expert(job, concatenate(trained), 1.0, provenance)
+        alphas = trained.alphas()
+    final = replace(final, metrics={job.task.metric: metrics})
+    write_expert(replace(own, metrics={job.task.metric: metrics["own_expert"]}), out / "own", fisher=embedding)
+    write_expert(final, out / "expert", fisher=embedding)
+    if config.pool is not None and (config.add_to_pool if config.add_to_pool is not None else config.shots is None):
+        write_expert(replace(own, metrics={job.task.metric: metrics["own_expert"]}), config.pool / job.name, fisher=embedding)
+    result = TuneResult(out, job.name, final.digest, job.task.metric, metrics, neighbours, round(time.monotonic() - started, 3))
+    _write_run(job, result, alphas, reports)
+    return result
+
+
+def _write_run(job: _Job, result: TuneResult, alphas: dict[str, list[float]], reports: dict[str, TrainReport]) -> None:
+    out = job.out
+    mixed = [job.name, *(near.name for near in result.neighbours)]
+    write_text(out / "config.yaml", json.dumps(job.config.model_dump(mode="json"), indent=2) + "\n")
+    write_json(out / "task.json", job.task.model_dump(mode="json"))
+    write_json(out / "alpha.json", {"experts": mixed, "sites": alphas, "mean": np.mean(list(alphas.values()), axis=0).tolist() if alphas else [1.0]})
+    write_json(out / "similarity.json", {near.name: near.similarity for near in result.neighbours})
+    write_json(out / "metrics.json", {"metric": result.metric, "test_rows": len(job.data.test.texts), **result.metrics})
+    write_json(
+        out / "provenance.json",
+        {
+            "backbone": {"name": job.scorer.backbone.name, "digest": job.scorer.backbone.digest},
+            "data": {"train": data_digest(job.train), "test": data_digest(job.data.test), "train_rows": len(job.train.texts)},
+            "phases": {
+                phase: {
+                    "steps": report.steps,
+                    "best_step": report.best_step,
+                    "validation_loss": report.validation_loss,
+                    "history": report.history,
+                }
+                for phase, report in reports.items()
+            },
+            "versions": {name: version(name) for name in ("torch", "transformers", "numpy")} | {"pidep": __version__},
+            "python": platform.python_version(),
+            "seconds": result.seconds,
+        },
+    )
+    write_json(out / "result.json", result.to_json())
+
+
+def run_expert(folder: Path) -> Expert:
+    """The expert of a run folder, or of an expert folder."""
+    return read_expert(folder / "expert" if (folder / "expert" / "expert.json").is_file() else folder)
