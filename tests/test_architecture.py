@@ -56,7 +56,7 @@ def walk_running(node: ast.AST) -> Iterator[ast.AST]:
 def imports(path: Path, *, running_only: bool = False) -> set[str]:
     """Dotted names of what a file imports, wherever in the file; `from a import b` counts as a.b where that is a module."""
     tree = parsed(path)
-    found = set()
+    found: set[str] = set()
     for node in walk_running(tree) if running_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)

@@ -97,7 +97,7 @@ def export_merged_graph(backbone: Encoder, expert: Expert, path: Path, *, opset:
 
 
 def export_bank_graph(backbone: Encoder, groups: Sequence[Group], path: Path, *, max_rank: int, opset: int) -> None:
-    """Inputs as merged, `expert_index` [B] int64 and one [E, S, R, width] fp32 a group; output `embedding` [B, D], unit rows."""
+    """Inputs as merged, `expert_index` [B] int64 and one [E, S, R, width] fp32 a group; output `sentence_embedding` [B, D], unit rows."""
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=backbone.max_positions)
     count = torch.export.Dim("experts")
     factors = [torch.from_numpy(pack(group, [None] * 4, max_rank=max_rank)) for group in groups]
@@ -107,7 +107,7 @@ def export_bank_graph(backbone: Encoder, groups: Sequence[Group], path: Path, *,
         "expert_index": {0: batch},
         "factors": [{0: count} for _ in groups],
     }
-    names = {"inputs": ["input_ids", "attention_mask", "expert_index", *(group.input for group in groups)], "outputs": ["embedding"]}
+    names = {"inputs": ["input_ids", "attention_mask", "expert_index", *(group.input for group in groups)], "outputs": ["sentence_embedding"]}
     sites = {site: BankSite(site) for group in groups for site in group.sites}
     with attached(backbone.model, sites):
         arguments = (*_example(backbone, 3), torch.tensor([1, 2, 3]), factors)

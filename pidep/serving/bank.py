@@ -159,7 +159,7 @@ class Bank:
             name: onnxruntime.OrtValue.ortvalue_from_numpy(array)
             for name, array in (("input_ids", ids), ("attention_mask", mask), ("expert_index", index))
         }
-        (embeddings,) = self.session.run_with_ort_values(["embedding"], {**feeds, **generation.values})
+        (embeddings,) = self.session.run_with_ort_values(["sentence_embedding"], {**feeds, **generation.values})
         for row, expert, embedding in zip(good, experts, embeddings.numpy(), strict=True):
             scores = softmax(expert.logit_scale * (expert.label_embeddings @ embedding))
             answers[row] = Answer(expert.labels, scores, generation.digests[names[row]])

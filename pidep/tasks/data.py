@@ -66,14 +66,18 @@ def _read_file(path: Path) -> Iterator[Any]:
                 yield from batch.to_pylist()
         else:
             raise TaskError(f"{path}: expected .jsonl, .csv, .tsv or .parquet, found {kind or 'no suffix'!r}")
+    except ImportError as error:
+        raise TaskError(f"{path}: Parquet needs a working pyarrow ({error}); pip install 'pidep[tune]'") from error
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise TaskError(f"{path}: not readable ({error})") from error
 
 
 def _hub_rows(task: Task, split: str) -> Iterator[Any]:
-    import datasets
-
     data = task.data
+    try:
+        import datasets
+    except ImportError as error:
+        raise TaskError(f"dataset {data.dataset!r}: the datasets package does not load ({error}); pip install 'pidep[tune]'") from error
     try:
         table = datasets.load_dataset(data.dataset, data.config, revision=data.revision, split=split)
     except Exception as error:

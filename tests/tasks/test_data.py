@@ -35,10 +35,10 @@ def delimited(path: Path, delimiter: str) -> Path:
 
 
 def parquet(path: Path) -> Path:
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
+    import pyarrow
+    from pyarrow import parquet as format_
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    format_.write_table(pyarrow.Table.from_pylist(ROWS), path)
     return path
 
 
