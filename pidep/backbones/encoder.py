@@ -126,6 +126,4 @@ def load_backbone(name: str = MINILM) -> Encoder:
     if backend is None or getattr(model.config, "is_encoder_decoder", False):
         raise BackboneError(f"backbone {name!r}: expected a text encoder with a fast tokenizer, found {type(model).__name__}")
     model.requires_grad_(False).eval()
-    return Encoder(
-        name=name, model=model, pooling=_pooling(Path(source)), tokenizer_json=backend.to_str(), digest=weights_digest(model)
-    )
+    return Encoder(name=name, model=model, pooling=_pooling(Path(source)), tokenizer_json=backend.to_str(), digest=weights_digest(model))

@@ -53,7 +53,13 @@ def export(
         render.as_json(result.to_json())
         return
     rows = [
-        [name, f"{parity.max_abs:.2e}", str(parity.argmax_flips), f"{parity.metric_torch:.4f} → {parity.metric_exported:.4f}", str(parity.rows)]
+        [
+            name,
+            f"{parity.max_abs:.2e}",
+            str(parity.argmax_flips),
+            f"{parity.metric_torch:.4f} → {parity.metric_exported:.4f}",
+            str(parity.rows),
+        ]
         for name, parity in result.parity.items()
     ]
     render.table(f"parity with PyTorch: {result.folder}", ["expert", "max abs", "argmax flips", "metric", "rows"], rows)

@@ -29,7 +29,7 @@ def _rows(expert: str | None) -> Iterator[Request]:
             row = jsonlib.loads(line)
             yield Request(str(row["text"]), str(row.get("expert") or expert or ""))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UsageError(f"standard input, line {number}: expected {{\"text\": …, \"expert\": …}}, found {line.strip()[:80]!r}") from error
+            raise UsageError(f'standard input, line {number}: expected {{"text": …, "expert": …}}, found {line.strip()[:80]!r}') from error
 
 
 def infer(

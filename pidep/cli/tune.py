@@ -40,9 +40,7 @@ def tune(
 ) -> None:
     """Train an expert, predict its neighbours, interpolate with them, evaluate; writes a run folder."""
     flags: dict[str, Any] = {
-        key: value
-        for key, value in locals().items()
-        if key not in ("out", "config", "helper", "resume", "json") and value is not None
+        key: value for key, value in locals().items() if key not in ("out", "config", "helper", "resume", "json") and value is not None
     }
     if helper:
         flags["helpers"] = helper
@@ -57,7 +55,11 @@ def tune(
         render.as_json(result.to_json())
         return
     names = {"backbone": "bare backbone", "own_expert": "own expert", "uniform": "uniform mixture", "pi": "π (interpolated)"}
-    render.table(f"{result.name}: {result.metric} on the test split", ["model", result.metric], [[names[key], f"{value:.4f}"] for key, value in result.metrics.items()])
+    render.table(
+        f"{result.name}: {result.metric} on the test split",
+        ["model", result.metric],
+        [[names[key], f"{value:.4f}"] for key, value in result.metrics.items()],
+    )
     if result.neighbours:
         render.table("nearest tasks", ["task", "similarity"], [[near.name, f"{near.similarity:.4f}"] for near in result.neighbours])
     typer.echo(f"{result.run}  {result.digest}")

@@ -1,10 +1,10 @@
 """An expert on disk: PEFT's LoRA format plus `expert.json` and `labels.safetensors`; no torch, never pickle.
 
-    adapter_config.json         PEFT's, as PEFT writes it
-    adapter_model.safetensors   PEFT's tensor names: base_model.model.<site>.lora_A.weight [r, in], lora_B.weight [out, r]
-    labels.safetensors          label_embeddings [C, D] fp32, unit rows: the bare backbone's reading of the label texts
-    expert.json                 what PEFT has no room for: backbone digest, labels, metrics, provenance, digest
-    fisher.safetensors          (optional) the task embedding, one fp32 tensor per expert tensor
+adapter_config.json         PEFT's, as PEFT writes it
+adapter_model.safetensors   PEFT's tensor names: base_model.model.<site>.lora_A.weight [r, in], lora_B.weight [out, r]
+labels.safetensors          label_embeddings [C, D] fp32, unit rows: the bare backbone's reading of the label texts
+expert.json                 what PEFT has no room for: backbone digest, labels, metrics, provenance, digest
+fisher.safetensors          (optional) the task embedding, one fp32 tensor per expert tensor
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Array = npt.NDArray[np.float32]
 _PREFIX = "base_model.model."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
-_REFUSED = {
+_REFUSED: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
@@ -225,7 +225,9 @@ def read_expert(folder: str | Path) -> Expert:
     if not np.isfinite(expert.label_embeddings).all():
         raise ExpertError(f"{folder / 'labels.safetensors'}: label_embeddings holds NaN or Inf")
     if expert.digest != record.get("digest"):
-        raise ExpertError(f"{folder}: digest mismatch, {where.name} says {record.get('digest')}, the tensors give {expert.digest}; copy it again")
+        raise ExpertError(
+            f"{folder}: digest mismatch, {where.name} says {record.get('digest')}, the tensors give {expert.digest}; copy it again"
+        )
     return expert
 
 

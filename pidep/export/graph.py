@@ -29,7 +29,7 @@ class _Merged(nn.Module):
         self.register_buffer("label_embeddings", torch.from_numpy(expert.label_embeddings) * expert.logit_scale)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.encoder(input_ids, attention_mask) @ self.label_embeddings.T  # type: ignore[operator,no-any-return]
+        return self.encoder(input_ids, attention_mask) @ self.label_embeddings.T  # type: ignore[operator]
 
 
 class _Bank(nn.Module):
@@ -59,7 +59,9 @@ def bank_groups(model: nn.Module, sites: Sequence[str]) -> list[Group]:
     return [Group(f"lora_{factor.lower()}_{width}", factor, width, tuple(names)) for (factor, width), names in sorted(widths.items())]
 
 
-def _to_onnx(module: nn.Module, arguments: tuple[Any, ...], path: Path, *, opset: int, shapes: dict[str, Any], names: dict[str, list[str]]) -> None:
+def _to_onnx(
+    module: nn.Module, arguments: tuple[Any, ...], path: Path, *, opset: int, shapes: dict[str, Any], names: dict[str, list[str]]
+) -> None:
     """`torch.onnx.export`, quiet, into one self-contained file."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
@@ -77,7 +79,9 @@ def _to_onnx(module: nn.Module, arguments: tuple[Any, ...], path: Path, *, opset
                 optimize=True,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise PidepError(f"export of {type(module).__name__[1:].lower()} graph failed: {(str(error).splitlines() or ['?'])[0]}") from error
+            raise PidepError(
+                f"export of {type(module).__name__[1:].lower()} graph failed: {(str(error).splitlines() or ['?'])[0]}"
+            ) from error
         assert program is not None
         program.save(str(path), external_data=False)
 
@@ -107,7 +111,10 @@ def export_bank_graph(backbone: Encoder, groups: Sequence[Group], path: Path, *,
         "expert_index": {0: batch},
         "factors": [{0: count} for _ in groups],
     }
-    names = {"inputs": ["input_ids", "attention_mask", "expert_index", *(group.input for group in groups)], "outputs": ["sentence_embedding"]}
+    names = {
+        "inputs": ["input_ids", "attention_mask", "expert_index", *(group.input for group in groups)],
+        "outputs": ["sentence_embedding"],
+    }
     sites = {site: BankSite(site) for group in groups for site in group.sites}
     with attached(backbone.model, sites):
         arguments = (*_example(backbone, 3), torch.tensor([1, 2, 3]), factors)

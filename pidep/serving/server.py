@@ -72,7 +72,9 @@ def _wheel() -> Path:
     spec = importlib.util.find_spec("pytriton")
     folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
     if folder is None or not (folder / "tritonserver" / "bin" / "tritonserver").is_file():
-        raise ServingError("tritonserver not found: pip install 'pidep[serve]' (Linux x86_64), or serve the repository in NVIDIA's container")
+        raise ServingError(
+            "tritonserver not found: pip install 'pidep[serve]' (Linux x86_64), or serve the repository in NVIDIA's container"
+        )
     return folder
 
 

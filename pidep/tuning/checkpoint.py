@@ -32,7 +32,13 @@ class Progress:
 
 
 def save_checkpoint(
-    folder: Path, *, fingerprint: str, progress: Progress, current: dict[str, Tensor], best: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    folder: Path,
+    *,
+    fingerprint: str,
+    progress: Progress,
+    current: dict[str, Tensor],
+    best: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Write everything a loop needs to go on as if it had never stopped."""
     tensors = {f"current.{name}": value.contiguous() for name, value in current.items()}

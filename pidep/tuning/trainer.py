@@ -16,7 +16,7 @@ from pidep.experts.lora import Mixture, attached
 from pidep.tasks.data import Split
 from pidep.tuning.checkpoint import Progress, load_checkpoint, save_checkpoint
 
-__all__ = ["Scorer", "Schedule", "TrainReport", "fit", "predict_logits"]
+__all__ = ["Schedule", "Scorer", "TrainReport", "fit", "predict_logits"]
 
 OnStep = Callable[[str, int, int, float], None]
 """Called with phase, step, total steps and loss."""
@@ -155,9 +155,7 @@ def fit(
                         optimizer=optimizer,
                     )
     mixture.load_state_dict(best)
-    return TrainReport(
-        progress.step, progress.best_step, None if math.isinf(progress.best_loss) else progress.best_loss, progress.history
-    )
+    return TrainReport(progress.step, progress.best_step, None if math.isinf(progress.best_loss) else progress.best_loss, progress.history)
 
 
 def snapshot(mixture: Mixture) -> dict[str, Tensor]:

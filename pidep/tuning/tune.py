@@ -121,7 +121,9 @@ def _prepare(config: TuneConfig, backbone: Encoder, out: Path) -> _Job:
         train, validation = hold_out(rows, fraction=config.validation_fraction, seed=config.seed)
     missing = set(range(len(task.labels))) - set(train.labels)
     if missing:
-        raise TaskError(f"task {task.name!r}: no training row has the label {list(task.labels)[min(missing)]!r}; give one or drop the label")
+        raise TaskError(
+            f"task {task.name!r}: no training row has the label {list(task.labels)[min(missing)]!r}; give one or drop the label"
+        )
     return _Job(
         config=config,
         task=task,
@@ -219,7 +221,7 @@ def _train_helpers(config: TuneConfig, backbone: Encoder, *, resume: bool, on_st
         assert config.pool is not None
         if (config.pool / name / "expert.json").is_file():
             continue
-        update = {"task": reference, "name": None, "helpers": [], "shots": None, "top_k": 0, "add_to_pool": True}
+        update: dict[str, Any] = {"task": reference, "name": None, "helpers": [], "shots": None, "top_k": 0, "add_to_pool": True}
         tune(config.model_copy(update=update), config.pool / ".runs" / name, resume=resume, backbone=backbone, on_step=on_step)
 
 
@@ -253,7 +255,10 @@ def tune(
         uniform, trained, reports["interpolation"] = _interpolate(job, own, helpers, neighbours, resume=resume, on_step=on_step)
         metrics["uniform"] = evaluate(job.scorer, job.data.test, job.task.metric, uniform)
         metrics["pi"] = evaluate(job.scorer, job.data.test, job.task.metric, trained)
-        provenance = {**own.provenance, "mixture_of": {job.name: own.digest, **{near.name: pool[near.name].expert.digest for near in neighbours}}}
+        provenance = {
+            **own.provenance,
+            "mixture_of": {job.name: own.digest, **{near.name: pool[near.name].expert.digest for near in neighbours}},
+        }
         final = _as_expert(job, concatenate(trained), 1.0, provenance)
         alphas = trained.alphas()
     final = replace(final, metrics={job.task.metric: metrics})
@@ -271,7 +276,10 @@ def _write_run(job: _Job, result: TuneResult, alphas: dict[str, list[float]], re
     mixed = [job.name, *(near.name for near in result.neighbours)]
     write_text(out / "config.yaml", json.dumps(job.config.model_dump(mode="json"), indent=2) + "\n")
     write_json(out / "task.json", job.task.model_dump(mode="json"))
-    write_json(out / "alpha.json", {"experts": mixed, "sites": alphas, "mean": np.mean(list(alphas.values()), axis=0).tolist() if alphas else [1.0]})
+    write_json(
+        out / "alpha.json",
+        {"experts": mixed, "sites": alphas, "mean": np.mean(list(alphas.values()), axis=0).tolist() if alphas else [1.0]},
+    )
     write_json(out / "similarity.json", {near.name: near.similarity for near in result.neighbours})
     write_json(out / "metrics.json", {"metric": result.metric, "test_rows": len(job.data.test.texts), **result.metrics})
     write_json(

@@ -1,0 +1,78 @@
+"""A tiny random backbone and experts for it: real transformers, real PEFT format, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "great", "awful", "a", "film", "the", "was", "very", "positive", "negative"]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=32
+    )
+    BertModel(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path):  # type: ignore[no-untyped-def]
+    from pidep.backbones.encoder import load_backbone
+
+    return load_backbone(str(tiny_folder))
+
+
+def make_expert(backbone, *, name: str = "film", seed: int = 0, rank: int = 2, scaling: float = 2.0, sites=("*",)):  # type: ignore[no-untyped-def]
+    """A random expert for a backbone."""
+    from pidep.experts.folder import Expert, LoraTensors
+    from pidep.experts.lora import find_sites, linear_at
+
+    rng = np.random.default_rng(seed)
+    factors = {}
+    for site in find_sites(backbone.model, sites):
+        linear = linear_at(backbone.model, site)
+        a = rng.normal(0, 0.3, (rank, linear.in_features)).astype(np.float32)
+        factors[site] = LoraTensors(a, rng.normal(0, 0.3, (linear.out_features, rank)).astype(np.float32))
+    return Expert(
+        name=name,
+        backbone=backbone.name,
+        backbone_digest=backbone.digest,
+        sites=factors,
+        scaling=scaling,
+        labels=("negative", "positive"),
+        label_texts=("negative", "positive"),
+        label_embeddings=backbone.encode(["negative", "positive"], max_length=8).numpy(),
+        logit_scale=20.0,
+        max_length=12,
+    )
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Path:
+    """A task over 80 tiny rows."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(80):
+        label = index % 2
+        word = [("bad", "awful"), ("good", "great")][label][int(rng.integers(2))]
+        filler = " ".join(rng.choice(["a", "film", "the", "was", "very"], size=5))
+        rows.append({"text": f"{filler} {word}", "label": ["negative", "positive"][label]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "film.yaml"
+    path.write_text("name: film\nlabels: {negative: negative, positive: positive}\ndata: {path: rows.jsonl}\nmax_length: 12\n")
+    return path

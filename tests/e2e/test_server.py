@@ -1,0 +1,134 @@
+"""The real Triton Server on a bank of a tiny backbone: stock client, curl-like HTTP, swaps under traffic."""
+
+import json
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pidep.errors import ServingError
+from pidep.export.publish import Source, export_bank, export_merged
+from pidep.export.recipe import load_recipe
+from pidep.serving.client import Client, Request
+from pidep.serving.server import Ports, TritonServer, free_ports
+from pidep.serving.swap import publish, swap
+from pidep.tasks.data import Split
+from pidep.tasks.task import Task
+from tests.conftest import make_expert
+
+pytestmark = pytest.mark.server
+TASK = Task.model_validate({"name": "film", "labels": {"negative": "negative", "positive": "positive"}, "data": {"path": "unused.jsonl"}})
+ROWS = Split(["the film was good", "awful", "a very bad film", "great film"], [1, 0, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    from pidep.backbones.encoder import load_backbone
+
+    backbone = load_backbone(str(tiny_folder))
+    repo = tmp_path_factory.mktemp("served") / "model_repo"
+    experts = {name: make_expert(backbone, name=name, seed=seed) for seed, name in enumerate(("film", "book"))}
+    recipe = load_recipe("bank-onnx-fp32")
+    export_bank([Source(expert, TASK, ROWS) for expert in experts.values()], repo, recipe, max_rank=4, expert_store="../../../expert_store")
+    export_merged(Source(experts["film"], TASK, ROWS), repo, load_recipe("merged-onnx-fp32"))
+    for name, expert in experts.items():
+        publish(name, expert, repo)
+    with TritonServer(repo, free_ports()) as server:
+        yield server, repo, experts, backbone
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_mixed_batch_equals_its_rows_alone(served, protocol) -> None:
+    server, _, experts, _ = served
+    rows = [Request(text, name) for text, name in zip(ROWS.texts, ("film", "book", "book", "film"), strict=True)]
+    with Client(server.grpc_url if protocol == "grpc" else server.http_url, protocol=protocol) as client:
+        together = client.infer(rows)
+        for row, mixed in zip(rows, together, strict=True):
+            (alone,) = client.infer([row])
+            assert alone.digest == mixed.digest == experts[row.expert].digest
+            assert alone.label == mixed.label
+            np.testing.assert_allclose(list(alone.scores.values()), list(mixed.scores.values()), atol=1e-5, rtol=0)
+
+
+def test_merged_and_bank_agree(served) -> None:
+    server, _, _, _ = served
+    with Client(server.grpc_url) as bank, Client(server.grpc_url, model="film") as merged:
+        for text in ROWS.texts:
+            (first,), (second,) = bank.infer([Request(text, "film")]), merged.infer([Request(text, "")])
+            assert first.digest == second.digest
+            np.testing.assert_allclose(list(first.scores.values()), list(second.scores.values()), atol=1e-5, rtol=0)
+
+
+def test_plain_http_gets_an_answer(served) -> None:
+    server, _, experts, _ = served
+    body = {
+        "inputs": [
+            {"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["great"]},
+            {"name": "EXPERT", "shape": [1, 1], "datatype": "BYTES", "data": ["film"]},
+        ]
+    }
+    with urllib.request.urlopen(f"http://{server.http_url}/v2/models/pidep_bank/infer", json.dumps(body).encode(), timeout=10) as response:
+        outputs = {output["name"]: output["data"] for output in json.load(response)["outputs"]}
+    assert outputs["DIGEST"] == [experts["film"].digest]
+
+
+def test_an_unknown_expert_is_named_and_neighbours_go_on(served) -> None:
+    server, _, _, _ = served
+    with Client(server.grpc_url) as client:
+        with pytest.raises(ServingError, match="unknown expert 'nope'; this server has: book, film"):
+            client.infer([Request("x", "nope")])
+        assert client.infer([Request("x", "film")])
+
+
+def test_swaps_under_traffic_lose_nothing(served) -> None:
+    server, repo, experts, backbone = served
+    versions = [experts["film"], make_expert(backbone, name="film", seed=11)]
+    known = {expert.digest for expert in versions}
+    stop = threading.Event()
+    sent, answered, wrong, failed = [0] * 4, [0] * 4, [], []
+
+    def traffic(worker: int) -> None:
+        with Client(server.grpc_url) as client:
+            while not stop.is_set():
+                sent[worker] += 1
+                try:
+                    (result,) = client.infer([Request("the film was good", "film")])
+                    answered[worker] += 1
+                    if result.digest not in known:
+                        wrong.append(result.digest)
+                except ServingError as error:
+                    failed.append(str(error))
+
+    threads = [threading.Thread(target=traffic, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for index in range(50):
+            target = versions[(index + 1) % 2]
+            assert swap("film", target, repo, server.grpc_url).new_digest == target.digest
+    finally:
+        time.sleep(0.1)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failed
+    assert not wrong
+    assert sum(sent) == sum(answered)
+    assert sum(sent) > 50
+
+
+def test_a_taken_port_is_one_clear_line(served) -> None:
+    server, repo, _, _ = served
+    with pytest.raises(ServingError, match=rf"HTTP port 127\.0\.0\.1:{server.ports.http} is taken"):
+        TritonServer(repo, Ports(http=server.ports.http)).start()
+
+
+def test_a_swap_without_a_server_publishes_nothing(served) -> None:
+    _, repo, _, backbone = served
+    store = (repo / ".." / "expert_store" / "manifest.json").read_bytes()
+    with pytest.raises(ServingError):
+        swap("film", make_expert(backbone, seed=5), repo, f"127.0.0.1:{free_ports().grpc}", timeout_s=2)
+    assert (repo / ".." / "expert_store" / "manifest.json").read_bytes() == store

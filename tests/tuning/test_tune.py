@@ -1,0 +1,115 @@
+"""Whole runs on a tiny backbone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pidep.errors import ExpertError, UsageError
+from pidep.experts.folder import read_expert
+from pidep.similarity.compare import similarity
+from pidep.similarity.fisher import diagonal_fisher
+from pidep.tuning import tune as tuning
+from pidep.tuning.config import read_config
+from tests.conftest import make_expert
+
+TINY = {"steps": 6, "batch_size": 8, "eval_every": 2, "mixture_steps": 3, "rank": 2, "fisher_samples": 8}
+
+
+def run(tiny_folder: Path, task_file: Path, out: Path, **more: object) -> tuning.TuneResult:
+    settings = read_config(None, {**TINY, "task": str(task_file), "backbone": str(tiny_folder), **more})
+    return tuning.tune(settings, out, resume=bool(more.get("_", False)))
+
+
+def test_a_run_with_neighbours(tiny_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    for name in ("one", "two"):
+        run(tiny_folder, task_file, tmp_path / name, name=name, pool=pool)
+    result = run(tiny_folder, task_file, tmp_path / "run", name="target", pool=pool, shots=4, top_k=2)
+    assert set(result.metrics) == {"backbone", "own_expert", "uniform", "pi"}
+    assert [near.name for near in result.neighbours] == ["one", "two"]
+    assert not (pool / "target").exists()
+    expert = read_expert(tmp_path / "run" / "expert")
+    assert expert.rank == 6
+    assert expert.digest == result.digest
+    alpha = json.loads((tmp_path / "run" / "alpha.json").read_text())
+    assert alpha["experts"] == ["target", "one", "two"]
+    assert np.allclose([sum(weights) for weights in alpha["sites"].values()], 1)
+
+
+def test_the_same_seed_gives_the_same_expert(tiny_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    first, second = (run(tiny_folder, task_file, tmp_path / name) for name in "ab")
+    assert first.digest == second.digest
+    assert run(tiny_folder, task_file, tmp_path / "c", seed=1).digest != first.digest
+
+
+def test_resume_is_as_if_never_stopped(tiny_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    whole = run(tiny_folder, task_file, tmp_path / "whole")
+
+    class Stopped(Exception):
+        pass
+
+    def stop(phase: str, step: int, total: int, loss: float) -> None:
+        if step == 5:
+            raise Stopped
+
+    settings = read_config(None, {**TINY, "task": str(task_file), "backbone": str(tiny_folder)})
+    with pytest.raises(Stopped):
+        tuning.tune(settings, tmp_path / "cut", on_step=stop)
+    steps: list[int] = []
+    resumed = tuning.tune(settings, tmp_path / "cut", resume=True, on_step=lambda phase, step, total, loss: steps.append(step))
+    assert steps == [5, 6]
+    assert resumed.digest == whole.digest
+    with pytest.raises(UsageError, match="another task, data or setting"):
+        tuning.tune(settings.model_copy(update={"learning_rate": 0.5}), tmp_path / "cut", resume=True)
+
+
+def test_an_expert_of_another_backbone_is_refused(tiny_folder: Path, tiny, task_file: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from pidep.experts.folder import write_expert
+
+    stranger = replace(make_expert(tiny), backbone_digest="sha256:1")
+    write_expert(stranger, tmp_path / "pool" / "stranger", fisher={"x": np.ones(1, np.float32)})
+    with pytest.raises(ExpertError, match="expert of another backbone"):
+        run(tiny_folder, task_file, tmp_path / "run", pool=tmp_path / "pool")
+    assert not (tmp_path / "run" / "expert").exists()
+
+
+def test_unknown_setting_has_a_suggestion(tmp_path: Path) -> None:
+    path = tmp_path / "tune.yaml"
+    path.write_text("task: sentiment/movie\nlerning_rate: 1\n")
+    with pytest.raises(UsageError, match=r"tune\.yaml: unknown key 'lerning_rate' \(did you mean 'learning_rate'\?\)"):
+        read_config(path, {})
+    with pytest.raises(UsageError, match=r"rank: .* found 0"):
+        read_config(None, {"task": "x", "rank": 0})
+
+
+def test_fisher_is_the_mean_of_squared_single_gradients(tiny) -> None:
+    from pidep.experts.lora import Mixture, attached
+    from pidep.tuning.trainer import Scorer
+
+    expert = make_expert(tiny)
+    texts, labels = ["the film was good", "awful", "bad bad film", "a great"], [1, 0, 0, 1]
+    found = diagonal_fisher(tiny, expert, texts, labels, batch_size=3)
+    mixture = Mixture.of([expert])
+    scorer = Scorer(tiny, torch.from_numpy(expert.label_embeddings), 20.0, 12)
+    total = {name: torch.zeros_like(site.a) for name, site in mixture.by_name()}
+    with attached(tiny.model, dict(mixture.by_name())):
+        for text, label in zip(texts, labels, strict=True):
+            loss = torch.nn.functional.cross_entropy(scorer.logits([text]), torch.tensor([label]))
+            for name, site in mixture.by_name():
+                (gradient,) = torch.autograd.grad(loss, [site.a], retain_graph=True)
+                total[name] += gradient.square() / len(texts)
+    for name, value in total.items():
+        np.testing.assert_allclose(found[f"{name}.lora_A"], value.numpy(), rtol=1e-3, atol=1e-7)
+
+
+def test_similarity_is_one_for_itself_and_symmetric() -> None:
+    rng = np.random.default_rng(0)
+    left, right = ({"x": rng.exponential(size=(3, 4)).astype(np.float32)} for _ in range(2))
+    assert similarity(left, left) == pytest.approx(1)
+    assert similarity(left, right) == pytest.approx(similarity(right, left))
+    assert similarity(left, right) < 1
