@@ -160,7 +160,8 @@ class TritonServer:
             **os.environ,
             "LD_LIBRARY_PATH": f"{wheel.parent / 'nvidia_pytriton.libs'}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":"),
             "PYTHONDONTWRITEBYTECODE": "1",  # a __pycache__ in a version folder looks like a changed model
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            # The stub ignores PYTHONPATH: its packages are those of the first python3 on the PATH.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         }
         with open(self.log_path, "wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
