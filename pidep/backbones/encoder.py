@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pidep.backbones.layer_cache import LayerCache, layers_below
 from pidep.backbones.tokenize import Tokenize
 from pidep.errors import BackboneError
 
@@ -45,6 +47,7 @@ class Encoder:
 
     def __post_init__(self) -> None:
         self.tokenize = Tokenize(self.tokenizer_json)
+        self._cache: LayerCache | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -65,6 +68,25 @@ class Encoder:
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return pool(hidden, attention_mask, self.pooling)
 
+    def embed(self, texts: Sequence[str], *, max_length: int) -> Tensor:
+        """Texts to `[B, D]` with gradients to whatever is attached; through the layer cache where one is open."""
+        tokens = self.tokenize(list(texts), max_length=max_length)
+        ids, mask = (torch.from_numpy(array) for array in tokens)
+        if self._cache is None:
+            return self.forward(ids, mask)
+        with self._cache.in_place(self._cache.hidden([(text, max_length) for text in texts], ids, mask)):
+            return self.forward(ids, mask)
+
+    @contextmanager
+    def cached_below(self, sites: Sequence[str]) -> Iterator[None]:
+        """Inside, `embed` and `encode` run only the layers from the first site on; nothing may be attached below."""
+        stack, depth = layers_below(self.model, sites)
+        before, self._cache = self._cache, LayerCache(self.model, stack, depth) if depth else None
+        try:
+            yield
+        finally:
+            self._cache = before
+
     def encode(self, texts: Sequence[str], *, max_length: int, batch_size: int = 64) -> Tensor:
         """Embed texts `[B, D]` without gradients, sorted by length so that little is padding."""
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
@@ -72,8 +94,7 @@ class Encoder:
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                ids, mask = self.tokenize([texts[row] for row in rows], max_length=max_length)
-                out[rows] = self.forward(torch.from_numpy(ids), torch.from_numpy(mask))
+                out[rows] = self.embed([texts[row] for row in rows], max_length=max_length)
         return out
 
 

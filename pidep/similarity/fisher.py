@@ -37,8 +37,7 @@ def diagonal_fisher(
                 b = site.b.detach().T.expand(len(rows), -1, -1).contiguous().requires_grad_()
                 leaves[f"{name}.lora_A"], leaves[f"{name}.lora_B"] = a, b
                 site.rows = (a, b * expert.scaling)
-            ids, mask = backbone.tokenize([texts[row] for row in rows], max_length=expert.max_length)
-            logits = expert.logit_scale * backbone.forward(torch.from_numpy(ids), torch.from_numpy(mask)) @ label_embeddings.T
+            logits = expert.logit_scale * backbone.embed([texts[row] for row in rows], max_length=expert.max_length) @ label_embeddings.T
             loss = torch.nn.functional.cross_entropy(logits, torch.tensor([labels[row] for row in rows]), reduction="sum")
             for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
                 squared = gradient.square().sum(0)

@@ -2,13 +2,14 @@
 
 They travel in vaderSentiment's source distribution, fetched once with pip, checked against a pinned digest and
 kept as JSONL in the user's cache folder; afterwards no network is needed. A row's label is the sign of its mean
-human rating; sentences rated exactly 0 are left out.
+human rating, from -4 to 4; sentences rated less than 0.5 from 0 were neither to the raters and are left out.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import html
 import io
 import json
 import os
@@ -28,6 +29,8 @@ __all__ = ["PACKAGED", "cache_folder", "packaged_rows"]
 
 _SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 _REQUIREMENT = "vaderSentiment==3.3.2"
+_FORM = 2  # of the rows kept; part of the cache's path
+_NEUTRAL = 0.5
 _NESTED = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 _FILES = {
     "sentiment/amazon": "amazonReviewSnippets_GroundTruth.txt",
@@ -35,20 +38,15 @@ _FILES = {
     "sentiment/nyt": "nytEditorialSnippets_GroundTruth.txt",
     "sentiment/tweets": "tweets_GroundTruth.txt",
 }
-_WHAT = {
-    "sentiment/amazon": "product review",
-    "sentiment/movie": "movie review",
-    "sentiment/nyt": "newspaper editorial",
-    "sentiment/tweets": "tweet",
-}
 PACKAGED: dict[str, dict[str, Any]] = {
     name: {
         "name": name.split("/")[1],
         "input": "{text}",
         "label": "label",
-        "labels": {"negative": f"a negative {what}", "positive": f"a positive {what}"},
+        "labels": {"negative": "it was terrible", "positive": "it was great"},  # the verbaliser of LM-BFF (Gao et al., 2021)
+        "test_fraction": 0.3,
     }
-    for name, what in _WHAT.items()
+    for name in _FILES
 }
 """Packaged tasks: name to the fields of a task file."""
 
@@ -68,7 +66,7 @@ def packaged_rows(name: str) -> Path:
     """
     if name not in _FILES:
         raise TaskError(f"packaged source {name!r}: expected one of {', '.join(_FILES)}")
-    folder = cache_folder() / "sentiment" / _SHA256[:12]
+    folder = cache_folder() / "sentiment" / f"{_SHA256[:12]}-{_FORM}"
     path = folder / (name.split("/")[1] + ".jsonl")
     if not path.is_file():
         with _locked(folder):
@@ -126,5 +124,6 @@ def _rows(raw: bytes) -> Iterator[dict[str, Any]]:
         if len(parts) != 3 or not parts[2].strip():
             continue
         rating = float(parts[1])
-        if rating != 0:
-            yield {"id": parts[0], "text": " ".join(parts[2].split()), "label": "positive" if rating > 0 else "negative", "rating": rating}
+        if abs(rating) >= _NEUTRAL:
+            sentence = " ".join(html.unescape(parts[2]).split())
+            yield {"id": parts[0], "text": sentence, "label": "positive" if rating > 0 else "negative", "rating": rating}

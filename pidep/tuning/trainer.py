@@ -48,8 +48,7 @@ class Scorer:
 
     def logits(self, texts: Sequence[str]) -> Tensor:
         """`[B, C]`, with gradients to whatever is attached."""
-        ids, mask = self.backbone.tokenize(list(texts), max_length=self.max_length)
-        return self.logit_scale * self.backbone.forward(torch.from_numpy(ids), torch.from_numpy(mask)) @ self.label_embeddings.T
+        return self.logit_scale * self.backbone.embed(texts, max_length=self.max_length) @ self.label_embeddings.T
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pytest
 from pidep.errors import TaskError
 from pidep.tasks import sources
 
-LINES = "1\t2.5\tQuite  good\r\n2\t-1.0\tQuite bad\r\n3\t0.0\tNeither\r\n4\t0.2\tcaf\u00e9\r\n\r\n"
+LINES = "1\t2.5\tQuite  good\r\n2\t-1.0\tQuite bad\r\n3\t0.2\tNeither\r\n4\t0.5\tcaf\u00e9 &amp; tea\r\n\r\n"
 
 
 def tar(files: dict[str, bytes]) -> bytes:
@@ -50,7 +50,7 @@ def test_fetched_once_then_offline(sdist: list[list[str]]) -> None:
     for name in sources.PACKAGED:
         rows = [json.loads(line) for line in sources.packaged_rows(name).read_text(encoding="utf-8").splitlines()]
         labelled = {row["text"]: row["label"] for row in rows}
-        assert labelled == {"Quite good": "positive", "Quite bad": "negative", "café": "positive"}
+        assert labelled == {"Quite good": "positive", "Quite bad": "negative", "café & tea": "positive"}
     assert len(sdist) == 1
     assert {"--no-deps", "--no-binary", "vaderSentiment==3.3.2"} <= set(sdist[0])
 

@@ -1,0 +1,96 @@
+"""What lies below the first site never changes: its hidden states are computed once a text and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LayerCache", "layers_below"]
+
+
+class _Enough(Exception):
+    """The hidden states wanted are there; the rest of the forward pass is not needed."""
+
+
+class _Given(nn.Module):
+    """Stands in for the layers below: whatever comes in, the kept hidden states come out."""
+
+    def __init__(self, hidden: Tensor, *, as_tuple: bool) -> None:
+        super().__init__()
+        self.hidden, self.as_tuple = hidden, as_tuple
+
+    def forward(self, *_: Any, **__: Any) -> Tensor | tuple[Tensor]:
+        return (self.hidden,) if self.as_tuple else self.hidden
+
+
+def layers_below(model: nn.Module, sites: Sequence[str]) -> tuple[str, int]:
+    """Name of the stack of layers that holds every site, and how many of its layers lie below the first; ("", 0) when none does."""
+    stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
+    for stack in stacks:
+        if sites and all(site.startswith(f"{stack}.") for site in sites):
+            return stack, min(int(site[len(stack) + 1 :].split(".")[0]) for site in sites)
+    return "", 0
+
+
+class LayerCache:
+    """Hidden states `[T, D]` that enter layer `depth`, by text and cut; at most `max_bytes` of them are kept."""
+
+    def __init__(self, model: nn.Module, stack: str, depth: int, *, max_bytes: int = 4 * 2**30) -> None:
+        self._model, self._stack, self._depth = model, stack, depth
+        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._left = max_bytes
+        self._as_tuple = False
+
+    def hidden(self, keys: Sequence[tuple[str, int]], ids: Tensor, mask: Tensor) -> Tensor:
+        """`[B, T, D]` for tokenised texts, computed where not yet kept."""
+        missing = [row for row, key in enumerate(keys) if key not in self._kept]
+        fresh: dict[int, Tensor] = {}
+        if missing:
+            width = int(mask[missing].sum(1).max())
+            below = self._run_below(ids[missing, :width], mask[missing, :width])
+            for row, states in zip(missing, below, strict=True):
+                fresh[row] = states[: int(mask[row].sum())].clone()
+                size = fresh[row].numel() * fresh[row].element_size()
+                if size <= self._left:
+                    self._kept[keys[row]], self._left = fresh[row], self._left - size
+        rows = [fresh[row] if row in fresh else self._kept[key] for row, key in enumerate(keys)]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def _run_below(self, ids: Tensor, mask: Tensor) -> Tensor:
+        found: list[Tensor] = []
+
+        def take(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            found.append(arguments[0])
+            raise _Enough
+
+        def note(_: nn.Module, __: Any, output: Any) -> None:
+            self._as_tuple = isinstance(output, tuple)
+
+        layers = self._model.get_submodule(self._stack)
+        assert isinstance(layers, nn.ModuleList)
+        hooks = [layers[self._depth].register_forward_pre_hook(take), layers[self._depth - 1].register_forward_hook(note)]
+        try:
+            with torch.no_grad():
+                self._model(input_ids=ids, attention_mask=mask)
+        except _Enough:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found[0]
+
+    @contextmanager
+    def in_place(self, hidden: Tensor) -> Iterator[None]:
+        """The layers below replaced by their result, for one forward pass."""
+        layers = self._model.get_submodule(self._stack)
+        assert isinstance(layers, nn.ModuleList)
+        given = _Given(hidden, as_tuple=self._as_tuple)
+        self._model.set_submodule(self._stack, nn.ModuleList([given] * self._depth + list(layers[self._depth :])))
+        try:
+            yield
+        finally:
+            self._model.set_submodule(self._stack, layers)
