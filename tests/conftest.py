@@ -39,15 +39,15 @@ def tiny(tiny_folder: Path):  # type: ignore[no-untyped-def]
 
 def make_expert(backbone, *, name: str = "film", seed: int = 0, rank: int = 2, scaling: float = 2.0, sites=("*",)):  # type: ignore[no-untyped-def]
     """A random expert for a backbone."""
-    from pidep.experts.folder import Expert, LoraTensors
-    from pidep.experts.lora import find_sites, linear_at
+    from pidep.experts.folder import Expert
+    from pidep.experts.mixture import find_sites, linear_at
 
     rng = np.random.default_rng(seed)
     factors = {}
     for site in find_sites(backbone.model, sites):
         linear = linear_at(backbone.model, site)
         a = rng.normal(0, 0.3, (rank, linear.in_features)).astype(np.float32)
-        factors[site] = LoraTensors(a, rng.normal(0, 0.3, (linear.out_features, rank)).astype(np.float32))
+        factors[site] = {"lora_A": a, "lora_B": rng.normal(0, 0.3, (linear.out_features, rank)).astype(np.float32)}
     return Expert(
         name=name,
         backbone=backbone.name,

@@ -35,7 +35,7 @@ def fill_row(row: Array, group: Group, expert: Expert) -> None:
     for column, site in enumerate(group.sites):
         if site in expert.sites:
             lora = expert.sites[site]
-            factor = lora.a if group.factor == "A" else lora.b.T * np.float32(expert.scaling)
+            factor = lora["lora_A"] if group.factor == "A" else lora["lora_B"].T * np.float32(expert.scaling)
             row[column, : factor.shape[0]] = factor
 
 
@@ -52,18 +52,20 @@ def check_fits(expert: Expert, groups: Sequence[Group], *, max_rank: int, backbo
     """Refuse an expert that a bank cannot hold.
 
     Raises:
-        ExpertError: other backbone, unknown site, rank over the bank's, or a wrong width.
+        ExpertError: other backbone, not a LoRA, unknown site, rank over the bank's, or a wrong width.
     """
     if expert.backbone_digest != backbone_digest:
         raise ExpertError(
             f"expert {expert.name!r}: made for another backbone ({expert.backbone!r}, {expert.backbone_digest[:19]}…), "
             f"the bank serves {backbone_digest[:19]}…; tune it on the served backbone"
         )
+    if expert.kind != "lora":
+        raise ExpertError(f"expert {expert.name!r}: is of kind {expert.kind!r}, this bank holds LoRA; export it with --form merged")
     widths = {(group.factor, site): group.width for group in groups for site in group.sites}
     for site, lora in expert.sites.items():
         if ("A", site) not in widths:
             raise ExpertError(f"expert {expert.name!r}: site {site!r} is not in the bank; export the bank with an expert that uses it")
-        for factor, found, width in (("A", lora.a.shape, widths["A", site]), ("B", lora.b.T.shape, widths["B", site])):
+        for factor, found, width in (("A", lora["lora_A"].shape, widths["A", site]), ("B", lora["lora_B"].T.shape, widths["B", site])):
             if found[0] > max_rank or found[1] != width:
                 raise ExpertError(
                     f"expert {expert.name!r}: lora_{factor} at {site} has rank {found[0]} and width {found[1]}, "

@@ -1,7 +1,8 @@
-"""An expert on disk: PEFT's LoRA format plus `expert.json` and `labels.safetensors`; no torch, never pickle.
+"""An expert on disk: PEFT's format for LoRA, one plain file for other kinds, plus `expert.json`; no torch, never pickle.
 
-adapter_config.json         PEFT's, as PEFT writes it
-adapter_model.safetensors   PEFT's tensor names: base_model.model.<site>.lora_A.weight [r, in], lora_B.weight [out, r]
+adapter_config.json         (LoRA) PEFT's, as PEFT writes it
+adapter_model.safetensors   (LoRA) PEFT's tensor names: base_model.model.<site>.lora_A.weight [r, in], lora_B.weight [out, r]
+expert.safetensors          (other kinds) <site>.<tensor>, fp32
 labels.safetensors          label_embeddings [C, D] fp32, unit rows: the bare backbone's reading of the label texts
 expert.json                 what PEFT has no room for: backbone digest, labels, metrics, provenance, digest
 fisher.safetensors          (optional) the task embedding, one fp32 tensor per expert tensor
@@ -14,6 +15,7 @@ import json
 import math
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,10 @@ from safetensors.numpy import save as save_safetensors
 from pidep.atomic_write import atomic_folder
 from pidep.errors import ExpertError
 
-__all__ = ["SCHEMA", "Expert", "LoraTensors", "check_name", "read_expert", "read_peft_lora", "read_tensors", "write_expert"]
+__all__ = ["KIND_NAMES", "SCHEMA", "Expert", "check_name", "read_expert", "read_peft_lora", "read_tensors", "write_expert"]
 
 SCHEMA = 1
+KIND_NAMES = ("lora", "adapter", "prefix", "prompt", "bitfit")
 Array = npt.NDArray[np.float32]
 _PREFIX = "base_model.model."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
@@ -50,24 +53,15 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class LoraTensors:
-    """One site's factors: ΔW = scaling · B A."""
-
-    a: Array
-    """[rank, in_features] fp32"""
-    b: Array
-    """[out_features, rank] fp32"""
-
-
-@dataclass(frozen=True)
 class Expert:
     """Named tensors for the sites of one backbone, learned on one task."""
 
     name: str
     backbone_digest: str
-    sites: dict[str, LoraTensors]
+    sites: dict[str, Mapping[str, Array]]
+    """Site to tensors by name; LoRA: lora_A [rank, in], lora_B [out, rank], ΔW = scaling · B A."""
     scaling: float
-    """s in ΔW = s·BA: lora_alpha / rank, or lora_alpha / sqrt(rank) with rsLoRA."""
+    """s in ΔW = s·BA: lora_alpha / rank, or lora_alpha / sqrt(rank) with rsLoRA; 1 for other kinds."""
     labels: tuple[str, ...]
     label_texts: tuple[str, ...]
     label_embeddings: Array
@@ -82,16 +76,16 @@ class Expert:
 
     @property
     def rank(self) -> int:
-        """Rank shared by all sites."""
-        return next(iter(self.sites.values())).a.shape[0]
+        """Rank of a LoRA, shared by all sites."""
+        return len(next(iter(self.sites.values()))["lora_A"])
 
     def tensors(self) -> dict[str, Array]:
-        """PEFT's tensor names to arrays."""
-        named: dict[str, Array] = {}
-        for site, lora in self.sites.items():
-            named[f"{_PREFIX}{site}.lora_A.weight"] = lora.a
-            named[f"{_PREFIX}{site}.lora_B.weight"] = lora.b
-        return named
+        """Names in the file to arrays."""
+        if self.kind == "lora":
+            return {
+                f"{_PREFIX}{site}.{name}.weight": tensors[name] for site, tensors in self.sites.items() for name in ("lora_A", "lora_B")
+            }
+        return {f"{site}.{name}": array for site, tensors in self.sites.items() for name, array in tensors.items()}
 
     @property
     def digest(self) -> str:
@@ -154,7 +148,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_peft_lora(folder: Path) -> tuple[dict[str, LoraTensors], float]:
+def read_peft_lora(folder: Path) -> tuple[dict[str, Mapping[str, Array]], float]:
     """Sites and scaling of a PEFT LoRA folder; what pidep cannot honour is refused by name."""
     config = _read_json(folder / "adapter_config.json")
     where = folder / "adapter_config.json"
@@ -183,7 +177,20 @@ def read_peft_lora(folder: Path) -> tuple[dict[str, LoraTensors], float]:
     for site, pair in factors.items():
         if len(pair) != 2:
             raise ExpertError(f"{path}: site {site!r} has lora_{next(iter(pair))} only; both lora_A and lora_B are needed")
-    return {site: LoraTensors(factors[site]["A"], factors[site]["B"]) for site in sorted(factors)}, scaling
+    return {site: {"lora_A": factors[site]["A"], "lora_B": factors[site]["B"]} for site in sorted(factors)}, scaling
+
+
+def _read_sites(path: Path) -> dict[str, Mapping[str, Array]]:
+    """Sites of an expert that is not a LoRA."""
+    sites: dict[str, dict[str, Array]] = {}
+    for full, array in read_tensors(path).items():
+        site, _, name = full.rpartition(".")
+        if not site or array.dtype != np.float32 or not np.isfinite(array).all():
+            raise ExpertError(f"{path}: {full} is {array.dtype} {array.shape}, expected <site>.<tensor> of finite float32; train it again")
+        sites.setdefault(site, {})[name] = array
+    if not sites:
+        raise ExpertError(f"{path}: holds no tensors")
+    return dict(sorted(sites.items()))
 
 
 def read_expert(folder: str | Path) -> Expert:
@@ -197,11 +204,12 @@ def read_expert(folder: str | Path) -> Expert:
         raise ExpertError(f"{folder}: no such expert folder; give the folder that holds expert.json")
     record = _read_json(folder / "expert.json")
     where = folder / "expert.json"
-    if record.get("schema") != SCHEMA or record.get("kind") != "lora":
+    kind = record.get("kind")
+    if record.get("schema") != SCHEMA or kind not in KIND_NAMES:
         raise ExpertError(
-            f"{where}: schema {record.get('schema')!r}, kind {record.get('kind')!r}; this pidep reads schema {SCHEMA}, kind 'lora'"
+            f"{where}: schema {record.get('schema')!r}, kind {kind!r}; this pidep reads schema {SCHEMA}, kinds {', '.join(KIND_NAMES)}"
         )
-    sites, scaling = read_peft_lora(folder)
+    sites, scaling = read_peft_lora(folder) if kind == "lora" else (_read_sites(folder / "expert.safetensors"), 1.0)
     labels = read_tensors(folder / "labels.safetensors").get("label_embeddings")
     try:
         expert = Expert(
@@ -217,6 +225,7 @@ def read_expert(folder: str | Path) -> Expert:
             max_length=int(record["max_length"]),
             metrics=record.get("metrics", {}),
             provenance=record.get("provenance", {}),
+            kind=kind,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ExpertError(f"{where}: missing or malformed entry ({error}); write it again with pidep tune or pidep import") from error
@@ -231,22 +240,24 @@ def read_expert(folder: str | Path) -> Expert:
     return expert
 
 
-def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array] | None = None) -> Path:
-    """Write an expert folder at once (whole or not at all), loadable by `peft.PeftModel.from_pretrained`."""
-    check_name(expert.name)
-    folder = Path(folder)
-    rank = expert.rank
-    config = {
+def _peft_config(expert: Expert) -> dict[str, Any]:
+    return {
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION",
         "base_model_name_or_path": expert.backbone,
         "inference_mode": True,
-        "r": rank,
-        "lora_alpha": expert.scaling * rank,
+        "r": expert.rank,
+        "lora_alpha": expert.scaling * expert.rank,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(expert.sites),
     }
+
+
+def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array] | None = None) -> Path:
+    """Write an expert folder at once (whole or not at all); a LoRA is loadable by `peft.PeftModel.from_pretrained`."""
+    check_name(expert.name)
+    folder = Path(folder)
     record = {
         "schema": SCHEMA,
         "name": expert.name,
@@ -255,7 +266,6 @@ def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array]
         "backbone": expert.backbone,
         "backbone_digest": expert.backbone_digest,
         "sites": sorted(expert.sites),
-        "rank": rank,
         "labels": expert.labels,
         "label_texts": expert.label_texts,
         "logit_scale": expert.logit_scale,
@@ -264,8 +274,10 @@ def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array]
         "provenance": expert.provenance,
     }
     with atomic_folder(folder) as temporary:
-        (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (temporary / "adapter_model.safetensors").write_bytes(save_safetensors(expert.tensors(), metadata={"format": "pt"}))
+        if expert.kind == "lora":
+            (temporary / "adapter_config.json").write_text(json.dumps(_peft_config(expert), indent=2) + "\n")
+        name = "adapter_model.safetensors" if expert.kind == "lora" else "expert.safetensors"
+        (temporary / name).write_bytes(save_safetensors(expert.tensors(), metadata={"format": "pt"}))
         (temporary / "labels.safetensors").write_bytes(save_safetensors({"label_embeddings": expert.label_embeddings}))
         if fisher is not None:
             (temporary / "fisher.safetensors").write_bytes(save_safetensors(fisher))

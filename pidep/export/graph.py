@@ -15,7 +15,8 @@ from pidep.backbones.encoder import Encoder
 from pidep.errors import PidepError
 from pidep.experts.bank import Group, pack
 from pidep.experts.folder import Expert
-from pidep.experts.lora import BankSite, attached, bank_rows, linear_at
+from pidep.experts.kinds.lora import BankSite, bank_rows
+from pidep.experts.mixture import Mixture, attached, linear_at
 from pidep.interpolation.fold import folded_into
 
 __all__ = ["bank_groups", "export_bank_graph", "export_merged_graph"]
@@ -96,7 +97,8 @@ def export_merged_graph(backbone: Encoder, expert: Expert, path: Path, *, opset:
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=backbone.max_positions)
     shapes = {"input_ids": {0: batch, 1: length}, "attention_mask": {0: batch, 1: length}}
     names = {"inputs": ["input_ids", "attention_mask"], "outputs": ["logits"]}
-    with folded_into(backbone.model, expert.sites, scaling=expert.scaling):
+    acting = folded_into(backbone.model, expert.sites, scaling=expert.scaling) if expert.kind == "lora" else None
+    with acting or attached(backbone.model, Mixture.of([expert])):
         _to_onnx(_Merged(backbone, expert), _example(backbone, 3), path, opset=opset, shapes=shapes, names=names)
 
 

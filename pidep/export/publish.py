@@ -20,7 +20,7 @@ from pidep.backbones.encoder import Encoder, load_backbone
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.bank import Group, pack
 from pidep.experts.folder import Expert, check_name, read_expert
-from pidep.experts.lora import Mixture, attached
+from pidep.experts.mixture import Mixture, attached
 from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.graph import bank_groups, export_bank_graph, export_merged_graph
 from pidep.export.parity import Parity, compare, gate
@@ -79,7 +79,7 @@ def read_source(run: Path, *, rows: int, task: str | None = None) -> Source:
 def _torch_logits(backbone: Encoder, source: Source) -> npt.NDArray[np.float32]:
     """The reference: PyTorch with the expert attached, not folded."""
     expert = source.expert
-    with attached(backbone.model, dict(Mixture.of([expert]).by_name())):
+    with attached(backbone.model, Mixture.of([expert])):
         embeddings = backbone.encode(source.rows.texts, max_length=expert.max_length)
     logits: npt.NDArray[np.float32] = (expert.logit_scale * embeddings @ torch.from_numpy(expert.label_embeddings).T).numpy()
     return logits

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pidep.backbones.encoder import Encoder
 from pidep.experts.folder import Expert
-from pidep.experts.lora import Mixture, attached
+from pidep.experts.mixture import Mixture, attached
 
 __all__ = ["diagonal_fisher"]
 
@@ -28,15 +28,14 @@ def diagonal_fisher(
     label_embeddings = torch.from_numpy(expert.label_embeddings)
     total: dict[str, Tensor] = {}
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    with attached(backbone.model, dict(mixture.by_name())):
+    with attached(backbone.model, mixture):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             leaves: dict[str, Tensor] = {}
             for name, site in mixture.by_name():
-                a = site.a.detach().expand(len(rows), -1, -1).contiguous().requires_grad_()
-                b = site.b.detach().T.expand(len(rows), -1, -1).contiguous().requires_grad_()
-                leaves[f"{name}.lora_A"], leaves[f"{name}.lora_B"] = a, b
-                site.rows = (a, b * expert.scaling)
+                own = {tensor: torch.from_numpy(array) for tensor, array in expert.sites[name].items()}
+                site.rows = {key: value.expand(len(rows), *value.shape).contiguous().requires_grad_() for key, value in own.items()}
+                leaves |= {f"{name}.{key}": value for key, value in site.rows.items()}
             logits = expert.logit_scale * backbone.embed([texts[row] for row in rows], max_length=expert.max_length) @ label_embeddings.T
             loss = torch.nn.functional.cross_entropy(logits, torch.tensor([labels[row] for row in rows]), reduction="sum")
             for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pidep.backbones.encoder import load_backbone
 from pidep.experts.folder import Expert, check_name, read_peft_lora, write_expert
-from pidep.experts.lora import Mixture, attached
+from pidep.experts.mixture import Mixture
 from pidep.tasks.task import load_task
 from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
 
@@ -35,7 +35,6 @@ def adopt(folder: Path, *, task: str, out: Path, name: str | None = None, backbo
         max_length=min(found.max_length, encoder.max_positions),
         provenance={"imported_from": "peft"},
     )
-    with attached(encoder.model, dict(Mixture.of([expert]).by_name())):
-        pass  # attaching checks every site and width
+    Mixture.of([expert]).check(encoder.model)
     write_expert(expert, out)
     return expert

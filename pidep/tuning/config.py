@@ -23,12 +23,16 @@ class TuneConfig(BaseModel):
     backbone: str = Field("minilm", description="'minilm', a folder, or a hub id of a text encoder.")
     pool: Path | None = Field(None, description="Folder of experts to pick neighbours from.")
     helpers: list[str] = Field(default_factory=list, description="Tasks whose experts are trained into the pool first when missing.")
-    sites: list[str] = Field(default_factory=lambda: ["*"], description="Shell patterns over the backbone's Linear names.")
-    rank: int = Field(8, ge=1, le=256, description="LoRA rank.")
+    kind: Literal["lora", "adapter", "prefix", "prompt", "bitfit"] = Field("lora", description="Kind of expert.")
+    sites: list[str] = Field(
+        default_factory=lambda: ["*"],
+        description="Shell patterns over the places of pidep sites; 'pfeiffer' for adapters.",
+    )
+    rank: int = Field(8, ge=1, le=256, description="LoRA rank, adapter width, or number of virtual tokens.")
     lora_alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank.")
     steps: int = Field(150, ge=1, description="Training steps of the task's own expert, at most.")
     batch_size: int = Field(16, ge=1, description="Texts a step.")
-    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of the own expert.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of the own expert; the kind's own when absent.")
     warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps spent warming up.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay.")
     validation_fraction: float = Field(0.1, gt=0, lt=1, description="Part of the training data held back for early stopping.")

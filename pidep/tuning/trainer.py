@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pidep.backbones.encoder import Encoder
 from pidep.errors import PidepError
-from pidep.experts.lora import Mixture, attached
+from pidep.experts.mixture import Mixture, attached
 from pidep.tasks.data import Split
 from pidep.tuning.checkpoint import Progress, load_checkpoint, save_checkpoint
 
@@ -63,8 +63,7 @@ class TrainReport:
 
 def predict_logits(scorer: Scorer, texts: Sequence[str], mixture: Mixture | None = None) -> Tensor:
     """`[N, C]` logits of a mixture, or of the bare backbone."""
-    sites = dict(mixture.by_name()) if mixture is not None else {}
-    with attached(scorer.backbone.model, sites):
+    with attached(scorer.backbone.model, mixture):
         embeddings = scorer.backbone.encode(texts, max_length=scorer.max_length)
     return scorer.logit_scale * embeddings @ scorer.label_embeddings.T
 
@@ -132,7 +131,7 @@ def fit(
         if found is not None:
             progress, current, best = found
             mixture.load_state_dict(current)
-    with attached(scorer.backbone.model, dict(mixture.by_name())):
+    with attached(scorer.backbone.model, mixture):
         batches = _batches(train, batch_size=schedule.batch_size, seed=schedule.seed, start=progress.step)
         while progress.step < schedule.steps and not progress.finished:
             loss = _step(scorer, optimizer, trained, train, next(batches), _rate(progress.step, schedule))

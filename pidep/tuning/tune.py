@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +19,10 @@ from pidep import __version__
 from pidep.atomic_write import write_json, write_text
 from pidep.backbones.encoder import Encoder, load_backbone
 from pidep.errors import ExpertError, TaskError, UsageError
-from pidep.experts.folder import Expert, LoraTensors, check_name, read_expert, write_expert
-from pidep.experts.lora import Mixture, find_sites, fresh_lora
-from pidep.interpolation.fold import concatenate
+from pidep.experts.folder import Expert, check_name, read_expert, write_expert
+from pidep.experts.kinds import kind_named
+from pidep.experts.mixture import Mixture, find_sites, fresh
+from pidep.experts.site import Tensors
 from pidep.similarity.compare import Neighbour, most_similar
 from pidep.similarity.fisher import diagonal_fisher
 from pidep.similarity.pool import PoolEntry, read_pool
@@ -82,6 +84,11 @@ class _Job:
         content = [keep, self.task.model_dump(mode="json"), self.scorer.backbone.digest, data_digest(self.train), self.sites]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate of the own expert: the one given, else the kind's."""
+        return self.config.learning_rate or kind_named(self.config.kind).learning_rate
+
     def schedule(self, phase: str, steps: int) -> Schedule:
         """This run's settings for a phase."""
         config = self.config
@@ -132,18 +139,19 @@ def _prepare(config: TuneConfig, backbone: Encoder, out: Path) -> _Job:
         train=train,
         validation=validation,
         scorer=Scorer(backbone, label_embeddings(backbone, task), LOGIT_SCALE, max_length),
-        sites=find_sites(backbone.model, config.sites),
+        sites=find_sites(backbone.model, config.sites, kind=config.kind),
         out=out,
     )
 
 
-def _as_expert(job: _Job, sites: dict[str, LoraTensors], scaling: float, provenance: dict[str, Any]) -> Expert:
+def _as_expert(job: _Job, sites: Mapping[str, Tensors], scaling: float, provenance: dict[str, Any]) -> Expert:
     return Expert(
         name=job.name,
         backbone=job.scorer.backbone.name,
         backbone_digest=job.scorer.backbone.digest,
-        sites=sites,
+        sites=dict(sites),
         scaling=scaling,
+        kind=job.config.kind,
         labels=tuple(job.task.labels),
         label_texts=tuple(job.task.labels.values()),
         label_embeddings=job.scorer.label_embeddings.numpy(),
@@ -153,24 +161,18 @@ def _as_expert(job: _Job, sites: dict[str, LoraTensors], scaling: float, provena
     )
 
 
-def _factors(mixture: Mixture) -> dict[str, LoraTensors]:
-    """A single expert's factors as they are, not folded."""
-    return {
-        name: LoraTensors(site.a.detach().numpy().copy(), site.b.detach().contiguous().numpy().copy()) for name, site in mixture.by_name()
-    }
-
-
 def _own_expert(job: _Job, *, resume: bool, on_step: OnStep | None) -> tuple[Expert, TrainReport]:
     config = job.config
-    scaling = config.lora_alpha / config.rank
-    mixture = Mixture([fresh_lora(job.scorer.backbone.model, job.sites, rank=config.rank)], [scaling])
+    scaling = config.lora_alpha / config.rank if config.kind == "lora" else 1.0
+    start = fresh(job.scorer.backbone.model, job.sites, kind=config.kind, size=config.rank)
+    mixture = Mixture([start], [scaling], kind=config.kind)
     steps = config.steps if config.shots is None else min(config.steps, config.mixture_steps or config.steps)
-    groups = [(mixture.expert_parameters(), config.learning_rate)]
+    groups = [(mixture.expert_parameters(), job.learning_rate)]
     checkpoint = job.out / "checkpoint" / "own"
     schedule = job.schedule(f"{job.name}: own expert", steps)
     report = fit(job.scorer, mixture, groups, job.train, job.validation, schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
     provenance = {"train": data_digest(job.train), "rows": len(job.train.texts), "seed": config.seed, "pidep": __version__}
-    return _as_expert(job, _factors(mixture), scaling, provenance), report
+    return _as_expert(job, mixture.part(0), scaling, provenance), report
 
 
 def _neighbours(job: _Job, own: Expert, embedding: dict[str, Any]) -> tuple[list[Neighbour], dict[str, PoolEntry]]:
@@ -204,7 +206,7 @@ def _interpolate(
         with torch.no_grad():
             for parameter in trained.alpha_parameters():
                 parameter.copy_(start)
-    expert_rate = {"frozen": 0.0, "anchored": config.expert_learning_rate, "free": config.learning_rate}[config.experts]
+    expert_rate = {"frozen": 0.0, "anchored": config.expert_learning_rate, "free": job.learning_rate}[config.experts]
     groups = [(trained.alpha_parameters(), config.alpha_learning_rate), (trained.expert_parameters(), expert_rate)]
     schedule = job.schedule(f"{job.name}: interpolation", config.mixture_steps)
     schedule = replace(schedule, fingerprint=schedule.fingerprint + "".join(expert.digest for expert in [own, *helpers]))
@@ -259,7 +261,7 @@ def tune(
             **own.provenance,
             "mixture_of": {job.name: own.digest, **{near.name: pool[near.name].expert.digest for near in neighbours}},
         }
-        final = _as_expert(job, concatenate(trained), 1.0, provenance)
+        final = _as_expert(job, trained.folded(), 1.0, provenance)
         alphas = trained.alphas()
     final = replace(final, metrics={job.task.metric: metrics})
     write_expert(replace(own, metrics={job.task.metric: metrics["own_expert"]}), out / "own", fisher=embedding)

@@ -39,7 +39,7 @@ def test_a_flipped_bit_is_a_digest_mismatch(tiny, tmp_path: Path) -> None:
 def test_nan_is_refused_by_name(tiny, tmp_path: Path) -> None:
     expert = make_expert(tiny)
     site = next(iter(expert.sites))
-    expert.sites[site].a[0, 0] = np.nan
+    expert.sites[site]["lora_A"][0, 0] = np.nan
     folder = write_expert(expert, tmp_path / "e")
     with pytest.raises(ExpertError, match=rf"{site}\.lora_A\.weight holds NaN"):
         read_expert(folder)

@@ -8,7 +8,7 @@ import pytest
 
 from pidep.errors import ExpertError, ServingError
 from pidep.experts.folder import write_expert
-from pidep.experts.lora import find_sites
+from pidep.experts.mixture import find_sites
 from pidep.export.graph import bank_groups, export_bank_graph
 from pidep.export.publish import _sha256
 from pidep.serving.bank import Answer, Bank, Generation
@@ -63,11 +63,11 @@ def test_mixed_batch_equals_the_rows_alone(tiny, bank_folder: Path) -> None:
 def test_bank_equals_pytorch(tiny, bank_folder: Path) -> None:
     import torch
 
-    from pidep.experts.lora import Mixture, attached
+    from pidep.experts.mixture import Mixture, attached
 
     expert = make_expert(tiny, seed=3)
     bank = Bank(bank_folder)
-    with attached(tiny.model, dict(Mixture.of([expert]).by_name())):
+    with attached(tiny.model, Mixture.of([expert])):
         logits = 20.0 * tiny.encode(TEXTS, max_length=12) @ torch.from_numpy(expert.label_embeddings).T
     found = answers(bank, bank.build({"x": expert}), TEXTS, ["x"] * 4)
     np.testing.assert_allclose([answer.scores for answer in found], torch.softmax(logits, 1).numpy(), atol=1e-5, rtol=0)

@@ -88,7 +88,7 @@ def test_unknown_setting_has_a_suggestion(tmp_path: Path) -> None:
 
 
 def test_fisher_is_the_mean_of_squared_single_gradients(tiny) -> None:
-    from pidep.experts.lora import Mixture, attached
+    from pidep.experts.mixture import Mixture, attached
     from pidep.tuning.trainer import Scorer
 
     expert = make_expert(tiny)
@@ -97,7 +97,7 @@ def test_fisher_is_the_mean_of_squared_single_gradients(tiny) -> None:
     mixture = Mixture.of([expert])
     scorer = Scorer(tiny, torch.from_numpy(expert.label_embeddings), 20.0, 12)
     total = {name: torch.zeros_like(site.a) for name, site in mixture.by_name()}
-    with attached(tiny.model, dict(mixture.by_name())):
+    with attached(tiny.model, mixture):
         for text, label in zip(texts, labels, strict=True):
             loss = torch.nn.functional.cross_entropy(scorer.logits([text]), torch.tensor([label]))
             for name, site in mixture.by_name():

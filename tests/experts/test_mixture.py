@@ -5,16 +5,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pidep.errors import ExpertError
-from pidep.experts.folder import LoraTensors
-from pidep.experts.lora import Mixture, MixtureSite, attached, find_sites
-from pidep.interpolation.fold import concatenate, folded_into
+from pidep.experts.kinds.lora import LoraSite
+from pidep.experts.mixture import Mixture, attached, find_sites
+from pidep.interpolation.fold import folded_into
 from tests.conftest import make_expert
 
 TEXTS = ["the film was good", "awful", "a very bad film was the great film"]
 
 
+def lora(rng, rank: int, inputs: int, outputs: int) -> dict[str, np.ndarray]:
+    shapes = {"lora_A": (rank, inputs), "lora_B": (outputs, rank)}
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
 def embed(backbone, mixture=None) -> torch.Tensor:
-    with attached(backbone.model, dict(mixture.by_name()) if mixture else {}):
+    with attached(backbone.model, mixture):
         return backbone.encode(TEXTS, max_length=12)
 
 
@@ -32,7 +37,7 @@ def test_detach_restores_bit_for_bit(tiny) -> None:
 def test_detach_also_after_an_error(tiny) -> None:
     modules = dict(tiny.model.named_modules())
     mixture = Mixture.of([make_expert(tiny)])
-    with pytest.raises(RuntimeError), attached(tiny.model, dict(mixture.by_name())):
+    with pytest.raises(RuntimeError), attached(tiny.model, mixture):
         raise RuntimeError
     assert dict(tiny.model.named_modules()) == modules
 
@@ -59,7 +64,7 @@ def test_fold_equals_the_unfolded_mixture(tiny) -> None:
         for logits in mixture.alpha_parameters():
             logits.copy_(torch.tensor([0.3, -1.0, 0.7]))
     unfolded = embed(tiny, mixture)
-    folded = concatenate(mixture)
+    folded = mixture.folded()
     torch.testing.assert_close(embed(tiny, Mixture([folded], [1.0])), unfolded, atol=1e-5, rtol=0)
     with folded_into(tiny.model, folded, scaling=1.0):
         torch.testing.assert_close(embed(tiny), unfolded, atol=1e-5, rtol=0)
@@ -68,23 +73,23 @@ def test_fold_equals_the_unfolded_mixture(tiny) -> None:
 @given(st.integers(1, 4), st.integers(0, 10_000))
 def test_mixture_is_of_products_never_of_factors(count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    parts = [
-        LoraTensors(rng.normal(size=(rank, 5)).astype(np.float32), rng.normal(size=(7, rank)).astype(np.float32))
-        for rank in rng.integers(1, 4, count)
-    ]
+    parts = [lora(rng, rank, 5, 7) for rank in rng.integers(1, 4, count)]
     scalings = rng.uniform(0.5, 2, count).tolist()
-    site = MixtureSite(parts, scalings)
+    site = LoraSite(parts, scalings)
     site.base = torch.nn.Linear(5, 7)
     x = torch.from_numpy(rng.normal(size=(3, 5)).astype(np.float32))
-    delta = sum(scale / count * part.b.astype(np.float64) @ part.a.astype(np.float64) for part, scale in zip(parts, scalings, strict=True))
+    delta = sum(
+        scale / count * part["lora_B"].astype(np.float64) @ part["lora_A"].astype(np.float64)
+        for part, scale in zip(parts, scalings, strict=True)
+    )
     want = site.base(x).double() + x.double() @ torch.from_numpy(delta).T
     torch.testing.assert_close(site(x).double(), want, atol=1e-5, rtol=1e-5)
 
 
 def test_alpha_gradient_in_float64() -> None:
     rng = np.random.default_rng(0)
-    site = MixtureSite(
-        [LoraTensors(rng.normal(size=(2, 5)).astype(np.float32), rng.normal(size=(4, 2)).astype(np.float32)) for _ in range(3)],
+    site = LoraSite(
+        [lora(rng, 2, 5, 4) for _ in range(3)],
         [1.0, 2.0, 0.5],
     ).double()
     site.base = torch.nn.Linear(5, 4).double()
@@ -101,10 +106,10 @@ def test_sites_that_do_not_exist_are_named(tiny) -> None:
         find_sites(tiny.model, ["decoder.*"])
     expert = make_expert(tiny)
     site = next(iter(expert.sites))
-    expert.sites[site] = LoraTensors(np.zeros((2, 5), np.float32), np.zeros((16, 2), np.float32))
+    expert.sites[site] = {"lora_A": np.zeros((2, 5), np.float32), "lora_B": np.zeros((16, 2), np.float32)}
     with (
-        pytest.raises(ExpertError, match=r"ΔW is \(16, 5\), the backbone needs \(16, 16\)"),
-        attached(tiny.model, dict(Mixture.of([expert]).by_name())),
+        pytest.raises(ExpertError, match=r"lora_A is \(2, 5\), the backbone needs \(2, 16\)"),
+        attached(tiny.model, Mixture.of([expert])),
     ):
         pass
 

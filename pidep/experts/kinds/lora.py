@@ -1,0 +1,109 @@
+"""LoRA (Hu et al., 2022) on Linear layers: y = W x + s·B A x, and the mixture of the *products* Σₖ αₖ sₖ BₖAₖ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pidep.experts.site import Array, Kind, Tensors, WrappedSite
+from pidep.kernels.lora_bank import lora_bank
+from pidep.kernels.lora_mixture import lora_mixture
+
+__all__ = ["KIND", "BankSite", "LoraSite", "bank_rows", "linears"]
+
+
+class LoraSite(WrappedSite):
+    """A Linear plus K LoRAs, their ranks side by side: two matrix products whatever K is. Ranks may differ."""
+
+    owner: Tensor
+    scaling: Tensor
+
+    def __init__(self, parts: Sequence[Tensors], scalings: Sequence[float]) -> None:
+        nn.Module.__init__(self)
+        self.base = None
+        self.a = nn.Parameter(torch.cat([torch.from_numpy(part["lora_A"]) for part in parts]))  # [R, in], R = Σ rank_k
+        self.b = nn.Parameter(torch.cat([torch.from_numpy(part["lora_B"]) for part in parts], dim=1))  # [out, R]
+        self.alpha_logits = nn.Parameter(torch.zeros(len(parts)))
+        ranks = torch.tensor([len(part["lora_A"]) for part in parts])
+        self.register_buffer("owner", torch.repeat_interleave(torch.arange(len(parts)), ranks), persistent=False)
+        self.register_buffer("scaling", torch.tensor(scalings), persistent=False)
+        self.scalings = tuple(scalings)
+        self.rows: Mapping[str, Tensor] | None = None
+
+    def weight(self) -> Tensor:
+        """`[R]` αₖ sₖ for each stacked rank."""
+        return (self.alpha() * self.scaling)[self.owner]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
+        assert self.base is not None
+        if self.rows is not None:
+            b = self.rows["lora_B"].transpose(1, 2) * self.scalings[0]
+            return cast(Tensor, self.base(x) + lora_bank(x, self.rows["lora_A"], b))
+        return cast(Tensor, self.base(x) + lora_mixture(x, self.a, self.b, self.weight()))
+
+    def part(self, index: int) -> dict[str, Array]:
+        """Expert `index` as it is, its own scaling left out."""
+        mine = self.owner == index
+        return {"lora_A": self.a.detach()[mine].numpy().copy(), "lora_B": np.ascontiguousarray(self.b.detach()[:, mine].numpy())}
+
+    def folded(self) -> dict[str, Array]:
+        """One LoRA of rank Σ rank_k whose ΔW is Σ αₖ sₖ BₖAₖ exactly; α and s are in B."""
+        with torch.no_grad():
+            return {"lora_A": self.a.numpy().copy(), "lora_B": np.ascontiguousarray((self.b * self.weight()).numpy())}
+
+
+_CURRENT_ROWS: list[Mapping[str, tuple[Tensor, Tensor]]] = []
+
+
+@contextmanager
+def bank_rows(rows: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Give each `BankSite` its per-row factors for one forward pass.
+
+    A module-level stack because `torch.export` copies modules and would lose what hangs on them.
+    """
+    _CURRENT_ROWS.append(rows)
+    try:
+        yield
+    finally:
+        _CURRENT_ROWS.pop()
+
+
+class BankSite(WrappedSite):
+    """A Linear plus the LoRA of each row's own expert, taken from `bank_rows`."""
+
+    def __init__(self, name: str) -> None:
+        nn.Module.__init__(self)
+        self.base = None
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, T, in]` to `[B, T, out]`."""
+        assert self.base is not None
+        return cast(Tensor, self.base(x) + lora_bank(x, *_CURRENT_ROWS[-1][self.name]))
+
+
+def linears(model: nn.Module) -> list[str]:
+    """Every Linear."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _shapes(model: nn.Module, site: str, rank: int) -> dict[str, tuple[int, ...]]:
+    linear = cast(nn.Linear, model.get_submodule(site))
+    return {"lora_A": (rank, linear.in_features), "lora_B": (linear.out_features, rank)}
+
+
+def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """A Kaiming-uniform as in PEFT, B zero."""
+    if name == "lora_B":
+        return torch.zeros(shape)
+    bound = shape[1] ** -0.5
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+KIND = Kind("lora", LoraSite, linears, _shapes, _start, size_of=lambda tensors: len(tensors["lora_A"]), learning_rate=2e-3)

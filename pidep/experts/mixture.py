@@ -1,0 +1,185 @@
+"""K experts of one kind on one backbone, and attaching them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+from pidep.errors import ExpertError
+from pidep.experts.folder import Expert
+from pidep.experts.kinds import kind_named
+from pidep.experts.site import Array, ExpertSite, Tensors, WrappedSite
+
+__all__ = ["AlphaPer", "Mixture", "attached", "find_sites", "fresh", "linear_at"]
+
+AlphaPer = Literal["site", "layer", "global"]
+INIT_SEED = 20230428
+"""Every fresh expert of one shape starts the same, so that Fisher embeddings are comparable across tasks."""
+
+
+def find_sites(model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str = "lora") -> list[str]:
+    """Names of the places that match any shell pattern, in the backbone's order; a pooler is only taken when named.
+
+    `pfeiffer` stands for the adapter sites after a feed-forward.
+
+    Raises:
+        ExpertError: a pattern matches nothing.
+    """
+    candidates = kind_named(kind).candidates(model)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in fnmatch.filter(candidates, pattern) if "pooler" not in name or "pooler" in pattern}
+        if pattern == "pfeiffer" and kind == "adapter":
+            from pidep.experts.kinds.adapter import feed_forward
+
+            found = set(feed_forward(candidates))
+        if not found:
+            what = "Linear" if kind == "lora" else f"place for a {kind} expert"
+            raise ExpertError(f"sites {pattern!r}: matches no {what}; this backbone has e.g. {', '.join(candidates[:3]) or 'none'}")
+        chosen |= found
+    return [name for name in candidates if name in chosen]
+
+
+def linear_at(model: nn.Module, site: str) -> nn.Linear:
+    """The Linear a site names.
+
+    Raises:
+        ExpertError: there is no such Linear.
+    """
+    try:
+        module = model.get_submodule(site)
+    except AttributeError:
+        module = None
+    if not isinstance(module, nn.Linear):
+        raise ExpertError(f"site {site!r}: the backbone has no Linear of that name; the expert belongs to another backbone")
+    return module
+
+
+def fresh(model: nn.Module, sites: Sequence[str], *, kind: str = "lora", size: int) -> dict[str, Tensors]:
+    """Untrained tensors at the sites, the same for every task."""
+    found = kind_named(kind)
+    generator = torch.Generator().manual_seed(INIT_SEED)
+    return {
+        site: {name: found.start(name, shape, generator).numpy() for name, shape in found.shapes(model, site, size).items()}
+        for site in sites
+    }
+
+
+def _layer_of(site: str) -> str:
+    """Everything up to the layer's number."""
+    parts = site.split(".")
+    numbered = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
+    return ".".join(parts[: numbered + 1])
+
+
+class Mixture(nn.Module):
+    """K experts on one backbone; α starts uniform. One expert is the mixture with K = 1.
+
+    Args:
+        experts: one mapping of site to tensors for each expert, all on the same sites.
+        scalings: s of each expert (1 for every kind but LoRA).
+        per: whether α is one softmax a site (the default), a layer, or for the whole backbone.
+    """
+
+    def __init__(
+        self, experts: Sequence[Mapping[str, Tensors]], scalings: Sequence[float], *, kind: str = "lora", per: AlphaPer = "site"
+    ) -> None:
+        super().__init__()
+        if len({tuple(sorted(expert)) for expert in experts}) != 1:
+            raise ExpertError("mixture: the experts act on different sites; train them with the same sites")
+        self.kind = kind
+        self.site_names = sorted(experts[0])
+        site_type = kind_named(kind).site
+        self.sites = nn.ModuleList(site_type([expert[site] for expert in experts], scalings) for site in self.site_names)
+        self.num_experts = len(experts)
+        shared: dict[str, nn.Parameter] = {}
+        for name, site in self.by_name():
+            group = {"site": name, "layer": _layer_of(name), "global": ""}[per]
+            site.alpha_logits = shared.setdefault(group, site.alpha_logits)
+
+    @classmethod
+    def of(cls, experts: Sequence[Expert], *, per: AlphaPer = "site") -> Mixture:
+        """The uniform mixture of experts on disk.
+
+        Raises:
+            ExpertError: they are of different kinds.
+        """
+        kinds = sorted({expert.kind for expert in experts})
+        if len(kinds) != 1:
+            raise ExpertError(f"mixture: experts of different kinds ({', '.join(kinds)}) cannot be interpolated; use one kind")
+        return cls([expert.sites for expert in experts], [expert.scaling for expert in experts], kind=kinds[0], per=per)
+
+    def by_name(self) -> Iterator[tuple[str, ExpertSite]]:
+        """Site names with their modules."""
+        for name, site in zip(self.site_names, self.sites, strict=True):
+            assert isinstance(site, ExpertSite)
+            yield name, site
+
+    def alpha_parameters(self) -> list[nn.Parameter]:
+        """The logits of every softmax, each once."""
+        return list({id(site.alpha_logits): site.alpha_logits for _, site in self.by_name()}.values())
+
+    def expert_parameters(self) -> list[nn.Parameter]:
+        """Every expert's tensors."""
+        alpha = {id(parameter) for parameter in self.alpha_parameters()}
+        own = [parameter for _, site in self.by_name() for name, parameter in site.named_parameters() if not name.startswith("base.")]
+        return [parameter for parameter in own if id(parameter) not in alpha]
+
+    def alphas(self) -> dict[str, list[float]]:
+        """Site to its K weights."""
+        return {name: site.alpha().tolist() for name, site in self.by_name()}
+
+    def part(self, index: int) -> dict[str, dict[str, Array]]:
+        """Expert `index` as it is now, not folded."""
+        return {name: site.part(index) for name, site in self.by_name()}
+
+    def folded(self) -> dict[str, dict[str, Array]]:
+        """The mixture as one expert of scaling 1, exactly: LoRA by concatenation (rank Σ rank_k), other kinds on the parameters."""
+        return {name: site.folded() for name, site in self.by_name()}
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a backbone these experts do not fit.
+
+        Raises:
+            ExpertError: a site is missing or a tensor has another shape than the backbone needs.
+        """
+        kind = kind_named(self.kind)
+        candidates = set(kind.candidates(model))
+        for name, site in self.by_name():
+            if name not in candidates:
+                what = "Linear" if self.kind == "lora" else f"place for a {self.kind} expert"
+                raise ExpertError(f"site {name!r}: the backbone has no {what} of that name; the expert belongs to another backbone")
+            part = site.part(0)
+            for tensor, shape in kind.shapes(model, name, kind.size_of(part)).items():
+                if part[tensor].shape != shape:
+                    raise ExpertError(
+                        f"site {name!r}: the expert's {tensor} is {part[tensor].shape}, the backbone needs {shape}; "
+                        "it belongs to another backbone"
+                    )
+
+
+@contextmanager
+def attached(model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | None) -> Iterator[None]:
+    """Experts act on the model inside; afterwards the backbone is what it was, bit for bit.
+
+    Raises:
+        ExpertError: they do not fit; nothing was attached then.
+    """
+    if isinstance(mixture, Mixture):
+        mixture.check(model)
+        sites: Mapping[str, ExpertSite] = dict(mixture.by_name())
+    else:
+        sites = mixture or {}
+    undo = []
+    try:
+        for name, site in sites.items():
+            undo.append(site.attach(model, name))
+        yield
+    finally:
+        for detach in reversed(undo):
+            detach()
