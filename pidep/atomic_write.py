@@ -11,7 +11,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_folder", "fsync_folder", "write_bytes", "write_json", "write_text"]
+from pidep.errors import UsageError
+
+__all__ = ["atomic_folder", "check_place", "fsync_folder", "write_bytes", "write_json", "write_text"]
+
+
+def check_place(folder: Path, what: str) -> None:
+    """Refuse a folder that could not be made, before any work is done for it.
+
+    Raises:
+        UsageError: it is a file, or lies below one.
+    """
+    for path in (folder, *folder.parents):
+        if path.exists():
+            if not path.is_dir():
+                below = "" if path == folder else f"lies below {path}, which "
+                raise UsageError(f"{what} {folder}: {below}is a file; give a folder")
+            return
 
 
 def fsync_folder(folder: Path) -> None:

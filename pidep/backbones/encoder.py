@@ -132,6 +132,7 @@ def load_backbone(name: str = MINILM) -> Encoder:
     Raises:
         BackboneError: nothing loadable is there, its digest is wrong, or it is no text encoder with a fast tokenizer.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -140,7 +141,7 @@ def load_backbone(name: str = MINILM) -> Encoder:
     try:
         model: Any = AutoModel.from_pretrained(source, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BackboneError(f"backbone {name!r}: expected 'minilm', a folder or a hub id of a text encoder; {reason}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 
 import typer
+from typer.exceptions import Abort, TyperException
 
 from pidep import __version__
-from pidep.cli import adopt, export, graph, infer, serve, swap, tune
+from pidep.cli import adopt, compare, export, fold, graph, infer, report, serve, sites, swap, tune
 from pidep.errors import PidepError
 
 __all__ = ["app", "main"]
@@ -15,7 +16,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="pidep",
     help="Serve one frozen model to many tasks: tune, predict and interpolate experts, export them, swap them live (π-Tuning).",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -28,22 +29,37 @@ def _version(show: bool) -> None:
 
 
 @app.callback()
-def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")) -> None:
-    pass
+def _root(
+    context: typer.Context, version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
-for command in (tune.tune, graph.graph, export.export, serve.serve, infer.infer, swap.swap):
+for command in (tune.tune, graph.graph, sites.sites, compare.compare, fold.fold, export.export, serve.serve, infer.infer, swap.swap):
     app.command()(command)
+app.command()(report.report)
 app.command(name="import")(adopt.adopt)
 
 
 def main() -> None:
-    """Run; a `PidepError` is one line on stderr and its exit code, never a traceback."""
+    """Run; a mistake or a failure is one line on stderr and its exit code, never a traceback."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except PidepError as error:
-        sys.stdout.flush()
-        typer.echo(f"pidep: {' '.join(str(error).split())}", err=True)
-        raise SystemExit(error.exit_code) from None
+        code = _fail(str(error), error.exit_code)
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "pidep"
+        code = _fail(f"{error.format_message().rstrip('.')} (see {path} --help)", error.exit_code)
+    except (Abort, KeyboardInterrupt):
+        code = _fail("stopped", 130)
     except BrokenPipeError:
-        raise SystemExit(1) from None
+        code = 1
+    raise SystemExit(code or 0)
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stdout.flush()
+    typer.echo(f"pidep: {' '.join(message.split())}", err=True)
+    return code

@@ -42,11 +42,16 @@ def export(
     if form == "merged":
         result = export_merged(sources[0], repo, chosen, platform="python" if platform == "python" else "onnxruntime")
     else:
+        from pidep.atomic_write import check_place
+        from pidep.serving.store import ExpertStore
         from pidep.serving.swap import publish
 
         folder = store or repo.resolve().parent / "expert_store"
+        check_place(folder, "--store")
+        held = ExpertStore(folder)
+        published = {name: held.load(digest) for name, digest in held.manifest().aliases.items()}
         relative = os.path.relpath(folder.resolve(), repo.resolve() / "pidep_bank" / "1")
-        result = export_bank(sources, repo, chosen, max_rank=max_rank, expert_store=relative)
+        result = export_bank(sources, repo, chosen, max_rank=max_rank, expert_store=relative, published=published)
         for source in sources:
             publish(source.expert.name, source.expert, repo)
     if json:

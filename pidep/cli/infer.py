@@ -22,14 +22,22 @@ __all__ = ["infer"]
 def _rows(expert: str | None) -> Iterator[Request]:
     from pidep.serving.client import Request
 
-    for number, line in enumerate(sys.stdin, 1):
+    for number, line in enumerate(sys.stdin.buffer, 1):
         if not line.strip():
             continue
         try:
             row = jsonlib.loads(line)
-            yield Request(str(row["text"]), str(row.get("expert") or expert or ""))
+            yield Request(_text(row["text"]), _text(row.get("expert") or expert or ""))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f'standard input, line {number}: expected {{"text": …, "expert": …}}, found {line.strip()[:80]!r}') from error
+
+
+def _text(value: object) -> str:
+    """`value` if it is text that can be sent; lone surrogates cannot."""
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, found {type(value).__name__}")
+    value.encode()
+    return value
 
 
 def infer(
@@ -46,6 +54,11 @@ def infer(
         raise UsageError(f"--protocol {protocol!r}: expected grpc or http")
     if texts and model == "pidep_bank" and not expert:
         raise UsageError("--expert: name the expert that should answer")
+    for text in texts or ():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"text {ascii(text)[:80]}: is not UTF-8; encode it as UTF-8") from error
     from pidep.serving.client import Client, Request
 
     address = url or ("127.0.0.1:8001" if protocol == "grpc" else "127.0.0.1:8000")
@@ -57,7 +70,7 @@ def infer(
                 [text[:60], result.label, "  ".join(f"{name} {score:.3f}" for name, score in result.scores.items()), result.digest[:19]]
                 for text, result in zip(texts, results, strict=True)
             ]
-            render.table(f"{model}, expert {expert}", ["text", "label", "scores", "digest"], lines)
+            render.table(f"{model}, expert {expert}" if expert else model, ["text", "label", "scores", "digest"], lines)
             return
         for result in client.stream(rows, batch_size=batch_size):
             typer.echo(jsonlib.dumps(asdict(result), ensure_ascii=False))

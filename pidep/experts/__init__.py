@@ -1,7 +1,8 @@
-"""Experts: the files, and attaching their tensors to a backbone.
+"""Experts: their files, where they can act on a backbone, and how they act, mix and fold there.
 
-`folder` (files, digests, checks) needs numpy and safetensors only and is what runs inside Triton Server;
-`lora` needs torch. May import `pidep.kernels`, `pidep.atomic_write` and `pidep.errors`.
+`folder`, `peft_format`, `tensor_file` and `bank` need numpy and safetensors only: they run inside Triton Server. `site` is the one
+interface, `kinds` has a file for each kind, `places` finds sites, `mixture` holds K experts and attaches them; these need torch.
+May import `pidep.kernels`, `pidep.atomic_write` and `pidep.errors`.
 """
 
 __all__: list[str] = []

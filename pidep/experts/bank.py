@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert
 
-__all__ = ["Group", "check_fits", "fill_row", "pack"]
+__all__ = ["Group", "check_fits", "fill_row", "pack", "require_lora"]
 
 Array = npt.NDArray[np.float32]
 
@@ -48,6 +48,16 @@ def pack(group: Group, experts: Sequence[Expert | None], *, max_rank: int) -> Ar
     return packed
 
 
+def require_lora(expert: Expert) -> None:
+    """Refuse other kinds.
+
+    Raises:
+        ExpertError: the expert is not a LoRA.
+    """
+    if expert.kind != "lora":
+        raise ExpertError(f"expert {expert.name!r}: is of kind {expert.kind!r}, this bank holds LoRA; export it with --form merged")
+
+
 def check_fits(expert: Expert, groups: Sequence[Group], *, max_rank: int, backbone_digest: str) -> None:
     """Refuse an expert that a bank cannot hold.
 
@@ -59,8 +69,7 @@ def check_fits(expert: Expert, groups: Sequence[Group], *, max_rank: int, backbo
             f"expert {expert.name!r}: made for another backbone ({expert.backbone!r}, {expert.backbone_digest[:19]}…), "
             f"the bank serves {backbone_digest[:19]}…; tune it on the served backbone"
         )
-    if expert.kind != "lora":
-        raise ExpertError(f"expert {expert.name!r}: is of kind {expert.kind!r}, this bank holds LoRA; export it with --form merged")
+    require_lora(expert)
     widths = {(group.factor, site): group.width for group in groups for site in group.sites}
     for site, lora in expert.sites.items():
         if ("A", site) not in widths:

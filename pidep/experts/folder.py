@@ -1,10 +1,10 @@
-"""An expert on disk: PEFT's format for LoRA, one plain file for other kinds, plus `expert.json`; no torch, never pickle.
+"""An expert on disk: PEFT's format where PEFT has one, one plain file where it has none, plus `expert.json`; no torch, never pickle.
 
-adapter_config.json         (LoRA) PEFT's, as PEFT writes it
-adapter_model.safetensors   (LoRA) PEFT's tensor names: base_model.model.<site>.lora_A.weight [r, in], lora_B.weight [out, r]
-expert.safetensors          (other kinds) <site>.<tensor>, fp32
+adapter_config.json         (LoRA, prompt, prefix) PEFT's, as PEFT writes it
+adapter_model.safetensors   (LoRA, prompt, prefix) PEFT's tensors: see `peft_format`
+expert.safetensors          (what PEFT cannot run) <site>.<tensor>, fp32
 labels.safetensors          label_embeddings [C, D] fp32, unit rows: the bare backbone's reading of the label texts
-expert.json                 what PEFT has no room for: backbone digest, labels, metrics, provenance, digest
+expert.json                 what PEFT has no room for: backbone digest, sites, labels, metrics, provenance, digest
 fisher.safetensors          (optional) the task embedding, one fp32 tensor per expert tensor
 """
 
@@ -14,42 +14,28 @@ import hashlib
 import json
 import math
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from pidep.atomic_write import atomic_folder
+from pidep.atomic_write import atomic_folder, check_place
 from pidep.errors import ExpertError
+from pidep.experts.peft_format import lora_names, peft_config, peft_tensors, read_peft, read_peft_lora
+from pidep.experts.tensor_file import read_json, read_tensors
 
 __all__ = ["KIND_NAMES", "SCHEMA", "Expert", "check_name", "read_expert", "read_peft_lora", "read_tensors", "write_expert"]
 
 SCHEMA = 1
-KIND_NAMES = ("lora", "adapter", "prefix", "prompt", "bitfit")
+KIND_NAMES = tuple(found.name for found in iter_modules([str(Path(__file__).parent / "kinds")]))
+"""The files of `kinds`: importing them would import torch."""
 Array = npt.NDArray[np.float32]
-_PREFIX = "base_model.model."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
-_MAX_HEADER_BYTES = 4 * 1024 * 1024
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "bias": ("none", None),
-    "lora_bias": (False, None),
-    "modules_to_save": (None, []),
-    "fan_in_fan_out": (False, None),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, []),
-    "target_parameters": (None, []),
-    "use_qalora": (False, None),
-}
 
 
 @dataclass(frozen=True)
@@ -73,6 +59,16 @@ class Expert:
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     kind: str = "lora"
+    peft: bool | None = None
+    """Whether `peft` can run it on this backbone, where that is known (`places.peft_can`): a LoRA always, a prompt unless this says
+    no, a prefix if this says yes. It decides the files, not the digest."""
+    rank_stabilized: bool = False
+    """Whether a LoRA's scaling is rsLoRA's; PEFT's config says so then. The scaling itself is in the digest, this is not."""
+
+    @property
+    def in_peft_format(self) -> bool:
+        """Whether it is written as a PEFT adapter."""
+        return {"lora": True, "prompt": len(self.sites) == 1 and self.peft is not False, "prefix": self.peft is True}.get(self.kind, False)
 
     @property
     def rank(self) -> int:
@@ -80,11 +76,9 @@ class Expert:
         return len(next(iter(self.sites.values()))["lora_A"])
 
     def tensors(self) -> dict[str, Array]:
-        """Names in the file to arrays."""
+        """Names to arrays, as they enter the digest: PEFT's names for a LoRA, <site>.<tensor> for other kinds."""
         if self.kind == "lora":
-            return {
-                f"{_PREFIX}{site}.{name}.weight": tensors[name] for site, tensors in self.sites.items() for name in ("lora_A", "lora_B")
-            }
+            return lora_names(self.sites)
         return {f"{site}.{name}": array for site, tensors in self.sites.items() for name, array in tensors.items()}
 
     @property
@@ -117,71 +111,9 @@ def check_name(name: str) -> str:
     return name
 
 
-def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """A safetensors file as arrays, its header bounded before anything is parsed."""
-    if path.is_symlink() or not path.is_file():
-        raise ExpertError(f"{path}: expected a plain safetensors file, found none; re-export or re-train the expert")
-    data = path.read_bytes()
-    if len(data) < 8:
-        raise ExpertError(f"{path}: truncated safetensors file ({len(data)} bytes, a header needs 8); copy or train it again")
-    (header_bytes,) = struct.unpack("<Q", data[:8])
-    if header_bytes > min(_MAX_HEADER_BYTES, len(data) - 8):
-        raise ExpertError(
-            f"{path}: safetensors header claims {header_bytes} bytes, the file has {len(data) - 8} after it "
-            f"(at most {_MAX_HEADER_BYTES} allowed): truncated or not safetensors; copy or train it again"
-        )
-    try:
-        return dict(load_safetensors(data))
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ExpertError(f"{path}: truncated or damaged safetensors file ({error}); copy or train it again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ExpertError(f"{path}: no such file; expected an expert folder with {path.name} in it") from error
-    except (OSError, ValueError) as error:
-        raise ExpertError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ExpertError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def read_peft_lora(folder: Path) -> tuple[dict[str, Mapping[str, Array]], float]:
-    """Sites and scaling of a PEFT LoRA folder; what pidep cannot honour is refused by name."""
-    config = _read_json(folder / "adapter_config.json")
-    where = folder / "adapter_config.json"
-    if config.get("peft_type") != "LORA":
-        raise ExpertError(f"{where}: peft_type is {config.get('peft_type')!r}, expected 'LORA'")
-    for key, allowed in _REFUSED.items():
-        if key in config and config[key] not in allowed:
-            raise ExpertError(f"{where}: {key}={config[key]!r} is not supported; train the expert without it")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise ExpertError(f"{where}: expected r >= 1 and a numeric lora_alpha, found r={rank!r}, lora_alpha={alpha!r}")
-    scaling = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    path = folder / "adapter_model.safetensors"
-    factors: dict[str, dict[str, Array]] = {}
-    for name, array in read_tensors(path).items():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
-        if not match:
-            raise ExpertError(f"{path}: unexpected tensor {name!r}; expected base_model.model.<site>.lora_A.weight or lora_B.weight")
-        if array.dtype.kind != "f" or array.ndim != 2 or array.shape[0 if match[2] == "A" else 1] != rank:
-            raise ExpertError(f"{path}: {name} is {array.dtype} {array.shape}, expected a float matrix of rank {rank}")
-        if not np.isfinite(array).all():
-            raise ExpertError(f"{path}: {name} holds NaN or Inf; train the expert again with a smaller learning rate")
-        factors.setdefault(match[1], {})[match[2]] = np.ascontiguousarray(array, dtype=np.float32)
-    if not factors:
-        raise ExpertError(f"{path}: holds no LoRA tensors")
-    for site, pair in factors.items():
-        if len(pair) != 2:
-            raise ExpertError(f"{path}: site {site!r} has lora_{next(iter(pair))} only; both lora_A and lora_B are needed")
-    return {site: {"lora_A": factors[site]["A"], "lora_B": factors[site]["B"]} for site in sorted(factors)}, scaling
-
-
-def _read_sites(path: Path) -> dict[str, Mapping[str, Array]]:
-    """Sites of an expert that is not a LoRA."""
+def _read_sites(folder: Path) -> dict[str, Mapping[str, Array]]:
+    """Sites of an expert that PEFT has no format for."""
+    path = folder / "expert.safetensors"
     sites: dict[str, dict[str, Array]] = {}
     for full, array in read_tensors(path).items():
         site, _, name = full.rpartition(".")
@@ -202,14 +134,18 @@ def read_expert(folder: str | Path) -> Expert:
     folder = Path(folder)
     if not folder.is_dir():
         raise ExpertError(f"{folder}: no such expert folder; give the folder that holds expert.json")
-    record = _read_json(folder / "expert.json")
+    record = read_json(folder / "expert.json")
     where = folder / "expert.json"
     kind = record.get("kind")
     if record.get("schema") != SCHEMA or kind not in KIND_NAMES:
         raise ExpertError(
             f"{where}: schema {record.get('schema')!r}, kind {kind!r}; this pidep reads schema {SCHEMA}, kinds {', '.join(KIND_NAMES)}"
         )
-    sites, scaling = read_peft_lora(folder) if kind == "lora" else (_read_sites(folder / "expert.safetensors"), 1.0)
+    in_peft = kind == "lora" or (folder / "adapter_config.json").is_file()
+    try:
+        sites, scaling, stabilized = _read_peft_sites(folder, record) if in_peft else (_read_sites(folder), 1.0, False)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _malformed(where, error) from error
     labels = read_tensors(folder / "labels.safetensors").get("label_embeddings")
     try:
         expert = Expert(
@@ -226,9 +162,11 @@ def read_expert(folder: str | Path) -> Expert:
             metrics=record.get("metrics", {}),
             provenance=record.get("provenance", {}),
             kind=kind,
+            peft=True if in_peft else None,
+            rank_stabilized=stabilized,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ExpertError(f"{where}: missing or malformed entry ({error}); write it again with pidep tune or pidep import") from error
+        raise _malformed(where, error) from error
     if expert.label_embeddings.ndim != 2 or len(expert.labels) != len(expert.label_embeddings) or not expert.labels:
         raise ExpertError(f"{folder}: {len(expert.labels)} labels but label_embeddings {expert.label_embeddings.shape}")
     if not np.isfinite(expert.label_embeddings).all():
@@ -240,24 +178,42 @@ def read_expert(folder: str | Path) -> Expert:
     return expert
 
 
-def _peft_config(expert: Expert) -> dict[str, Any]:
-    return {
-        "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION",
-        "base_model_name_or_path": expert.backbone,
-        "inference_mode": True,
-        "r": expert.rank,
-        "lora_alpha": expert.scaling * expert.rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": sorted(expert.sites),
-    }
+def _malformed(where: Path, error: Exception) -> ExpertError:
+    return ExpertError(f"{where}: missing or malformed entry ({error}); write it again with pidep tune or pidep import")
+
+
+def _read_peft_sites(folder: Path, record: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Array]], float, bool]:
+    """Sites, scaling, and whether that is rsLoRA's."""
+    adapter = read_peft(folder)
+    if adapter.kind != record["kind"]:
+        raise ExpertError(f"{folder / 'adapter_config.json'}: holds a {adapter.kind}, expert.json says {record['kind']}; copy it again")
+    # PEFT keeps s as lora_alpha, and s · r / r is not always s again: the exact one is in expert.json
+    scaling = float(record.get("scaling", adapter.scaling))
+    if not math.isclose(scaling, adapter.scaling, rel_tol=1e-9):
+        raise ExpertError(
+            f"{folder / 'adapter_config.json'}: lora_alpha and r make a scaling of {adapter.scaling}, "
+            f"expert.json says {scaling}; copy it again"
+        )
+    return adapter.at([str(site) for site in record["sites"]]), scaling, adapter.rank_stabilized
+
+
+def check_expert_place(folder: Path) -> None:
+    """Refuse to write an expert over what is no expert.
+
+    Raises:
+        UsageError: the folder is a file or lies below one.
+        ExpertError: it holds something else than an expert.
+    """
+    check_place(folder, "expert folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "expert.json").is_file():
+        raise ExpertError(f"{folder}: holds something, and no expert.json; an expert would replace it all, choose another folder")
 
 
 def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array] | None = None) -> Path:
-    """Write an expert folder at once (whole or not at all); a LoRA is loadable by `peft.PeftModel.from_pretrained`."""
+    """Write an expert folder at once (whole or not at all); what PEFT has, `peft.PeftModel.from_pretrained` loads."""
     check_name(expert.name)
     folder = Path(folder)
+    check_expert_place(folder)
     record = {
         "schema": SCHEMA,
         "name": expert.name,
@@ -266,6 +222,7 @@ def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array]
         "backbone": expert.backbone,
         "backbone_digest": expert.backbone_digest,
         "sites": sorted(expert.sites),
+        "scaling": expert.scaling,
         "labels": expert.labels,
         "label_texts": expert.label_texts,
         "logit_scale": expert.logit_scale,
@@ -274,10 +231,15 @@ def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array]
         "provenance": expert.provenance,
     }
     with atomic_folder(folder) as temporary:
-        if expert.kind == "lora":
-            (temporary / "adapter_config.json").write_text(json.dumps(_peft_config(expert), indent=2) + "\n")
-        name = "adapter_model.safetensors" if expert.kind == "lora" else "expert.safetensors"
-        (temporary / name).write_bytes(save_safetensors(expert.tensors(), metadata={"format": "pt"}))
+        if expert.in_peft_format:
+            config = peft_config(
+                expert.kind, expert.sites, backbone=expert.backbone, scaling=expert.scaling, rank_stabilized=expert.rank_stabilized
+            )
+            (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+            name, tensors = "adapter_model.safetensors", peft_tensors(expert.kind, expert.sites)
+        else:
+            name, tensors = "expert.safetensors", expert.tensors()
+        (temporary / name).write_bytes(save_safetensors(tensors, metadata={"format": "pt"}))
         (temporary / "labels.safetensors").write_bytes(save_safetensors({"label_embeddings": expert.label_embeddings}))
         if fisher is not None:
             (temporary / "fisher.safetensors").write_bytes(save_safetensors(fisher))

@@ -2,72 +2,23 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-import torch
 from torch import nn
 
 from pidep.errors import ExpertError
+from pidep.experts.dense import linear_at
 from pidep.experts.folder import Expert
 from pidep.experts.kinds import kind_named
-from pidep.experts.site import Array, ExpertSite, Tensors, WrappedSite
+from pidep.experts.layout import layout
+from pidep.experts.places import find_sites, fresh, place_of
+from pidep.experts.site import Array, ExpertSite, Tensors, Undo, WrappedSite
 
 __all__ = ["AlphaPer", "Mixture", "attached", "find_sites", "fresh", "linear_at"]
 
 AlphaPer = Literal["site", "layer", "global"]
-INIT_SEED = 20230428
-"""Every fresh expert of one shape starts the same, so that Fisher embeddings are comparable across tasks."""
-
-
-def find_sites(model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str = "lora") -> list[str]:
-    """Names of the places that match any shell pattern, in the backbone's order; a pooler is only taken when named.
-
-    `pfeiffer` stands for the adapter sites after a feed-forward.
-
-    Raises:
-        ExpertError: a pattern matches nothing.
-    """
-    candidates = kind_named(kind).candidates(model)
-    chosen: set[str] = set()
-    for pattern in patterns:
-        found = {name for name in fnmatch.filter(candidates, pattern) if "pooler" not in name or "pooler" in pattern}
-        if pattern == "pfeiffer" and kind == "adapter":
-            from pidep.experts.kinds.adapter import feed_forward
-
-            found = set(feed_forward(candidates))
-        if not found:
-            what = "Linear" if kind == "lora" else f"place for a {kind} expert"
-            raise ExpertError(f"sites {pattern!r}: matches no {what}; this backbone has e.g. {', '.join(candidates[:3]) or 'none'}")
-        chosen |= found
-    return [name for name in candidates if name in chosen]
-
-
-def linear_at(model: nn.Module, site: str) -> nn.Linear:
-    """The Linear a site names.
-
-    Raises:
-        ExpertError: there is no such Linear.
-    """
-    try:
-        module = model.get_submodule(site)
-    except AttributeError:
-        module = None
-    if not isinstance(module, nn.Linear):
-        raise ExpertError(f"site {site!r}: the backbone has no Linear of that name; the expert belongs to another backbone")
-    return module
-
-
-def fresh(model: nn.Module, sites: Sequence[str], *, kind: str = "lora", size: int) -> dict[str, Tensors]:
-    """Untrained tensors at the sites, the same for every task."""
-    found = kind_named(kind)
-    generator = torch.Generator().manual_seed(INIT_SEED)
-    return {
-        site: {name: found.start(name, shape, generator).numpy() for name, shape in found.shapes(model, site, size).items()}
-        for site in sites
-    }
 
 
 def _layer_of(site: str) -> str:
@@ -150,10 +101,12 @@ class Mixture(nn.Module):
         """
         kind = kind_named(self.kind)
         candidates = set(kind.candidates(model))
+        apart = layout(model).apart
         for name, site in self.by_name():
             if name not in candidates:
-                what = "Linear" if self.kind == "lora" else f"place for a {self.kind} expert"
-                raise ExpertError(f"site {name!r}: the backbone has no {what} of that name; the expert belongs to another backbone")
+                raise ExpertError(
+                    f"site {name!r}: the backbone has no {place_of(kind)} of that name; the expert belongs to another backbone"
+                )
             part = site.part(0)
             for tensor, shape in kind.shapes(model, name, kind.size_of(part)).items():
                 if part[tensor].shape != shape:
@@ -161,6 +114,7 @@ class Mixture(nn.Module):
                         f"site {name!r}: the expert's {tensor} is {part[tensor].shape}, the backbone needs {shape}; "
                         "it belongs to another backbone"
                     )
+            site.place, site.knows_rows = name, None if apart is None else name in apart
 
 
 @contextmanager
@@ -170,13 +124,17 @@ def attached(model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | No
     Raises:
         ExpertError: they do not fit; nothing was attached then.
     """
+    undo: list[Undo] = []
+    sites: Mapping[str, ExpertSite]
     if isinstance(mixture, Mixture):
         mixture.check(model)
-        sites: Mapping[str, ExpertSite] = dict(mixture.by_name())
+        sites = dict(mixture.by_name())
+        around = kind_named(mixture.kind).around
     else:
-        sites = mixture or {}
-    undo = []
+        sites, around = mixture or {}, None
     try:
+        if around is not None:
+            undo.append(around(model, sites))
         for name, site in sites.items():
             undo.append(site.attach(model, name))
         yield

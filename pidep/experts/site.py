@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +14,25 @@ from torch import Tensor, nn
 
 from pidep.errors import ExpertError
 
-__all__ = ["Array", "ExpertSite", "Kind", "Tensors", "WrappedSite"]
+__all__ = ["Array", "ExpertSite", "Kind", "LayerSite", "Tensors", "Undo", "WrappedSite", "everywhere", "nowhere"]
 
 Array = npt.NDArray[np.float32]
 Tensors = Mapping[str, Array]
 """One expert's tensors at one site, by name."""
+Undo = Callable[[], None]
+"""Puts back what an attachment changed, bit for bit."""
 
 
 class ExpertSite(nn.Module, ABC):
     """K experts at one site. Parameters are interpolated: φ̄ = Σₖ αₖ φₖ, α = softmax of the site's logits (π-Tuning, section 3.3)."""
+
+    rows: Mapping[str, Tensor] | None = None
+    """One expert a row of the batch, `[B, …]` a tensor, in the place of the mixture: how per-sample gradients are had.
+    `[1, …]` is one expert for the whole batch."""
+    place = ""
+    """Name of its site in the backbone it was checked against."""
+    knows_rows: bool | None = None
+    """Whether rows of the batch stay apart at this site, which `Layout` finds out; None when it could not."""
 
     def __init__(self, parts: Sequence[Tensors], scalings: Sequence[float]) -> None:
         super().__init__()
@@ -30,11 +41,8 @@ class ExpertSite(nn.Module, ABC):
         self.experts = nn.ParameterDict(
             {name: nn.Parameter(torch.stack([torch.from_numpy(part[name] * np.float32(1)) for part in parts])) for name in sorted(parts[0])}
         )
-        self.base: nn.Module | None = None
         self.scalings = tuple(scalings)
         self.alpha_logits = nn.Parameter(torch.zeros(len(parts)))
-        self.rows: Mapping[str, Tensor] | None = None
-        """One expert a row of the batch, `[B, …]` a tensor, in the place of the mixture: how per-sample gradients are had."""
 
     def alpha(self) -> Tensor:
         """`[K]` mixture weights, summing to 1."""
@@ -60,24 +68,78 @@ class ExpertSite(nn.Module, ABC):
             return {name: torch.tensordot(alpha, stacked, 1).numpy().copy() for name, stacked in self.experts.items()}
 
     @abstractmethod
-    def attach(self, model: nn.Module, name: str) -> Callable[[], None]:
+    def attach(self, model: nn.Module, name: str) -> Undo:
         """Act on `model` at `name`; the function returned undoes it bit for bit."""
 
 
 class WrappedSite(ExpertSite):
-    """Stands in the place of the module it wraps."""
+    """Stands in the place of the module it wraps, `base`; whoever asks for the module's weight or bias is given the module's."""
 
-    def attach(self, model: nn.Module, name: str) -> Callable[[], None]:
+    base: nn.Module | None
+
+    def __init__(self, parts: Sequence[Tensors], scalings: Sequence[float]) -> None:
+        super().__init__(parts, scalings)
+        self.base = None
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not its own is its module's: transformers' T5 reads `wo.weight.dtype`, for one."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = self.__dict__.get("_modules", {}).get("base")
+            if base is None:
+                raise
+            return getattr(base, name)
+
+    def attach(self, model: nn.Module, name: str) -> Undo:
         """Take the module's place; it is put back afterwards, the very same."""
-        self.base = model.get_submodule(name)
+        base = model.get_submodule(name)
+        self.base = base
         model.set_submodule(name, self)
 
         def detach() -> None:
-            assert self.base is not None
-            model.set_submodule(name, self.base)
+            model.set_submodule(name, base)
             self.base = None
 
         return detach
+
+
+class LayerSite(WrappedSite):
+    """A layer `[..., in] → [..., out]`, and what experts make of its output."""
+
+    def forward(self, x: Tensor, *more: Any, **options: Any) -> Tensor:
+        """As the layer, then `act`; with `rows` the batch is taken apart first, however the model has flattened it."""
+        assert self.base is not None
+        y = cast(Tensor, self.base(x, *more, **options))
+        if self.rows is None:
+            return self.act(x, y)
+        count = self._num_rows(x)
+        return self.act(x.reshape(count, -1, x.shape[-1]), y.reshape(count, -1, y.shape[-1])).reshape(y.shape)
+
+    @abstractmethod
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        """Input `[..., in]` and output `[..., out]` of the layer to the new output; `[B, N, in]` and `[B, N, out]` with rows."""
+
+    def _num_rows(self, x: Tensor) -> int:
+        assert self.rows is not None
+        count = len(next(iter(self.rows.values())))
+        apart = count == 1 or (len(x) == count if self.knows_rows is None else self.knows_rows and len(x) % count == 0)
+        if not apart:
+            raise ExpertError(
+                f"site {self.place!r}: samples cannot be told apart there, some of its inputs are not of one sample (as with DeBERTa's "
+                "query_proj and key_proj, which also read relative positions); choose other --sites, or batches of one"
+            )
+        return count
+
+
+def everywhere(_: nn.Module, __: Sequence[str]) -> bool:
+    """`Kind.in_peft` of a kind that PEFT has for every backbone."""
+    return True
+
+
+def nowhere(_: nn.Module, __: Sequence[str]) -> bool:
+    """`Kind.in_peft` of a kind that PEFT does not have."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -85,7 +147,12 @@ class Kind:
     """One kind of expert; a new kind is one file in `pidep/experts/kinds` that ends with one of these."""
 
     name: str
+    """The file's name."""
     site: type[ExpertSite]
+    needs: str
+    """What a backbone must have: `BertModel has no {needs}`."""
+    changes: str
+    """What it changes, for the documentation and `pidep sites`."""
     candidates: Callable[[nn.Module], list[str]]
     """Every place of a backbone it could act on, in the order of its modules."""
     shapes: Callable[[nn.Module, str, int], dict[str, tuple[int, ...]]]
@@ -97,3 +164,9 @@ class Kind:
     learning_rate: float
     """A peak learning rate that works on small encoders."""
     default_patterns: tuple[str, ...] = ("*",)
+    named_patterns: Mapping[str, Callable[[list[str]], list[str]]] | None = None
+    """Words that stand for a choice among the candidates."""
+    around: Callable[[nn.Module, Mapping[str, ExpertSite]], Undo] | None = None
+    """What changes on the model as a whole while sites of this kind are attached, once for all of them."""
+    in_peft: Callable[[nn.Module, Sequence[str]], bool] = nowhere
+    """Whether `peft` can run an expert at these sites of this backbone; it is written in PEFT's format then."""

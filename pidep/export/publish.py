@@ -6,19 +6,20 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pidep.atomic_write import atomic_folder
+from pidep.atomic_write import atomic_folder, check_place
 from pidep.backbones.encoder import Encoder, load_backbone
 from pidep.errors import ExpertError, UsageError
-from pidep.experts.bank import Group, pack
+from pidep.experts.bank import Group, pack, require_lora
 from pidep.experts.folder import Expert, check_name, read_expert
 from pidep.experts.mixture import Mixture, attached
 from pidep.export.config_pbtxt import bank_config, merged_config
@@ -68,12 +69,19 @@ def read_source(run: Path, *, rows: int, task: str | None = None) -> Source:
     if task is not None:
         found = load_task(task)
     elif (run / "task.json").is_file():
-        found = Task.model_validate(json.loads((run / "task.json").read_text()))
+        found = _task_of(run / "task.json")
     else:
         raise UsageError(f"{run}: no task.json, so there are no real rows for the parity gate; give --task")
     if tuple(found.labels) != expert.labels:
         raise UsageError(f"{run}: expert has the labels {', '.join(expert.labels)}, task {found.name!r} has {', '.join(found.labels)}")
     return Source(expert, found, limit(load_data(found).test, rows, seed=0))
+
+
+def _task_of(path: Path) -> Task:
+    try:
+        return Task.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: damaged ({' '.join(str(error).split())[:160]}); give --task, or run pidep tune again") from error
 
 
 def _torch_logits(backbone: Encoder, source: Source) -> npt.NDArray[np.float32]:
@@ -141,6 +149,9 @@ def export_merged(
     backbone = load_backbone(expert.backbone)
     _fitting(backbone, expert)
     model = check_name(name or expert.name)
+    if model == BANK:
+        raise UsageError(f"export: a merged model cannot be called {BANK!r}, the name of the bank; rename the expert")
+    check_place(repo, "--repo")
     with tempfile.TemporaryDirectory() as temporary:
         graph = Path(temporary) / "model.onnx"
         export_merged_graph(backbone, expert, graph, opset=recipe.opset)
@@ -162,18 +173,27 @@ def export_merged(
     return Exported(model, repo / model, {expert.name: parity}, {expert.name: expert.digest})
 
 
-def _bank_sites(backbone: Encoder, sources: Sequence[Source]) -> list[str]:
+def _bank_sites(backbone: Encoder, experts: Sequence[Expert]) -> list[str]:
     """The union of the experts' sites, in the backbone's order."""
-    wanted = {site for source in sources for site in source.expert.sites}
+    wanted = {site for expert in experts for site in expert.sites}
     return [name for name, _ in backbone.model.named_modules() if name in wanted]
 
 
-def export_bank(sources: Sequence[Source], repo: Path, recipe: Recipe, *, max_rank: int | None = None, expert_store: str) -> Exported:
+def export_bank(
+    sources: Sequence[Source],
+    repo: Path,
+    recipe: Recipe,
+    *,
+    max_rank: int | None = None,
+    expert_store: str,
+    published: Mapping[str, Expert] = MappingProxyType({}),
+) -> Exported:
     """One graph for all experts; every given expert passes the gate through it. Publishes `<repo>/pidep_bank`, not the experts.
 
     Args:
         sources: experts of one backbone.
-        max_rank: rank of the bank's rows; the largest given expert's when absent.
+        max_rank: rank of the bank's rows; the largest expert's when absent.
+        published: experts the store serves already, by name; the new bank has room for them, too.
         expert_store: the store's path, relative to the version folder.
 
     Raises:
@@ -185,11 +205,18 @@ def export_bank(sources: Sequence[Source], repo: Path, recipe: Recipe, *, max_ra
     backbone = load_backbone(sources[0].expert.backbone)
     for source in sources:
         _fitting(backbone, source.expert)
-    largest = max(source.expert.rank for source in sources)
+    for source in sources:
+        require_lora(source.expert)
+    check_place(repo, "--repo")
+    kept = [expert for name, expert in published.items() if name not in names]
+    for expert in kept:
+        _fitting(backbone, expert)
+    every = [*(source.expert for source in sources), *kept]
+    largest = max(expert.rank for expert in every)
     rank = largest if max_rank is None else max_rank
     if rank < largest:
-        raise UsageError(f"--max-rank {rank}: an expert given has rank {largest}; raise it or fold that expert to a smaller rank")
-    groups = bank_groups(backbone.model, _bank_sites(backbone, sources))
+        raise UsageError(f"--max-rank {rank}: an expert has rank {largest}; raise it or fold that expert to a smaller rank")
+    groups = bank_groups(backbone.model, _bank_sites(backbone, every))
     with tempfile.TemporaryDirectory() as temporary:
         graph = Path(temporary) / "model.onnx"
         export_bank_graph(backbone, groups, graph, max_rank=rank, opset=recipe.opset)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -50,6 +50,12 @@ def shipped(relative: str) -> Path:
     return checkout if checkout.exists() else package / "_shipped" / relative
 
 
+def _known(where: str, values: dict[Any, Any], model: type[BaseModel]) -> None:
+    for key in values:
+        if key not in model.model_fields:
+            raise UsageError(f"{where}: unknown key {key!r}{did_you_mean(str(key), model.model_fields)}")
+
+
 def load_recipe(reference: str) -> Recipe:
     """A recipe by name (`bank-onnx-fp32`) or path.
 
@@ -63,11 +69,13 @@ def load_recipe(reference: str) -> Recipe:
         raise UsageError(f"recipe {reference!r}: no such recipe; there are {', '.join(known)}{did_you_mean(reference, known)}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for key in values if isinstance(values, dict) else ():
-            if key not in Recipe.model_fields:
-                raise UsageError(f"{path}: unknown key {key!r}{did_you_mean(str(key), Recipe.model_fields)}")
+        if not isinstance(values, dict):
+            raise UsageError(f"{path}: expected a mapping such as that of {folder / 'bank-onnx-fp32.yaml'}, found {type(values).__name__}")
+        _known(str(path), values, Recipe)
+        if isinstance(values.get("tolerance"), dict):
+            _known(f"{path}: tolerance", values["tolerance"], Tolerance)
         return Recipe.model_validate(values)
-    except yaml.YAMLError as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
     except ValidationError as error:
         first = error.errors()[0]

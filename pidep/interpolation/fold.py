@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
+from pidep.errors import ExpertError
 from pidep.experts.mixture import linear_at
-from pidep.experts.site import Tensors
+from pidep.experts.site import Array, Tensors
 
-__all__ = ["folded_into"]
+__all__ = ["Truncated", "folded_into", "truncate"]
 
 
 @contextmanager
@@ -29,3 +33,63 @@ def folded_into(model: nn.Module, sites: Mapping[str, Tensors], *, scaling: floa
         with torch.no_grad():
             for site, weight in kept.items():
                 linears[site].weight.copy_(weight)
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """A LoRA of a smaller rank, and what that cost."""
+
+    sites: dict[str, dict[str, Array]]
+    """lora_A [r, in], lora_B [out, r] fp32, scaling 1."""
+    errors: dict[str, float]
+    """Site to ‖ΔW − ΔW_r‖ / ‖ΔW‖ (Frobenius), in [0, 1]."""
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """Site with the largest error."""
+        site = max(self.errors, key=lambda name: self.errors[name])
+        return site, self.errors[site]
+
+
+def truncate(sites: Mapping[str, Tensors], *, scaling: float, rank: int, max_error: float = 1.0) -> Truncated:
+    """The nearest LoRA of rank `rank` (Eckart and Young): truncated SVD of s·BA, by way of two thin QR, never forming [out, in].
+
+    Raises:
+        ExpertError: rank < 1, or a site's relative error is above `max_error`; the message names the site and the rank that would do.
+    """
+    if rank < 1:
+        raise ExpertError(f"fold: rank {rank}, expected at least 1")
+    small: dict[str, dict[str, Array]] = {}
+    errors: dict[str, float] = {}
+    enough = rank
+    for site, lora in sites.items():
+        a, b = lora["lora_A"].astype(np.float64), lora["lora_B"].astype(np.float64) * scaling
+        left, upper = np.linalg.qr(b)  # [out, q], [q, R]
+        right, lower = np.linalg.qr(a.T)  # [in, p], [p, R]
+        u, singular, v = np.linalg.svd(upper @ lower.T, full_matrices=False)
+        kept = min(rank, len(singular))
+        root = np.sqrt(singular[:kept])
+        factors = {"lora_A": root[:, None] * (right @ v[:kept].T).T, "lora_B": (left @ u[:, :kept]) * root}
+        small[site] = {
+            "lora_A": _padded(factors["lora_A"], (rank, a.shape[1])),
+            "lora_B": _padded(factors["lora_B"], (b.shape[0], rank)),
+        }
+        energy = np.cumsum(singular[::-1] ** 2)[::-1]  # of what is left out from each position on
+        total = float(energy[0]) if len(energy) else 0.0
+        shares = np.sqrt(np.append(energy, 0.0) / total) if total > 0 else np.zeros(len(singular) + 1)
+        errors[site] = float(shares[kept])
+        enough = max(enough, int(np.argmax(shares <= max_error)))
+    found = Truncated(small, errors)
+    site, worst = found.worst
+    if worst > max_error:
+        raise ExpertError(
+            f"fold: at rank {rank} the error of {site} is {worst:.3g}, allowed {max_error:.3g}; use --rank {enough} or a larger --max-error"
+        )
+    return found
+
+
+def _padded(array: npt.NDArray[np.float64], shape: tuple[int, int]) -> Array:
+    """Zeros where the update has a smaller rank than asked for, so that all sites have one rank."""
+    out = np.zeros(shape, dtype=np.float32)
+    out[: array.shape[0], : array.shape[1]] = array
+    return out

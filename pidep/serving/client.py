@@ -36,6 +36,12 @@ class Result:
     digest: str
 
 
+def _check_address(url: str) -> None:
+    host, _, port = url.rpartition(":")
+    if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"{url}: not a server address, expected host:port such as 127.0.0.1:8001")
+
+
 class Client:
     """A connection; not for use from several threads at once."""
 
@@ -47,6 +53,7 @@ class Client:
                 import tritonclient.http as triton
         except ImportError as error:
             raise UsageError("tritonclient not found: pip install 'pidep[client]'") from error
+        _check_address(url)
         self._triton: Any = triton
         self._url, self._model = url, model
         self._timeout: dict[str, Any] = {"client_timeout": timeout_s} if protocol == "grpc" else {}
@@ -71,7 +78,8 @@ class Client:
         try:
             response = self._client.infer(self._model, inputs, outputs=outputs, **self._timeout)
         except InferenceServerException as error:
-            raise ServingError(f"{self._url}, model {self._model}: {' '.join(str(error.message()).split())}") from error
+            hint = "; is pidep serve running there?" if "UNAVAILABLE" in str(error.status()) else ""
+            raise ServingError(f"{self._url}, model {self._model}: {' '.join(str(error.message()).split())}{hint}") from error
         except (OSError, RuntimeError) as error:
             raise ServingError(f"{self._url}: cannot be reached ({error}); is pidep serve running there?") from error
         scores, names, label, digest = (response.as_numpy(name) for name in ("SCORES", "LABELS", "LABEL", "DIGEST"))

@@ -47,7 +47,7 @@ class ExpertStore:
         except FileNotFoundError:
             return Manifest()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ExpertError) as error:
-            raise ServingError(f"{self.manifest_path}: damaged manifest ({error}); publish again or restore it") from error
+            raise ServingError(f"{self.manifest_path}: damaged manifest ({error}); restore it") from error
 
     def version(self, digest: str) -> Path:
         """Folder of a digest."""

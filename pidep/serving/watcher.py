@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from pidep.errors import PidepError
+from pidep.errors import PidepError, ServingError
 from pidep.serving.bank import Bank, Generation
 from pidep.serving.store import ExpertStore, Manifest
 
@@ -46,6 +46,8 @@ class Watcher:
         manifest: Manifest | None = None
         try:
             manifest = self._store.manifest()
+            if manifest.generation < self._served.generation and not manifest.aliases:
+                raise ServingError(f"{self._store.manifest_path}: is gone; restore it")
             if manifest in (self._served, self._refused):
                 return
             old = self.generation

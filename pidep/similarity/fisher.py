@@ -1,44 +1,119 @@
-"""Task embeddings: the diagonal of the empirical Fisher of a task's expert (π-Tuning section 3.2)."""
+"""Task embeddings: the diagonal of the Fisher information of a task's expert (π-Tuning section 3.2; Task2Vec, Achille et al., 2019)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from pidep.backbones.encoder import Encoder
+from pidep.errors import ExpertError, UsageError, did_you_mean
 from pidep.experts.folder import Expert
 from pidep.experts.mixture import Mixture, attached
 
-__all__ = ["diagonal_fisher"]
+__all__ = ["FisherKind", "diagonal_fisher"]
+
+FisherKind = Literal["empirical", "true", "batch_squared"]
+"""`empirical`: labels of the data. `true`: labels drawn from the model, so none are needed. `batch_squared`: the authors' code."""
 
 
 def diagonal_fisher(
-    backbone: Encoder, expert: Expert, texts: Sequence[str], labels: Sequence[int], *, batch_size: int = 16
+    backbone: Encoder,
+    expert: Expert,
+    texts: Sequence[str],
+    labels: Sequence[int] | None = None,
+    *,
+    kind: FisherKind = "empirical",
+    seed: int = 0,
+    batch_size: int = 16,
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Mean over samples of the squared gradient of log p(label | text), one array per expert tensor.
+    """Mean squared gradient of log p(label | text), `<site>.<tensor>` to an array of the tensor's shape, at the expert as it is.
 
-    Per-sample gradients without a loop: every row of the batch gets its own copy of the factors as leaves
-    (`lora_bank`), so one backward pass leaves each sample's gradient apart. Memory is bounded by `batch_size`.
+    `empirical` and `true` square the gradient of each sample; `batch_squared` squares that of a batch's mean loss and so shrinks
+    with the batch size, as the π-Tuning authors' code does (for comparison). `seed` draws the labels of `true` and the batches
+    of `batch_squared`; the first two do not depend on `batch_size`, which bounds the memory: one copy of the gradient a row.
+
+    Per-sample gradients without a loop: every row of the batch has its own view of the tensors as leaves (`ExpertSite.rows`),
+    so one backward pass leaves the samples' gradients apart. Run it inside `backbone.cached_below(expert.sites)` where the
+    lower layers of these texts were computed before.
+
+    Raises:
+        UsageError: no texts, or labels that are missing, too few or not the expert's.
+        ExpertError: the expert does not fit the backbone, or its gradients are not finite.
     """
+    _check(expert, texts, labels, kind)
     mixture = Mixture.of([expert])
     label_embeddings = torch.from_numpy(expert.label_embeddings)
-    total: dict[str, Tensor] = {}
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    together = kind == "batch_squared"
+    # one number a text, drawn before anything is batched: the labels of `true` are the same whatever the batch size
+    drawn = torch.rand(len(texts), generator=torch.Generator().manual_seed(seed))
+    given = torch.tensor(labels if labels is not None and kind != "true" else [])
+    totals: dict[str, Tensor] = {}
+    count = 0
     with attached(backbone.model, mixture):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            leaves: dict[str, Tensor] = {}
-            for name, site in mixture.by_name():
-                own = {tensor: torch.from_numpy(array) for tensor, array in expert.sites[name].items()}
-                site.rows = {key: value.expand(len(rows), *value.shape).contiguous().requires_grad_() for key, value in own.items()}
-                leaves |= {f"{name}.{key}": value for key, value in site.rows.items()}
+        for rows in _batches(texts, batch_size=batch_size, shuffle_seed=seed if together else None):
+            leaves = _row_leaves(mixture, expert, num_rows=1 if together else len(rows))
             logits = expert.logit_scale * backbone.embed([texts[row] for row in rows], max_length=expert.max_length) @ label_embeddings.T
-            loss = torch.nn.functional.cross_entropy(logits, torch.tensor([labels[row] for row in rows]), reduction="sum")
-            for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
-                squared = gradient.square().sum(0)
-                total[name] = total[name] + squared if name in total else squared
-    return {name: (value / max(len(texts), 1)).numpy() for name, value in total.items()}
+            targets = _draw(logits, drawn[rows]) if kind == "true" else given[rows]
+            loss = cross_entropy(logits, targets, reduction="mean" if together else "sum")
+            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            for name, gradient in zip(leaves, gradients, strict=True):
+                squared = gradient.square().sum(0).double()  # fp64: thousands of small squares go into one sum
+                totals[name] = totals[name] + squared if name in totals else squared
+            count += 1 if together else len(rows)
+    for name, total in totals.items():
+        if not torch.isfinite(total).all():
+            raise ExpertError(f"expert {expert.name!r}: the gradient of {name} is not finite; train it again with a smaller learning rate")
+    return {name: (total / count).float().numpy() for name, total in totals.items()}
+
+
+def _check(expert: Expert, texts: Sequence[str], labels: Sequence[int] | None, kind: str) -> None:
+    if kind not in get_args(FisherKind):
+        raise UsageError(
+            f"Fisher kind {kind!r}: expected one of {', '.join(get_args(FisherKind))}{did_you_mean(kind, get_args(FisherKind))}"
+        )
+    if not texts:
+        raise UsageError(f"expert {expert.name!r}: a task embedding needs at least one text, found none")
+    if kind == "true":
+        return
+    if labels is None or len(labels) != len(texts):
+        found = "none" if labels is None else str(len(labels))
+        raise UsageError(
+            f"expert {expert.name!r}: the {kind} Fisher needs a label for each of {len(texts)} texts, found {found}; use 'true'"
+        )
+    if not all(0 <= label < len(expert.labels) for label in labels):
+        raise UsageError(f"expert {expert.name!r}: labels run from 0 to {len(expert.labels) - 1}, found {min(labels)} to {max(labels)}")
+
+
+def _batches(texts: Sequence[str], *, batch_size: int, shuffle_seed: int | None) -> Iterator[list[int]]:
+    """Rows sorted by length, so that little is padding; shuffled where it matters who shares a batch."""
+    if shuffle_seed is None:
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    else:
+        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(shuffle_seed)).tolist()
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _row_leaves(mixture: Mixture, expert: Expert, *, num_rows: int) -> dict[str, Tensor]:
+    """Set each site's rows: `num_rows` views of its tensors, each with a gradient of its own. One row is shared by the batch."""
+    leaves: dict[str, Tensor] = {}
+    for name, site in mixture.by_name():
+        own = {tensor: torch.from_numpy(array) for tensor, array in expert.sites[name].items()}
+        site.rows = {tensor: value.expand(num_rows, *value.shape).requires_grad_() for tensor, value in own.items()}
+        leaves |= {f"{name}.{tensor}": value for tensor, value in site.rows.items()}
+    return leaves
+
+
+def _draw(
+    logits: Tensor,  # [B, C]
+    uniform: Tensor,  # [B] in [0, 1)
+) -> Tensor:  # [B] int64
+    """A label from each row's softmax, by inverting its distribution."""
+    cumulative = logits.detach().softmax(1).cumsum(1)
+    return (cumulative < uniform.unsqueeze(1)).sum(1).clamp(max=logits.shape[1] - 1)

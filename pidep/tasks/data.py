@@ -103,7 +103,12 @@ def _parse(task: Task, rows: Iterable[Any], where: str) -> Split:
         label = str(row[task.label])
         if label not in task.labels:
             raise TaskError(f"{where}, row {number}: label {label!r} is not in the task's set ({', '.join(names)})")
-        text = task.input.format(**row).strip()
+        try:
+            text = task.input.format(**row).strip()
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise TaskError(
+                f"{where}, row {number}: the input template {task.input!r} does not fit it ({error}); use plain {{column}}"
+            ) from error
         if not text:
             raise TaskError(f"{where}, row {number}: the text is empty; remove the row")
         texts.append(text)

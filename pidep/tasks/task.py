@@ -110,7 +110,8 @@ def load_task(reference: str | Path) -> Task:
 
 
 def _beside(data: Data, folder: Path) -> Data:
-    """Relative paths are relative to the task file."""
+    """Relative paths are relative to the task file; absolute from here on, so that a run can be exported from any folder."""
+    folder = folder.absolute()
     update: dict[str, Any] = {}
     if data.path is not None:
         update["path"] = folder / data.path

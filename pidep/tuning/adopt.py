@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pidep.backbones.encoder import load_backbone
-from pidep.experts.folder import Expert, check_name, read_peft_lora, write_expert
+from pidep.experts.folder import Expert, check_expert_place, check_name, read_peft_lora, write_expert
 from pidep.experts.mixture import Mixture
 from pidep.tasks.task import load_task
 from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
@@ -19,6 +19,7 @@ def adopt(folder: Path, *, task: str, out: Path, name: str | None = None, backbo
     Raises:
         ExpertError: not a LoRA pidep can honour, or it does not fit the backbone; nothing was written.
     """
+    check_expert_place(out)
     found = load_task(task)
     sites, scaling = read_peft_lora(folder)
     encoder = load_backbone(backbone)

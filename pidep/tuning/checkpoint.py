@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from pidep.atomic_write import atomic_folder
@@ -65,14 +65,19 @@ def load_checkpoint(
     if not folder.is_dir():
         return None
     try:
-        record = json.loads((folder / "progress.json").read_text())
-        state = load_file(folder / "state.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        record = dict(json.loads((folder / "progress.json").read_text()))
+        data = (folder / "state.safetensors").read_bytes()
+        if hashlib.sha256(data).hexdigest() != record.pop("sha256"):
+            raise ValueError("state.safetensors is not what was written")
+        state = load(data)
+        made_for = record.pop("fingerprint")
+        progress = Progress(**record)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(f"{folder}: damaged checkpoint ({error}); delete the folder or run without --resume") from error
-    if record.pop("fingerprint") != fingerprint:
+    if made_for != fingerprint:
         raise UsageError(f"{folder}: the checkpoint is of another task, data or setting; run without --resume or choose another --out")
-    record.pop("sha256")
-    record["best_loss"] = float("inf") if record["best_loss"] is None else record["best_loss"]
+    if record["best_loss"] is None:
+        progress.best_loss = float("inf")
     split: dict[str, dict[str, Tensor]] = {"current": {}, "best": {}}
     moments: dict[int, dict[str, Any]] = {}
     for name, value in state.items():
@@ -85,4 +90,4 @@ def load_checkpoint(
     restored = optimizer.state_dict()
     restored["state"] = moments
     optimizer.load_state_dict(restored)
-    return Progress(**record), split["current"], split["best"]
+    return progress, split["current"], split["best"]

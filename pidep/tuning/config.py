@@ -30,6 +30,7 @@ class TuneConfig(BaseModel):
     )
     rank: int = Field(8, ge=1, le=256, description="LoRA rank, adapter width, or number of virtual tokens.")
     lora_alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank.")
+    rank_stabilized: bool = Field(False, description="rsLoRA: scale by alpha / sqrt(rank).")
     steps: int = Field(150, ge=1, description="Training steps of the task's own expert, at most.")
     batch_size: int = Field(16, ge=1, description="Texts a step.")
     learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of the own expert; the kind's own when absent.")
@@ -44,9 +45,13 @@ class TuneConfig(BaseModel):
     seed: int = Field(0, ge=0, description="Seed of the shots, the held-back part and the batches.")
     max_length: int | None = Field(None, ge=4, description="Tokens a text is cut to; the task's own when absent.")
     top_k: int = Field(3, ge=0, description="How many of the most similar tasks' experts to interpolate with; 0 for none.")
-    experts: Literal["frozen", "anchored", "free"] = Field(
-        "anchored", description="While α is learned, experts are frozen, anchored (expert_learning_rate) or free (learning_rate)."
+    policy: Literal["auto", "frozen", "anchored", "free", "uniform"] = Field(
+        "auto",
+        description="How to interpolate: auto decides by held-out rows; else α is learned and experts are frozen, anchored "
+        "(expert_learning_rate) or free (learning_rate); uniform learns nothing.",
     )
+    folds: int = Field(3, ge=2, description="Folds of the cross-validation inside the shots, under auto.")
+    alpha_per: Literal["site", "layer", "global"] = Field("site", description="One softmax a site, a layer, or for the whole backbone.")
     alpha_start: Literal["uniform", "similarity"] = Field("uniform", description="Where α starts.")
     mixture_steps: int = Field(40, ge=0, description="Training steps of the mixture.")
     alpha_learning_rate: float = Field(2e-2, ge=0, description="Learning rate of α.")

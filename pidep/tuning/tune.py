@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from pidep import __version__
-from pidep.atomic_write import write_json, write_text
+from pidep.atomic_write import check_place, write_json, write_text
 from pidep.backbones.encoder import Encoder, load_backbone
 from pidep.errors import ExpertError, TaskError, UsageError
-from pidep.experts.folder import Expert, check_name, read_expert, write_expert
+from pidep.experts.folder import Expert, check_expert_place, check_name, read_expert, write_expert
 from pidep.experts.kinds import kind_named
+from pidep.experts.kinds.lora import scaling
 from pidep.experts.mixture import Mixture, find_sites, fresh
 from pidep.experts.site import Tensors
 from pidep.similarity.compare import Neighbour, most_similar
@@ -30,6 +31,7 @@ from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, l
 from pidep.tasks.metrics import score
 from pidep.tasks.task import Task, load_task
 from pidep.tuning.config import TuneConfig
+from pidep.tuning.interpolate import Interpolated, InterpolateSettings, interpolate
 from pidep.tuning.trainer import OnStep, Schedule, Scorer, TrainReport, fit, predict_logits
 
 __all__ = ["LOGIT_SCALE", "TuneResult", "evaluate", "label_embeddings", "tune"]
@@ -86,8 +88,17 @@ class _Job:
 
     @property
     def learning_rate(self) -> float:
-        """Peak learning rate of the own expert: the one given, else the kind's."""
-        return self.config.learning_rate or kind_named(self.config.kind).learning_rate
+        """Peak learning rate of the own expert: the one given, else the kind's, and half of it for a few shots, soon known by heart."""
+        usual = kind_named(self.config.kind).learning_rate
+        return self.config.learning_rate or (usual if self.config.shots is None else usual / 2)
+
+    @property
+    def scaling(self) -> float:
+        """s of a LoRA; 1 for other kinds."""
+        config = self.config
+        if config.kind != "lora":
+            return 1.0
+        return scaling(config.lora_alpha, config.rank, rank_stabilized=config.rank_stabilized)
 
     def schedule(self, phase: str, steps: int) -> Schedule:
         """This run's settings for a phase."""
@@ -161,58 +172,85 @@ def _as_expert(job: _Job, sites: Mapping[str, Tensors], scaling: float, provenan
     )
 
 
-def _own_expert(job: _Job, *, resume: bool, on_step: OnStep | None) -> tuple[Expert, TrainReport]:
+def _train_expert(
+    job: _Job, train: Split, validation: Split | None, *, checkpoint: Path | None = None, resume: bool = False, on_step: OnStep | None
+) -> tuple[dict[str, Tensors], TrainReport]:
+    """A fresh expert, trained alone on the rows."""
     config = job.config
-    scaling = config.lora_alpha / config.rank if config.kind == "lora" else 1.0
     start = fresh(job.scorer.backbone.model, job.sites, kind=config.kind, size=config.rank)
-    mixture = Mixture([start], [scaling], kind=config.kind)
+    mixture = Mixture([start], [job.scaling], kind=config.kind)
     steps = config.steps if config.shots is None else min(config.steps, config.mixture_steps or config.steps)
     groups = [(mixture.expert_parameters(), job.learning_rate)]
-    checkpoint = job.out / "checkpoint" / "own"
     schedule = job.schedule(f"{job.name}: own expert", steps)
-    report = fit(job.scorer, mixture, groups, job.train, job.validation, schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
-    provenance = {"train": data_digest(job.train), "rows": len(job.train.texts), "seed": config.seed, "pidep": __version__}
-    return _as_expert(job, mixture.part(0), scaling, provenance), report
+    report = fit(job.scorer, mixture, groups, train, validation, schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
+    return dict(mixture.part(0)), report
 
 
-def _neighbours(job: _Job, own: Expert, embedding: dict[str, Any]) -> tuple[list[Neighbour], dict[str, PoolEntry]]:
-    """The most similar tasks of the pool that fit: same backbone, same sites; the target itself left out."""
+def _own_expert(job: _Job, *, resume: bool, on_step: OnStep | None) -> tuple[Expert, TrainReport]:
+    checkpoint = job.out / "checkpoint" / "own"
+    sites, report = _train_expert(job, job.train, job.validation, checkpoint=checkpoint, resume=resume, on_step=on_step)
+    provenance = {"train": data_digest(job.train), "rows": len(job.train.texts), "seed": job.config.seed, "pidep": __version__}
+    return _as_expert(job, sites, job.scaling, provenance), report
+
+
+def _fitting_pool(job: _Job) -> dict[str, PoolEntry]:
+    """The pool without the target itself, checked before anything is trained: same backbone, same kind, same sites."""
     if job.config.pool is None or job.config.top_k == 0:
-        return [], {}
+        return {}
     pool = {name: entry for name, entry in read_pool(job.config.pool).items() if name != job.name}
+    backbone = job.scorer.backbone
     for name, entry in pool.items():
-        if entry.expert.backbone_digest != own.backbone_digest:
+        expert = entry.expert
+        if expert.backbone_digest != backbone.digest:
             raise ExpertError(
-                f"{job.config.pool / name}: expert of another backbone ({entry.expert.backbone!r}, {entry.expert.backbone_digest[:19]}…), "
-                f"this run uses {own.backbone!r} ({own.backbone_digest[:19]}…); use one pool per backbone"
+                f"{job.config.pool / name}: expert of another backbone ({expert.backbone!r}, {expert.backbone_digest[:19]}…), "
+                f"this run uses {backbone.name!r} ({backbone.digest[:19]}…); use one pool per backbone"
             )
-        if entry.expert.sites.keys() != own.sites.keys():
+        if expert.kind != job.config.kind:
             raise ExpertError(
-                f"{job.config.pool / name}: acts on {len(entry.expert.sites)} sites, this run on {len(own.sites)}; "
+                f"{job.config.pool / name}: is of kind {expert.kind!r}, this run is {job.config.kind!r}; use one pool per kind"
+            )
+        if expert.sites.keys() != set(job.sites):
+            raise ExpertError(
+                f"{job.config.pool / name}: acts on {len(expert.sites)} sites, this run on {len(job.sites)}; "
                 "use the same --sites for the whole pool"
             )
-    return most_similar(embedding, {name: entry.embedding for name, entry in pool.items()}, top_k=job.config.top_k), pool
+    return pool
 
 
 def _interpolate(
     job: _Job, own: Expert, helpers: list[Expert], neighbours: list[Neighbour], *, resume: bool, on_step: OnStep | None
-) -> tuple[Mixture, Mixture, TrainReport]:
-    """The uniform mixture as it is, and the one trained on the target's own rows."""
-    uniform, trained = Mixture.of([own, *helpers]), Mixture.of([own, *helpers])
+) -> Interpolated:
     config = job.config
-    if config.alpha_start == "similarity":
-        # softmax(log s) is proportional to s; the target is as similar to itself as anything can be: 1
-        start = torch.tensor([1.0, *(near.similarity for near in neighbours)]).clamp(min=1e-6).log()
-        with torch.no_grad():
-            for parameter in trained.alpha_parameters():
-                parameter.copy_(start)
-    expert_rate = {"frozen": 0.0, "anchored": config.expert_learning_rate, "free": job.learning_rate}[config.experts]
-    groups = [(trained.alpha_parameters(), config.alpha_learning_rate), (trained.expert_parameters(), expert_rate)]
     schedule = job.schedule(f"{job.name}: interpolation", config.mixture_steps)
     schedule = replace(schedule, fingerprint=schedule.fingerprint + "".join(expert.digest for expert in [own, *helpers]))
-    checkpoint = job.out / "checkpoint" / "interpolation"
-    report = fit(job.scorer, trained, groups, job.train, job.validation, schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
-    return uniform, trained, report
+    settings = InterpolateSettings(
+        schedule,
+        policy=config.policy,
+        alpha_per=config.alpha_per,
+        alpha_start=config.alpha_start,
+        alpha_learning_rate=config.alpha_learning_rate,
+        own_learning_rate=job.learning_rate,
+        expert_learning_rate=config.expert_learning_rate,
+        folds=config.folds,
+    )
+
+    def train_own(rows: Split) -> Expert:
+        return _as_expert(job, _train_expert(job, rows, None, on_step=on_step)[0], job.scaling, {})
+
+    return interpolate(
+        job.scorer,
+        own,
+        helpers,
+        job.train,
+        job.validation,
+        settings,
+        train_own=train_own,
+        similarities=[near.similarity for near in neighbours],
+        checkpoint=job.out / "checkpoint" / "interpolation",
+        resume=resume,
+        on_step=on_step,
+    )
 
 
 def _train_helpers(config: TuneConfig, backbone: Encoder, *, resume: bool, on_step: OnStep | None) -> None:
@@ -238,49 +276,59 @@ def tune(
         TaskError, BackboneError, ExpertError, UsageError: the request does not fit together; nothing was written.
     """
     started = time.monotonic()
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: is a file; give a folder")
+    check_place(out, "--out")
+    for folder in (out / "own", out / "expert"):
+        check_expert_place(folder)
     torch.manual_seed(config.seed)
     backbone = backbone or load_backbone(config.backbone)
     job = _prepare(config, backbone, out)
+    if config.pool is not None:
+        check_place(config.pool, "--pool")
+        check_expert_place(config.pool / job.name)
     _train_helpers(config, backbone, resume=resume, on_step=on_step)
+    pool = _fitting_pool(job)
     own, own_report = _own_expert(job, resume=resume, on_step=on_step)
     sample = limit(job.train, config.fisher_samples, seed=config.seed)
     embedding = diagonal_fisher(backbone, own, sample.texts, sample.labels)
-    neighbours, pool = _neighbours(job, own, embedding)
+    neighbours = most_similar(embedding, {name: entry.embedding for name, entry in pool.items()}, top_k=config.top_k)
     metrics = {"backbone": evaluate(job.scorer, job.data.test, job.task.metric)}
     metrics["own_expert"] = evaluate(job.scorer, job.data.test, job.task.metric, Mixture.of([own]))
     reports = {"own": own_report}
-    final, alphas = own, {}
+    final, mixed = own, None
     if neighbours:
         helpers = [pool[near.name].expert for near in neighbours]
-        uniform, trained, reports["interpolation"] = _interpolate(job, own, helpers, neighbours, resume=resume, on_step=on_step)
-        metrics["uniform"] = evaluate(job.scorer, job.data.test, job.task.metric, uniform)
-        metrics["pi"] = evaluate(job.scorer, job.data.test, job.task.metric, trained)
+        mixed = _interpolate(job, own, helpers, neighbours, resume=resume, on_step=on_step)
+        reports |= mixed.reports
+        metrics["uniform"] = evaluate(job.scorer, job.data.test, job.task.metric, mixed.uniform)
+        metrics["pi"] = evaluate(job.scorer, job.data.test, job.task.metric, mixed.mixture)
         provenance = {
             **own.provenance,
             "mixture_of": {job.name: own.digest, **{near.name: pool[near.name].expert.digest for near in neighbours}},
+            "decision": mixed.decision.to_json(),
         }
-        final = _as_expert(job, trained.folded(), 1.0, provenance)
-        alphas = trained.alphas()
+        final = _as_expert(job, mixed.mixture.folded(), 1.0, provenance)
     final = replace(final, metrics={job.task.metric: metrics})
     write_expert(replace(own, metrics={job.task.metric: metrics["own_expert"]}), out / "own", fisher=embedding)
     write_expert(final, out / "expert", fisher=embedding)
     if config.pool is not None and (config.add_to_pool if config.add_to_pool is not None else config.shots is None):
         write_expert(replace(own, metrics={job.task.metric: metrics["own_expert"]}), config.pool / job.name, fisher=embedding)
     result = TuneResult(out, job.name, final.digest, job.task.metric, metrics, neighbours, round(time.monotonic() - started, 3))
-    _write_run(job, result, alphas, reports)
+    _write_run(job, result, mixed, reports)
     return result
 
 
-def _write_run(job: _Job, result: TuneResult, alphas: dict[str, list[float]], reports: dict[str, TrainReport]) -> None:
+def _write_run(job: _Job, result: TuneResult, mixed: Interpolated | None, reports: dict[str, TrainReport]) -> None:
     out = job.out
-    mixed = [job.name, *(near.name for near in result.neighbours)]
+    alphas = mixed.mixture.alphas() if mixed is not None else {}
     write_text(out / "config.yaml", json.dumps(job.config.model_dump(mode="json"), indent=2) + "\n")
     write_json(out / "task.json", job.task.model_dump(mode="json"))
     write_json(
         out / "alpha.json",
-        {"experts": mixed, "sites": alphas, "mean": np.mean(list(alphas.values()), axis=0).tolist() if alphas else [1.0]},
+        {
+            "experts": mixed.experts if mixed is not None else [job.name],
+            "sites": alphas,
+            "mean": np.mean(list(alphas.values()), axis=0).tolist() if alphas else [1.0],
+        },
     )
     write_json(out / "similarity.json", {near.name: near.similarity for near in result.neighbours})
     write_json(out / "metrics.json", {"metric": result.metric, "test_rows": len(job.data.test.texts), **result.metrics})

@@ -32,10 +32,14 @@ def test_a_run_with_neighbours(tiny_folder: Path, task_file: Path, tmp_path: Pat
     assert [near.name for near in result.neighbours] == ["one", "two"]
     assert not (pool / "target").exists()
     expert = read_expert(tmp_path / "run" / "expert")
-    assert expert.rank == 6
+    assert expert.rank == 8  # own, own in context, one, two
     assert expert.digest == result.digest
     alpha = json.loads((tmp_path / "run" / "alpha.json").read_text())
-    assert alpha["experts"] == ["target", "one", "two"]
+    assert alpha["experts"] == ["target", "target (in context)", "one", "two"]
+    decision = expert.provenance["decision"]
+    assert decision["chosen"] == "mixture"
+    assert decision["rows"] == 8
+    assert sum(decision["weights"].values()) == pytest.approx(1, abs=1e-3)
     assert np.allclose([sum(weights) for weights in alpha["sites"].values()], 1)
 
 

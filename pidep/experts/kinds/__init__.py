@@ -1,15 +1,17 @@
-"""The kinds of expert, one file each; `KINDS` is where a new one is added.
+"""The kinds of expert, one file each: a module here that ends with a `KIND` is one, and nothing else has to know of it.
 
-May import `pidep.experts.site`, `pidep.kernels` and `pidep.errors`.
+May import `pidep.experts.{site,dense,attention,layout,positions}`, `pidep.kernels` and `pidep.errors`.
 """
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from pidep.errors import ExpertError, did_you_mean
-from pidep.experts.kinds import adapter, bitfit, lora, prefix, prompt
 from pidep.experts.site import Kind
 
 __all__ = ["KINDS", "kind_named"]
 
-KINDS: dict[str, Kind] = {module.KIND.name: module.KIND for module in (lora, adapter, prefix, prompt, bitfit)}
+KINDS: dict[str, Kind] = {found.name: import_module(f"{__name__}.{found.name}").KIND for found in iter_modules(__path__)}
 
 
 def kind_named(name: str) -> Kind:

@@ -1,54 +1,52 @@
 """Bottleneck adapters after the projections that write to the residual stream: y + up(relu(down(y))).
 
 Houlsby et al. (2019) put one after attention and one after the feed-forward, Pfeiffer et al. (2021) the second only:
-both are a choice of sites, `*` and `pfeiffer`.
+the patterns `houlsby` (every site, the default) and `pfeiffer`. A decoder's cross-attention counts as attention.
 """
 
 from __future__ import annotations
 
 import re
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from pidep.experts.site import Kind, WrappedSite
+from pidep.experts.dense import dense_layers, widths
+from pidep.experts.site import Kind, LayerSite
 
 __all__ = ["KIND", "AdapterSite"]
 
-_WRITES = re.compile(r"(output\.dense|out_proj|o_proj|out_lin|\.o|\.wo|\.Wo|fc2|lin2|down_proj|c_proj|dense_4h_to_h|proj)$")
-_FEED_FORWARD = re.compile(r"(ffn|mlp|feed_forward|DenseReluDense|intermediate|fc2|lin2|down_proj|\.wo$)|(?<!attention\.)output\.dense$")
+# The last dense layer of an attention or feed-forward block, as transformers' architectures name it:
+# BERT, RoBERTa, ELECTRA, DeBERTa, MPNet: (attention.)output.dense; DistilBERT: out_lin, lin2; ModernBERT: Wo; T5: o, wo;
+# GPT-2: c_proj; Llama, Qwen, ViT, DINOv2, Swin: o_proj; OPT, BART, CLIP: out_proj, fc2; GPT-NeoX: attention.dense, dense_4h_to_h
+_WRITES = re.compile(
+    r"(^|\.)(output\.dense|out_proj|o_proj|out_lin|o|wo|Wo|fc2|lin2|down_proj|c_proj|proj|w2|(self_)?att(entio)?n\.dense|dense_4h_to_h)$"
+)
+_FEED_FORWARD = re.compile(r"(^|\.)((ffn|mlp|feed_forward)\.\w+|fc2|lin2|wo|down_proj|w2|dense_4h_to_h|(?<!attention\.)output\.dense)$")
 
 
-class AdapterSite(WrappedSite):
-    """A Linear followed by a mixture of adapters, interpolated on the parameters."""
+class AdapterSite(LayerSite):
+    """A dense layer followed by a mixture of adapters, interpolated on the parameters."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in]` to `[..., out]`."""
-        assert self.base is not None
-        y = cast(Tensor, self.base(x))
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        """y + up(relu(down(y)))."""
         own = self.tensors()
         hidden = torch.relu(y @ own["down"].transpose(-1, -2) + own["down_bias"].unsqueeze(-2))
         return y + hidden @ own["up"].transpose(-1, -2) + own["up_bias"].unsqueeze(-2)
 
 
 def _candidates(model: nn.Module) -> list[str]:
-    """Linears inside a stack of layers that write to the residual stream."""
-    stacks = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and _WRITES.search(name) and any(name.startswith(stack) for stack in stacks)
-    ]
+    """Dense layers inside a stack of layers that write to the residual stream."""
+    stacks = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
+    return [name for name in dense_layers(model) if _WRITES.search(name) and name.startswith(stacks)]
 
 
-def feed_forward(sites: list[str]) -> list[str]:
-    """The sites after a feed-forward: Pfeiffer's placement."""
+def _feed_forward(sites: list[str]) -> list[str]:
     return [site for site in sites if _FEED_FORWARD.search(site)]
 
 
 def _shapes(model: nn.Module, site: str, width: int) -> dict[str, tuple[int, ...]]:
-    size = cast(nn.Linear, model.get_submodule(site)).out_features
+    _, size = widths(model.get_submodule(site))
     return {"down": (width, size), "down_bias": (width,), "up": (size, width), "up_bias": (size,)}
 
 
@@ -60,4 +58,15 @@ def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Ten
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-KIND = Kind("adapter", AdapterSite, _candidates, _shapes, _start, size_of=lambda tensors: len(tensors["down"]), learning_rate=2e-3)
+KIND = Kind(
+    "adapter",
+    AdapterSite,
+    needs="projection back to the residual stream of a known name",
+    changes="adds up(relu(down(y))) to the output y of attention and feed-forward",
+    candidates=_candidates,
+    shapes=_shapes,
+    start=_start,
+    size_of=lambda tensors: len(tensors["down"]),
+    learning_rate=2e-3,
+    named_patterns={"houlsby": list, "pfeiffer": _feed_forward},
+)

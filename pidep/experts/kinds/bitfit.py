@@ -7,25 +7,25 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pidep.experts.site import Kind, WrappedSite
+from pidep.experts.dense import is_dense
+from pidep.experts.site import Kind, LayerSite
 
 __all__ = ["KIND", "BitfitSite"]
 
 
-class BitfitSite(WrappedSite):
-    """A module with a bias, plus a mixture of bias changes."""
+class BitfitSite(LayerSite):
+    """A layer with a bias, plus a mixture of bias changes."""
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """As the module; the bias is added to its output's last axis."""
-        assert self.base is not None
-        return cast(Tensor, self.base(*inputs)) + self.tensors()["bias"].unsqueeze(-2)
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        """y + δ on the last axis."""
+        return y + self.tensors()["bias"].unsqueeze(-2)
 
 
 def _candidates(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if name and isinstance(module, nn.Linear | nn.LayerNorm) and isinstance(module.bias, nn.Parameter)
+        if name and (is_dense(module) or isinstance(module, nn.LayerNorm)) and isinstance(module.bias, nn.Parameter)
     ]
 
 
@@ -37,4 +37,14 @@ def _start(_: str, shape: tuple[int, ...], __: torch.Generator) -> Tensor:
     return torch.zeros(shape)
 
 
-KIND = Kind("bitfit", BitfitSite, _candidates, _shapes, _start, size_of=lambda _: 1, learning_rate=5e-3)
+KIND = Kind(
+    "bitfit",
+    BitfitSite,
+    needs="Linear or LayerNorm with a bias",
+    changes="adds to every bias",
+    candidates=_candidates,
+    shapes=_shapes,
+    start=_start,
+    size_of=lambda _: 1,
+    learning_rate=5e-3,
+)

@@ -1,7 +1,8 @@
-"""LoRA (Hu et al., 2022) on Linear layers: y = W x + s·B A x, and the mixture of the *products* Σₖ αₖ sₖ BₖAₖ."""
+"""LoRA (Hu et al., 2022) on dense layers: y = W x + s·B A x, and the mixture of the *products* Σₖ αₖ sₖ BₖAₖ."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
@@ -10,15 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pidep.experts.site import Array, Kind, Tensors, WrappedSite
+from pidep.experts.dense import dense_layers, widths
+from pidep.experts.site import Array, Kind, LayerSite, Tensors, WrappedSite, everywhere
 from pidep.kernels.lora_bank import lora_bank
 from pidep.kernels.lora_mixture import lora_mixture
 
-__all__ = ["KIND", "BankSite", "LoraSite", "bank_rows", "linears"]
+__all__ = ["KIND", "BankSite", "LoraSite", "bank_rows", "linears", "scaling"]
 
 
-class LoraSite(WrappedSite):
-    """A Linear plus K LoRAs, their ranks side by side: two matrix products whatever K is. Ranks may differ."""
+def scaling(lora_alpha: float, rank: int, *, rank_stabilized: bool = False) -> float:
+    """s in ΔW = s·BA: alpha / r, or alpha / √r (rsLoRA; Kalajdzievski, 2023), which keeps the update's size as the rank grows."""
+    return lora_alpha / (math.sqrt(rank) if rank_stabilized else rank)
+
+
+class LoraSite(LayerSite):
+    """A dense layer plus K LoRAs, their ranks side by side: two matrix products whatever K is. Ranks may differ."""
 
     owner: Tensor
     scaling: Tensor
@@ -33,19 +40,16 @@ class LoraSite(WrappedSite):
         self.register_buffer("owner", torch.repeat_interleave(torch.arange(len(parts)), ranks), persistent=False)
         self.register_buffer("scaling", torch.tensor(scalings), persistent=False)
         self.scalings = tuple(scalings)
-        self.rows: Mapping[str, Tensor] | None = None
 
-    def weight(self) -> Tensor:
+    def rank_weights(self) -> Tensor:
         """`[R]` αₖ sₖ for each stacked rank."""
         return (self.alpha() * self.scaling)[self.owner]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in]` to `[..., out]`."""
-        assert self.base is not None
-        if self.rows is not None:
-            b = self.rows["lora_B"].transpose(1, 2) * self.scalings[0]
-            return cast(Tensor, self.base(x) + lora_bank(x, self.rows["lora_A"], b))
-        return cast(Tensor, self.base(x) + lora_mixture(x, self.a, self.b, self.weight()))
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        """y + Σₖ αₖ sₖ BₖAₖ x."""
+        if self.rows is None:
+            return y + lora_mixture(x, self.a, self.b, self.rank_weights())
+        return y + lora_bank(x, self.rows["lora_A"], self.rows["lora_B"].transpose(1, 2) * self.scalings[0])
 
     def part(self, index: int) -> dict[str, Array]:
         """Expert `index` as it is, its own scaling left out."""
@@ -55,7 +59,7 @@ class LoraSite(WrappedSite):
     def folded(self) -> dict[str, Array]:
         """One LoRA of rank Σ rank_k whose ΔW is Σ αₖ sₖ BₖAₖ exactly; α and s are in B."""
         with torch.no_grad():
-            return {"lora_A": self.a.numpy().copy(), "lora_B": np.ascontiguousarray((self.b * self.weight()).numpy())}
+            return {"lora_A": self.a.numpy().copy(), "lora_B": np.ascontiguousarray((self.b * self.rank_weights()).numpy())}
 
 
 _CURRENT_ROWS: list[Mapping[str, tuple[Tensor, Tensor]]] = []
@@ -75,7 +79,7 @@ def bank_rows(rows: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
 
 
 class BankSite(WrappedSite):
-    """A Linear plus the LoRA of each row's own expert, taken from `bank_rows`."""
+    """A dense layer plus the LoRA of each row's own expert, taken from `bank_rows`."""
 
     def __init__(self, name: str) -> None:
         nn.Module.__init__(self)
@@ -89,13 +93,13 @@ class BankSite(WrappedSite):
 
 
 def linears(model: nn.Module) -> list[str]:
-    """Every Linear."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    """Every Linear or Conv1D."""
+    return dense_layers(model)
 
 
 def _shapes(model: nn.Module, site: str, rank: int) -> dict[str, tuple[int, ...]]:
-    linear = cast(nn.Linear, model.get_submodule(site))
-    return {"lora_A": (rank, linear.in_features), "lora_B": (linear.out_features, rank)}
+    inputs, outputs = widths(model.get_submodule(site))
+    return {"lora_A": (rank, inputs), "lora_B": (outputs, rank)}
 
 
 def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -106,4 +110,15 @@ def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Ten
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-KIND = Kind("lora", LoraSite, linears, _shapes, _start, size_of=lambda tensors: len(tensors["lora_A"]), learning_rate=2e-3)
+KIND = Kind(
+    "lora",
+    LoraSite,
+    needs="Linear",
+    changes="adds s·B A x to a Linear's output",
+    candidates=linears,
+    shapes=_shapes,
+    start=_start,
+    size_of=lambda tensors: len(tensors["lora_A"]),
+    learning_rate=2e-3,
+    in_peft=everywhere,
+)

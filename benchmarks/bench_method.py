@@ -1,0 +1,186 @@
+"""π against every baseline on four sentiment domains (issue 3): writes `benchmarks/results/method.json`.
+
+    python -m benchmarks.bench_method --prepare              # the helpers: 4 tasks × 3 kinds; --part I/N shares them out
+    python -m benchmarks.bench_method --part 0/2             # half of the cells, one thread; the other half beside it
+    python -m benchmarks.bench_method --part 1/2
+    python -m benchmarks.bench_method --summarise            # claims and every single run
+
+Stopped and started again it goes on where it was. `--redo pi` measures one method again in every cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import Claim, write_result
+from pidep.errors import PidepError
+from pidep.tuning.compare_config import LORA_ONLY, METHODS, CompareConfig, check_methods
+from pidep.tuning.compare_summary import summarise
+
+__all__ = ["GRIDS", "claims", "main", "read_cells"]
+
+OUT = Path("runs/method")
+COMMAND = "python -m benchmarks.bench_method --prepare, then --part 0/2 beside --part 1/2, then --summarise"
+DOMAINS = ("amazon", "movie", "nyt", "tweets")
+COMMON: dict[str, Any] = {
+    "tasks": tuple(f"sentiment/{domain}" for domain in DOMAINS),
+    "seeds": (0, 1, 2),
+    "full_seeds": (0,),
+    "sites": ("encoder.layer.[45].*",),
+    "max_length": 32,
+    "test_limit": 800,
+    "finetune_steps": 40,
+}
+REST = tuple(method for method in METHODS if method not in LORA_ONLY)
+GRIDS = (
+    CompareConfig(**COMMON, kinds=("lora",), shots=(8, 128)),
+    CompareConfig(**COMMON, kinds=("lora",), shots=(32,), full=True, methods=REST),
+    CompareConfig(**COMMON, kinds=("adapter", "prefix"), shots=(8, 128), methods=("backbone", "own", "uniform", "joint", "pi")),
+)
+"""The merging baselines at 8 and 128 shots; BitFit and full fine-tuning do not depend on the kind."""
+
+Cells = Sequence[Mapping[str, Any]]
+
+
+def read_cells(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every finished cell of the grids, with its own methods; and what is missing."""
+    from pidep.tuning.compare_grid import cells_of, methods_of
+
+    cells, missing = [], []
+    for grid in GRIDS:
+        for key in cells_of(grid, DOMAINS):
+            path, methods = out / key.path, methods_of(grid, key.kind)
+            cell = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"methods": {}}
+            if methods.keys() <= cell["methods"].keys():
+                cells.append({**cell, "methods": {method: cell["methods"][method] for method in methods}})
+            else:
+                missing.append(str(key))
+    return cells, missing
+
+
+def claims(summary: Mapping[str, Any]) -> list[Claim]:
+    """The claims of issue 3, met or not."""
+    found: list[Claim] = []
+    for kind, columns in (("lora", (8, 32, 128, None)), ("adapter", (8, 128)), ("prefix", (8, 128))):
+        for other, points in (("own", 9.0), ("uniform", 1.0), ("joint", 3.0)):
+            mean = _minus(summary, kind, 8, other)["mean"]
+            found.append(_at_least(f"{kind}, 8 shots: π minus {NAMES[other]}, average of 4 targets × 3 seeds", points, mean))
+        for shots in columns:
+            worst = min(_under_the_best(summary, kind, shots).values())
+            what = f"{kind}, {_column(shots)}: π minus the best of own expert and uniform mixture, worst target's mean"
+            found.append(_at_least(what, -1.0, worst))
+        for shots in (shots for shots in columns if shots in (128, None)):
+            worst = min(_minus(summary, kind, shots, "own")["tasks"].values())
+            found.append(_at_least(f"{kind}, {_column(shots)}: π minus own expert, worst target's mean", 0.0, worst))
+    return found
+
+
+NAMES = {"own": "own expert", "uniform": "uniform mixture", "joint": "naive joint training"}
+
+
+def _column(shots: int | None) -> str:
+    return f"{shots} shots" if shots else "full data"
+
+
+def _minus(summary: Mapping[str, Any], kind: str, shots: int | None, other: str) -> dict[str, Any]:
+    for row in summary["differences"]:
+        if (row["kind"], row["shots"], row["minus"]) == (kind, shots, other):
+            return dict(row)
+    raise PidepError(f"method: no cell of {kind}, {_column(shots)} has both π and {other!r}; run the missing cells first")
+
+
+def _under_the_best(summary: Mapping[str, Any], kind: str, shots: int | None) -> dict[str, float]:
+    """π minus the better of own expert and uniform mixture, means of each target."""
+    own, uniform = (_minus(summary, kind, shots, other)["tasks"] for other in ("own", "uniform"))
+    return {task: min(own[task], uniform[task]) for task in own}
+
+
+def _at_least(claim: str, points: float, measured: float) -> Claim:
+    """A claim about percentage points; what rounding to a millionth of a point hides is not a difference."""
+    value = round(100 * measured, 6)
+    return {"claim": claim + ", points of accuracy", "target": f">= {points:g}", "measured": round(value, 2), "met": value >= points}
+
+
+def _cost(cells: Cells) -> dict[str, dict[str, float]]:
+    """CPU seconds of each method in a mean cell, by kind and column; the own expert's are in `own_expert`."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for cell in cells:
+        column = found.setdefault(f"{cell['kind']}, {_column(cell['shots'])}", {})
+        column.setdefault("own_expert", []).append(cell["own"]["cpu_seconds"])
+        for method, result in cell["methods"].items():
+            column.setdefault(method, []).append(result["cpu_seconds"])
+            column.setdefault("scoring the test rows", []).append(result["test_seconds"])
+    return {column: {name: round(sum(values) / len(values), 2) for name, values in by.items()} for column, by in found.items()}
+
+
+def _summarise(out: Path) -> int:
+    cells, missing = read_cells(out)
+    summary = summarise(cells)
+    if missing:
+        print(f"{out}: {len(missing)} of {len(missing) + len(cells)} cells are missing, the first is {missing[0]}", file=sys.stderr)
+        known = {"averages": summary["averages"], "losing": summary["losing"], "cost_cpu_seconds": _cost(cells)}
+        print(json.dumps(known, indent=1, ensure_ascii=False))
+        return 1
+    found = claims(summary)
+    raw = {
+        "settings": [grid.model_dump(mode="json") for grid in GRIDS],
+        "summary": {name: rows for name, rows in summary.items() if name != "losing"},
+        "losing": summary["losing"],
+        "cost_cpu_seconds": _cost(cells),
+        "cells": cells,
+    }
+    path = write_result("method", command=COMMAND, raw=raw, claims=found)
+    for claim in found:
+        print(f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} (target {claim['target']})")
+    print(f"{sum(claim['met'] for claim in found)} of {len(found)} claims met, {len(summary['losing'])} losing cases; {path}")
+    return 0
+
+
+def _run(out: Path, *, part: str | None, prepare: bool, redo: Sequence[str], overwrite: bool) -> None:
+    import torch
+
+    from pidep.backbones.encoder import load_backbone
+    from pidep.tuning.compare import compare
+    from pidep.tuning.compare_grid import Part
+
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    backbone = load_backbone()
+
+    def say(done: int, total: int, what: str) -> None:
+        print(f"{time.monotonic() - started:7.0f} s  {done}/{total}  {what}", file=sys.stderr, flush=True)
+
+    share = None if part is None else Part(*map(int, part.split("/")))
+    for grid in GRIDS:
+        again = check_methods(redo)
+        compare(grid, out, part=share, prepare=prepare, redo=again, overwrite=overwrite, backbone=backbone, on_cell=say)
+
+
+def main() -> int:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description="π against every baseline; run it with --prepare, then --part, then --summarise.")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"folder of helpers and cells (default {OUT})")
+    parser.add_argument("--prepare", action="store_true", help="train the helpers and stop")
+    parser.add_argument("--part", metavar="I/N", help="every N-th cell (with --prepare: helper) from I on")
+    parser.add_argument("--redo", action="append", default=[], metavar="METHOD", help="measure this method again in every cell")
+    parser.add_argument("--overwrite", action="store_true", help="measure what was made with other settings anew")
+    parser.add_argument("--summarise", action="store_true", help="write benchmarks/results/method.json")
+    options = parser.parse_args()
+    try:
+        if options.summarise:
+            return _summarise(options.out)
+        _run(options.out, part=options.part, prepare=options.prepare, redo=options.redo, overwrite=options.overwrite)
+    except PidepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

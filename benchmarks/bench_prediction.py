@@ -1,0 +1,563 @@
+"""Does the predicted similarity of two tasks tell how well one's expert helps the other? See docs/prediction.md.
+
+python -m benchmarks.bench_prediction --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.stats import rankdata
+
+from benchmarks.record import RESULTS, Claim, write_result
+from pidep.atomic_write import write_json
+from pidep.backbones.encoder import Encoder, load_backbone
+from pidep.errors import PidepError
+from pidep.experts.folder import Expert, read_expert, write_expert
+from pidep.experts.kinds import kind_named
+from pidep.experts.mixture import Mixture, find_sites
+from pidep.similarity.cache_file import read_cached, write_cached
+from pidep.similarity.compare import Embedding, scale_free, similarity
+from pidep.similarity.embedding_cache import cached_fisher
+from pidep.similarity.fisher import FisherKind
+from pidep.similarity.pool import PoolEntry
+from pidep.similarity.zero_shot import without_labels
+from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data
+from pidep.tasks.task import Task, load_task
+from pidep.tuning.baselines import Recipe, train_expert
+from pidep.tuning.trainer import Scorer
+from pidep.tuning.tune import LOGIT_SCALE, evaluate, label_embeddings
+
+__all__ = ["Figure", "Settings", "main", "spearman", "statistics", "top_overlap", "top_regret"]
+
+Matrix = npt.NDArray[np.float64]
+FORMAT = 1
+"""Raised whenever the same settings measure something else."""
+TOP = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured; with the code, all that the figures depend on."""
+
+    domains: tuple[str, ...] = ("sentiment/amazon", "sentiment/movie", "sentiment/nyt", "sentiment/tweets")
+    clusters: int = 2
+    backbone: str = "minilm"
+    sites: tuple[str, ...] = ("encoder.layer.[45].*",)
+    rank: int = 8
+    max_length: int = 32
+    train_rows: int = 2100
+    """Of a domain, at most."""
+    test_rows: int = 400
+    """Of a sub-task, at most."""
+    shots: int = 8
+    seeds: tuple[int, ...] = (0, 1, 2)
+    full_steps: int = 120
+    few_steps: int = 40
+    full_rate: float = 1e-3
+    few_rate: float = 5e-4
+    validation_rows: int = 150
+    fisher_rows: int = 256
+    """Training rows of a full-data embedding, at most; a few-shot one takes all its rows."""
+
+
+@dataclass(frozen=True)
+class SubTask:
+    """A part of a domain, on one topic."""
+
+    name: str
+    task: Task
+    scorer: Scorer
+    data: TaskData
+    words: tuple[str, ...]
+    """The words that set it off from the rest of its domain."""
+    mean_embedding: Matrix
+    """`[D]`, of its training texts, under the bare backbone."""
+
+
+# --- statistics: numpy only -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A statistic and its bootstrap over targets."""
+
+    value: float
+    samples: Matrix  # [R]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The middle 95 %."""
+        low, high = np.percentile(self.samples, [2.5, 97.5])
+        return float(low), float(high)
+
+    def __sub__(self, other: Figure) -> Figure:
+        return Figure(self.value - other.value, self.samples - other.samples)
+
+    def to_json(self) -> dict[str, Any]:
+        """Rounded."""
+        return {"value": round(self.value, 4), "interval_95": [round(bound, 4) for bound in self.interval]}
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def spearman(
+    left: Matrix,  # [..., N]
+    right: Matrix,  # [..., N]
+) -> Matrix:  # [...]
+    """Rank correlation, ties sharing their mean rank; 0 where one side is constant, which orders nothing."""
+    ranks = [rankdata(side, axis=-1) for side in (left, right)]
+    a, b = (side - side.mean(-1, keepdims=True) for side in ranks)
+    lengths = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    return np.asarray(np.where(lengths > 0, (a * b).sum(-1) / np.where(lengths > 0, lengths, 1.0), 0.0))
+
+
+def top_regret(
+    predicted: Matrix,  # [..., N]
+    transfer: Matrix,  # [..., N]
+) -> Matrix:  # [...]
+    """Best transfer minus that of the helper predicted best; a tie is a uniform choice, so a constant prediction is a random one."""
+    best = predicted == predicted.max(-1, keepdims=True)
+    return np.asarray(transfer.max(-1) - (best * transfer).sum(-1) / best.sum(-1))
+
+
+def top_overlap(
+    predicted: Matrix,  # [..., N]
+    transfer: Matrix,  # [..., N]
+    *,
+    top: int = TOP,
+) -> Matrix:  # [...]
+    """Share of the best `top` that is predicted among the best `top`; ties at the edge count by the chance that they are in."""
+    return np.asarray((_inside(predicted, top) * _inside(transfer, top)).sum(-1) / top)
+
+
+def _inside(values: Matrix, top: int) -> Matrix:
+    """The chance of each to be among the `top` highest, ties broken at random."""
+    edge = np.sort(values, axis=-1)[..., -top][..., None]
+    above, at = values > edge, values == edge
+    left = top - above.sum(-1, keepdims=True)
+    return np.asarray(above + at * left / at.sum(-1, keepdims=True))
+
+
+def by_target(matrix: Matrix) -> Matrix:
+    """`[..., helper, target]` to `[..., target, other helpers]`."""
+    size = matrix.shape[-1]
+    keep = ~np.eye(size, dtype=bool)
+    return np.stack([matrix[..., keep[:, target], target] for target in range(size)], axis=-2)
+
+
+def statistics(
+    predicted: Matrix,  # [S, T, T], helper by target; S seeds of the target's shots, or 1
+    transfer: Matrix,  # [T, T]
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Figure]:
+    """Figures of one predictor, each the mean over the seeds. Resamples are the same for every predictor, so differences are paired."""
+    guess, truth = by_target(predicted), by_target(transfer)
+    count = len(truth)
+    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    centred_guess = guess - guess.mean(-1, keepdims=True)
+    centred_truth = truth - truth.mean(-1, keepdims=True)
+
+    def pooled(targets: npt.NDArray[np.int64]) -> Matrix:  # [R, T] to [R]
+        right = centred_truth[targets].reshape(len(targets), -1)
+        return np.mean([spearman(left[targets].reshape(len(targets), -1), right) for left in centred_guess], axis=0)
+
+    targets = {
+        "spearman_by_target": spearman(guess, truth[None].repeat(len(guess), 0)),
+        "regret": top_regret(guess, truth[None]),
+        f"top{TOP}_overlap": top_overlap(guess, truth[None], top=min(TOP, truth.shape[-1])),
+    }
+    found = {"spearman": Figure(float(pooled(np.arange(count)[None])[0]), pooled(draws))}
+    for name, values in targets.items():
+        mean = values.mean(0)
+        found[name] = Figure(float(mean.mean()), mean[draws].mean(1))
+    return found
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------------
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def sub_tasks(settings: Settings, backbone: Encoder, out: Path) -> list[SubTask]:
+    """Every domain cut in parts by topic; a sentence is in one part only, on one side only."""
+    found: list[SubTask] = []
+    seen: set[str] = set()
+    for domain in settings.domains:
+        task = load_task(domain)
+        data = load_data(task)
+        train = limit(_unseen(data.train, seen), settings.train_rows, seed=0)
+        # 0.3 of a packaged domain is tested: as many a cluster as are used, and a half more for uneven clusters
+        test = limit(_unseen(data.test, seen), settings.test_rows * settings.clusters * 5 // 4, seed=0)
+        seen |= {_normalised(text) for text in [*data.train.texts, *data.test.texts]}
+        found += _clusters(settings, backbone, task, train, test, out)
+    return found
+
+
+def _unseen(split: Split, seen: set[str]) -> Split:
+    return split.take(row for row, text in enumerate(split.texts) if _normalised(text) not in seen)
+
+
+def _clusters(settings: Settings, backbone: Encoder, task: Task, train: Split, test: Split, out: Path) -> Iterator[SubTask]:
+    texts = [*train.texts, *test.texts]
+    key = json.dumps([FORMAT, backbone.digest, settings.max_length, settings.clusters, data_digest(train), data_digest(test)])
+    path = out / "texts" / f"{task.name}.safetensors"
+    kept = read_cached(path, key=key)
+    if kept is None:
+        embeddings = backbone.encode(texts, max_length=settings.max_length).numpy()
+        kept = {"embeddings": embeddings, "cluster": _k_means(embeddings, settings.clusters)}
+        write_cached(path, kept, key=key)
+    cluster, count = kept["cluster"], len(train.texts)
+    scorer = Scorer(backbone, label_embeddings(backbone, task), LOGIT_SCALE, min(settings.max_length, backbone.max_positions))
+    for number in range(settings.clusters):
+        mine = np.flatnonzero(cluster == number)
+        rows = train.take(mine[mine < count].tolist())
+        held = limit(test.take((mine[mine >= count] - count).tolist()), settings.test_rows, seed=0)
+        words = _words([texts[row] for row in mine], [texts[row] for row in np.flatnonzero(cluster != number)])
+        mean = kept["embeddings"][mine[mine < count]].mean(0, dtype=np.float64)
+        yield SubTask(f"{task.name}-{number}", task, scorer, TaskData(rows, held), words, mean)
+
+
+def _k_means(embeddings: npt.NDArray[np.float32], clusters: int) -> npt.NDArray[np.int64]:
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        labels = KMeans(clusters, random_state=0, n_init=10).fit_predict(embeddings)
+    return np.asarray(labels, np.int64)
+
+
+def _words(mine: list[str], rest: list[str], *, count: int = 8) -> tuple[str, ...]:
+    """The words whose share of sentences is most above that in the rest."""
+    shares = []
+    for texts in (mine, rest):
+        counter = Counter(word for text in texts for word in set(re.findall(r"[a-z]{3,}", text.lower())))
+        shares.append({word: number / max(1, len(texts)) for word, number in counter.items()})
+    return tuple(sorted(shares[0], key=lambda word: (shares[1].get(word, 0.0) - shares[0][word], word))[:count])
+
+
+# --- experts, embeddings, evaluations: each kept in the folder -------------------------------------------------------
+
+
+def _sha(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Lab:
+    """Everything measured, computed once."""
+
+    def __init__(self, settings: Settings, out: Path) -> None:
+        self.settings, self.out = settings, out
+        self.backbone = load_backbone(settings.backbone)
+        self.sites = tuple(find_sites(self.backbone.model, settings.sites))
+        self.seconds: dict[str, float] = {}
+
+    @cached_property
+    def tasks(self) -> list[SubTask]:
+        """The sub-tasks, in the order of every matrix."""
+        return sub_tasks(self.settings, self.backbone, self.out)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """CPU seconds by phase, and a line on standard error."""
+        print(f"{name} …", file=sys.stderr, flush=True)
+        started = time.process_time()
+        yield
+        self.seconds[name] = round(time.process_time() - started, 1)
+        print(f"{name}: {self.seconds[name]} s of CPU", file=sys.stderr, flush=True)
+
+    def rows(self, task: SubTask, seed: int | None) -> tuple[Split, Split | None]:
+        """Training rows and those held back: the shots of a seed, or with None all of them."""
+        train = task.data.train
+        if seed is not None:
+            return few_shot(train, shots=self.settings.shots, seed=seed), None
+        return hold_out(train, fraction=min(0.1, self.settings.validation_rows / len(train.texts)), seed=0)
+
+    def recipe(self, seed: int | None) -> Recipe:
+        """Full data, or few shots."""
+        few, settings = seed is not None, self.settings
+        steps = settings.few_steps if few else settings.full_steps
+        return Recipe(
+            kind="lora",
+            sites=self.sites,
+            size=settings.rank,
+            scaling=16 / settings.rank,
+            rate=(settings.few_rate if few else settings.full_rate) / kind_named("lora").learning_rate,
+            steps=steps,
+            batch_size=16 if few else 32,
+            warmup=0.1,
+            weight_decay=0.01,
+            eval_every=20,
+            patience=3,
+        )
+
+    def expert(self, task: SubTask, seed: int | None) -> Expert:
+        """The task's own expert."""
+        train, validation = self.rows(task, seed)
+        recipe = self.recipe(seed)
+        held = None if validation is None else data_digest(validation)
+        labels = hashlib.sha256(task.scorer.label_embeddings.numpy().tobytes()).hexdigest()
+        wanted = _sha([FORMAT, self.backbone.digest, asdict(recipe), task.scorer.max_length, data_digest(train), held, labels, seed])
+        folder = self.out / "experts" / task.name / ("full" if seed is None else f"{self.settings.shots}-shots-seed-{seed}")
+        try:
+            kept = read_expert(folder)
+            if kept.provenance.get("settings") == wanted:
+                return kept
+        except PidepError:
+            pass
+        expert, report = train_expert(task.scorer, task.task, recipe, train, validation, seed=seed or 0)
+        provenance = {**expert.provenance, "settings": wanted, "steps": report.steps, "best_step": report.best_step}
+        expert = replace(expert, name=task.name, provenance=provenance)
+        write_expert(expert, folder)
+        return expert
+
+    def embedding(self, task: SubTask, seed: int | None, kind: FisherKind) -> Embedding:
+        """Fisher at the task's own expert: of all the shots, or of `fisher_rows` rows."""
+        rows = limit(self.rows(task, seed)[0], self.settings.fisher_rows, seed=0)
+        expert, digest = self.expert(task, seed), data_digest(rows)
+        return cached_fisher(self.out / "fisher", self.backbone, expert, rows.texts, rows.labels, data_digest=digest, kind=kind)
+
+    def accuracy(self, task: SubTask, *experts: Expert) -> float:
+        """On the task's test rows, of the uniform mixture of the experts, or of the bare backbone."""
+        key = {"format": FORMAT, "backbone": self.backbone.digest, "test": data_digest(task.data.test)}
+        key |= {"max_length": task.scorer.max_length, "experts": [expert.digest for expert in experts]}
+        mixture = Mixture.of(experts) if experts else None
+        return float(self.kept("evaluations", key, lambda: evaluate(task.scorer, task.data.test, "accuracy", mixture)))
+
+    def zero_shot(self, task: SubTask, seed: int, helpers: Mapping[str, Expert]) -> dict[str, float]:
+        """pidep's prediction without labels, from the texts of the shots."""
+        texts = self.rows(task, seed)[0].texts
+        entries = {other.name: PoolEntry(helpers[other.name], dict(self.embedding(other, None, "empirical"))) for other in self.tasks}
+        entries.pop(task.name)
+        key = {"format": FORMAT, "texts": texts, "helpers": {name: entry.expert.digest for name, entry in entries.items()}}
+        found = self.kept("zero_shot", key, lambda: {near.name: near.similarity for near in without_labels(self.backbone, entries, texts)})
+        return dict(found)
+
+    def kept(self, what: str, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        """A JSON value by everything that decides it."""
+        path = self.out / what / f"{_sha(key)}.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["key"] == key:
+                return record["value"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        value = compute()
+        write_json(path, {"key": key, "value": value})
+        return value
+
+
+# --- the measurement ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracies and transfers; matrices are helper by target."""
+
+    backbone: Matrix  # [T]
+    full: Matrix  # [T]
+    own: Matrix  # [S, T], few shots
+    mixed: Matrix  # [S, T, T], the uniform mixture of the target's few-shot expert and a helper
+    alone: Matrix  # [T, T], a helper on the target
+
+    @property
+    def transfer(self) -> Matrix:
+        """`[S, T, T]` accuracy gained by mixing a helper in."""
+        return self.mixed - self.own[:, None, :]
+
+    @property
+    def zero_shot(self) -> Matrix:
+        """`[T, T]` accuracy gained over the bare backbone by a helper alone."""
+        return self.alone - self.backbone
+
+
+def _measure(lab: Lab, full: Mapping[str, Expert]) -> Measured:
+    tasks, seeds = lab.tasks, lab.settings.seeds
+    own = {(task.name, seed): lab.expert(task, seed) for task in tasks for seed in seeds}
+    size = len(tasks)
+    mixed, alone = np.zeros((len(seeds), size, size)), np.zeros((size, size))
+    for column, target in enumerate(tasks):
+        for row, helper in enumerate(tasks):
+            alone[row, column] = lab.accuracy(target, full[helper.name])
+            for place, seed in enumerate(seeds):
+                if row != column:
+                    mixed[place, row, column] = lab.accuracy(target, own[target.name, seed], full[helper.name])
+    bare = np.array([lab.accuracy(task) for task in tasks])
+    few = np.array([[lab.accuracy(task, own[task.name, seed]) for task in tasks] for seed in seeds])
+    return Measured(bare, alone.diagonal().copy(), few, mixed, alone)
+
+
+def _predict(lab: Lab, full: Mapping[str, Expert]) -> dict[str, Matrix]:
+    """`[S or 1, T, T]` of every predictor."""
+    tasks, seeds = lab.tasks, lab.settings.seeds
+    found: dict[str, Matrix] = {}
+    for kind in get_args(FisherKind):
+        helpers = [lab.embedding(task, None, kind) for task in tasks]
+        columns = {"": [[lab.embedding(task, seed, kind) for task in tasks] for seed in seeds], ", full data": [helpers]}
+        for suffix, targets in columns.items():
+            found[f"{kind}{suffix}"] = _compared(helpers, targets)
+            free = [[scale_free(target) for target in row] for row in targets]
+            found[f"{kind}, scale-free{suffix}"] = _compared([scale_free(helper) for helper in helpers], free)
+    shots = [[lab.rows(task, seed)[0].texts for task in tasks] for seed in seeds]
+    means = np.array([task.mean_embedding for task in tasks])
+    few = [[lab.backbone.encode(texts, max_length=lab.settings.max_length).numpy().mean(0) for texts in row] for row in shots]
+    found["text"] = _cosines(means, means)[None]
+    found["text, shots only"] = np.array([_cosines(means, np.array(row, np.float64)) for row in few])
+    zero = [[lab.zero_shot(task, seed, full) for task in tasks] for seed in seeds]
+    found["no labels"] = np.array([[[similar.get(task.name, 1.0) for similar in row] for task in tasks] for row in zero])
+    found["random"] = np.zeros((1, len(tasks), len(tasks)))  # a tie is a uniform choice: the expected value, not a draw
+    return found
+
+
+def _compared(helpers: list[Any], targets: list[list[Any]]) -> Matrix:
+    """Similarity of each helper with each target; the diagonal is not used."""
+    return np.array(
+        [
+            [[1.0 if i == j else similarity(helper, target) for j, target in enumerate(row)] for i, helper in enumerate(helpers)]
+            for row in targets
+        ]
+    )
+
+
+def _cosines(left: Matrix, right: Matrix) -> Matrix:
+    a, b = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (left, right))
+    return np.asarray(a @ b.T)
+
+
+# --- the result -----------------------------------------------------------------------------------------------------
+
+
+def claims_of(figures: Mapping[str, Mapping[str, Figure]]) -> list[Claim]:
+    """From the transfers into few-shot mixtures, predicted from the shots alone."""
+    fisher, text, batch, random = (figures[name] for name in ("empirical", "text", "batch_squared", "random"))
+    gain = {
+        "random": random["regret"] - fisher["regret"],
+        "text": text["regret"] - fisher["regret"],
+        "batch": fisher["spearman"] - batch["spearman"],
+    }
+    rank = fisher["spearman"]
+    return [
+        _claim("Spearman of predicted similarity with measured transfer", "> 0, 95 % interval above 0", str(rank), rank.interval[0] > 0),
+        _claim(
+            "regret of the top-1 choice, accuracy: Fisher below a random choice",
+            f"< {random['regret'].value:.4f}",
+            f"{fisher['regret'].value:.4f}; better by {gain['random']}",
+            gain["random"].value > 1e-9,
+        ),
+        _claim(
+            "regret of the top-1 choice, accuracy: Fisher at most that of text-embedding similarity",
+            f"<= {text['regret'].value:.4f}",
+            f"{fisher['regret'].value:.4f}; better by {gain['text']}",
+            gain["text"].value >= 0,
+        ),
+        _claim(
+            "Spearman: per-sample Fisher at least the authors' batch-squared Fisher",
+            f">= {batch['spearman'].value:.3f}",
+            f"{rank.value:.3f}; better by {gain['batch']}",
+            gain["batch"].value >= 0,
+        ),
+    ]
+
+
+def _claim(claim: str, target: str, measured: str, met: bool) -> Claim:
+    return {"claim": claim, "target": target, "measured": measured, "met": bool(met)}
+
+
+def _pairs(lab: Lab, measured: Measured, predicted: Mapping[str, Matrix]) -> list[dict[str, Any]]:
+    return [
+        {
+            "helper": helper.name,
+            "target": target.name,
+            "transfer": round(float(measured.transfer[:, row, column].mean()), 5),
+            "transfer_by_seed": measured.transfer[:, row, column].round(5).tolist(),
+            "zero_shot_transfer": round(float(measured.zero_shot[row, column]), 5),
+            "predicted_by_seed": {name: values[:, row, column].round(6).tolist() for name, values in predicted.items() if name != "random"},
+        }
+        for row, helper in enumerate(lab.tasks)
+        for column, target in enumerate(lab.tasks)
+        if row != column
+    ]
+
+
+def _described(lab: Lab, measured: Measured) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": task.name,
+            "words": task.words,
+            "train_rows": len(task.data.train.texts),
+            "test_rows": len(task.data.test.texts),
+            "positive": round(float(np.mean(task.data.train.labels)), 4),
+            "backbone": round(float(measured.backbone[place]), 5),
+            "full_data_expert": round(float(measured.full[place]), 5),
+            "own_by_seed": measured.own[:, place].round(5).tolist(),
+        }
+        for place, task in enumerate(lab.tasks)
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what is not yet in the folder, and write the result."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_prediction", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of experts, embeddings and evaluations; a run goes on from it")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where prediction.json goes")
+    defaults = Settings()
+    parser.add_argument("--backbone", default=defaults.backbone)
+    parser.add_argument("--sites", nargs="+", default=list(defaults.sites))
+    for name in ("clusters", "train_rows", "test_rows", "shots", "full_steps", "few_steps", "fisher_rows"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(defaults.seeds))
+    given = vars(parser.parse_args(arguments))
+    out, results = given.pop("out"), given.pop("results")
+    settings = Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    torch.set_num_threads(1)
+    lab = Lab(settings, out)
+    with lab.backbone.cached_below(lab.sites):
+        with lab.phase("texts"):
+            tasks = lab.tasks
+        with lab.phase("full-data experts"):
+            full = {task.name: lab.expert(task, None) for task in tasks}
+        with lab.phase("few-shot experts and evaluations"):
+            measured = _measure(lab, full)
+        with lab.phase("predictions"):
+            predicted = _predict(lab, full)
+    truths = {"few-shot mixture": measured.transfer.mean(0), "zero-shot": measured.zero_shot}
+    figures = {kind: {name: statistics(values, truth) for name, values in predicted.items()} for kind, truth in truths.items()}
+    raw = {
+        "settings": asdict(settings),
+        "tasks": _described(lab, measured),
+        "pairs": _pairs(lab, measured, predicted),
+        "figures": {
+            kind: {name: {figure: value.to_json() for figure, value in by.items()} for name, by in every.items()}
+            for kind, every in figures.items()
+        },
+        "cpu_seconds": lab.seconds,
+    }
+    command = shlex.join(["python", "-m", "benchmarks.bench_prediction", *(sys.argv[1:] if arguments is None else arguments)])
+    path = write_result("prediction", command=command, raw=raw, claims=claims_of(figures["few-shot mixture"]), folder=results)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

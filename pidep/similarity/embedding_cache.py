@@ -1,0 +1,58 @@
+"""Task embeddings are computed once: a folder of them, by everything that decides their numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pidep.backbones.encoder import Encoder
+from pidep.experts.folder import Expert
+from pidep.similarity.cache_file import read_cached, write_cached
+from pidep.similarity.fisher import FisherKind, diagonal_fisher
+
+__all__ = ["cached_fisher"]
+
+FORMAT = 1
+"""Raised whenever `diagonal_fisher` gives other numbers for the same inputs."""
+
+
+def cached_fisher(
+    cache: Path,
+    backbone: Encoder,
+    expert: Expert,
+    texts: Sequence[str],
+    labels: Sequence[int] | None = None,
+    *,
+    data_digest: str,
+    kind: FisherKind = "empirical",
+    seed: int = 0,
+    batch_size: int = 16,
+) -> dict[str, npt.NDArray[np.float32]]:
+    """`diagonal_fisher`, or what it gave before for the same expert, data, backbone, kind, seed and number of texts.
+
+    Args:
+        cache: a folder that only these files are in; a damaged one is computed again.
+        data_digest: SHA-256 over the texts and labels, in order (`pidep.tasks.data.data_digest`).
+    """
+    parts = {
+        "backbone": backbone.digest,
+        "batch_size": batch_size if kind == "batch_squared" else None,
+        "data": data_digest,
+        "expert": expert.digest,
+        "format": FORMAT,
+        "kind": kind,
+        "samples": len(texts),
+        "seed": seed,
+    }
+    key = json.dumps(parts, sort_keys=True)
+    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+    found = read_cached(path, key=key)
+    if found is None:
+        found = diagonal_fisher(backbone, expert, texts, labels, kind=kind, seed=seed, batch_size=batch_size)
+        write_cached(path, found, key=key)
+    return found

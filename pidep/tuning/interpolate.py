@@ -1,0 +1,304 @@
+"""Interpolation: the target's own expert and its neighbours' made into one, on the target's own rows, without losing to any of them.
+
+Fixed policies (`frozen`, `anchored`, `free`) train α and, with it, nothing, a little, or everything, as the paper does.
+`auto` is for the many targets that have few rows, where all of those lose what mixing had gained:
+
+1. *in context*: the own expert is learned again from nothing inside the mixture, the helpers frozen, so that it takes up only what
+   they leave undone. Rates are scaled by the trust N / (N + 64) that N rows deserve.
+2. *average*: own expert, uniform mixture and in-context mixture are averaged in weight space (all are mixtures of the same experts, so
+   this is one more mixture), weighted by held-out evidence: held-back rows where there are any, else cross-validation inside the shots.
+3. *guard*: where held-out rows say clearly that the own expert or the uniform mixture alone is better, that one is taken instead.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from pidep.experts.folder import Expert
+from pidep.experts.kinds import kind_named
+from pidep.experts.kinds.lora import LoraSite
+from pidep.experts.mixture import AlphaPer, Mixture, fresh
+from pidep.tasks.data import Split
+from pidep.tuning.trainer import OnStep, Schedule, Scorer, TrainReport, fit, predict_logits
+
+__all__ = ["Decision", "InterpolateSettings", "Interpolated", "Policy", "folds_of", "interpolate", "trust"]
+
+Policy = Literal["auto", "frozen", "anchored", "free", "uniform"]
+TrainOwn = Callable[[Split], Expert]
+_PRIOR_ROWS = 64
+_NEGLIGIBLE = 1e-6
+
+
+@dataclass(frozen=True)
+class InterpolateSettings:
+    """How a mixture is learned; `schedule` carries steps, batches, seed and fingerprint."""
+
+    schedule: Schedule
+    policy: Policy = "auto"
+    alpha_per: AlphaPer = "site"
+    alpha_start: Literal["uniform", "similarity"] = "uniform"
+    alpha_learning_rate: float = 2e-2
+    own_learning_rate: float = 1e-3
+    expert_learning_rate: float = 1e-4
+    """Of all experts under `anchored`."""
+    folds: int = 3
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was taken, and the held-out figures it was taken on."""
+
+    policy: Policy
+    chosen: str
+    """`mixture`, or what the guard fell back to: `own_expert` or `uniform`."""
+    why: str
+    rows: int = 0
+    """Held-out rows behind the losses."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Held-out cross-entropy (nats a row) of each candidate."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each candidate in the average."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For the run folder."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Interpolated:
+    """The result; `mixture` is what to serve."""
+
+    mixture: Mixture
+    uniform: Mixture
+    experts: tuple[str, ...]
+    """Who is mixed, in the order of α."""
+    decision: Decision
+    reports: dict[str, TrainReport]
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """What one set of training rows gives."""
+
+    own: Expert
+    in_context: Mixture
+    """The own expert learned in the mixture, then the helpers."""
+
+    def average(self, helpers: Sequence[Expert], weights: Mapping[str, float]) -> Mixture:
+        """Σ_c w_c θ_c as one mixture of own, in-context own, and helpers."""
+        learned = replace(self.own, sites=dict(self.in_context.part(0)))
+        mixture = Mixture.of([self.own, learned, *helpers])
+        count = 1 + len(helpers)
+        uniform = weights["uniform"] / count
+        with torch.no_grad():
+            for (_, site), (_, inner) in zip(mixture.by_name(), self.in_context.by_name(), strict=True):
+                alpha = inner.alpha() * weights["in_context"]
+                share = torch.cat([torch.tensor([weights["own_expert"] + uniform]), alpha[:1], alpha[1:] + uniform])
+                site.alpha_logits.copy_(share.clamp(min=_NEGLIGIBLE).log())
+        return mixture
+
+
+def trust(rows: int) -> float:
+    """How far `rows` training rows are believed against the prior that mixing is good: N / (N + 64), in (0, 1)."""
+    return rows / (rows + _PRIOR_ROWS)
+
+
+def folds_of(labels: Sequence[int], *, count: int, seed: int) -> list[list[int]]:
+    """Row numbers in `count` stratified folds (fewer where a class has fewer rows)."""
+    classes: dict[int, list[int]] = {}
+    for row, label in enumerate(labels):
+        classes.setdefault(label, []).append(row)
+    count = min(count, *(len(rows) for rows in classes.values()))
+    folds: list[list[int]] = [[] for _ in range(count)]
+    shuffler = random.Random(seed)
+    for label in sorted(classes):
+        shuffler.shuffle(classes[label])
+        for position, row in enumerate(classes[label]):
+            folds[position % count].append(row)
+    return folds
+
+
+def interpolate(
+    scorer: Scorer,
+    own: Expert,
+    helpers: Sequence[Expert],
+    train: Split,
+    validation: Split | None,
+    settings: InterpolateSettings,
+    *,
+    train_own: TrainOwn,
+    similarities: Sequence[float] | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+) -> Interpolated:
+    """Learn the mixture of the own expert and its helpers on the target's training rows (π-Tuning, section 3.3).
+
+    Args:
+        train_own: trains an own expert on other rows by the recipe of `own`; called once a fold under `auto`.
+        similarities: predicted similarity of each helper, for `alpha_start="similarity"`.
+
+    Raises:
+        ExpertError: the experts are of different kinds or sites.
+    """
+    uniform = Mixture.of([own, *helpers])
+    names = (own.name, *(helper.name for helper in helpers))
+    if settings.policy == "auto":
+        return _auto(scorer, own, helpers, train, validation, settings, train_own, uniform, on_step)
+    trained = Mixture.of([own, *helpers], per=settings.alpha_per)
+    if settings.alpha_start == "similarity" and similarities is not None:
+        _start_at(trained, similarities)
+    if settings.policy == "uniform":
+        return Interpolated(trained, uniform, names, Decision("uniform", "uniform", "asked for"), {})
+    rate = {"frozen": 0.0, "anchored": settings.expert_learning_rate, "free": settings.own_learning_rate}[settings.policy]
+    groups = [(trained.alpha_parameters(), settings.alpha_learning_rate), (trained.expert_parameters(), rate)]
+    report = fit(scorer, trained, groups, train, validation, settings.schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
+    decision = Decision(settings.policy, "mixture", "asked for")
+    return Interpolated(trained, uniform, names, decision, {"interpolation": report})
+
+
+def _start_at(mixture: Mixture, similarities: Sequence[float]) -> None:
+    """α proportional to the similarities; the target is as similar to itself as anything can be: 1."""
+    start = torch.tensor([1.0, *similarities]).clamp(min=_NEGLIGIBLE).log()
+    with torch.no_grad():
+        for parameter in mixture.alpha_parameters():
+            parameter.copy_(start)
+
+
+def _auto(
+    scorer: Scorer,
+    own: Expert,
+    helpers: Sequence[Expert],
+    train: Split,
+    validation: Split | None,
+    settings: InterpolateSettings,
+    train_own: TrainOwn,
+    uniform: Mixture,
+    on_step: OnStep | None,
+) -> Interpolated:
+    candidates, report = _learn(scorer, own, helpers, train, validation, settings, on_step)
+    held: list[tuple[_Candidates, Split]] = []
+    if validation is not None:
+        held.append((candidates, validation))
+    else:
+        for rows in folds_of(train.labels, count=settings.folds, seed=settings.schedule.seed):
+            rest = train.take(row for row in range(len(train.labels)) if row not in set(rows))
+            held.append((_learn(scorer, train_own(rest), helpers, rest, None, settings, on_step)[0], train.take(rows)))
+    believed = trust(len(train.labels))
+    weights, losses, temperature = _weigh(scorer, helpers, held, believed=believed)
+    average = torch.cat([_row_losses(scorer, found.average(helpers, weights), rows, temperature) for found, rows in held])
+    decision = _guard(losses, weights, average, believed=believed)
+    mixture = {
+        "own_expert": lambda: Mixture.of([own]),
+        "uniform": lambda: Mixture.of([own, *helpers]),
+        "mixture": lambda: candidates.average(helpers, weights),
+    }[decision.chosen]()
+    names = tuple(helper.name for helper in helpers)
+    mixed = {"own_expert": (own.name,), "uniform": (own.name, *names), "mixture": (own.name, f"{own.name} (in context)", *names)}
+    return Interpolated(mixture, uniform, mixed[decision.chosen], decision, {"in_context": report})
+
+
+def _learn(
+    scorer: Scorer,
+    own: Expert,
+    helpers: Sequence[Expert],
+    train: Split,
+    validation: Split | None,
+    settings: InterpolateSettings,
+    on_step: OnStep | None,
+) -> tuple[_Candidates, TrainReport]:
+    """Learn the own expert again, from nothing, inside the mixture; helpers stay as they are, α moves a little."""
+    kind = kind_named(own.kind)
+    size = kind.size_of(next(iter(own.sites.values())))
+    start = fresh(scorer.backbone.model, sorted(own.sites), kind=own.kind, size=size)
+    mixture = Mixture.of([replace(own, sites=dict(start)), *helpers], per=settings.alpha_per)
+    believed = trust(len(train.labels))
+    groups = [
+        (mixture.alpha_parameters(), settings.alpha_learning_rate * believed / 2),
+        (mixture.expert_parameters(), settings.own_learning_rate * believed),
+    ]
+    # decay would shrink the frozen helpers, too, and there is little else for it to do
+    schedule = replace(settings.schedule, weight_decay=0.0)
+    handles = _only_first(mixture)
+    try:
+        report = fit(scorer, mixture, groups, train, validation, schedule, on_step=on_step)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _Candidates(own, mixture), report
+
+
+def _only_first(mixture: Mixture) -> list[Any]:
+    """Let gradients reach the first expert only."""
+    handles = []
+    for _, site in mixture.by_name():
+        if isinstance(site, LoraSite):
+            mine = (site.owner == 0).float()
+            masks = [(site.a, mine.unsqueeze(1)), (site.b, mine)]
+        else:
+            first = (torch.arange(mixture.num_experts) == 0).float()
+            masks = [(cast(nn.Parameter, stacked), first.view(-1, *[1] * (stacked.dim() - 1))) for stacked in site.experts.values()]
+        for parameter, mask in masks:
+            parameter.requires_grad_(True)
+            handles.append(parameter.register_hook(lambda gradient, mask=mask: gradient * mask))  # type: ignore[no-untyped-call]
+    return handles
+
+
+def _row_logits(scorer: Scorer, mixture: Mixture, rows: Split) -> Tensor:
+    return predict_logits(scorer, rows.texts, mixture)
+
+
+def _row_losses(scorer: Scorer, mixture: Mixture, rows: Split, temperature: float) -> Tensor:
+    logits = _row_logits(scorer, mixture, rows)
+    return nn.functional.cross_entropy(logits / temperature, torch.tensor(rows.labels), reduction="none")
+
+
+def _weigh(
+    scorer: Scorer, helpers: Sequence[Expert], held: Sequence[tuple[_Candidates, Split]], *, believed: float
+) -> tuple[dict[str, float], dict[str, Tensor], float]:
+    """Weights of the candidates, their held-out losses by row, and the temperature at which logits of this task are calibrated.
+
+    w ∝ prior · exp(-N·trust·loss): pseudo-Bayesian model averaging (Yao et al., 2018) where the evidence of few rows is discounted.
+    """
+    logits: dict[str, list[Tensor]] = {"own_expert": [], "uniform": [], "in_context": []}
+    for found, rows in held:
+        logits["own_expert"].append(_row_logits(scorer, Mixture.of([found.own]), rows))
+        logits["uniform"].append(_row_logits(scorer, Mixture.of([found.own, *helpers]), rows))
+        logits["in_context"].append(_row_logits(scorer, found.in_context, rows))
+    labels = torch.tensor([label for _, rows in held for label in rows.labels])
+    joined = {name: torch.cat(parts) for name, parts in logits.items()}
+
+    def losses_at(temperature: float) -> dict[str, Tensor]:
+        return {name: nn.functional.cross_entropy(value / temperature, labels, reduction="none") for name, value in joined.items()}
+
+    temperature = min((1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), key=lambda value: sum(float(loss.sum()) for loss in losses_at(value).values()))
+    losses = losses_at(temperature)
+    prior = {"own_expert": believed**2, "uniform": 1.0, "in_context": 1.0}
+    score = {name: math.log(prior[name]) - believed * float(loss.sum()) for name, loss in losses.items()}
+    top = max(score.values())
+    raw = {name: math.exp(value - top) for name, value in score.items()}
+    return {name: value / sum(raw.values()) for name, value in raw.items()}, losses, temperature
+
+
+def _guard(losses: Mapping[str, Tensor], weights: Mapping[str, float], average: Tensor, *, believed: float) -> Decision:
+    """Take the average unless held-out rows say that a simpler choice is better, by more standard errors the fewer rows there are."""
+    means = {name: float(loss.mean()) for name, loss in losses.items()} | {"mixture": float(average.mean())}
+    rows = len(average)
+    simple = min(("own_expert", "uniform"), key=lambda name: means[name])
+    gap = average - losses[simple]
+    needed = float(gap.std() / math.sqrt(rows)) / believed if rows > 1 else math.inf
+    chosen = simple if float(gap.mean()) > needed else "mixture"
+    figures = (
+        f"held-out loss {means['mixture']:.3f}, {simple.replace('_', ' ')} {means[simple]:.3f} (counts from {needed:.3f}, {rows} rows)"
+    )
+    why = f"nothing simpler is clearly better: {figures}" if chosen == "mixture" else f"the mixture is clearly worse: {figures}"
+    rounded = {name: round(value, 4) for name, value in weights.items()}
+    return Decision("auto", chosen, why, rows, {name: round(value, 5) for name, value in means.items()}, rounded)

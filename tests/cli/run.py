@@ -1,0 +1,86 @@
+"""`pidep` as people run it, what it left on disk, and folders to run it on."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Contents = dict[str, bytes | None]
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def environment() -> dict[str, str]:
+    """Of a child process: offline, one thread, no terminal."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
+
+
+def pidep(*arguments: object, cwd: Path, stdin: str | bytes = "") -> Done:
+    """A real process."""
+    given = stdin.encode() if isinstance(stdin, str) else stdin
+    command = [sys.executable, "-m", "pidep", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, input=given, capture_output=True, env=environment(), timeout=110)
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace"))
+
+
+def contents(folder: Path) -> Contents:
+    """Every path below a folder; the bytes of its files."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def assert_refused(done: Done, match: str, *, code: int | None = 2) -> None:
+    """Exactly one line on stderr, nothing on stdout, the right exit code (`None`: 1 or 2, where either can be argued)."""
+    lines = done.err.splitlines()
+    assert len(lines) == 1, f"expected one line, found:\n{done.err}"
+    assert lines[0].startswith("pidep: ")
+    assert re.search(match, lines[0]), f"{lines[0]!r} does not match {match!r}"
+    assert done.out == ""
+    assert done.code in ((1, 2) if code is None else (code,))
+
+
+@contextmanager
+def untouched(folder: Path) -> Iterator[None]:
+    """Nothing below the folder is added, removed or changed inside."""
+    before = contents(folder)
+    yield
+    after = contents(folder)
+    assert sorted(after) == sorted(before)
+    assert after == before
+
+
+def write_run(folder: Path, expert: Any, task_file: Path) -> Path:
+    """A run folder, as far as export and swap read it."""
+    from pidep.experts.folder import write_expert
+    from pidep.tasks.task import load_task
+
+    write_expert(expert, folder / "expert")
+    (folder / "task.json").write_text(load_task(task_file).model_dump_json())
+    return folder
+
+
+def write_pool(pool: Path, *experts: Any) -> Path:
+    """A pool of experts, each with a random task embedding of its own."""
+    from pidep.experts.folder import write_expert
+
+    for seed, expert in enumerate(experts):
+        rng = np.random.default_rng(seed)
+        tensors = [(f"{site}.{name}", array) for site, named in expert.sites.items() for name, array in named.items()]
+        embedding = {name: rng.exponential(size=array.shape).astype(np.float32) for name, array in tensors}
+        write_expert(expert, pool / expert.name, fisher=embedding)
+    return pool

@@ -1,0 +1,509 @@
+"""A mistake is one line on stderr and exit code 2 (1 when the work failed), never a traceback, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pidep.experts.folder import read_expert, write_expert
+from pidep.export.recipe import shipped
+from pidep.serving.bank import BankSpec
+from pidep.serving.server import free_ports
+from pidep.serving.store import ExpertStore
+from tests.cli.run import Done, assert_refused, contents, pidep, untouched, write_pool, write_run
+from tests.conftest import make_expert
+
+Inside = Callable[..., Done]
+TASK = "name: film\nlabels: {negative: negative, positive: positive}\ndata: {path: rows.jsonl}\nmax_length: 12\n"
+TINY = ("--steps", 2, "--rank", 2, "--batch-size", 8)
+WEIGHTS = "adapter_model.safetensors"
+
+
+def tune(inside: Inside, backbone: Path, *more: object, task: str = "film.yaml") -> Done:
+    return inside("tune", task, "--backbone", backbone, "--out", "runs/film", *TINY, *more)
+
+
+# Tasks and settings.
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: film", "name: [", r"film\.yaml: not readable as YAML"),
+        ("name: film", "name: film\nlabl: x", r"film\.yaml: unknown key 'labl' \(did you mean 'label'\?\)"),
+        ("name: film", "name: film\ninput: '{title}'", r"rows\.jsonl, row 1: no column 'title'; the row has text, label"),
+        ("name: film", "name: film\ninput: '{text:d}'", r"film\.yaml: input|row 1: .*'\{text:d\}'"),
+        ("negative: negative", "neutral: neutral", r"rows\.jsonl, row 1: label 'negative' is not in the task's set \(neutral, positive\)"),
+        ("rows.jsonl", "gone.jsonl", r"gone\.jsonl: no such data file"),
+        (TASK, "", r"film\.yaml: expected a mapping"),
+    ],
+)
+def test_a_task_file_that_is_wrong(work: Path, inside: Inside, tiny_folder: Path, old: str, new: str, message: str) -> None:
+    (work / "film.yaml").write_text(TASK.replace(old, new))
+    with untouched(work):
+        assert_refused(tune(inside, tiny_folder), message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lerning_rate: 1", r"tune\.yaml: unknown key 'lerning_rate' \(did you mean 'learning_rate'\?\)"),
+        ("{", r"tune\.yaml: not readable as YAML"),
+        ("[1]", r"tune\.yaml: expected a mapping of settings, found list"),
+        ("rank: 0", r"tune\.yaml: rank: .*found 0"),
+    ],
+)
+def test_a_settings_file_that_is_wrong(work: Path, inside: Inside, text: str, message: str) -> None:
+    (work / "tune.yaml").write_text(text)
+    with untouched(work):
+        assert_refused(inside("tune", "film.yaml", "--config", "tune.yaml"), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rank", 0), r"rank: .*found 0"),
+        (("--rank", 1000), r"rank: .*found 1000"),
+        (("--learning-rate", "nan"), r"learning_rate: .*found nan"),
+        (("--alpha-start", "anywhere"), r"alpha_start: .*found 'anywhere'"),
+        (("--seed", -1), r"seed: .*found -1"),
+        (("--rank", "many"), r"--rank"),
+        (("--rnk", 2), r"--rnk"),
+    ],
+)
+def test_a_flag_that_is_out_of_range(work: Path, inside: Inside, arguments: tuple[object, ...], message: str) -> None:
+    with untouched(work):
+        assert_refused(inside("tune", "film.yaml", *arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("infer", "x", "--expert", "film", "--batch-size", 0), "--batch-size"),
+        (("swap", "film", "run", "--timeout", 0), "--timeout"),
+        (("export",), "runs"),
+        (("import", "folder"), "--task"),
+        (("tnue",), "tnue"),
+    ],
+)
+def test_a_command_line_that_does_not_parse(work: Path, inside: Inside, arguments: tuple[object, ...], message: str) -> None:
+    with untouched(work):
+        assert_refused(inside(*arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--name", "../film"), r"expert name '\.\./film'"),
+        (("--sites", "decoder.*"), r"sites 'decoder\.\*': matches no"),
+        (("--shots", 1000), r"has only \d+ training rows"),
+        (("--helper", "film.yaml"), r"helpers: need --pool"),
+        (("--out", "rows.jsonl"), r"rows\.jsonl: is a file"),
+        (("--out", "rows.jsonl/run"), r"rows\.jsonl"),
+        (("--pool", "rows.jsonl"), r"rows\.jsonl"),
+        (("--pool", "other"), r"other/film"),
+        (("--backbone", "."), r"backbone '\.': expected"),
+    ],
+)
+def test_a_run_that_cannot_be(work: Path, inside: Inside, tiny_folder: Path, arguments: tuple[object, ...], message: str) -> None:
+    (work / "other" / "film").mkdir(parents=True)
+    (work / "other" / "film" / "precious.txt").write_text("years of work")
+    with untouched(work):
+        assert_refused(tune(inside, tiny_folder, *arguments), message, code=None)
+
+
+def test_a_truncated_backbone(work: Path, inside: Inside, tiny_folder: Path) -> None:
+    (work / "backbone").mkdir()
+    for path in tiny_folder.iterdir():
+        data = path.read_bytes()
+        (work / "backbone" / path.name).write_bytes(data[:-100] if path.name == "model.safetensors" else data)
+    with untouched(work):
+        assert_refused(tune(inside, Path("backbone")), r"backbone 'backbone': ")
+
+
+@pytest.mark.parametrize("record", ["{}", "[]", "{"])
+def test_a_damaged_checkpoint(work: Path, inside: Inside, tiny_folder: Path, record: str) -> None:
+    checkpoint = work / "runs" / "film" / "checkpoint" / "own"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "progress.json").write_text(record)
+    (checkpoint / "state.safetensors").write_bytes((tiny_folder / "model.safetensors").read_bytes())
+    with untouched(work):
+        assert_refused(tune(inside, tiny_folder, "--resume"), r"checkpoint/own: damaged checkpoint")
+
+
+def test_a_flipped_bit_in_a_checkpoint(work: Path, inside: Inside, tiny_folder: Path) -> None:
+    assert tune(inside, tiny_folder).code == 0
+    flip(work / "runs" / "film" / "checkpoint" / "own" / "state.safetensors")
+    with untouched(work):
+        assert_refused(tune(inside, tiny_folder, "--resume"), r"checkpoint/own: damaged checkpoint")
+
+
+# Experts.
+
+
+def truncate(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[:-5])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+
+
+def poisoned(expert: Any) -> Any:
+    next(iter(expert.sites.values()))["lora_A"][0, 0] = np.nan
+    return expert
+
+
+def damaged(folder: Path, damage: str) -> None:
+    if damage == "truncated":
+        truncate(folder)
+    elif damage == "flipped":
+        flip(folder / WEIGHTS)
+
+
+def sick_expert(backbone: Any, damage: str, name: str = "film") -> Any:
+    expert = make_expert(backbone, name=name)
+    if damage == "stranger":
+        return replace(expert, backbone_digest="sha256:" + "0" * 64)
+    return poisoned(expert) if damage == "nan" else expert
+
+
+SICK = {
+    "truncated": r"adapter_model\.safetensors: truncated or damaged",
+    "flipped": r"digest mismatch",
+    "nan": r"lora_A\.weight holds NaN",
+    "stranger": r"expert of another backbone|made for backbone",
+}
+
+
+@pytest.mark.parametrize("damage", list(SICK))
+def test_tuning_beside_a_sick_expert_in_the_pool(work: Path, inside: Inside, tiny, tiny_folder: Path, damage: str) -> None:
+    write_pool(work / "pool", sick_expert(tiny, damage, name="other"))
+    damaged(work / "pool" / "other", damage)
+    with untouched(work):
+        assert_refused(tune(inside, tiny_folder, "--pool", "pool"), SICK[damage])
+
+
+@pytest.mark.parametrize("damage", [damage for damage in SICK if damage != "stranger"])
+def test_a_graph_with_a_sick_expert(work: Path, inside: Inside, tiny, damage: str) -> None:
+    write_pool(work / "pool", make_expert(tiny, name="well"), sick_expert(tiny, damage))
+    damaged(work / "pool" / "film", damage)
+    with untouched(work):
+        assert_refused(inside("graph", "pool", "--png", "graph.png"), SICK[damage])
+
+
+@pytest.mark.parametrize("form", ["bank", "merged"])
+@pytest.mark.parametrize("damage", list(SICK))
+def test_exporting_a_sick_expert(work: Path, inside: Inside, tiny, damage: str, form: str) -> None:
+    write_run(work / "run", sick_expert(tiny, damage), work / "film.yaml")
+    damaged(work / "run" / "expert", damage)
+    with untouched(work):
+        assert_refused(inside("export", "run", "--repo", "repo", "--form", form), SICK[damage])
+
+
+@pytest.mark.parametrize("damage", [damage for damage in SICK if damage != "stranger"])
+def test_swapping_in_a_sick_expert(work: Path, inside: Inside, tiny, damage: str) -> None:
+    write_run(work / "run", sick_expert(tiny, damage), work / "film.yaml")
+    damaged(work / "run" / "expert", damage)
+    with untouched(work):
+        assert_refused(inside("swap", "film", "run", "--url", nobody()), SICK[damage])
+
+
+# Graph.
+
+
+@pytest.mark.parametrize("pool", ["empty", "absent"])
+def test_a_graph_of_nothing(work: Path, inside: Inside, pool: str) -> None:
+    (work / "empty").mkdir()
+    with untouched(work):
+        assert_refused(inside("graph", pool, "--png", "graph.png"), rf"{pool}: 0 experts .* a task graph needs two")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--png", "graph.foo"),
+        ("--png", "rows.jsonl/graph.png"),
+        ("--graphml", "pool"),
+        ("--png", "graph.png", "--graphml", "rows.jsonl/graph.graphml"),
+    ],
+)
+def test_a_graph_that_cannot_be_written(work: Path, inside: Inside, tiny, arguments: tuple[str, ...]) -> None:
+    write_pool(work / "pool", make_expert(tiny, name="film"), make_expert(tiny, name="book", seed=1))
+    with untouched(work):
+        assert_refused(inside("graph", "pool", *arguments), arguments[-2].lstrip("-") + "|" + arguments[-1], code=None)
+
+
+# Export.
+
+
+@pytest.fixture
+def run(work: Path, tiny) -> Path:
+    """A run whose expert acts on two sites only: its graph compiles in half the time."""
+    return write_run(work / "run", make_expert(tiny, sites=["*query"]), work / "film.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nope",), r"nope: no such expert folder"),
+        (("run", "--recipe", "bank-onx-fp32"), r"no such recipe; there are bank-onnx-fp32.*did you mean 'bank-onnx-fp32'\?"),
+        (("run", "--recipe", "merged-onnx-fp32"), r"is for --form merged, not bank"),
+        (("run", "--form", "merge"), r"--form 'merge': expected bank or merged"),
+        (("run", "run", "--form", "merged"), r"--form merged: takes one run, found 2"),
+        (("run", "run"), r"expected runs with different names, found film, film"),
+        (("run/expert",), r"run/expert: no task\.json.*give --task"),
+        (("run", "--max-rank", 1), r"--max-rank 1: .* has rank 2"),
+        (("run", "--repo", "rows.jsonl"), r"rows\.jsonl"),
+        (("run", "--store", "rows.jsonl"), r"rows\.jsonl"),
+    ],
+)
+def test_an_export_that_cannot_be(work: Path, inside: Inside, run: Path, arguments: tuple[object, ...], message: str) -> None:
+    with untouched(work):
+        assert_refused(inside("export", "--repo", "repo", *arguments), message, code=None)
+
+
+@pytest.mark.parametrize("record", ["{", "{}", "[]"])
+def test_a_run_whose_task_is_damaged(work: Path, inside: Inside, run: Path, record: str) -> None:
+    (run / "task.json").write_text(record)
+    with untouched(work):
+        assert_refused(inside("export", "run", "--repo", "repo"), r"run/task\.json: ")
+
+
+@pytest.mark.parametrize("kind", ["adapter", "prefix", "prompt", "bitfit"])
+def test_a_bank_of_what_it_cannot_hold(work: Path, inside: Inside, tiny, kind: str) -> None:
+    from pidep.experts.mixture import find_sites, fresh
+
+    sites = fresh(tiny.model, find_sites(tiny.model, kind=kind), kind=kind, size=2)
+    write_run(work / "run", replace(make_expert(tiny), kind=kind, sites=sites, scaling=1.0), work / "film.yaml")
+    with untouched(work):
+        assert_refused(inside("export", "run", "--repo", "repo"), rf"'film': is of kind '{kind}', .*--form merged")
+
+
+def test_a_merged_model_in_the_banks_place(work: Path, inside: Inside, tiny) -> None:
+    write_run(work / "run", make_expert(tiny, name="pidep_bank"), work / "film.yaml")
+    with untouched(work):
+        assert_refused(inside("export", "run", "--repo", "repo", "--form", "merged"), r"pidep_bank")
+
+
+def test_a_store_that_is_damaged_leaves_the_bank_as_it_is(work: Path, inside: Inside, run: Path) -> None:
+    (work / "expert_store").mkdir()
+    (work / "expert_store" / "manifest.json").write_text("{")
+    with untouched(work):
+        assert_refused(inside("export", "run", "--repo", "repo"), r"manifest\.json: damaged manifest", code=1)
+
+
+@pytest.mark.slow
+def test_a_new_bank_still_holds_what_is_published(work: Path, inside: Inside, tiny, run: Path) -> None:
+    older = make_expert(tiny, name="book", rank=5, sites=["*key"])
+    ExpertStore(work / "expert_store").publish(older, "book")
+    assert inside("export", "run", "--repo", "repo").code == 0
+    spec = BankSpec.read(work / "repo" / "pidep_bank" / "1")
+    spec.check(older)
+    spec.check(read_expert(run / "expert"))
+
+
+@pytest.mark.slow
+def test_a_parity_failure_leaves_the_older_entry(work: Path, inside: Inside, run: Path) -> None:
+    assert inside("export", "run", "--repo", "repo").code == 0
+    assert {"repo/pidep_bank/config.pbtxt", "expert_store/manifest.json"} <= set(contents(work))
+    shipped_recipe = shipped("export/bank-onnx-fp32.yaml").read_text()
+    (work / "strict.yaml").write_text(shipped_recipe.replace("max_abs: 0.001", "max_abs: 1.0e-12"))
+    with untouched(work):
+        done = inside("export", "run", "--repo", "repo", "--recipe", "strict.yaml")
+        assert_refused(done, r"parity of 'film': max abs error is .*, the recipe allows 1e-12; nothing was published", code=1)
+
+
+# Import.
+
+
+@pytest.fixture
+def lora(work: Path, tiny) -> Path:
+    """A folder PEFT could have written."""
+    write_expert(make_expert(tiny), work / "lora")
+    return work / "lora"
+
+
+def adopt(inside: Inside, backbone: Path, *more: object) -> Done:
+    return inside("import", "lora", "--task", "film.yaml", "--backbone", backbone, "--out", "expert", *more)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_dora", True),
+        ("peft_type", "IA3"),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "olora"),
+        ("alora_invocation_tokens", [1]),
+        ("use_bdlora", {"nblocks": 2}),
+        ("arrow_config", {"top_k": 1}),
+        ("kasa_config", {"beta": 1}),
+        ("lora_alpha", float("nan")),
+    ],
+)
+def test_a_lora_that_cannot_be_honoured(work: Path, inside: Inside, lora: Path, tiny_folder: Path, key: str, value: object) -> None:
+    config = json.loads((lora / "adapter_config.json").read_text())
+    (lora / "adapter_config.json").write_text(json.dumps({**config, key: value}))
+    with untouched(work):
+        assert_refused(adopt(inside, tiny_folder), rf"adapter_config\.json: .*{key}")
+
+
+def test_a_lora_of_another_backbone(work: Path, inside: Inside, lora: Path) -> None:
+    with untouched(work):
+        assert_refused(adopt(inside, Path("minilm")), r"lora_A is \(2, 16\), the backbone needs \(2, 384\)")
+
+
+@pytest.mark.parametrize("out", ["film.yaml", ".", "notes", "film.yaml/expert"])
+def test_an_import_over_what_is_no_expert(work: Path, inside: Inside, lora: Path, tiny_folder: Path, out: str) -> None:
+    (work / "notes").mkdir()
+    (work / "notes" / "precious.txt").write_text("years of work")
+    with untouched(work):
+        assert_refused(adopt(inside, tiny_folder, "--out", out), out.replace(".", r"\."))
+
+
+# Serving.
+
+
+def nobody() -> str:
+    """An address where nobody listens."""
+    return f"127.0.0.1:{free_ports().grpc}"
+
+
+@pytest.mark.parametrize(
+    ("repo", "message"),
+    [
+        ("absent", r"absent: no such model repository"),
+        ("empty", r"empty: no model with a config\.pbtxt"),
+        ("half", r"half/film: no bank\.json or merged\.json in version 1"),
+    ],
+)
+def test_serving_a_repository_that_is_not_one(work: Path, inside: Inside, repo: str, message: str) -> None:
+    (work / "empty").mkdir()
+    (work / "half" / "film" / "1").mkdir(parents=True)
+    (work / "half" / "film" / "config.pbtxt").write_text('backend: "python"')
+    with untouched(work):
+        assert_refused(inside("serve", repo), message)
+
+
+@pytest.fixture
+def complete(work: Path) -> Path:
+    """A repository with every file in its place; what is in them is looked at last."""
+    version = work / "repo" / "film" / "1"
+    version.mkdir(parents=True)
+    (version.parent / "config.pbtxt").write_text('backend: "python"')
+    for name in ("merged.json", "model.onnx", "model.py"):
+        (version / name).touch()
+    return work / "repo"
+
+
+@pytest.mark.parametrize("what", ["http", "grpc", "metrics"])
+def test_serving_on_a_taken_port(work: Path, inside: Inside, complete: Path, what: str) -> None:
+    with socket.socket() as taken, untouched(work):
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ports = free_ports()
+        options = {"http": ports.http, "grpc": ports.grpc, "metrics": ports.metrics, what: taken.getsockname()[1]}
+        arguments = [part for name, port in options.items() for part in (f"--{name}-port", port)]
+        done = inside("serve", complete, *arguments)
+        assert_refused(done, rf"port 127\.0\.0\.1:{options[what]} is taken .*choose --{what}-port", code=1)
+
+
+@pytest.mark.parametrize("port", [99999, -1])
+def test_serving_on_a_port_that_is_none(work: Path, inside: Inside, complete: Path, port: int) -> None:
+    with untouched(work):
+        assert_refused(inside("serve", complete, "--http-port", port), rf"http-port|{port}")
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_asking_where_nobody_listens(work: Path, protocol: str) -> None:
+    url = nobody()
+    done = pidep("infer", "a film", "--expert", "film", "--url", url, "--protocol", protocol, cwd=work)
+    assert_refused(done, url, code=1)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:port"])
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_asking_at_what_is_no_address(inside: Inside, protocol: str, url: str) -> None:
+    done = inside("infer", "a film", "--expert", "film", "--url", url, "--protocol", protocol)
+    assert_refused(done, url, code=None)
+
+
+def test_asking_nobody_in_particular(inside: Inside) -> None:
+    assert_refused(inside("infer", "a film"), r"--expert: name the expert")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"[1]",
+        b'{"txt": "a film"}',
+        b'{"text": null}',
+        b'{"text": ["a", "film"]}',
+        b'{"text": "\xff"}',
+        b'{"text": "\\ud800"}',
+    ],
+)
+def test_rows_that_are_none(inside: Inside, line: bytes) -> None:
+    rows = b'{"text": "a film"}\n' + line + b"\n"
+    done = inside("infer", "--expert", "film", "--url", nobody(), stdin=rows)
+    assert_refused(done, r"standard input, line 2: expected \{\"text\": …, \"expert\": …\}")
+
+
+def test_a_text_that_is_no_text(inside: Inside) -> None:
+    done = inside("infer", "\udcff", "--expert", "film", "--url", nobody())
+    assert_refused(done, "text")
+
+
+def test_swapping_where_nobody_listens(work: Path, tiny) -> None:
+    write_run(work / "run", make_expert(tiny), work / "film.yaml")
+    url = nobody()
+    with untouched(work):
+        assert_refused(pidep("swap", "film", "run", "--url", url, cwd=work), url, code=1)
+
+
+# Real processes too: nothing else may speak on stderr. (infer and swap where nobody listens are above, help is in test_help.)
+
+
+def test_a_real_process_that_draws(work: Path) -> None:
+    with untouched(work):
+        assert_refused(pidep("graph", ".", "--png", "graph.png", cwd=work), "a task graph needs two")
+
+
+def test_a_real_process_that_serves(work: Path, complete: Path) -> None:
+    with socket.socket() as taken, untouched(work):
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = pidep("serve", complete, "--http-port", taken.getsockname()[1], cwd=work)
+        assert_refused(done, r"HTTP port .* is taken", code=1)
+
+
+def test_a_real_process_that_reads_rows(work: Path) -> None:
+    done = pidep("infer", "--expert", "film", "--url", nobody(), cwd=work, stdin=b'{"text": "\xff"}\n')
+    assert_refused(done, r"standard input, line 1: expected")
+
+
+@pytest.mark.slow
+def test_a_real_process_that_tunes(work: Path, tiny_folder: Path) -> None:
+    (work / "film.yaml").write_text(TASK.replace("negative: negative", "neutral: neutral"))
+    with untouched(work):
+        done = pidep("tune", "film.yaml", "--backbone", tiny_folder, cwd=work)
+        assert_refused(done, r"label 'negative' is not in the task's set")
+
+
+def test_a_real_process_that_exports(work: Path, tiny) -> None:
+    write_run(work / "run", sick_expert(tiny, "truncated"), work / "film.yaml")
+    damaged(work / "run" / "expert", "truncated")
+    with untouched(work):
+        assert_refused(pidep("export", "run", "--repo", "repo", cwd=work), SICK["truncated"])

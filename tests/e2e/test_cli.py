@@ -1,0 +1,361 @@
+"""The whole line through the command line on a tiny backbone: tune, graph, export, serve, infer, swap under traffic, stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import networkx
+import numpy as np
+import pytest
+
+from pidep.experts.folder import read_expert
+from pidep.serving.server import Ports, free_ports
+from tests.cli.run import assert_refused, environment, pidep, untouched, write_run
+from tests.conftest import make_expert
+
+pytestmark = pytest.mark.server
+
+TASKS = {"book": (("bad", "awful"), ("good", "great")), "meal": (("bad",), ("great",)), "film": (("awful",), ("good",))}
+TUNE = ("--steps", 6, "--mixture-steps", 3, "--rank", 2, "--batch-size", 8, "--learning-rate", 0.05)
+TEXTS = ["the film was very good", "a very awful film", "great", "the bad film was bad"]
+STOCK = """
+import json, sys
+import numpy as np
+import tritonclient.grpc as triton
+client = triton.InferenceServerClient(sys.argv[1])
+inputs = []
+for name, value in (("TEXT", "the film was good"), ("EXPERT", "film")):
+    tensor = triton.InferInput(name, [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[value.encode()]], dtype=object))
+    inputs.append(tensor)
+answer = client.infer("pidep_bank", inputs)
+found = {name: answer.as_numpy(name).ravel().tolist() for name in ("SCORES", "LABELS", "LABEL", "DIGEST")}
+assert not [name for name in sys.modules if name.split(".")[0] == "pidep"]
+print(json.dumps({name: [v.decode() if isinstance(v, bytes) else v for v in values] for name, values in found.items()}))
+"""
+
+
+def write_task(folder: Path, name: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for index in range(80):
+        words = TASKS[name][index % 2]
+        filler = " ".join(rng.choice(["a", "film", "the", "was", "very"], size=5))
+        rows.append({"text": f"{filler} {rng.choice(words)}", "label": ["negative", "positive"][index % 2]})
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels = "{negative: negative, positive: positive}"
+    (folder / f"{name}.yaml").write_text(f"name: {name}\nlabels: {labels}\ndata: {{path: {name}.jsonl}}\nmax_length: 12\n")
+
+
+def run(folder: Path, *arguments: object, stdin: str = "") -> str:
+    """Its stdout; a command that succeeds says nothing on stderr."""
+    done = pidep(*arguments, cwd=folder, stdin=stdin)
+    assert (done.code, done.err) == (0, "")
+    return done.out
+
+
+@dataclass
+class Line:
+    """What the commands made, step by step."""
+
+    folder: Path
+    tuned: dict[str, Any] = field(default_factory=dict)
+    exported: dict[str, Any] = field(default_factory=dict)
+    ports: Ports = field(default_factory=free_ports)
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.ports.grpc}"
+
+    @property
+    def http(self) -> str:
+        return f"127.0.0.1:{self.ports.http}"
+
+    def infer(self, *arguments: object, stdin: str = "") -> list[dict[str, Any]]:
+        return [json.loads(row) for row in run(self.folder, "infer", *arguments, stdin=stdin).splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Line:
+    line = Line(tmp_path_factory.mktemp("line"))
+    for seed, name in enumerate(TASKS):
+        write_task(line.folder, name, seed)
+        out = run(line.folder, "tune", f"{name}.yaml", "--backbone", tiny_folder, "--pool", "pool", *TUNE, "--json")
+        line.tuned[name] = json.loads(out)
+    return line
+
+
+@pytest.fixture(scope="module")
+def exported(tuned: Line) -> Line:
+    out = run(tuned.folder, "export", "runs/film", "runs/book", "--repo", "repo", "--json")
+    tuned.exported = json.loads(out)
+    return tuned
+
+
+@contextmanager
+def serving(folder: Path, ports: Ports) -> Iterator[subprocess.Popen[str]]:
+    """`pidep serve repo`, ready; killed at the end if nobody stopped it."""
+    options = [str(part) for name in ("http", "grpc", "metrics") for part in (f"--{name}-port", getattr(ports, name))]
+    command = [sys.executable, "-m", "pidep", "serve", "repo", *options]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=folder, env={**environment(), "TMPDIR": str(folder / "tmp")}, **pipes)
+    try:
+        assert process.stdout is not None
+        ready = process.stdout.readline()
+        assert ready.startswith("ready: pidep_bank"), ready + process.communicate(timeout=60)[1]
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def served(exported: Line) -> Iterator[Line]:
+    (exported.folder / "tmp").mkdir()
+    with serving(exported.folder, exported.ports):
+        yield exported
+
+
+# Tune, graph, export.
+
+
+def test_tune_fills_the_pool_and_mixes_its_experts(tuned: Line) -> None:
+    assert sorted(path.name for path in (tuned.folder / "pool").glob("[!.]*")) == sorted(TASKS)
+    assert [len(tuned.tuned[name]["neighbours"]) for name in TASKS] == [0, 1, 2]
+    assert set(tuned.tuned["film"]["metrics"]) == {"backbone", "own_expert", "uniform", "pi"}
+    for name, result in tuned.tuned.items():
+        expert = read_expert(tuned.folder / "runs" / name / "expert")
+        assert (expert.digest, expert.name) == (result["digest"], name)
+
+
+def test_graph_writes_every_form_at_once(tuned: Line) -> None:
+    document = json.loads(run(tuned.folder, "graph", "pool", "--png", "graph.png", "--graphml", "graph.graphml", "--json"))
+    graph = networkx.node_link_graph(document, edges="edges")
+    again = networkx.read_graphml(tuned.folder / "graph.graphml")
+    assert sorted(graph) == sorted(again) == sorted(TASKS)
+    assert {frozenset(edge): graph.edges[edge]["similarity"] for edge in graph.edges} == {
+        frozenset(edge): again.edges[edge]["similarity"] for edge in again.edges
+    }
+    assert (tuned.folder / "graph.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_export_publishes_the_bank_and_its_experts(exported: Line) -> None:
+    digests = {name: exported.tuned[name]["digest"] for name in ("film", "book")}
+    assert exported.exported["experts"] == digests
+    manifest = json.loads((exported.folder / "expert_store" / "manifest.json").read_text())
+    assert manifest["aliases"] == digests
+    assert all(parity["max_abs"] < 1e-3 for parity in exported.exported["parity"].values())
+
+
+# Infer.
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_texts_as_arguments_are_answered_as_pytorch_would(served: Line, tiny, protocol: str) -> None:
+    import torch
+
+    from pidep.experts.mixture import Mixture, attached
+
+    url = served.grpc if protocol == "grpc" else served.http
+    rows = served.infer(*TEXTS, "--expert", "film", "--url", url, "--protocol", protocol, "--json")
+    expert = read_expert(served.folder / "runs" / "film" / "expert")
+    with attached(tiny.model, Mixture.of([expert])):
+        logits = expert.logit_scale * tiny.encode(TEXTS, max_length=12) @ torch.from_numpy(expert.label_embeddings).T
+    np.testing.assert_allclose([list(row["scores"].values()) for row in rows], torch.softmax(logits, 1).numpy(), atol=1e-5, rtol=0)
+    assert {(row["expert"], row["digest"], tuple(row["scores"])) for row in rows} == {("film", expert.digest, expert.labels)}
+    assert all(row["label"] == max(row["scores"], key=row["scores"].get) for row in rows)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_jsonl_rows_keep_their_order_and_their_expert(served: Line, protocol: str) -> None:
+    url = served.grpc if protocol == "grpc" else served.http
+    wanted = [(text, name) for text in TEXTS for name in ("film", None)]
+    stdin = "".join(json.dumps({"text": text, "expert": name} if name else {"text": text}) + "\n\n" for text, name in wanted)
+    rows = served.infer("--expert", "book", "--url", url, "--protocol", protocol, "--batch-size", 3, stdin=stdin)
+    assert [row["expert"] for row in rows] == [name or "book" for _, name in wanted]
+    assert [row["digest"] for row in rows] == [served.tuned[name or "book"]["digest"] for _, name in wanted]
+    assert len({tuple(row["scores"].values()) for row in rows}) == len(rows), "every pair of text and expert has its own answer"
+
+
+def test_a_table_for_people(served: Line) -> None:
+    out = run(served.folder, "infer", TEXTS[0], "--expert", "film", "--url", served.grpc)
+    (row,) = [line for line in out.splitlines() if TEXTS[0] in line]
+    assert served.tuned["film"]["digest"][:19] in row
+
+
+def test_an_unknown_expert_is_one_line(served: Line) -> None:
+    done = pidep("infer", "x", "--expert", "flim", "--url", served.grpc, cwd=served.folder)
+    assert_refused(done, r"unknown expert 'flim'; this server has: book, film", code=1)
+
+
+def test_curl_gets_an_answer(served: Line) -> None:
+    rows = {"TEXT": TEXTS, "EXPERT": ["film", "book"] * 2}
+    inputs = [{"name": name, "shape": [4, 1], "datatype": "BYTES", "data": data} for name, data in rows.items()]
+    body, url = json.dumps({"inputs": inputs}), f"http://{served.http}/v2/models/pidep_bank/infer"
+    if shutil.which("curl"):
+        answer = subprocess.run(["curl", "-sSf", "-d", "@-", url], input=body, capture_output=True, text=True, check=True).stdout
+    else:
+        answer = urllib.request.urlopen(url, body.encode(), timeout=10).read()
+    outputs = {output["name"]: output["data"] for output in json.loads(answer)["outputs"]}
+    assert outputs["DIGEST"] == [served.tuned[name]["digest"] for name in rows["EXPERT"]]
+    assert len(outputs["SCORES"]) == 8
+
+
+def test_a_stock_client_gets_an_answer_without_pidep(served: Line) -> None:
+    command = [sys.executable, "-c", STOCK, served.grpc]
+    done = subprocess.run(command, cwd=served.folder, capture_output=True, text=True, check=True, env=environment(), timeout=60)
+    found = json.loads(done.stdout)
+    assert found["DIGEST"] == [served.tuned["film"]["digest"]]
+    assert found["LABELS"] == ["negative", "positive"]
+    assert sum(found["SCORES"]) == pytest.approx(1, abs=1e-6)
+
+
+# Swap.
+
+
+@dataclass
+class Traffic:
+    """Stock clients that count every request sent against every answer."""
+
+    url: str
+    sent: list[int] = field(default_factory=lambda: [0] * 3)
+    digests: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, worker: int) -> None:
+        import tritonclient.grpc as triton
+
+        inputs = []
+        for name, value in (("TEXT", TEXTS[worker]), ("EXPERT", "film")):
+            inputs.append(triton.InferInput(name, [1, 1], "BYTES"))
+            inputs[-1].set_data_from_numpy(np.array([[value.encode()]], dtype=object))
+        with triton.InferenceServerClient(self.url) as client:
+            while not self.stop.is_set():
+                self.sent[worker] += 1
+                try:
+                    answer = client.infer("pidep_bank", inputs, client_timeout=20)
+                    self.digests.append(answer.as_numpy("DIGEST")[0, 0].decode())
+                except Exception as error:  # whatever it is, a request was lost
+                    self.failures.append(repr(error))
+
+    @contextmanager
+    def flowing(self) -> Iterator[None]:
+        threads = [threading.Thread(target=self.run, args=(worker,)) for worker in range(len(self.sent))]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self.stop.set()
+            for thread in threads:
+                thread.join()
+
+
+def wait_for(condition: Any, *, at_most_s: float = 20.0) -> None:
+    deadline = time.monotonic() + at_most_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_swaps_under_traffic_lose_nothing(served: Line) -> None:
+    own = read_expert(served.folder / "runs" / "film" / "own").digest
+    pi = served.tuned["film"]["digest"]
+    traffic, turns = Traffic(served.grpc), [("own", own, pi), ("expert", pi, own)] * 2
+    with traffic.flowing():
+        wait_for(lambda: traffic.digests)
+        for folder, new, old in turns:
+            out = run(served.folder, "swap", "film", f"runs/film/{folder}", "--repo", "repo", "--url", served.grpc, "--json")
+            swapped = json.loads(out)
+            assert (swapped["old_digest"], swapped["new_digest"]) == (old, new)
+            answered = len(traffic.digests)
+            wait_for(lambda seen=answered: len(traffic.digests) > seen + len(traffic.sent))
+            assert set(traffic.digests[answered + len(traffic.sent) :]) == {new}
+    assert not traffic.failures
+    assert sum(traffic.sent) == len(traffic.digests)
+    assert set(traffic.digests) == {own, pi}
+    assert sum(traffic.sent) > 50
+
+
+def test_a_swap_the_server_does_not_see_is_a_failure(served: Line, tmp_path: Path) -> None:
+    for folder in ("repo", "expert_store"):
+        shutil.copytree(served.folder / folder, tmp_path / folder)
+    another = ("--repo", tmp_path / "repo", "--url", served.grpc, "--timeout", 1)
+    with untouched(served.folder / "expert_store"):
+        done = pidep("swap", "book", "runs/meal", *another, cwd=served.folder)
+        assert_refused(done, r"after 1 s the server answered sha256:.*is it serving this repository\?", code=1)
+
+
+def test_a_new_name_is_served_at_once(served: Line) -> None:
+    run(served.folder, "swap", "dinner", "runs/book", "--repo", "repo", "--url", served.grpc)
+    (row,) = served.infer(TEXTS[0], "--expert", "dinner", "--url", served.grpc, "--json")
+    assert row["digest"] == served.tuned["book"]["digest"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone_digest": "sha256:" + "0" * 64}, r"made for another backbone"),
+        ({"kind": "adapter"}, r"is of kind 'adapter', this bank holds LoRA"),
+        ({"rank": 65}, r"rank 65 and width 16, the bank needs rank <= \d+"),
+    ],
+)
+def test_an_expert_the_bank_cannot_hold_is_not_swapped_in(served: Line, tiny, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    rank = change.pop("rank", 2)
+    expert = replace(make_expert(tiny, rank=rank), **change, scaling=1.0)
+    write_run(tmp_path / "run", expert, served.folder / "film.yaml")
+    with untouched(served.folder / "expert_store"):
+        done = pidep("swap", "film", tmp_path / "run", "--repo", "repo", "--url", served.grpc, cwd=served.folder)
+        assert_refused(done, message)
+
+
+# Stop.
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below one."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [below for child in children for below in descendants(child)]
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not reaped yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_server_cleanly(exported: Line, sent: signal.Signals) -> None:
+    ports, scratch = free_ports(), Path(tempfile.mkdtemp(dir=exported.folder))
+    (scratch / "tmp").mkdir()
+    os.symlink(exported.folder / "repo", scratch / "repo")
+    with serving(scratch, ports) as process:
+        below = descendants(process.pid)
+        assert len(below) >= 2, "tritonserver and its Python stub"
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "", "stopped\n")
+    assert not [pid for pid in below if lives(pid)]
+    assert not list((scratch / "tmp").glob("pidep-*"))
+    for port in (ports.http, ports.grpc, ports.metrics):
+        with socket.socket() as probe, pytest.raises(ConnectionRefusedError):
+            probe.connect(("127.0.0.1", port))
