@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -84,25 +85,30 @@ def _train(backbone: Any, mixture: Any, expert: Any, texts: list[str], labels: l
             optimizer.step()
 
 
-def make_pool(pool: Path) -> None:
+def make_pool(pool: Path) -> dict[str, int]:
     """Write the tasks; the process that measures never sees them all."""
     from pidep.similarity.compare import Layout
 
     real = real_embeddings()
     layout = Layout.of(next(iter(real.values())))
     rng = np.random.default_rng(0)
-    bases = [np.log(layout.vector(embedding) + 1e-12) for embedding in real.values()]
+
+    def normal(shape: int | tuple[int, int]) -> npt.NDArray[np.float32]:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    bases = [np.log(layout.vector(embedding) + np.float32(1e-12)) for embedding in real.values()]
     size = len(bases[0])
     for cluster in range(CLUSTERS):
-        centre = bases[cluster % len(bases)] + rng.normal(0, SPREAD["cluster"], size)
-        directions = rng.normal(0, DIRECTIONS**-0.5, (DIRECTIONS, size))
+        centre = bases[cluster % len(bases)] + SPREAD["cluster"] * normal(size)
+        directions = normal((DIRECTIONS, size)) * np.float32(DIRECTIONS**-0.5)
         for number in range(cluster, TASKS, CLUSTERS):
-            logs = centre + rng.normal(0, SPREAD["directions"], DIRECTIONS) @ directions + rng.normal(0, SPREAD["noise"], size)
+            logs = centre + SPREAD["directions"] * normal(DIRECTIONS) @ directions + SPREAD["noise"] * normal(size)
             for span in layout.spans:
                 logs[span] += rng.normal(0, SPREAD["scale"])
-            vector = np.exp(logs).astype(np.float32)
+            vector = np.exp(logs)
             tensors = {name: vector[span].reshape(shape) for (name, shape), span in zip(layout.shapes, layout.spans, strict=True)}
             _write_task(pool / f"task-{number:05}", tensors)
+    return {"numbers": size}
 
 
 def _write_task(folder: Path, tensors: Embedding) -> None:
@@ -191,10 +197,10 @@ def recall(found: Mapping[str, list[str]], exact: Mapping[str, list[str]]) -> fl
 
 
 def _stage(name: str, pool: Path) -> Any:
-    """A stage in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench_index", "--stage", name, "--pool", str(pool)], stdout=subprocess.PIPE, text=True
-    )
+    """A stage in a process of its own, on one thread: threads that wait for each other on a busy machine are all one would measure."""
+    command = [sys.executable, "-m", "benchmarks.bench_index", "--stage", name, "--pool", str(pool)]
+    one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **one_thread})
     if done.returncode != 0:
         raise SystemExit(f"bench_index: stage {name} ended with code {done.returncode}")
     return json.loads(done.stdout)
@@ -223,6 +229,7 @@ def main() -> None:
         "matrix_of_all_pairs_mib": round(8 * TASKS**2 / 2**20),
         "numbers_a_task": made["numbers"],
         "files": "in the page cache",
+        "threads": 1,
         **measured,
     }
     claims: list[Claim] = [
@@ -240,12 +247,8 @@ def _claim(claim: str, target: float, measured: float, *, at_most: bool) -> Clai
 
 
 def _run_stage(name: str, pool: Path) -> None:
-    if name == "make":
-        make_pool(pool)
-        first = load_file(pool / "task-00000" / "fisher.safetensors")
-        print(json.dumps({"numbers": sum(array.size for array in first.values())}))
-    else:
-        print(json.dumps({"measure": measure, "exact": exact_top_k}[name](pool)))
+    stages = {"make": make_pool, "measure": measure, "exact": exact_top_k}
+    print(json.dumps(stages[name](pool)))
 
 
 if __name__ == "__main__":

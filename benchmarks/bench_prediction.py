@@ -552,7 +552,7 @@ def main(arguments: list[str] | None = None) -> None:
             kind: {name: {figure: value.to_json() for figure, value in by.items()} for name, by in every.items()}
             for kind, every in figures.items()
         },
-        "cpu_seconds": lab.seconds,
+        "cpu_seconds_of_this_run": lab.seconds,
     }
     command = shlex.join(["python", "-m", "benchmarks.bench_prediction", *(sys.argv[1:] if arguments is None else arguments)])
     path = write_result("prediction", command=command, raw=raw, claims=claims_of(figures["few-shot mixture"]), folder=results)

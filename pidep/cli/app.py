@@ -56,6 +56,8 @@ def main() -> None:
         code = _fail("stopped", 130)
     except BrokenPipeError:
         code = 1
+    except OSError as error:
+        code = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     raise SystemExit(code or 0)
 
 

@@ -105,6 +105,7 @@ def open_session(graph: Path, digest: str, *, threads: int | None = None) -> Any
     found = "sha256:" + hashlib.sha256(data).hexdigest()
     if found != digest:
         raise ServingError(f"{graph}: digest {found}, expected {digest}; export the model again")
+    onnxruntime.disable_telemetry_events()  # a server speaks to its clients and to nobody else
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or min(os.cpu_count() or 1, 8)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

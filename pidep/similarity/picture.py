@@ -6,14 +6,24 @@ from pathlib import Path
 
 import networkx
 
+from pidep.errors import UsageError
+
 __all__ = ["draw"]
 
 NAMED_UP_TO = 50
 """Tasks up to which names and figures can be read."""
+DRAWN_UP_TO = 2000
+"""Tasks up to which a layout takes seconds; it is quadratic."""
 
 
 def draw(graph: networkx.Graph, path: Path) -> None:
-    """A PNG: nodes are tasks, an edge's width and label its similarity; more than 50 tasks are dots, alike ones close together."""
+    """A PNG: nodes are tasks, an edge's width and label its similarity; more than 50 tasks are dots, alike ones close together.
+
+    Raises:
+        UsageError: more than 2,000 tasks.
+    """
+    if len(graph) > DRAWN_UP_TO:
+        raise UsageError(f"{path}: draws up to {DRAWN_UP_TO} tasks, the graph has {len(graph)}; write --graphml for a program made for it")
     import matplotlib
 
     matplotlib.use("Agg")

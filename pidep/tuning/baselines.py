@@ -243,7 +243,8 @@ def _peft_model(model: nn.Module, experts: Sequence[Expert]) -> Any:
 
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     copied = copy.deepcopy(model, cast(dict[int, Any], shared))
-    with tempfile.TemporaryDirectory(prefix="pidep-peft-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="pidep-peft-") as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for an attribute under its old name
         folders = [write_expert(expert, Path(temporary) / str(index)) for index, expert in enumerate(experts)]
         merged = PeftModel.from_pretrained(cast(Any, copied), str(folders[0]), adapter_name="expert0")
         for index, folder in enumerate(folders[1:], 1):

@@ -175,9 +175,11 @@ class _Run:
             raise UsageError(f"{path}: damaged cell ({type(error).__name__}: {error}); delete it and run again") from error
 
     def finished(self, key: Key) -> Record | None:
-        """A cell that has every method asked for, with these methods only."""
+        """A cell that has every method asked for, all with these settings; with these methods only."""
         record, methods = self.read(key), methods_of(self.grid.config, key.kind)
-        if record is None or not methods.keys() <= record["methods"].keys():
+        if record is None or record["settings"] != self.grid.cell_settings(key):
+            return None
+        if any(record["methods"].get(method, {}).get("settings") != settings for method, settings in methods.items()):
             return None
         return {**record, "methods": {method: record["methods"][method] for method in methods}}
 

@@ -115,6 +115,10 @@ class Grid:
             self.targets[task.name] = _target(task, config, backbone)
         self.cells = cells_of(config, list(self.targets))
         self._extra = {} if config.pool is None else read_pool(config.pool)
+        self._settings: dict[Key, str] = {}
+        for kind in config.kinds:
+            if config.pool is not None and not self.extra(kind):
+                raise UsageError(f"{config.pool}: no expert of kind {kind!r} of this backbone on these sites; run without --pool")
 
     def kinds_by_depth(self) -> Iterator[list[str]]:
         """Kinds that can share a layer cache."""
@@ -183,6 +187,11 @@ class Grid:
 
     def cell_settings(self, key: Key) -> str:
         """SHA-256 over all that a cell depends on, but for the methods' own settings."""
+        if key not in self._settings:
+            self._settings[key] = self._cell_settings(key)
+        return self._settings[key]
+
+    def _cell_settings(self, key: Key) -> str:
         target = self.targets[key.task]
         return _sha(
             {

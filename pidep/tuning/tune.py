@@ -24,7 +24,7 @@ from pidep.experts.kinds import kind_named
 from pidep.experts.kinds.lora import scaling
 from pidep.experts.mixture import Mixture, find_sites, fresh
 from pidep.experts.site import Tensors
-from pidep.similarity.compare import Neighbour, most_similar
+from pidep.similarity.compare import Layout, Neighbour, most_similar
 from pidep.similarity.fisher import diagonal_fisher
 from pidep.similarity.pool import PoolEntry, read_pool
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data
@@ -199,6 +199,8 @@ def _fitting_pool(job: _Job) -> dict[str, PoolEntry]:
         return {}
     pool = {name: entry for name, entry in read_pool(job.config.pool).items() if name != job.name}
     backbone = job.scorer.backbone
+    start = fresh(backbone.model, job.sites, kind=job.config.kind, size=job.config.rank)
+    layout = Layout.of({f"{site}.{name}": array for site, tensors in start.items() for name, array in tensors.items()})
     for name, entry in pool.items():
         expert = entry.expert
         if expert.backbone_digest != backbone.digest:
@@ -215,6 +217,10 @@ def _fitting_pool(job: _Job) -> dict[str, PoolEntry]:
                 f"{job.config.pool / name}: acts on {len(expert.sites)} sites, this run on {len(job.sites)}; "
                 "use the same --sites for the whole pool"
             )
+        try:
+            layout.vector(entry.embedding)
+        except ExpertError as error:
+            raise ExpertError(f"{job.config.pool / name}: {error}") from error
     return pool
 
 

@@ -64,6 +64,13 @@ def untouched(folder: Path) -> Iterator[None]:
     assert after == before
 
 
+def nobody() -> str:
+    """An address where nobody listens."""
+    from pidep.serving.server import free_ports
+
+    return f"127.0.0.1:{free_ports().grpc}"
+
+
 def write_run(folder: Path, expert: Any, task_file: Path) -> Path:
     """A run folder, as far as export and swap read it."""
     from pidep.experts.folder import write_expert

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from pidep.experts.folder import read_expert, write_expert
 from pidep.export.recipe import shipped
 from pidep.serving.bank import BankSpec
-from pidep.serving.server import free_ports
 from pidep.serving.store import ExpertStore
-from tests.cli.run import Done, assert_refused, contents, pidep, untouched, write_pool, write_run
+from tests.cli.run import Done, assert_refused, contents, nobody, pidep, untouched, write_pool, write_run
 from tests.conftest import make_expert
 
 Inside = Callable[..., Done]
 TASK = "name: film\nlabels: {negative: negative, positive: positive}\ndata: {path: rows.jsonl}\nmax_length: 12\n"
 TINY = ("--steps", 2, "--rank", 2, "--batch-size", 8)
 WEIGHTS = "adapter_model.safetensors"
+LONG = "x" * 300
 
 
 def tune(inside: Inside, backbone: Path, *more: object, task: str = "film.yaml") -> Done:
@@ -192,6 +192,17 @@ def test_tuning_beside_a_sick_expert_in_the_pool(work: Path, inside: Inside, tin
     damaged(work / "pool" / "other", damage)
     with untouched(work):
         assert_refused(tune(inside, tiny_folder, "--pool", "pool"), SICK[damage])
+
+
+@pytest.mark.parametrize("damage", ["nan", "negative", "other tensors", "other rank"])
+def test_tuning_beside_a_task_embedding_that_does_not_fit(work: Path, inside: Inside, tiny, tiny_folder: Path, damage: str) -> None:
+    write_pool(work / "pool", make_expert(tiny, name="other", rank=3 if damage == "other rank" else 2))
+    path = work / "pool" / "other" / "fisher.safetensors"
+    factor = np.float32({"nan": np.nan, "negative": -1.0}.get(damage, 1.0))
+    embedding = {name: array * factor for name, array in load_file(path).items()}
+    save_file({"x": np.ones(1, np.float32)} if damage == "other tensors" else embedding, path)
+    with untouched(work):
+        assert_refused(tune(inside, tiny_folder, "--pool", "pool"), r"pool/other")
 
 
 @pytest.mark.parametrize("damage", [damage for damage in SICK if damage != "stranger"])
@@ -364,6 +375,24 @@ def test_a_lora_of_another_backbone(work: Path, inside: Inside, lora: Path) -> N
         assert_refused(adopt(inside, Path("minilm")), r"lora_A is \(2, 16\), the backbone needs \(2, 384\)")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tune", LONG),
+        ("tune", "film.yaml", "--config", LONG),
+        ("export", LONG),
+        ("serve", LONG),
+        ("graph", LONG),
+        ("swap", "film", LONG),
+        ("import", "lora", "--task", "film.yaml", "--backbone", "{backbone}", "--out", LONG),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_path_the_disk_refuses(work: Path, inside: Inside, lora: Path, tiny_folder: Path, arguments: tuple[str, ...]) -> None:
+    with untouched(work):
+        assert_refused(inside(*(part.format(backbone=tiny_folder) for part in arguments)), "xxx", code=None)
+
+
 @pytest.mark.parametrize("out", ["film.yaml", ".", "notes", "film.yaml/expert"])
 def test_an_import_over_what_is_no_expert(work: Path, inside: Inside, lora: Path, tiny_folder: Path, out: str) -> None:
     (work / "notes").mkdir()
@@ -372,126 +401,12 @@ def test_an_import_over_what_is_no_expert(work: Path, inside: Inside, lora: Path
         assert_refused(adopt(inside, tiny_folder, "--out", out), out.replace(".", r"\."))
 
 
-# Serving.
-
-
-def nobody() -> str:
-    """An address where nobody listens."""
-    return f"127.0.0.1:{free_ports().grpc}"
-
-
-@pytest.mark.parametrize(
-    ("repo", "message"),
-    [
-        ("absent", r"absent: no such model repository"),
-        ("empty", r"empty: no model with a config\.pbtxt"),
-        ("half", r"half/film: no bank\.json or merged\.json in version 1"),
-    ],
-)
-def test_serving_a_repository_that_is_not_one(work: Path, inside: Inside, repo: str, message: str) -> None:
-    (work / "empty").mkdir()
-    (work / "half" / "film" / "1").mkdir(parents=True)
-    (work / "half" / "film" / "config.pbtxt").write_text('backend: "python"')
-    with untouched(work):
-        assert_refused(inside("serve", repo), message)
-
-
-@pytest.fixture
-def complete(work: Path) -> Path:
-    """A repository with every file in its place; what is in them is looked at last."""
-    version = work / "repo" / "film" / "1"
-    version.mkdir(parents=True)
-    (version.parent / "config.pbtxt").write_text('backend: "python"')
-    for name in ("merged.json", "model.onnx", "model.py"):
-        (version / name).touch()
-    return work / "repo"
-
-
-@pytest.mark.parametrize("what", ["http", "grpc", "metrics"])
-def test_serving_on_a_taken_port(work: Path, inside: Inside, complete: Path, what: str) -> None:
-    with socket.socket() as taken, untouched(work):
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        ports = free_ports()
-        options = {"http": ports.http, "grpc": ports.grpc, "metrics": ports.metrics, what: taken.getsockname()[1]}
-        arguments = [part for name, port in options.items() for part in (f"--{name}-port", port)]
-        done = inside("serve", complete, *arguments)
-        assert_refused(done, rf"port 127\.0\.0\.1:{options[what]} is taken .*choose --{what}-port", code=1)
-
-
-@pytest.mark.parametrize("port", [99999, -1])
-def test_serving_on_a_port_that_is_none(work: Path, inside: Inside, complete: Path, port: int) -> None:
-    with untouched(work):
-        assert_refused(inside("serve", complete, "--http-port", port), rf"http-port|{port}")
-
-
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_asking_where_nobody_listens(work: Path, protocol: str) -> None:
-    url = nobody()
-    done = pidep("infer", "a film", "--expert", "film", "--url", url, "--protocol", protocol, cwd=work)
-    assert_refused(done, url, code=1)
-
-
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:port"])
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_asking_at_what_is_no_address(inside: Inside, protocol: str, url: str) -> None:
-    done = inside("infer", "a film", "--expert", "film", "--url", url, "--protocol", protocol)
-    assert_refused(done, url, code=None)
-
-
-def test_asking_nobody_in_particular(inside: Inside) -> None:
-    assert_refused(inside("infer", "a film"), r"--expert: name the expert")
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"{",
-        b"[1]",
-        b'{"txt": "a film"}',
-        b'{"text": null}',
-        b'{"text": ["a", "film"]}',
-        b'{"text": "\xff"}',
-        b'{"text": "\\ud800"}',
-    ],
-)
-def test_rows_that_are_none(inside: Inside, line: bytes) -> None:
-    rows = b'{"text": "a film"}\n' + line + b"\n"
-    done = inside("infer", "--expert", "film", "--url", nobody(), stdin=rows)
-    assert_refused(done, r"standard input, line 2: expected \{\"text\": …, \"expert\": …\}")
-
-
-def test_a_text_that_is_no_text(inside: Inside) -> None:
-    done = inside("infer", "\udcff", "--expert", "film", "--url", nobody())
-    assert_refused(done, "text")
-
-
-def test_swapping_where_nobody_listens(work: Path, tiny) -> None:
-    write_run(work / "run", make_expert(tiny), work / "film.yaml")
-    url = nobody()
-    with untouched(work):
-        assert_refused(pidep("swap", "film", "run", "--url", url, cwd=work), url, code=1)
-
-
-# Real processes too: nothing else may speak on stderr. (infer and swap where nobody listens are above, help is in test_help.)
+# Real processes too: nothing else may speak on stderr.
 
 
 def test_a_real_process_that_draws(work: Path) -> None:
     with untouched(work):
         assert_refused(pidep("graph", ".", "--png", "graph.png", cwd=work), "a task graph needs two")
-
-
-def test_a_real_process_that_serves(work: Path, complete: Path) -> None:
-    with socket.socket() as taken, untouched(work):
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        done = pidep("serve", complete, "--http-port", taken.getsockname()[1], cwd=work)
-        assert_refused(done, r"HTTP port .* is taken", code=1)
-
-
-def test_a_real_process_that_reads_rows(work: Path) -> None:
-    done = pidep("infer", "--expert", "film", "--url", nobody(), cwd=work, stdin=b'{"text": "\xff"}\n')
-    assert_refused(done, r"standard input, line 1: expected")
 
 
 @pytest.mark.slow

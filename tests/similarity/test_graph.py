@@ -12,6 +12,7 @@ from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import write_expert
 from pidep.similarity import pool as pool_module
 from pidep.similarity.compare import similarity, similarity_by_site
+from pidep.similarity.picture import draw
 from pidep.similarity.pool import explain_task, read_pool, task_graph
 from tests.conftest import make_expert
 from tests.similarity.samples import structured_tasks, write_task
@@ -113,6 +114,11 @@ def test_what_cannot_be_shown_is_refused(tiny, pool: Path, tmp_path: Path) -> No
         task_graph(alone)
     with pytest.raises(ExpertError, match="'wide' is the only task"):
         explain_task(alone, "wide")
+
+
+def test_a_graph_that_takes_minutes_to_lay_out_is_not_drawn(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"draws up to 2000 tasks, the graph has 2001; write --graphml"):
+        draw(networkx.path_graph(2001), tmp_path / "big.png")
 
 
 def test_experts_of_different_backbones_are_not_compared(tiny, pool: Path) -> None:

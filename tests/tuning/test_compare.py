@@ -151,6 +151,7 @@ def test_two_parts_are_the_whole_grid(tiny, tasks: list[str], tmp_path: Path) ->
         prepared = run(tiny, tasks, tmp_path / "parts", part=Part(first, 2), prepare=True)
     assert (len(prepared.cells), prepared.missing) == (0, 6)
     half = run(tiny, tasks, tmp_path / "parts", part=Part(0, 2))
+    assert run(tiny, tasks, tmp_path / "parts", part=Part(1, 2), steps=9, prepare=True).missing == 6  # the half is of other settings
     assert (len(half.cells), half.missing) == (3, 3)
     assert not (tmp_path / "parts" / "summary.json").exists()
     both, whole = run(tiny, tasks, tmp_path / "parts", part=Part(1, 2)), run(tiny, tasks, tmp_path / "whole")
@@ -174,6 +175,12 @@ def test_experts_of_another_pool_may_help(tiny, tasks: list[str], tmp_path: Path
     result = run(tiny, [tasks[0], tasks[2]], tmp_path / "second", pool=tmp_path / "extra", seeds=[0])
     helpers = {cell["task"]: {helper["task"] for helper in cell["helpers"]} for cell in result.cells}
     assert helpers == {"one": {"three", "stranger"}, "three": {"one", "stranger"}}
+
+
+def test_a_pool_that_cannot_help_is_refused(tiny, tasks: list[str], tmp_path: Path) -> None:
+    run(tiny, tasks[:2], tmp_path / "first", prepare=True)
+    with pytest.raises(UsageError, match="no expert of kind 'adapter' of this backbone on these sites; run without --pool"):
+        run(tiny, tasks[:2], tmp_path / "second", pool=tmp_path / "first" / "pool" / "lora", kinds=["adapter"])
 
 
 def test_kinds_side_by_side(tiny, tasks: list[str], tmp_path: Path) -> None:
@@ -286,7 +293,7 @@ def test_the_grid_of_the_benchmark() -> None:
 
 def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     _tables(summarise([cell("a", 0, own=0.5, pi=0.8), cell("a", 1, own=0.7, pi=0.8), cell("b", 0, shots=None, own=0.9, pi=0.85)]))
-    lines = capsys.readouterr().out.splitlines()
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "lora, 8 shots a label, 2 seeds" in lines
     assert "lora, full data, 1 seed" in lines
     assert any(line.split("│")[1:4] == [" own expert ", " 60.0 ± 14.1 ", " 60.0    "] for line in lines)

@@ -21,14 +21,20 @@ __all__ = ["NAMES_OF_PHASES", "alpha", "confusion", "curves", "graph", "paths", 
 
 Matrix = npt.NDArray[np.float64]
 EMPTY, FULL = np.array([232, 238, 244]) / 255, np.array([23, 78, 130]) / 255
-"""Ends of the ramp of every heat map; figures in a cell are the darker or the lighter ink, whichever is read better."""
+"""Ends of the ramp of every heat map."""
+READ_LIGHT = 0.73
+"""Shade from which white is read better than black; both have a contrast of 4.5 there."""
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
 """So that colour is not all that tells lines apart."""
+ACROSS = 3
+"""Panels beside each other: more would make the figures in them too small to read."""
 ANNOTATED = 12
 """Rows of a heat map up to which its cells carry figures."""
 NAMED = 30
 """Labels up to which a confusion matrix names them."""
 NEAREST = 3
+LABELLED = 6
+"""Tasks up to which the graph holds every pair and its lines carry figures; above, lines go to the `NEAREST`."""
 NAMES_OF_PHASES = {"own": "own expert", "interpolation": "interpolation", "in_context": "own expert, in context"}
 
 
@@ -49,6 +55,7 @@ def curves(phases: Sequence[Phase]) -> str:
             axes.set_xlabel("step")
             axes.set_ylabel("loss (nats a row)")
             axes.set_xlim(0, max(1, *steps) * 1.04)
+            axes.locator_params(axis="x", integer=True)
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
 
     return draw("curves", "Learning curves: loss by step for each phase", paint, width=max(5.0, 4.4 * len(phases)), height=3.5)
@@ -70,7 +77,7 @@ def similarity(near: Neighbourhood) -> str:
     count = len(near.names)
     off = near.similarity[~np.eye(count, dtype=bool)]
     low, high = float(off.min()), float(off.max())
-    side = 2.2 + 0.62 * min(count, 6) + 0.24 * max(0, count - 6)
+    side = 2.0 + 0.5 * min(count, 6) + 0.24 * max(0, count - 6)
 
     def paint(figure: Any) -> None:
         tree, heat = figure.subplots(2, 1, sharex=True, height_ratios=(1, max(1.8, side / 1.6)))
@@ -97,7 +104,7 @@ def similarity(near: Neighbourhood) -> str:
 def graph(near: Neighbourhood) -> str:
     """The task graph on a circle, alike tasks beside each other."""
     count = len(near.names)
-    pairs = near.nearest(NEAREST if count > 8 else count)
+    pairs = near.nearest(NEAREST if count > LABELLED else count)
     weights = {pair: float(near.similarity[pair]) for pair in pairs}
     low, span = min(weights.values()), (max(weights.values()) - min(weights.values())) or 1.0
 
@@ -110,7 +117,7 @@ def graph(near: Neighbourhood) -> str:
             color = SERIES[0] if own in (left, right) else MUTED
             width = 0.8 + 4 * (weight - low) / span
             axes.plot([xs[left], xs[right]], [ys[left], ys[right]], color=color, linewidth=width, alpha=0.65, zorder=1)
-            if count <= 8:
+            if count <= LABELLED:
                 # off the middle, where the diagonals of a circle meet
                 x, y = (0.62 * one[left] + 0.38 * one[right] for one in (xs, ys))
                 look = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.2}
@@ -120,32 +127,46 @@ def graph(near: Neighbourhood) -> str:
             axes.plot(xs[row], ys[row], "o", markersize=11, color=SERIES[0] if mine else SURFACE, markeredgecolor=SERIES[0], zorder=3)
             side = "center" if abs(xs[row]) < 0.2 else ("left" if xs[row] > 0 else "right")
             axes.text(1.13 * xs[row], 1.13 * ys[row], _short(name), ha=side, va="center", fontweight="bold" if mine else "normal", zorder=4)
-        axes.set(xlim=(-2.1, 2.1), ylim=(-1.3, 1.3), aspect="equal")
+        axes.set(xlim=(-1.7, 1.7), ylim=(-1.3, 1.3), aspect="equal")
         axes.set_axis_off()
 
-    return draw("graph", f"Task graph of {count} tasks: the wider a line, the more alike", paint, width=6.4, height=4.2)
+    return draw(
+        "graph",
+        f"Task graph of {count} tasks: the wider a line, the more alike",
+        paint,
+        width=6.4,
+        height=4.2 if count <= LABELLED else 5.6,
+    )
 
 
 def alpha(found: Alpha) -> str:
     """Weights by layer and site: a panel an expert, or one panel where a layer has one site."""
-    rows, columns, tensor = _by_layer(found)
-    count = len(found.experts)
-    high = max(float(np.nanmax(tensor)), 1e-9)
+    rows, columns, weights = _by_layer(found)
+    high = max(float(np.nanmax(weights)), 1e-9)
+    title = f"α of {len(found.experts)} experts at {len(found.sites)} sites, from 0 to {high:.2f}"
+    names = [_short(name) for name in found.experts]
 
-    def paint(figure: Any) -> None:
-        if len(columns) == 1:
-            axes = figure.subplots()
-            _heat(axes, tensor[:, 0] / high, tensor[:, 0], "{:.2f}", aspect="auto")
-            _ticks(axes, [_short(name) for name in found.experts], rows)
-            return
-        for panel, (axes, name) in enumerate(zip(figure.subplots(1, count, squeeze=False, sharey=True)[0], found.experts, strict=True)):
-            _heat(axes, tensor[:, :, panel] / high, tensor[:, :, panel], "{:.2f}", aspect="auto")
+    def one_panel(figure: Any) -> None:
+        axes = figure.subplots()
+        _heat(axes, weights[:, 0] / high, weights[:, 0], "{:.2f}", aspect="auto")
+        _ticks(axes, names, rows)
+
+    def a_panel_each(figure: Any) -> None:
+        panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat
+        for number, (axes, name) in enumerate(zip(panels, names, strict=False)):
+            _heat(axes, weights[:, :, number] / high, weights[:, :, number], "{:.2f}", aspect="auto")
             _ticks(axes, columns, rows)
-            axes.set_title(f"{_short(name)}\nmean {found.mean[panel]:.2f}", fontsize=9)
+            axes.set_title(f"{name}, mean {found.mean[number]:.2f}", fontsize=9)
+            axes.tick_params(axis="x", labelbottom=number + across >= len(names))
+        for axes in panels:
+            axes.remove()
 
-    height = 2.0 + 0.34 * len(rows)
-    width = 1.6 + 0.8 * count if len(columns) == 1 else 1.3 + count * max(1.3, 0.42 * len(columns))
-    return draw("alpha", f"α of {count} experts at {len(found.sites)} sites, from 0 to {high:.2f}", paint, width=width, height=height)
+    if len(columns) == 1:
+        return draw("alpha", title, one_panel, width=2.2 + 0.8 * len(names), height=1.6 + 0.32 * len(rows))
+    across = min(ACROSS, len(names))
+    down = math.ceil(len(names) / across)
+    width = 1.0 + across * max(1.6, 0.44 * len(columns))
+    return draw("alpha", title, a_panel_each, width=width, height=1.4 + down * (0.5 + 0.3 * len(rows)))
 
 
 def _by_layer(found: Alpha) -> tuple[list[str], list[str], npt.NDArray[np.float64]]:
@@ -200,7 +221,7 @@ def paths(found: Paths) -> str:
             axes.set_xlabel("t: 0 own expert, 1 the other")
             axes.grid(axis="y")
             axes.margins(x=0.02)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(found.found)))
 
     return draw("path", "Loss and metric along the lines between experts", paint, width=8.8, height=3.7)
 
@@ -218,7 +239,7 @@ def _heat(axes: Any, shade: Matrix, values: Matrix, form: str, *, aspect: str) -
     if max(shade.shape) > ANNOTATED:
         return
     for row, column in zip(*np.nonzero(known), strict=True):
-        ink = "#ffffff" if shade[row, column] > 0.45 else "#15202b"
+        ink = "#ffffff" if shade[row, column] > READ_LIGHT else "#000000"
         axes.text(column, row, form.format(values[row, column]), ha="center", va="center", fontsize=8, color=ink)
 
 

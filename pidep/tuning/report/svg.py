@@ -76,11 +76,14 @@ def _inline(svg: ElementTree.Element, name: str, title: str) -> str:
         for child in list(parent):
             if _NAMESPACE.sub("", child.tag) in ("metadata", "style"):
                 parent.remove(child)
+    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]*)", ElementTree.tostring(svg, encoding="unicode")))
     for element in svg.iter():
         element.tag = _NAMESPACE.sub("", element.tag)
         named = {_NAMESPACE.sub("", key): value for key, value in element.attrib.items()}
+        if named.get("id") not in used:
+            named.pop("id", None)
         element.attrib.clear()
-        element.attrib.update({key: _attribute(element.tag, key, value, name) for key, value in named.items() if _kept(element.tag, key)})
+        element.attrib.update({key: _attribute(key, value, name) for key, value in named.items()})
     width = svg.attrib.pop("width").removesuffix("pt")
     svg.attrib.pop("height")
     svg.attrib.pop("version", None)
@@ -91,11 +94,7 @@ def _inline(svg: ElementTree.Element, name: str, title: str) -> str:
     return ElementTree.tostring(svg, encoding="unicode")
 
 
-def _kept(tag: str, key: str) -> bool:
-    return not (tag == "g" and key == "id")
-
-
-def _attribute(tag: str, key: str, value: str, name: str) -> str:
+def _attribute(key: str, value: str, name: str) -> str:
     if key == "id":
         return f"{name}-{value}"
     if key == "href" and value.startswith("#"):

@@ -1,0 +1,121 @@
+"""As test_errors.py, for serving: wrong repositories, ports, addresses and rows, and nobody there."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pidep.serving.server import free_ports
+from tests.cli.run import Done, assert_refused, nobody, pidep, untouched, write_run
+from tests.conftest import make_expert
+
+Inside = Callable[..., Done]
+
+
+@pytest.mark.parametrize(
+    ("repo", "message"),
+    [
+        ("absent", r"absent: no such model repository"),
+        ("empty", r"empty: no model with a config\.pbtxt"),
+        ("half", r"half/film: no bank\.json or merged\.json in version 1"),
+    ],
+)
+def test_serving_a_repository_that_is_not_one(work: Path, inside: Inside, repo: str, message: str) -> None:
+    (work / "empty").mkdir()
+    (work / "half" / "film" / "1").mkdir(parents=True)
+    (work / "half" / "film" / "config.pbtxt").write_text('backend: "python"')
+    with untouched(work):
+        assert_refused(inside("serve", repo), message)
+
+
+@pytest.fixture
+def complete(work: Path) -> Path:
+    """A repository with every file in its place; what is in them is looked at last."""
+    version = work / "repo" / "film" / "1"
+    version.mkdir(parents=True)
+    (version.parent / "config.pbtxt").write_text('backend: "python"')
+    for name in ("merged.json", "model.onnx", "model.py"):
+        (version / name).touch()
+    return work / "repo"
+
+
+@pytest.mark.parametrize("what", ["http", "grpc", "metrics"])
+def test_serving_on_a_taken_port(work: Path, inside: Inside, complete: Path, what: str) -> None:
+    with socket.socket() as taken, untouched(work):
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ports = free_ports()
+        options = {"http": ports.http, "grpc": ports.grpc, "metrics": ports.metrics, what: taken.getsockname()[1]}
+        arguments = [part for name, port in options.items() for part in (f"--{name}-port", port)]
+        done = inside("serve", complete, *arguments)
+        assert_refused(done, rf"port 127\.0\.0\.1:{options[what]} is taken .*choose --{what}-port", code=1)
+
+
+@pytest.mark.parametrize("port", [99999, -1])
+def test_serving_on_a_port_that_is_none(work: Path, inside: Inside, complete: Path, port: int) -> None:
+    with untouched(work):
+        assert_refused(inside("serve", complete, "--http-port", port), rf"http-port|{port}")
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_asking_where_nobody_listens(work: Path, protocol: str) -> None:
+    url = nobody()
+    done = pidep("infer", "a film", "--expert", "film", "--url", url, "--protocol", protocol, cwd=work)
+    assert_refused(done, url, code=1)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:port"])
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_asking_at_what_is_no_address(inside: Inside, protocol: str, url: str) -> None:
+    done = inside("infer", "a film", "--expert", "film", "--url", url, "--protocol", protocol)
+    assert_refused(done, url, code=None)
+
+
+def test_asking_nobody_in_particular(inside: Inside) -> None:
+    assert_refused(inside("infer", "a film"), r"--expert: name the expert")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"[1]",
+        b'{"txt": "a film"}',
+        b'{"text": null}',
+        b'{"text": ["a", "film"]}',
+        b'{"text": "\xff"}',
+        b'{"text": "\\ud800"}',
+    ],
+)
+def test_rows_that_are_none(inside: Inside, line: bytes) -> None:
+    rows = b'{"text": "a film"}\n' + line + b"\n"
+    done = inside("infer", "--expert", "film", "--url", nobody(), stdin=rows)
+    assert_refused(done, r"standard input, line 2: expected \{\"text\": …, \"expert\": …\}")
+
+
+def test_a_text_that_is_no_text(inside: Inside) -> None:
+    done = inside("infer", "\udcff", "--expert", "film", "--url", nobody())
+    assert_refused(done, "text")
+
+
+def test_swapping_where_nobody_listens(work: Path, tiny) -> None:
+    write_run(work / "run", make_expert(tiny), work / "film.yaml")
+    url = nobody()
+    with untouched(work):
+        assert_refused(pidep("swap", "film", "run", "--url", url, cwd=work), url, code=1)
+
+
+def test_a_real_process_that_serves(work: Path, complete: Path) -> None:
+    with socket.socket() as taken, untouched(work):
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = pidep("serve", complete, "--http-port", taken.getsockname()[1], cwd=work)
+        assert_refused(done, r"HTTP port .* is taken", code=1)
+
+
+def test_a_real_process_that_reads_rows(work: Path) -> None:
+    done = pidep("infer", "--expert", "film", "--url", nobody(), cwd=work, stdin=b'{"text": "\xff"}\n')
+    assert_refused(done, r"standard input, line 1: expected")
