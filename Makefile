@@ -40,7 +40,7 @@ check: setup ## Style (ruff) and types (mypy strict)
 	$(PY) -m mypy
 
 test-unit: setup ## Unit tests: offline, on the CPU, about a minute
-	$(PY) -m pytest -q -m 'not server and not slow and not gpu'
+	$(PY) -m pytest -q -n auto --dist loadfile -m 'not server and not slow and not gpu'
 
 test-server: setup ## Tests that start a real Triton Server, and the slow ones
 	$(PY) -m pytest -q -m '(server or slow) and not gpu'

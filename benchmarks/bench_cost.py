@@ -144,12 +144,12 @@ def _expert(backbone: Encoder, task: Task, sites: Sequence[str], *, seed: int, m
 class Trainer:
     """One step of `pidep.tuning.trainer` at a time: forward, backward, clipping, AdamW."""
 
-    def __init__(self, scorer: Scorer, module: nn.Module, trained: Sequence[tuple[list[nn.Parameter], float]], rows: Split) -> None:
+    def __init__(self, scorer: Scorer, trained: Sequence[tuple[list[nn.Parameter], float]], rows: Split) -> None:
         for parameters, _ in trained:
             for parameter in parameters:
                 parameter.requires_grad_(True)
         self._optimizer = torch.optim.AdamW([{"params": found, "lr": rate, "peak": rate} for found, rate in trained], weight_decay=0.01)
-        self._scorer, self._trained, self._rows, self._module = scorer, list(trained), rows, module
+        self._scorer, self._trained, self._rows = scorer, list(trained), rows
 
     def step(self, rows: list[int]) -> float:
         """The loss."""
@@ -171,7 +171,7 @@ def fisher_against_epoch(
     expert = _expert(backbone, task, sites, seed=0, max_length=max_length)
     scorer = Scorer(backbone, torch.from_numpy(expert.label_embeddings), LOGIT_SCALE, max_length)
     mixture = Mixture.of([expert]).requires_grad_(False)
-    trainer = Trainer(scorer, mixture, [(mixture.expert_parameters(), RATE)], rows)
+    trainer = Trainer(scorer, [(mixture.expert_parameters(), RATE)], rows)
     batches = list(_batches(rows.texts, batch_size=batch_size, shuffle_seed=None))
 
     def epoch() -> None:
@@ -219,9 +219,8 @@ def step_of_four(
     cases: dict[str, Work] = {}
     logits: dict[str, Tensor] = {}
     with _cache(backbone, sites, cached=cached):
-        for name, module, trained in _arms(experts):
-            trainer = Trainer(scorer, nn.ModuleList(), trained, batch)
-            sites_of = module if isinstance(module, Mixture) else dict(module)
+        for name, sites_of, trained in _arms(experts):
+            trainer = Trainer(scorer, trained, batch)
 
             def work(trainer: Trainer = trainer, sites_of: Any = sites_of) -> None:
                 with attached(backbone.model, sites_of):

@@ -25,7 +25,7 @@ from pidep.experts.mixture import Mixture, attached
 from pidep.experts.places import find_sites, fresh, peft_can
 from pidep.experts.site import Tensors
 from pidep.interpolation.fold import folded_into
-from tests.experts.zoo import FITS, ZOO, Architecture
+from tests.experts.zoo import BATCH, FITS, LENGTH, ZOO, Architecture
 
 CASES = [(name, kind) for name in ZOO for kind in KINDS if isinstance(FITS[name][kind], int)]
 REFUSED = [(name, kind) for name in ZOO for kind in KINDS if isinstance(FITS[name][kind], str)]
@@ -219,6 +219,17 @@ def test_a_decoder_stays_causal(architecture: Architecture, model: nn.Module, ki
     assert not torch.allclose(before[:, 4], after[:, 4], atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["BERT", "DistilBERT", "ModernBERT", "GPT-2", "Llama"])
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+@torch.no_grad()
+def test_positions_and_types_that_are_given_count_from_the_text(architecture: Architecture, model: nn.Module, kind: str) -> None:
+    mixture = mixture_of(make(model, kind, seed=0), kind=kind)
+    given = {"position_ids": torch.arange(LENGTH).expand(BATCH, -1)}
+    if architecture.name == "BERT":
+        given["token_type_ids"] = torch.zeros(BATCH, LENGTH, dtype=torch.long)
+    torch.testing.assert_close(run(architecture, model, mixture, **given), run(architecture, model, mixture), atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["DeBERTa-v2"])
 @pytest.mark.parametrize("kind", ["lora", "bitfit"])
 def test_rows_that_cannot_be_told_apart_are_refused(architecture: Architecture, model: nn.Module, kind: str) -> None:
@@ -340,6 +351,15 @@ def test_a_conv1d_is_a_linear_over_the_same_memory() -> None:
         torch.testing.assert_close(run(ZOO["GPT-2"], model), want, atol=2e-5, rtol=1e-5)
     assert torch.equal(run(ZOO["GPT-2"], model), before)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_pooler_reads_the_text_not_the_prompt() -> None:
+    model = model_of("BERT")
+    with attached(model, mixture_of(make(model, "prompt", seed=0), kind="prompt")):
+        output = model(**ZOO["BERT"].inputs(), output_hidden_states=True)
+    torch.testing.assert_close(output.pooler_output, model.pooler(output.last_hidden_state))
+    assert {hidden.shape[1] for hidden in output.hidden_states} == {LENGTH}
 
 
 def test_texts_that_do_not_fit_behind_virtual_tokens_are_refused() -> None:

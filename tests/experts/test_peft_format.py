@@ -167,6 +167,14 @@ def test_scaling_survives_peft_to_the_last_bit(alpha: float, rank: int, rank_sta
     assert loaded.base_model.model.encoder.layer[0].attention.self.query.scaling["default"] == pytest.approx(exact)
 
 
+def test_a_scaling_that_peft_cannot_keep_is_kept(tiny: Any, tmp_path: Path) -> None:
+    from tests.conftest import make_expert
+
+    assert 0.1 * 3 / 3 != 0.1
+    expert = make_expert(tiny, rank=3, scaling=0.1)
+    assert read_expert(write_expert(expert, tmp_path / "e")).digest == expert.digest
+
+
 def test_another_lora_alpha_than_the_experts_is_refused(tiny: Any, tmp_path: Path) -> None:
     from tests.conftest import make_expert
 

@@ -89,6 +89,15 @@ def test_true_depends_on_the_seed_alone(tiny) -> None:
     assert any(not np.allclose(other[name], first[name], rtol=1e-2) for other in others for name in first)
 
 
+def test_memory_is_that_of_a_batch(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    embed = tiny.embed
+    monkeypatch.setattr(tiny, "embed", lambda texts, **options: (sizes.append(len(texts)), embed(texts, **options))[1])
+    diagonal_fisher(tiny, random_expert(tiny, "prefix"), TEXTS * 10, LABELS * 10, batch_size=8)
+    assert sum(sizes) == 50
+    assert max(sizes) == 8
+
+
 def test_inside_the_layer_cache_it_is_the_same(tiny) -> None:
     from dataclasses import replace
 

@@ -67,6 +67,6 @@ KIND = Kind(
     shapes=_shapes,
     start=_start,
     size_of=lambda tensors: len(tensors["down"]),
-    learning_rate=2e-3,
+    learning_rate=1e-3,
     named_patterns={"houlsby": list, "pfeiffer": _feed_forward},
 )

@@ -46,5 +46,5 @@ KIND = Kind(
     shapes=_shapes,
     start=_start,
     size_of=lambda _: 1,
-    learning_rate=5e-3,
+    learning_rate=2.5e-3,
 )

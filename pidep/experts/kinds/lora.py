@@ -119,6 +119,6 @@ KIND = Kind(
     shapes=_shapes,
     start=_start,
     size_of=lambda tensors: len(tensors["lora_A"]),
-    learning_rate=2e-3,
+    learning_rate=1e-3,
     in_peft=everywhere,
 )

@@ -131,7 +131,7 @@ KIND = Kind(
     shapes=_shapes,
     start=_start,
     size_of=lambda tensors: len(tensors["key"]),
-    learning_rate=2e-2,
+    learning_rate=1e-2,
     around=_around,
     in_peft=_in_peft,
 )

@@ -183,6 +183,6 @@ KIND = Kind(
     shapes=_shapes,
     start=_start,
     size_of=lambda tensors: len(tensors["prompt"]),
-    learning_rate=3e-2,
+    learning_rate=1.5e-2,
     in_peft=_in_peft,
 )

@@ -152,13 +152,13 @@ def alpha(found: Alpha) -> str:
         _ticks(axes, names, rows)
 
     def a_panel_each(figure: Any) -> None:
-        panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat
+        panels = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
         for number, (axes, name) in enumerate(zip(panels, names, strict=False)):
             _heat(axes, weights[:, :, number] / high, weights[:, :, number], "{:.2f}", aspect="auto")
             _ticks(axes, columns, rows)
             axes.set_title(f"{name}, mean {found.mean[number]:.2f}", fontsize=9)
             axes.tick_params(axis="x", labelbottom=number + across >= len(names))
-        for axes in panels:
+        for axes in panels[len(names) :]:
             axes.remove()
 
     if len(columns) == 1:
