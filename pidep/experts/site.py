@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pidep.errors import ExpertError
 
-__all__ = ["Array", "ExpertSite", "Kind", "LayerSite", "Tensors", "Undo", "WrappedSite", "everywhere", "nowhere"]
+__all__ = ["Array", "ExpertSite", "Kind", "LayerSite", "Tensors", "Undo", "WrappedSite", "everywhere", "nowhere", "to_array"]
 
 Array = npt.NDArray[np.float32]
 Tensors = Mapping[str, Array]
@@ -59,13 +59,13 @@ class ExpertSite(nn.Module, ABC):
 
     def part(self, index: int) -> dict[str, Array]:
         """Expert `index` as it is."""
-        return {name: stacked[index].detach().numpy().copy() for name, stacked in self.experts.items()}
+        return {name: to_array(stacked[index]) for name, stacked in self.experts.items()}
 
     def folded(self) -> dict[str, Array]:
         """The mixture as one expert of scaling 1."""
         with torch.no_grad():
             alpha = self.alpha()
-            return {name: torch.tensordot(alpha, stacked, 1).numpy().copy() for name, stacked in self.experts.items()}
+            return {name: to_array(torch.tensordot(alpha, stacked, 1)) for name, stacked in self.experts.items()}
 
     @abstractmethod
     def attach(self, model: nn.Module, name: str) -> Undo:
@@ -130,6 +130,11 @@ class LayerSite(WrappedSite):
                 "query_proj and key_proj, which also read relative positions); choose other --sites, or batches of one"
             )
         return count
+
+
+def to_array(tensor: Tensor) -> Array:
+    """A copy in fp32 on the host, from whatever device and precision."""
+    return np.array(tensor.detach().float().cpu().numpy(), order="C")
 
 
 def everywhere(_: nn.Module, __: Sequence[str]) -> bool:

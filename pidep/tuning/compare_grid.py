@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,11 +171,15 @@ class Grid:
         """SHA-256 over all that a cell's own expert and its task's embedding depend on."""
         train, validation = self.rows(key)
         target = self.targets[key.task]
+        recipe = self.recipe(key, num_rows=len(train.texts))
         return _sha(
             {
                 "format": FORMAT,
                 "backbone": self.backbone.digest,
-                "recipe": asdict(self.recipe(key, num_rows=len(train.texts))),
+                "recipe": {name: value for name, value in asdict(recipe).items() if name != "rate"},
+                # a share of the kind's own, which may be another in another version
+                "learning_rate": recipe.learning_rate,
+                "bitfit_learning_rate": replace(recipe, kind="bitfit").learning_rate,
                 "labels": target.task.labels,
                 "max_length": target.scorer.max_length,
                 "train": data_digest(train),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from benchmarks.bench_prediction import Figure, by_target, claims_of, spearman, statistics, top_overlap, top_regret
+from benchmarks.bench_prediction import claims_of
+from benchmarks.transfer_statistics import Figure, by_target, spearman, statistics, top_overlap, top_regret
 
 
 def made(count: int = 8, *, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

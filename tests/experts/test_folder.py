@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pidep.errors import ExpertError
-from pidep.experts.folder import check_name, read_expert, write_expert
+from pidep.experts.folder import Expert, check_name, read_expert, write_expert
 from tests.conftest import make_expert
 
 
@@ -71,3 +71,56 @@ def test_metrics_do_not_change_the_digest(tiny) -> None:
     expert = make_expert(tiny)
     assert replace(expert, metrics={"accuracy": 1.0}).digest == expert.digest
     assert replace(expert, scaling=1.0).digest != expert.digest
+
+
+def ramp(*shape: int) -> np.ndarray:
+    return (np.arange(np.prod(shape)) / 7).astype(np.float32).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("kind", "site", "shapes", "digest"),
+    [
+        ("lora", "query", {"lora_A": (2, 3), "lora_B": (4, 2)}, "808a8f393030dd39"),
+        ("prefix", "attention", {"key": (2, 3), "value": (2, 3)}, "0336e19f76a8c31e"),
+        ("prompt", "words", {"prompt": (2, 3)}, "270c1468f818ba9e"),
+    ],
+)
+def test_digests_stay_what_they_were(kind: str, site: str, shapes: dict[str, tuple[int, ...]], digest: str) -> None:
+    """Golden: published experts and the stores of running servers are named by them."""
+    expert = Expert(
+        name="e",
+        backbone_digest="sha256:0",
+        sites={f"layer.{layer}.{site}": {name: ramp(*shape) for name, shape in shapes.items()} for layer in (10, 2)},
+        scaling=2.0 if kind == "lora" else 1.0,
+        labels=("a", "b"),
+        label_texts=("x", "y"),
+        label_embeddings=ramp(2, 3),
+        logit_scale=20.0,
+        max_length=8,
+        kind=kind,
+    )
+    assert expert.digest.startswith(f"sha256:{digest}")
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_an_expert_written_before_pefts_format_was_used_is_read(kind: str, tmp_path: Path) -> None:
+    sites = {
+        "prefix": {f"layer.{layer}": {"key": ramp(2, 3), "value": ramp(2, 3)} for layer in (0, 1)},
+        "prompt": {"words": {"prompt": ramp(2, 3)}},
+    }
+    expert = Expert(
+        name="e",
+        backbone_digest="sha256:0",
+        sites=sites[kind],
+        scaling=1.0,
+        labels=("a",),
+        label_texts=("x",),
+        label_embeddings=ramp(1, 3),
+        logit_scale=20.0,
+        max_length=8,
+        kind=kind,
+        peft=False,
+    )
+    folder = write_expert(expert, tmp_path / "e")
+    assert (folder / "expert.safetensors").is_file()
+    assert read_expert(folder).digest == expert.digest

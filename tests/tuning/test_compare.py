@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pidep.cli.app import main
 from pidep.cli.compare import _part, _tables
 from pidep.errors import UsageError
 from pidep.experts.folder import read_expert, write_expert
+from pidep.experts.kinds import KINDS
 from pidep.similarity.pool import read_pool
 from pidep.tuning.compare import CompareResult, compare
 from pidep.tuning.compare_config import METHODS, CompareConfig, compare_config
@@ -134,6 +136,15 @@ def test_what_was_made_with_other_settings_is_refused(tiny, tasks: list[str], tm
     assert result.missing == 0
     with pytest.raises(UsageError, match="other settings"):
         run(tiny, tasks, tmp_path, **base)
+
+
+def test_learning_rates_count_not_how_they_are_written(tiny, tasks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tiny, tasks[:2], tmp_path, rate=0.5, full_rate=1.0)
+    for kind in ("lora", "bitfit"):
+        monkeypatch.setitem(KINDS, kind, replace(KINDS[kind], learning_rate=2 * KINDS[kind].learning_rate))
+    assert run(tiny, tasks[:2], tmp_path, rate=0.25, full_rate=0.5).missing == 0
+    with pytest.raises(UsageError, match="this helper was trained with other settings"):
+        run(tiny, tasks[:2], tmp_path, rate=0.5, full_rate=1.0)
 
 
 def test_a_damaged_cell_is_named(tiny, tasks: list[str], tmp_path: Path) -> None:

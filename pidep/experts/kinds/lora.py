@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pidep.experts.dense import dense_layers, widths
-from pidep.experts.site import Array, Kind, LayerSite, Tensors, WrappedSite, everywhere
+from pidep.experts.site import Array, Kind, LayerSite, Tensors, WrappedSite, everywhere, to_array
 from pidep.kernels.lora_bank import lora_bank
 from pidep.kernels.lora_mixture import lora_mixture
 
@@ -54,12 +53,12 @@ class LoraSite(LayerSite):
     def part(self, index: int) -> dict[str, Array]:
         """Expert `index` as it is, its own scaling left out."""
         mine = self.owner == index
-        return {"lora_A": self.a.detach()[mine].numpy().copy(), "lora_B": np.ascontiguousarray(self.b.detach()[:, mine].numpy())}
+        return {"lora_A": to_array(self.a[mine]), "lora_B": to_array(self.b[:, mine])}
 
     def folded(self) -> dict[str, Array]:
         """One LoRA of rank Σ rank_k whose ΔW is Σ αₖ sₖ BₖAₖ exactly; α and s are in B."""
         with torch.no_grad():
-            return {"lora_A": self.a.numpy().copy(), "lora_B": np.ascontiguousarray((self.b * self.rank_weights()).numpy())}
+            return {"lora_A": to_array(self.a), "lora_B": to_array(self.b * self.rank_weights())}
 
 
 _CURRENT_ROWS: list[Mapping[str, tuple[Tensor, Tensor]]] = []

@@ -89,7 +89,7 @@ def _causal_mask(module: Any, query: Tensor, key: Tensor, options: Mapping[str, 
 def _heads(prefix: Tensor, like: Tensor) -> Tensor:
     """`[P, H]` or `[R, P, H]` to `[B, heads, P, head_dim]`; where B is R × windows (Swin), each row goes to all of its windows."""
     batch, heads, _, size = like.shape
-    split = prefix.reshape(*prefix.shape[:-1], heads, size).transpose(-3, -2)
+    split = prefix.to(like.dtype).reshape(*prefix.shape[:-1], heads, size).transpose(-3, -2)
     if split.dim() == 4 and len(split) not in (1, batch):
         if batch % len(split):
             raise ExpertError(f"prefix experts: {batch} rows at an attention layer, {len(split)} samples; use batches of one")

@@ -101,6 +101,7 @@ class _Before:
 
     def __call__(self, reader: nn.Module, arguments: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         options = {**dict(zip(self.names, arguments, strict=False)), **given}
+        options.pop("cache_position", None)  # transformers before 5.20 passes it, and makes it anew from the cache where it is missing
         length = self.site.length
         cache = options.get("past_key_values")
         self.added = cache is None or not cache.get_seq_length()

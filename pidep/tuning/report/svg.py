@@ -11,7 +11,11 @@ from xml.etree import ElementTree
 
 __all__ = ["GRID", "INK", "MUTED", "PAPER", "SERIES", "SURFACE", "draw"]
 
-INK, MUTED, GRID, PAPER, SURFACE = "#010101", "#020202", "#030303", "#040404", "#050505"
+INK = "#010101"
+MUTED = "#020202"
+GRID = "#030303"
+PAPER = "#040404"
+SURFACE = "#050505"
 SERIES = tuple(f"#0a0a0{number}" for number in range(1, 7))
 """Stand-ins: `draw` puts the page's variables in their place, so that one figure serves light, dark and paper."""
 
@@ -54,6 +58,7 @@ _STYLE: Any = {
 _NAMESPACE = re.compile(r"\{[^}]*\}")
 _REFERENCE = re.compile(r"url\(#([^)]*)\)")
 _FONT = re.compile(r"font: (?:(\d+) )?([\d.]+px) [^;]*")
+_FAMILY = re.compile(r"font-family: [^;]*;? ?")  # the page's own
 
 
 def draw(name: str, title: str, paint: Callable[[Any], None], *, width: float, height: float) -> str:
@@ -101,7 +106,9 @@ def _attribute(key: str, value: str, name: str) -> str:
         return f"#{name}-{value[1:]}"
     value = _REFERENCE.sub(rf"url(#{name}-\1)", value)
     if key == "style":
-        value = _FONT.sub(lambda found: f"font-size: {found[2]}" + (f"; font-weight: {found[1]}" if found[1] else ""), value)
+        value = _FAMILY.sub(
+            "", _FONT.sub(lambda found: f"font-size: {found[2]}" + (f"; font-weight: {found[1]}" if found[1] else ""), value)
+        )
         for color, variable in _VARIABLES.items():
             value = value.replace(color, f"var({variable})")
     return value
