@@ -25,7 +25,7 @@ from pidep.experts.kinds.lora import scaling
 from pidep.experts.mixture import Mixture, find_sites, fresh
 from pidep.experts.site import Tensors
 from pidep.similarity.compare import Layout, Neighbour, most_similar
-from pidep.similarity.fisher import diagonal_fisher
+from pidep.similarity.embedding_cache import cached_fisher
 from pidep.similarity.pool import PoolEntry, read_pool
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data
 from pidep.tasks.metrics import score
@@ -293,37 +293,69 @@ def tune(
         check_expert_place(config.pool / job.name)
     _train_helpers(config, backbone, resume=resume, on_step=on_step)
     pool = _fitting_pool(job)
+    with backbone.cached_below(job.sites):
+        return _learn(job, pool, started, resume=resume, on_step=on_step)
+
+
+class _Laps:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """The time since the last lap was this phase's."""
+        now = time.monotonic()
+        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + now - self._last, 3)
+        self._last = now
+
+
+def _learn(job: _Job, pool: Mapping[str, PoolEntry], started: float, *, resume: bool, on_step: OnStep | None) -> TuneResult:
+    """Everything after the request was found to fit together."""
+    config, metric, laps = job.config, job.task.metric, _Laps()
+
+    def tested(mixture: Mixture | None) -> float:
+        return evaluate(job.scorer, job.data.test, metric, mixture)
+
     own, own_report = _own_expert(job, resume=resume, on_step=on_step)
+    laps.lap("own expert")
     sample = limit(job.train, config.fisher_samples, seed=config.seed)
-    embedding = diagonal_fisher(backbone, own, sample.texts, sample.labels)
+    cache = job.out / "checkpoint" / "fisher"
+    embedding = cached_fisher(cache, job.scorer.backbone, own, sample.texts, sample.labels, data_digest=data_digest(sample))
     neighbours = most_similar(embedding, {name: entry.embedding for name, entry in pool.items()}, top_k=config.top_k)
-    metrics = {"backbone": evaluate(job.scorer, job.data.test, job.task.metric)}
-    metrics["own_expert"] = evaluate(job.scorer, job.data.test, job.task.metric, Mixture.of([own]))
+    laps.lap("predict")
+    metrics = {"backbone": tested(None), "own_expert": tested(Mixture.of([own]))}
+    laps.lap("evaluate")
     reports = {"own": own_report}
     final, mixed = own, None
     if neighbours:
         helpers = [pool[near.name].expert for near in neighbours]
         mixed = _interpolate(job, own, helpers, neighbours, resume=resume, on_step=on_step)
         reports |= mixed.reports
-        metrics["uniform"] = evaluate(job.scorer, job.data.test, job.task.metric, mixed.uniform)
-        metrics["pi"] = evaluate(job.scorer, job.data.test, job.task.metric, mixed.mixture)
+        laps.lap("interpolate")
+        metrics |= {"uniform": tested(mixed.uniform), "pi": tested(mixed.mixture)}
+        laps.lap("evaluate")
         provenance = {
             **own.provenance,
             "mixture_of": {job.name: own.digest, **{near.name: pool[near.name].expert.digest for near in neighbours}},
             "decision": mixed.decision.to_json(),
         }
         final = _as_expert(job, mixed.mixture.folded(), 1.0, provenance)
-    final = replace(final, metrics={job.task.metric: metrics})
-    write_expert(replace(own, metrics={job.task.metric: metrics["own_expert"]}), out / "own", fisher=embedding)
-    write_expert(final, out / "expert", fisher=embedding)
+    final = replace(final, metrics={metric: metrics})
+    measured = replace(own, metrics={metric: metrics["own_expert"]})
+    write_expert(measured, job.out / "own", fisher=embedding)
+    write_expert(final, job.out / "expert", fisher=embedding)
     if config.pool is not None and (config.add_to_pool if config.add_to_pool is not None else config.shots is None):
-        write_expert(replace(own, metrics={job.task.metric: metrics["own_expert"]}), config.pool / job.name, fisher=embedding)
-    result = TuneResult(out, job.name, final.digest, job.task.metric, metrics, neighbours, round(time.monotonic() - started, 3))
-    _write_run(job, result, mixed, reports)
+        write_expert(measured, config.pool / job.name, fisher=embedding)
+    result = TuneResult(job.out, job.name, final.digest, metric, metrics, neighbours, round(time.monotonic() - started, 3))
+    _write_run(job, result, mixed, reports, laps.seconds)
     return result
 
 
-def _write_run(job: _Job, result: TuneResult, mixed: Interpolated | None, reports: dict[str, TrainReport]) -> None:
+def _write_run(
+    job: _Job, result: TuneResult, mixed: Interpolated | None, reports: dict[str, TrainReport], seconds: dict[str, float]
+) -> None:
     out = job.out
     alphas = mixed.mixture.alphas() if mixed is not None else {}
     write_text(out / "config.yaml", json.dumps(job.config.model_dump(mode="json"), indent=2) + "\n")
@@ -341,7 +373,11 @@ def _write_run(job: _Job, result: TuneResult, mixed: Interpolated | None, report
     write_json(
         out / "provenance.json",
         {
-            "backbone": {"name": job.scorer.backbone.name, "digest": job.scorer.backbone.digest},
+            "backbone": {
+                "name": job.scorer.backbone.name,
+                "digest": job.scorer.backbone.digest,
+                "parameters": sum(parameter.numel() for parameter in job.scorer.backbone.model.parameters()),
+            },
             "data": {"train": data_digest(job.train), "test": data_digest(job.data.test), "train_rows": len(job.train.texts)},
             "phases": {
                 phase: {
@@ -355,6 +391,7 @@ def _write_run(job: _Job, result: TuneResult, mixed: Interpolated | None, report
             "versions": {name: version(name) for name in ("torch", "transformers", "numpy")} | {"pidep": __version__},
             "python": platform.python_version(),
             "seconds": result.seconds,
+            "seconds_by_phase": seconds,
         },
     )
     write_json(out / "result.json", result.to_json())
