@@ -152,7 +152,8 @@ def interpolate(
     uniform = Mixture.of([own, *helpers])
     names = (own.name, *(helper.name for helper in helpers))
     if settings.policy == "auto":
-        return _auto(scorer, own, helpers, train, validation, settings, train_own, uniform, on_step)
+        kept = (checkpoint, resume)
+        return _auto(scorer, own, helpers, train, validation, settings, train_own, uniform, kept, on_step)
     trained = Mixture.of([own, *helpers], per=settings.alpha_per)
     if settings.alpha_start == "similarity" and similarities is not None:
         _start_at(trained, similarities)
@@ -182,9 +183,10 @@ def _auto(
     settings: InterpolateSettings,
     train_own: TrainOwn,
     uniform: Mixture,
+    kept: tuple[Path | None, bool],
     on_step: OnStep | None,
 ) -> Interpolated:
-    candidates, report = _learn(scorer, own, helpers, train, validation, settings, on_step)
+    candidates, report = _learn(scorer, own, helpers, train, validation, settings, on_step, *kept)
     held: list[tuple[_Candidates, Split]] = []
     if validation is not None:
         held.append((candidates, validation))
@@ -214,6 +216,8 @@ def _learn(
     validation: Split | None,
     settings: InterpolateSettings,
     on_step: OnStep | None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
 ) -> tuple[_Candidates, TrainReport]:
     """Learn the own expert again, from nothing, inside the mixture; helpers stay as they are, α moves a little."""
     kind = kind_named(own.kind)
@@ -229,7 +233,7 @@ def _learn(
     schedule = replace(settings.schedule, weight_decay=0.0)
     handles = _only_first(mixture)
     try:
-        report = fit(scorer, mixture, groups, train, validation, schedule, on_step=on_step)
+        report = fit(scorer, mixture, groups, train, validation, schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
     finally:
         for handle in handles:
             handle.remove()

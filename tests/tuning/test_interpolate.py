@@ -117,3 +117,30 @@ def test_frozen_moves_alpha_only_and_uniform_nothing(parts) -> None:
 def test_alpha_can_start_from_the_similarities(parts) -> None:
     start = run(parts, "uniform", alpha_start="similarity").mixture.alphas()
     assert all(np.allclose(alpha, np.array([1, 0.5, 0.25]) / 1.75) for alpha in start.values())
+
+
+def test_auto_resumes_what_it_learned_in_context(parts, tmp_path) -> None:
+    scorer, own, helpers = parts
+    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
+    steps: list[str] = []
+
+    def again(*, resume: bool):
+        steps.clear()
+        return interpolate(
+            scorer,
+            own,
+            helpers,
+            ROWS,
+            None,
+            settings,
+            train_own=lambda _: own,
+            checkpoint=tmp_path / "checkpoint",
+            resume=resume,
+            on_step=lambda phase, step, total, loss: steps.append(phase),
+        )
+
+    first, count = again(resume=False), len(steps)
+    second = again(resume=True)
+    assert len(steps) == count - SCHEDULE.steps  # the folds are learned again, the mixture is not
+    assert first.decision == second.decision
+    assert first.mixture.alphas() == second.mixture.alphas()
