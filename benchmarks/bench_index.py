@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ SPREAD = {"cluster": 0.8, "directions": 0.7, "noise": 0.3, "scale": 0.5}
 """Standard deviations of natural logarithms."""
 SITES = ["encoder.layer.[45].attention.self.query", "encoder.layer.[45].attention.self.value"]
 DOMAINS = ("amazon", "movie", "nyt", "tweets")
+T = TypeVar("T")
 Embedding = Mapping[str, npt.NDArray[np.float32]]
 
 
@@ -54,7 +56,7 @@ def real_embeddings() -> dict[str, Embedding]:
         expert = Expert(
             name=domain,
             backbone_digest=backbone.digest,
-            sites=mixture.part(0),
+            sites=dict(mixture.part(0)),
             scaling=2.0,
             labels=tuple(task.labels),
             label_texts=tuple(task.labels.values()),
@@ -81,7 +83,7 @@ def _train(backbone: Any, mixture: Any, expert: Any, texts: list[str], labels: l
             embedded = backbone.embed(texts[start : start + 16], max_length=expert.max_length)
             logits = expert.logit_scale * embedded @ torch.from_numpy(expert.label_embeddings).T
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(logits, torch.tensor(labels[start : start + 16])).backward()
+            torch.nn.functional.cross_entropy(logits, torch.tensor(labels[start : start + 16])).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
 
@@ -119,46 +121,47 @@ def _write_task(folder: Path, tensors: Embedding) -> None:
 
 
 def measure(pool: Path) -> dict[str, Any]:
-    """Build, query, add, all pairs: one process, so that its peak memory is theirs."""
+    """Build, query, all pairs, add: one process, so that its peak memory is theirs."""
     from pidep.similarity.index import TaskIndex
 
-    clock = time.perf_counter
-    started = clock()
-    index = TaskIndex.open(pool)
-    build_s = clock() - started
-    started = clock()
-    index = TaskIndex.open(pool)
-    open_s = clock() - started
-    names = _queries(index.names)
-    index.top_k(load_file(pool / names[0] / "fisher.safetensors"), K)  # the first imports scikit-learn
-    latencies, neighbours = [], {}
-    for name in names:
-        embedding = load_file(pool / name / "fisher.safetensors")
-        started = clock()
-        neighbours[name] = [near.name for near in index.top_k(embedding, K, exclude={name})]
-        latencies.append((clock() - started) * 1e3)
-    peak_query_mib = _peak_mib()
+    build = _timed(lambda: TaskIndex.open(pool))[1]
+    index, again = _timed(lambda: TaskIndex.open(pool))
+    embeddings = {name: load_file(pool / name / "fisher.safetensors") for name in _queries(index.names)}
+    index.top_k(next(iter(embeddings.values())), K)  # the first imports scikit-learn
+    queries = {name: _timed(partial(index.top_k, own, K, exclude={name})) for name, own in embeddings.items()}
+    peak_queries_mib = _peak_mib()
+    every, all_pairs = _timed(lambda: dict(index.all_top_k(K)))
     added = []
-    for number in range(5):
-        shutil.copytree(pool / names[number], pool / f"new-{number}")
-        started = clock()
-        index.add(f"new-{number}")
-        added.append(clock() - started)
-    started = clock()
-    every = dict(index.all_top_k(K))
-    all_pairs_s = clock() - started
+    for number, name in enumerate(list(embeddings)[:5]):
+        shutil.copytree(pool / name, pool / f"new-{number}")
+        added.append(_timed(partial(index.add, f"new-{number}"))[1])
     return {
-        "build_s": round(build_s, 2),
-        "open_again_s": round(open_s, 3),
-        "add_a_task_s": round(float(np.median(added)), 4),
-        "query_ms": {f"p{share}": round(float(np.percentile(latencies, share)), 2) for share in (50, 90, 99)},
-        "all_pairs_top_k_s": round(all_pairs_s, 1),
+        "build_s": _rounded(build),
+        "open_again_s": _rounded(again),
+        "query_ms": {clock: _percentiles([times[clock] * 1e3 for _, times in queries.values()]) for clock in ("cpu", "wall")},
+        "all_pairs_top_k_s": _rounded(all_pairs),
+        "add_a_task_s": {clock: round(float(np.median([times[clock] for times in added])), 3) for clock in ("cpu", "wall")},
         "peak_rss_mib": round(_peak_mib()),
-        "peak_rss_queries_only_mib": round(peak_query_mib),
-        "neighbours": neighbours,
-        "neighbours_all_pairs": {name: [near.name for near in every[name] if not near.name.startswith("new-")][:K] for name in names},
+        "peak_rss_queries_only_mib": round(peak_queries_mib),
+        "neighbours": {name: [near.name for near in found] for name, (found, _) in queries.items()},
+        "neighbours_all_pairs": {name: [near.name for near in every[name]] for name in embeddings},
         "sketch_file_mib": round((pool / ".sketches.safetensors").stat().st_size / 2**20, 1),
     }
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
+    """What it gives, and its seconds of this process's CPU and by the clock on the wall."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    found = work()
+    return found, {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+
+
+def _rounded(times: Mapping[str, float]) -> dict[str, float]:
+    return {clock: round(value, 2) for clock, value in times.items()}
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    return {f"p{share}": round(float(np.percentile(values, share)), 2) for share in (50, 90, 99)}
 
 
 def _peak_mib() -> float:
@@ -230,13 +233,14 @@ def main() -> None:
         "numbers_a_task": made["numbers"],
         "files": "in the page cache",
         "threads": 1,
+        "times": "cpu is what one thread worked, and what counts where others use the machine too; wall is what the clock said",
         **measured,
     }
     claims: list[Claim] = [
         _claim("peak memory of top-k over 10,000 tasks, MiB", 1024, measured["peak_rss_mib"], at_most=True),
         _claim("recall@3 of the index over 10,000 tasks against exact", 0.95, measured["recall_at_3"], at_most=False),
-        _claim("a query over 10,000 tasks, ms (median)", 50, measured["query_ms"]["p50"], at_most=True),
-        _claim("adding a task to 10,000, seconds", 1, measured["add_a_task_s"], at_most=True),
+        _claim("a query over 10,000 tasks, ms of CPU (median)", 50, measured["query_ms"]["cpu"]["p50"], at_most=True),
+        _claim("adding a task to 10,000, seconds of CPU", 1, measured["add_a_task_s"]["cpu"], at_most=True),
     ]
     print(json.dumps({"raw": raw, "claims": claims}, indent=2))
     write_result("index", command="python -m benchmarks.bench_index", raw=raw, claims=claims)

@@ -4,6 +4,7 @@
     python -m benchmarks.bench_method --part 0/2             # half of the cells, one thread; the other half beside it
     python -m benchmarks.bench_method --part 1/2
     python -m benchmarks.bench_method --summarise            # claims and every single run
+    python -m benchmarks.bench_method --restore              # the cells of method.json back into the folder, to go on from them
 
 Stopped and started again it goes on where it was. `--redo pi` measures one method again in every cell.
 """
@@ -18,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import Claim, write_result
+from benchmarks.record import RESULTS, Claim, write_result
+from pidep.atomic_write import write_json
 from pidep.errors import PidepError
 from pidep.tuning.compare_config import LORA_ONLY, METHODS, CompareConfig, check_methods
 from pidep.tuning.compare_summary import summarise
@@ -143,6 +145,19 @@ def _summarise(out: Path) -> int:
     return 0
 
 
+def _restore(out: Path) -> int:
+    """Write the cells of `method.json` that the folder lacks; what was measured elsewhere need not be measured again."""
+    cells = json.loads((RESULTS / "method.json").read_text(encoding="utf-8"))["raw"]["cells"]
+    written = 0
+    for cell in cells:
+        path = out / "cells" / cell["kind"] / cell["task"] / str(cell["shots"] or "full") / f"{cell['seed']}.json"
+        if not path.is_file():
+            write_json(path, cell)
+            written += 1
+    print(f"{out}: {written} of {len(cells)} cells restored")
+    return 0
+
+
 def _run(out: Path, *, part: str | None, prepare: bool, redo: Sequence[str], overwrite: bool) -> None:
     import torch
 
@@ -172,8 +187,11 @@ def main() -> int:
     parser.add_argument("--redo", action="append", default=[], metavar="METHOD", help="measure this method again in every cell")
     parser.add_argument("--overwrite", action="store_true", help="measure what was made with other settings anew")
     parser.add_argument("--summarise", action="store_true", help="write benchmarks/results/method.json")
+    parser.add_argument("--restore", action="store_true", help="write the cells of method.json into the folder")
     options = parser.parse_args()
     try:
+        if options.restore:
+            return _restore(options.out)
         if options.summarise:
             return _summarise(options.out)
         _run(options.out, part=options.part, prepare=options.prepare, redo=options.redo, overwrite=options.overwrite)

@@ -90,10 +90,11 @@ def test_true_depends_on_the_seed_alone(tiny) -> None:
 
 
 def test_memory_is_that_of_a_batch(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    expert = random_expert(tiny, "prefix")
     sizes: list[int] = []
     embed = tiny.embed
     monkeypatch.setattr(tiny, "embed", lambda texts, **options: (sizes.append(len(texts)), embed(texts, **options))[1])
-    diagonal_fisher(tiny, random_expert(tiny, "prefix"), TEXTS * 10, LABELS * 10, batch_size=8)
+    diagonal_fisher(tiny, expert, TEXTS * 10, LABELS * 10, batch_size=8)
     assert sum(sizes) == 50
     assert max(sizes) == 8
 
