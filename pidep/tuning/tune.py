@@ -23,6 +23,7 @@ from pidep.experts.folder import Expert, check_expert_place, check_name, read_ex
 from pidep.experts.kinds import kind_named
 from pidep.experts.kinds.lora import scaling
 from pidep.experts.mixture import Mixture, find_sites, fresh
+from pidep.experts.places import peft_can
 from pidep.experts.site import Tensors
 from pidep.similarity.compare import Layout, Neighbour, most_similar
 from pidep.similarity.embedding_cache import cached_fisher
@@ -155,7 +156,7 @@ def _prepare(config: TuneConfig, backbone: Encoder, out: Path) -> _Job:
     )
 
 
-def _as_expert(job: _Job, sites: Mapping[str, Tensors], scaling: float, provenance: dict[str, Any]) -> Expert:
+def _as_expert(job: _Job, sites: Mapping[str, Tensors], scaling: float, provenance: dict[str, Any], *, stabilized: bool = False) -> Expert:
     return Expert(
         name=job.name,
         backbone=job.scorer.backbone.name,
@@ -163,6 +164,8 @@ def _as_expert(job: _Job, sites: Mapping[str, Tensors], scaling: float, provenan
         sites=dict(sites),
         scaling=scaling,
         kind=job.config.kind,
+        peft=peft_can(job.scorer.backbone.model, list(sites), kind=job.config.kind),
+        rank_stabilized=stabilized,
         labels=tuple(job.task.labels),
         label_texts=tuple(job.task.labels.values()),
         label_embeddings=job.scorer.label_embeddings.numpy(),
@@ -190,7 +193,7 @@ def _own_expert(job: _Job, *, resume: bool, on_step: OnStep | None) -> tuple[Exp
     checkpoint = job.out / "checkpoint" / "own"
     sites, report = _train_expert(job, job.train, job.validation, checkpoint=checkpoint, resume=resume, on_step=on_step)
     provenance = {"train": data_digest(job.train), "rows": len(job.train.texts), "seed": job.config.seed, "pidep": __version__}
-    return _as_expert(job, sites, job.scaling, provenance), report
+    return _as_expert(job, sites, job.scaling, provenance, stabilized=job.config.rank_stabilized), report
 
 
 def _fitting_pool(job: _Job) -> dict[str, PoolEntry]:

@@ -117,3 +117,21 @@ def test_similarity_is_one_for_itself_and_symmetric() -> None:
     assert similarity(left, left) == pytest.approx(1)
     assert similarity(left, right) == pytest.approx(similarity(right, left))
     assert similarity(left, right) < 1
+
+
+@pytest.mark.parametrize("kind", ["adapter", "prefix", "prompt", "bitfit"])
+def test_every_kind_is_tuned_and_mixed(tiny_folder: Path, task_file: Path, tmp_path: Path, kind: str) -> None:
+    run(tiny_folder, task_file, tmp_path / "one", name="one", pool=tmp_path / "pool", kind=kind)
+    result = run(tiny_folder, task_file, tmp_path / "run", name="target", pool=tmp_path / "pool", kind=kind, shots=4)
+    assert set(result.metrics) == {"backbone", "own_expert", "uniform", "pi"}
+    assert read_expert(tmp_path / "run" / "expert").kind == kind
+    in_peft = (tmp_path / "run" / "own" / "adapter_model.safetensors").is_file()
+    assert in_peft == (kind in ("prefix", "prompt"))
+
+
+def test_rslora_is_written_as_such(tiny_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    run(tiny_folder, task_file, tmp_path / "run", rank_stabilized=True, rank=4, lora_alpha=8.0)
+    config = json.loads((tmp_path / "run" / "own" / "adapter_config.json").read_text())
+    assert config["use_rslora"] is True
+    assert config["lora_alpha"] == pytest.approx(8.0)
+    assert read_expert(tmp_path / "run" / "own").scaling == pytest.approx(8.0 / 2)
