@@ -1,12 +1,13 @@
-"""`pidep import` as a function: a PEFT LoRA becomes an expert."""
+"""`pidep import` as a function: a LoRA, prompt or prefix of PEFT becomes an expert."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from pidep.backbones.encoder import load_backbone
-from pidep.experts.folder import Expert, check_expert_place, check_name, read_peft_lora, write_expert
-from pidep.experts.mixture import Mixture
+from pidep.experts.folder import Expert, check_expert_place, check_name, write_expert
+from pidep.experts.mixture import Mixture, find_sites
+from pidep.experts.peft_format import read_peft
 from pidep.tasks.task import load_task
 from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
 
@@ -17,18 +18,22 @@ def adopt(folder: Path, *, task: str, out: Path, name: str | None = None, backbo
     """Write `out` from PEFT's folder.
 
     Raises:
-        ExpertError: not a LoRA pidep can honour, or it does not fit the backbone; nothing was written.
+        ExpertError: nothing pidep can honour, or it does not fit the backbone; nothing was written.
     """
     check_expert_place(out)
     found = load_task(task)
-    sites, scaling = read_peft_lora(folder)
+    adapter = read_peft(folder)
     encoder = load_backbone(backbone)
+    places = [] if adapter.kind == "lora" else find_sites(encoder.model, kind=adapter.kind)
     expert = Expert(
         name=check_name(name or found.name),
         backbone=encoder.name,
         backbone_digest=encoder.digest,
-        sites=sites,
-        scaling=scaling,
+        sites=adapter.at(places),
+        scaling=adapter.scaling,
+        kind=adapter.kind,
+        peft=True,
+        rank_stabilized=adapter.rank_stabilized,
         labels=tuple(found.labels),
         label_texts=tuple(found.labels.values()),
         label_embeddings=label_embeddings(encoder, found).numpy(),

@@ -164,3 +164,29 @@ def test_what_pidep_tunes_peft_loads(peft: Peft, tiny, task_file: Path, tmp_path
     assert mixture.rank > own.rank == 2
     for folder in ("own", "expert"):
         same(our_logits(tiny, run / folder), peft.logits(peft.loaded(run / folder), TEXTS))
+
+
+@pytest.mark.parametrize("peft_type", ["prompt", "prefix"])
+def test_virtual_tokens_of_peft_are_taken_over(tiny_folder: Path, task_file: Path, tmp_path: Path, peft_type: str) -> None:
+    from peft import PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
+    from transformers import AutoModel
+
+    from pidep.backbones.encoder import load_backbone, pool
+    from pidep.experts.mixture import Mixture, attached
+    from pidep.tuning.adopt import adopt
+
+    config_type = PromptTuningConfig if peft_type == "prompt" else PrefixTuningConfig
+    torch.manual_seed(0)
+    theirs = get_peft_model(
+        AutoModel.from_pretrained(tiny_folder), config_type(task_type=TaskType.FEATURE_EXTRACTION, num_virtual_tokens=3)
+    ).eval()
+    theirs.save_pretrained(tmp_path / "peft")
+    expert = adopt(tmp_path / "peft", task=str(task_file), out=tmp_path / "expert", backbone=str(tiny_folder))
+    assert expert.kind == peft_type
+    backbone = load_backbone(str(tiny_folder))
+    ids, mask = (torch.from_numpy(array) for array in backbone.tokenize(["a very good film", "awful"], max_length=12))
+    with torch.no_grad():
+        hidden = theirs(input_ids=ids, attention_mask=mask).last_hidden_state[:, -ids.shape[1] :]
+    with attached(backbone.model, Mixture.of([expert])):
+        ours = backbone.encode(["a very good film", "awful"], max_length=12)
+    torch.testing.assert_close(ours, pool(hidden, mask, "mean"), atol=1e-5, rtol=0)
