@@ -42,8 +42,9 @@ check: setup ## Style (ruff) and types (mypy strict)
 test-unit: setup ## Unit tests: offline, on the CPU, about a minute
 	$(PY) -m pytest -q -n auto --dist loadfile -m 'not server and not slow and not gpu'
 
-test-server: setup ## Tests that start a real Triton Server, and the slow ones
-	$(PY) -m pytest -q -m '(server or slow) and not gpu'
+test-server: setup ## The slow tests, and those that start a real Triton Server
+	$(PY) -m pytest -q -n auto --dist loadfile -m 'slow and not server and not gpu'
+	$(PY) -m pytest -q -m 'server and not gpu'
 
 claims: setup ## One table of every claim the project makes, from benchmarks/results/
 	$(PY) -m benchmarks.claims

@@ -23,6 +23,8 @@ from pidep.tasks.task import Task
 from tests.cli.run import contents, untouched, write_run
 from tests.conftest import make_expert
 
+pytestmark = pytest.mark.slow  # graphs are compiled
+
 TASK = Task.model_validate({"name": "film", "labels": {"negative": "negative", "positive": "positive"}, "data": {"path": "unused.jsonl"}})
 ROWS = Split(["the film was good", "awful", "a very bad film was the great film", "great film", "a the"], [1, 0, 0, 1, 1])
 ANSWER = """
@@ -183,6 +185,7 @@ def strict(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"tolerance": recipe.tolerance.model_copy(update={"max_abs": 1e-12})})
 
 
+@pytest.mark.slow
 def test_a_merged_model_beyond_tolerance_is_not_published(backbone: Any, tmp_path: Path) -> None:
     older = tmp_path / "repo" / "film" / "1"
     older.mkdir(parents=True)

@@ -16,6 +16,8 @@ from pidep.serving.store import ExpertStore
 from pidep.serving.watcher import Watcher
 from tests.conftest import make_expert
 
+pytestmark = pytest.mark.slow  # a graph is compiled
+
 TEXTS = ["the film was good", "awful", "a very bad film was the great film", "great"]
 
 

@@ -16,6 +16,8 @@ from pidep.tuning.compare_config import METHODS
 from pidep.tuning.trainer import Scorer, predict_logits
 from tests.conftest import make_expert
 
+pytestmark = pytest.mark.slow  # peft and nevergrad take seconds to import
+
 TEXTS = ["the film was good", "awful film", "bad a bad film", "a great film", "very good", "the very bad film"]
 ROWS = Split([*TEXTS, "great great", "awful"], [1, 0, 0, 1, 1, 0, 1, 0])
 TASK = Task(name="film", labels={"negative": "negative", "positive": "positive"}, data={"packaged": "x"})

@@ -21,6 +21,8 @@ from pidep.tuning.compare_grid import Key, Part, cells_of, methods_of
 from pidep.tuning.compare_summary import summarise
 from tests.cli.run import untouched
 
+pytestmark = pytest.mark.slow  # whole comparisons and pages
+
 TINY: dict[str, Any] = {
     "steps": 2,
     "epochs": 0,

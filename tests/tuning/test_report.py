@@ -25,6 +25,8 @@ from pidep.tuning.report.page import SECTIONS
 from pidep.tuning.report.run import read_run
 from tests.conftest import make_expert
 
+pytestmark = pytest.mark.slow  # whole comparisons and pages
+
 TINY = {"folds": 2, "steps": 4, "batch_size": 8, "eval_every": 2, "mixture_steps": 2, "rank": 2, "fisher_samples": 8}
 EVIL = "<script>alert('$x$')</script>"
 VOID = {"meta", "link", "br", "hr", "img", "input"}
