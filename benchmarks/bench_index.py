@@ -115,7 +115,8 @@ def make_pool(pool: Path) -> dict[str, int]:
 
 def _write_task(folder: Path, tensors: Embedding) -> None:
     folder.mkdir(parents=True)
-    record = {"digest": f"sha256:{folder.name}", "backbone_digest": "sha256:minilm", "labels": ["negative", "positive"]}
+    record = {"digest": f"sha256:{folder.name}", "backbone": "minilm", "backbone_digest": "sha256:minilm", "kind": "lora"}
+    record |= {"sites": [], "labels": ["negative", "positive"]}
     (folder / "expert.json").write_text(json.dumps(record))
     save_file(dict(tensors), folder / "fisher.safetensors")
 

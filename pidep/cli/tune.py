@@ -30,7 +30,10 @@ def tune(
     shots: Annotated[int | None, typer.Option(help="Few-shot run: training rows of each label.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of shots, held-back rows and batches. Default 0.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Experts to interpolate with. Default 3; 0 for none.")] = None,
-    policy: Annotated[str | None, typer.Option(help="auto (default), frozen, anchored, free or uniform: how to interpolate.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="auto (default), frozen, anchored, free, uniform or zero-shot: how to interpolate.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Under zero-shot, α = softmax(similarity / temperature). Default 0.1.")] = None,
     alpha_per: Annotated[str | None, typer.Option(help="One softmax per site (default), layer, or global.")] = None,
     folds: Annotated[int | None, typer.Option(help="Folds of the cross-validation inside the shots. Default 3.")] = None,
     alpha_start: Annotated[str | None, typer.Option(help="uniform (default) or similarity.")] = None,
@@ -51,6 +54,7 @@ def tune(
     from pidep.tuning.config import read_config
 
     settings = read_config(config, flags)
+    from pidep.tuning.run_folder import METHODS
     from pidep.tuning.tune import tune as run
 
     with render.progress() as on_step:
@@ -58,12 +62,11 @@ def tune(
     if json:
         render.as_json(result.to_json())
         return
-    names = {"backbone": "bare backbone", "own_expert": "own expert", "uniform": "uniform mixture", "pi": "π (interpolated)"}
-    render.table(
-        f"{result.name}: {result.metric} on the test split",
-        ["model", result.metric],
-        [[names[key], f"{value:.4f}"] for key, value in result.metrics.items()],
-    )
+    if result.metrics:
+        rows = [[METHODS[key], f"{value:.4f}"] for key, value in result.metrics.items()]
+        render.table(f"{result.name}: {result.metric} on the test split", ["model", result.metric], rows)
+    else:
+        typer.echo(f"{result.name}: the test rows have no labels, so nothing was measured")
     if result.neighbours:
         render.table("nearest tasks", ["task", "similarity"], [[near.name, f"{near.similarity:.4f}"] for near in result.neighbours])
     typer.echo(f"{result.run}  {result.digest}")

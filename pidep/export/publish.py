@@ -26,7 +26,7 @@ from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.graph import bank_groups, export_bank_graph, export_merged_graph
 from pidep.export.parity import Parity, compare, gate
 from pidep.export.recipe import Recipe, shipped
-from pidep.tasks.data import Split, limit, load_data
+from pidep.tasks.data import UNLABELLED, Split, limit, load_texts
 from pidep.tasks.task import Task, load_task
 
 __all__ = ["BANK", "Exported", "Source", "export_bank", "export_merged", "read_source"]
@@ -74,7 +74,7 @@ def read_source(run: Path, *, rows: int, task: str | None = None) -> Source:
         raise UsageError(f"{run}: no task.json, so there are no real rows for the parity gate; give --task")
     if tuple(found.labels) != expert.labels:
         raise UsageError(f"{run}: expert has the labels {', '.join(expert.labels)}, task {found.name!r} has {', '.join(found.labels)}")
-    return Source(expert, found, limit(load_data(found).test, rows, seed=0))
+    return Source(expert, found, limit(load_texts(found).test, rows, seed=0))
 
 
 def _task_of(path: Path) -> Task:
@@ -108,6 +108,14 @@ def _exported_logits(session: Any, backbone: Encoder, source: Source, feeds: dic
             inputs["expert_index"] = np.full(len(ids), row, dtype=np.int64)
         parts.append(session.run(None, inputs)[0])
     return np.concatenate(parts)
+
+
+def _parity(backbone: Encoder, source: Source, exported: npt.NDArray[np.float32]) -> Parity:
+    """Against PyTorch; where the rows have no labels, its answers stand for them."""
+    reference, labels = _torch_logits(backbone, source), source.rows.labels
+    if UNLABELLED in labels:
+        labels = reference.argmax(1).tolist()
+    return compare(reference, exported, labels, source.task.metric)
 
 
 def _sha256(path: Path) -> str:
@@ -156,7 +164,7 @@ def export_merged(
         graph = Path(temporary) / "model.onnx"
         export_merged_graph(backbone, expert, graph, opset=recipe.opset)
         exported = _exported_logits(_session(graph), backbone, source, {}, None)
-        parity = compare(_torch_logits(backbone, source), exported, source.rows.labels, source.task.metric)
+        parity = _parity(backbone, source, exported)
         gate(model, parity, recipe.tolerance)
         record = {
             "schema": 1,
@@ -247,5 +255,5 @@ def _bank_parity(graph: Path, backbone: Encoder, sources: Sequence[Source], grou
     for row, source in enumerate(sources, 1):
         embeddings = _exported_logits(session, backbone, source, feeds, row)
         logits = source.expert.logit_scale * embeddings @ source.expert.label_embeddings.T
-        parity[source.expert.name] = compare(_torch_logits(backbone, source), logits, source.rows.labels, source.task.metric)
+        parity[source.expert.name] = _parity(backbone, source, logits)
     return parity

@@ -54,7 +54,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     try:
         record: dict[str, Any] = json.loads((folder / "expert.json").read_text(encoding="utf-8"))
-        return {key: record[key] for key in ("digest", "backbone_digest", "labels")}
+        return {key: record[key] for key in ("digest", "backbone", "backbone_digest", "kind", "sites", "labels")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExpertError(f"{folder / 'expert.json'}: not readable ({error}); copy the expert again") from error
 

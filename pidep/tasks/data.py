@@ -15,7 +15,12 @@ from pidep.errors import TaskError
 from pidep.tasks.sources import packaged_rows
 from pidep.tasks.task import Task
 
-__all__ = ["Split", "TaskData", "data_digest", "few_shot", "hold_out", "limit", "load_data"]
+__all__ = ["UNLABELLED", "Split", "TaskData", "data_digest", "few_shot", "hold_out", "limit", "load_data", "load_texts"]
+
+UNLABELLED = -1
+"""Stands where a label was not read, or is not there."""
+Numbered = Iterable[tuple[int, Any]]
+"""Rows with their numbers in the file, from 1."""
 
 
 @dataclass(frozen=True)
@@ -89,33 +94,45 @@ def _hub_rows(task: Task, split: str) -> Iterator[Any]:
         yield {**row, task.label: names[row[task.label]]} if names and isinstance(row.get(task.label), int) else row
 
 
-def _parse(task: Task, rows: Iterable[Any], where: str) -> Split:
+def _text(task: Task, row: Any, place: str) -> str:
+    """The text of a row."""
+    if not isinstance(row, dict):
+        raise TaskError(f"{place}: expected an object with columns, found {type(row).__name__}")
+    for column in task.columns:
+        _check_column(row, column, place)
+    try:
+        text = task.input.format(**row).strip()
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise TaskError(f"{place}: the input template {task.input!r} does not fit it ({error}); use plain {{column}}") from error
+    if not text:
+        raise TaskError(f"{place}: the text is empty; remove the row")
+    return text
+
+
+def _label(task: Task, row: dict[str, Any], place: str) -> int:
+    """The label number of a row."""
+    _check_column(row, task.label, place)
+    label = str(row[task.label])
+    if label not in task.labels:
+        raise TaskError(f"{place}: label {label!r} is not in the task's set ({', '.join(task.labels)})")
+    return list(task.labels).index(label)
+
+
+def _check_column(row: dict[str, Any], column: str, place: str) -> None:
+    if row.get(column) is None:
+        raise TaskError(f"{place}: no column {column!r}; the row has {', '.join(map(str, row))}")
+
+
+def _parse(task: Task, rows: Numbered, where: str, *, labelled: bool = True) -> Split:
     """Rows to a split; the first wrong row stops everything."""
-    names = list(task.labels)
-    texts: list[str] = []
-    labels: list[int] = []
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise TaskError(f"{where}, row {number}: expected an object with columns, found {type(row).__name__}")
-        for column in [*task.columns, task.label]:
-            if row.get(column) is None:
-                raise TaskError(f"{where}, row {number}: no column {column!r}; the row has {', '.join(map(str, row))}")
-        label = str(row[task.label])
-        if label not in task.labels:
-            raise TaskError(f"{where}, row {number}: label {label!r} is not in the task's set ({', '.join(names)})")
-        try:
-            text = task.input.format(**row).strip()
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise TaskError(
-                f"{where}, row {number}: the input template {task.input!r} does not fit it ({error}); use plain {{column}}"
-            ) from error
-        if not text:
-            raise TaskError(f"{where}, row {number}: the text is empty; remove the row")
-        texts.append(text)
-        labels.append(names.index(label))
-    if not texts:
+    split = Split([], [])
+    for number, row in rows:
+        place = f"{where}, row {number}"
+        split.texts.append(_text(task, row, place))
+        split.labels.append(_label(task, row, place) if labelled else UNLABELLED)
+    if not split.texts:
         raise TaskError(f"{where}: no rows")
-    return Split(texts, labels)
+    return split
 
 
 def _share(text: str, seed: int) -> float:
@@ -123,9 +140,13 @@ def _share(text: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}\n{text}".encode()).digest()[:8], "big") / 2**64
 
 
-def _split(task: Task, rows: Split) -> TaskData:
+def _is_test(task: Task, text: str) -> bool:
     """A text falls on one side by its own hash, so equal texts are never on both."""
-    sides = [_share(" ".join(text.lower().split()), task.split_seed) < task.test_fraction for text in rows.texts]
+    return _share(" ".join(text.lower().split()), task.split_seed) < task.test_fraction
+
+
+def _split(task: Task, rows: Split) -> TaskData:
+    sides = [_is_test(task, text) for text in rows.texts]
     return TaskData(
         train=rows.take(row for row, test in enumerate(sides) if not test), test=rows.take(row for row, test in enumerate(sides) if test)
     )
@@ -137,19 +158,39 @@ def load_data(task: Task) -> TaskData:
     Raises:
         TaskError: a file, column, label or text is wrong; says where.
     """
+    train, *test = [_parse(task, enumerate(rows, 1), where) for rows, where in _sources(task)]
+    return _both(task, _without_leakage(train, test[0]) if test else _split(task, train))
+
+
+def load_texts(task: Task) -> TaskData:
+    """The same rows for a target without labels: those of training rows are not looked at, whether they are there or not.
+
+    Test rows have their labels, for evaluation alone; where none of them has one, they are `UNLABELLED`, too.
+
+    Raises:
+        TaskError: a file, column or text is wrong, or the label of a test row where others have one; says where.
+    """
+    sides = [(list(enumerate(rows, 1)), where) for rows, where in _sources(task)]
+    train, *test = [_parse(task, rows, where, labelled=False) for rows, where in sides]
+    data = _both(task, _without_leakage(train, test[0]) if test else _split(task, train))
+    rows, where = sides[-1]
+    tested = rows if test else [found for found, text in zip(rows, train.texts, strict=True) if _is_test(task, text)]
+    if all(row.get(task.label) is None for _, row in tested):
+        return data
+    return TaskData(data.train, _parse(task, tested, where))
+
+
+def _sources(task: Task) -> list[tuple[Iterable[Any], str]]:
+    """Rows and where they are from: the training rows, and the test rows where the data has some of its own."""
     data = task.data
     if data.dataset is not None:
-        train = _parse(task, _hub_rows(task, data.train_split), f"{data.dataset}[{data.train_split}]")
-        if data.test_split is None:
-            return _both(task, _split(task, train))
-        test = _parse(task, _hub_rows(task, data.test_split), f"{data.dataset}[{data.test_split}]")
-        return _both(task, _without_leakage(train, test))
+        names = [data.train_split, *([data.test_split] if data.test_split is not None else [])]
+        return [(_hub_rows(task, name), f"{data.dataset}[{name}]") for name in names]
     if data.files is not None:
-        train, test = (_parse(task, _read_file(data.files[side]), str(data.files[side])) for side in ("train", "test"))
-        return _both(task, _without_leakage(train, test))
+        return [(_read_file(data.files["train"]), str(data.files["train"])), (_read_file(data.files["test"]), str(data.files["test"]))]
     path = packaged_rows(data.packaged) if data.packaged is not None else data.path
     assert path is not None
-    return _both(task, _split(task, _parse(task, _read_file(path), str(path))))
+    return [(_read_file(path), str(path))]
 
 
 def _without_leakage(train: Split, test: Split) -> TaskData:

@@ -45,11 +45,12 @@ class TuneConfig(BaseModel):
     seed: int = Field(0, ge=0, description="Seed of the shots, the held-back part and the batches.")
     max_length: int | None = Field(None, ge=4, description="Tokens a text is cut to; the task's own when absent.")
     top_k: int = Field(3, ge=0, description="How many of the most similar tasks' experts to interpolate with; 0 for none.")
-    policy: Literal["auto", "frozen", "anchored", "free", "uniform"] = Field(
+    policy: Literal["auto", "frozen", "anchored", "free", "uniform", "zero-shot"] = Field(
         "auto",
         description="How to interpolate: auto decides by held-out rows; else α is learned and experts are frozen, anchored "
-        "(expert_learning_rate) or free (learning_rate); uniform learns nothing.",
+        "(expert_learning_rate) or free (learning_rate); uniform learns nothing; zero-shot reads no label of the task.",
     )
+    temperature: float = Field(0.1, gt=0, description="Under zero-shot, α is the softmax of similarity / temperature.")
     folds: int = Field(3, ge=2, description="Folds of the cross-validation inside the shots, under auto.")
     alpha_per: Literal["site", "layer", "global"] = Field("site", description="One softmax a site, a layer, or for the whole backbone.")
     alpha_start: Literal["uniform", "similarity"] = Field("uniform", description="Where α starts.")

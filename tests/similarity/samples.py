@@ -54,6 +54,7 @@ def structured_tasks(count: int, *, clusters: int = 8, seed: int = 0) -> dict[st
 def write_task(pool: Path, name: str, embedding: Mapping[str, np.ndarray], *, backbone_digest: str = "sha256:b") -> None:
     """What the index reads of a task: no tensors of an expert."""
     (pool / name).mkdir(parents=True, exist_ok=True)
-    record = {"digest": f"sha256:{name}", "backbone_digest": backbone_digest, "labels": ["no", "yes"]}
+    record = {"digest": f"sha256:{name}", "backbone": "b", "backbone_digest": backbone_digest, "kind": "lora", "sites": []}
+    record["labels"] = ["no", "yes"]
     (pool / name / "expert.json").write_text(json.dumps(record))
     save_file(dict(embedding), pool / name / "fisher.safetensors")

@@ -1,0 +1,155 @@
+"""A task made ready for tuning: its rows split, its label texts embedded, its sites found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pidep.backbones.encoder import Encoder
+from pidep.errors import TaskError
+from pidep.experts.folder import Expert, check_name
+from pidep.experts.kinds import kind_named
+from pidep.experts.kinds.lora import scaling
+from pidep.experts.mixture import Mixture, find_sites
+from pidep.experts.places import peft_can
+from pidep.experts.site import Tensors
+from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data, load_texts
+from pidep.tasks.metrics import score
+from pidep.tasks.task import Task, load_task
+from pidep.tuning.config import TuneConfig
+from pidep.tuning.trainer import Schedule, Scorer, predict_logits
+
+__all__ = ["LOGIT_SCALE", "Job", "as_expert", "evaluate", "label_embeddings", "prepare"]
+
+LOGIT_SCALE = 20.0
+"""Cosines are multiplied by this before the softmax (a temperature of 0.05, as sentence encoders are trained with)."""
+_NOT_OF_THE_OWN_EXPERT = {"pool", "helpers", "top_k", "test_limit", "add_to_pool", "name", "fisher", "temperature"}
+"""Settings its training does not depend on."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task made ready."""
+
+    config: TuneConfig
+    task: Task
+    name: str
+    data: TaskData
+    train: Split
+    validation: Split | None
+    scorer: Scorer
+    sites: list[str]
+    out: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything the own expert depends on; what a resumed run must agree with."""
+        keep = self.config.model_dump(mode="json", exclude=_NOT_OF_THE_OWN_EXPERT)
+        content = [keep, self.task.model_dump(mode="json"), self.scorer.backbone.digest, data_digest(self.train), self.sites]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate of the own expert: the one given, else the kind's, and half of it for a few shots, soon known by heart."""
+        usual = kind_named(self.config.kind).learning_rate
+        return self.config.learning_rate or (usual if self.config.shots is None else usual / 2)
+
+    @property
+    def scaling(self) -> float:
+        """s of a LoRA; 1 for other kinds."""
+        config = self.config
+        if config.kind != "lora":
+            return 1.0
+        return scaling(config.lora_alpha, config.rank, rank_stabilized=config.rank_stabilized)
+
+    def schedule(self, phase: str, steps: int) -> Schedule:
+        """This run's settings for a phase."""
+        config = self.config
+        return Schedule(
+            phase=phase,
+            steps=steps,
+            batch_size=config.batch_size,
+            warmup=config.warmup,
+            weight_decay=config.weight_decay,
+            eval_every=min(config.eval_every, steps) if steps else 1,
+            patience=config.patience,
+            seed=config.seed,
+            fingerprint=f"{phase}:{self.fingerprint}",
+        )
+
+
+def label_embeddings(backbone: Encoder, task: Task) -> torch.Tensor:
+    """`[C, D]`: the bare backbone's reading of the label texts; they stay fixed, whatever the expert."""
+    return backbone.encode(list(task.labels.values()), max_length=backbone.max_positions)
+
+
+def evaluate(scorer: Scorer, split: Split, metric: str, mixture: Mixture | None = None) -> float:
+    """The metric of a mixture (or the bare backbone) on a split."""
+    predictions = predict_logits(scorer, split.texts, mixture).argmax(1).tolist()
+    return score(metric, split.labels, predictions)
+
+
+def _rows(task: Task, config: TuneConfig, data: TaskData) -> tuple[Split, Split | None]:
+    """Rows to train on, and those held back."""
+    if config.shots is not None:
+        train, validation = few_shot(data.train, shots=config.shots, seed=config.seed), None
+    else:
+        rows = limit(data.train, config.train_limit, seed=config.seed)
+        train, validation = hold_out(rows, fraction=config.validation_fraction, seed=config.seed)
+    missing = set(range(len(task.labels))) - set(train.labels)
+    if missing:
+        raise TaskError(
+            f"task {task.name!r}: no training row has the label {list(task.labels)[min(missing)]!r}; give one or drop the label"
+        )
+    return train, validation
+
+
+def prepare(config: TuneConfig, backbone: Encoder, out: Path) -> Job:
+    """Read the task and its rows, embed its labels, find the sites.
+
+    Raises:
+        TaskError, ExpertError: something of it is not there or does not fit together.
+    """
+    task = load_task(config.task)
+    unlabelled = config.policy == "zero-shot"
+    data = load_texts(task) if unlabelled else load_data(task)
+    max_length = min(config.max_length or task.max_length, backbone.max_positions)
+    data = TaskData(data.train, limit(data.test, config.test_limit, seed=0))
+    train, validation = (limit(data.train, config.train_limit, seed=config.seed), None) if unlabelled else _rows(task, config, data)
+    return Job(
+        config=config,
+        task=task,
+        name=check_name(config.name or task.name),
+        data=data,
+        train=train,
+        validation=validation,
+        scorer=Scorer(backbone, label_embeddings(backbone, task), LOGIT_SCALE, max_length),
+        sites=find_sites(backbone.model, config.sites, kind=config.kind),
+        out=out,
+    )
+
+
+def as_expert(job: Job, sites: Mapping[str, Tensors], scaling: float, provenance: dict[str, Any], *, stabilized: bool = False) -> Expert:
+    """Tensors as an expert of the job's task."""
+    return Expert(
+        name=job.name,
+        backbone=job.scorer.backbone.name,
+        backbone_digest=job.scorer.backbone.digest,
+        sites=dict(sites),
+        scaling=scaling,
+        kind=job.config.kind,
+        peft=peft_can(job.scorer.backbone.model, list(sites), kind=job.config.kind),
+        rank_stabilized=stabilized,
+        labels=tuple(job.task.labels),
+        label_texts=tuple(job.task.labels.values()),
+        label_embeddings=job.scorer.label_embeddings.numpy(),
+        logit_scale=LOGIT_SCALE,
+        max_length=job.scorer.max_length,
+        provenance=provenance,
+    )
