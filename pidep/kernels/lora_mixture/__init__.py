@@ -1,5 +1,119 @@
-"""Σₖ αₖ sₖ (x Aₖᵀ) Bₖᵀ: a mixture of LoRA products in two matrix products, whatever K is."""
+"""y + Σₖ αₖ sₖ (x Aₖᵀ) Bₖᵀ: a mixture of LoRA products without K passes, whatever K is."""
 
-from pidep.kernels.lora_mixture.reference import lora_mixture
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pidep.kernels.lora_mixture import reference
+from pidep.kernels.paths import fusable
 
 __all__ = ["lora_mixture"]
+
+
+def lora_mixture(
+    x: Tensor,  # [..., in]
+    a: Tensor,  # [R, in]   the experts' A stacked, R = Σ rank_k
+    b: Tensor,  # [out, R]  the experts' B side by side
+    weight: Tensor,  # [R]  α_k s_k of the expert that owns the rank
+    base: Tensor | None = None,  # [..., out]  what the frozen layer gives
+) -> Tensor:  # [..., out], in x's dtype
+    """base + the mixture of the *products* (π-Tuning eq. 5 on ΔW = BA), exact because stacking is concatenation.
+
+    On a GPU one launch forward, and backward one for x and α and one each for A and B; elsewhere two matrix products.
+
+    Raises:
+        ValueError: shapes that do not fit together; says which.
+    """
+    _check(x, a, b, weight, base)
+    if not fusable(x, a, b, weight):
+        return reference.lora_mixture(x, a, b, weight, base)
+    from pidep.kernels.low_rank import MAX_RANK
+
+    if len(a) > MAX_RANK or len(a) == 0:
+        return reference.lora_mixture(x, a, b, weight, base)
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    added = None if base is None else base.reshape(-1, base.shape[-1]).to(x.dtype).contiguous()
+    arguments = (flat, a.to(x.dtype).contiguous(), b.to(x.dtype).contiguous(), weight.float(), added)
+    y = _operator(*arguments)[0] if torch.compiler.is_compiling() else _LoraMixture.apply(*arguments)  # type: ignore[no-untyped-call]
+    return y.reshape(*x.shape[:-1], b.shape[0])  # type: ignore[no-any-return]
+
+
+def _check(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> None:
+    rank = a.shape[0]
+    if a.dim() != 2 or b.dim() != 2 or x.shape[-1] != a.shape[1] or b.shape[1] != rank or weight.shape != (rank,):
+        raise ValueError(
+            f"lora_mixture: x {tuple(x.shape)}, a {tuple(a.shape)}, b {tuple(b.shape)} and weight {tuple(weight.shape)}: "
+            "expected [..., in], [R, in], [out, R] and [R]"
+        )
+    if base is not None and base.shape != (*x.shape[:-1], b.shape[0]):
+        raise ValueError(f"lora_mixture: base is {tuple(base.shape)}, expected {(*x.shape[:-1], b.shape[0])}")
+
+
+def _forward(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
+    from pidep.kernels.low_rank import low_rank
+
+    added = None if base is None else base.unsqueeze(0)
+    y, hidden, _ = low_rank(x.unsqueeze(0), a.unsqueeze(0), b.t().unsqueeze(0), base=added, weight=weight, keep=True)
+    return y.squeeze(0), hidden.squeeze(0)
+
+
+def _backward(gradient: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from pidep.kernels.low_rank import low_rank, outer
+
+    down, up = b.t().unsqueeze(0), a.unsqueeze(0)
+    dx, inner, d_weight = low_rank(gradient.unsqueeze(0), down, up, weight=weight, hidden=hidden.unsqueeze(0))
+    da = outer(inner.squeeze(0), x)
+    db = outer(hidden, gradient, weight).t()
+    return dx.squeeze(0), da.to(a.dtype), db.to(b.dtype).contiguous(), d_weight
+
+
+class _LoraMixture(torch.autograd.Function):
+    """The eager path."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> Tensor:
+        y, hidden = _forward(x, a, b, weight, base)
+        ctx.save_for_backward(x, a, b, weight, hidden)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_backward(gradient.contiguous(), *ctx.saved_tensors), gradient if ctx.needs_input_grad[4] else None)
+
+
+@torch.library.custom_op("pidep::lora_mixture", mutates_args=())
+def _operator(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _forward(x, a, b, weight, base)
+
+
+@torch.library.custom_op("pidep::lora_mixture_backward", mutates_args=())
+def _operator_backward(
+    gradient: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, hidden: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _backward(gradient, x, a, b, weight, hidden)
+
+
+@_operator.register_fake
+def _(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
+    return x.new_empty(len(x), len(b)), x.new_empty(len(x), len(a), dtype=torch.float32)
+
+
+@_operator_backward.register_fake
+def _(gradient: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(a), torch.empty_like(b), torch.empty_like(weight)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, a, b, weight, _ = inputs
+    ctx.save_for_backward(x, a, b, weight, output[1])
+
+
+def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_operator_backward(gradient.contiguous(), *ctx.saved_tensors), gradient if ctx.needs_input_grad[4] else None)
+
+
+_operator.register_autograd(_differentiate, setup_context=_save)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 __all__ = ["lora_mixture"]
 
 
-def lora_mixture(
-    x: Tensor,  # [..., in]
-    a: Tensor,  # [R, in]   the experts' A stacked, R = Σ rank_k
-    b: Tensor,  # [out, R]  the experts' B side by side
-    weight: Tensor,  # [R]  α_k s_k of the expert that owns the rank
-) -> Tensor:  # [..., out]
-    """The mixture of the *products* (π-Tuning eq. 5 on ΔW = BA), exact because stacking is concatenation."""
-    return linear(linear(x, a) * weight, b)
+def lora_mixture(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None = None) -> Tensor:
+    """Two products; the second adds to `base` as it goes."""
+    inner = linear(x, a.to(x.dtype)) * weight.to(x.dtype)
+    up = b.to(x.dtype)
+    if base is None:
+        return linear(inner, up)
+    if base.dim() == 2 and base.dtype == x.dtype:
+        return torch.addmm(base, inner, up.t())
+    return base + linear(inner, up)

@@ -1,0 +1,136 @@
+"""φ̄ = Σₖ softmax(α_s)ₖ φₖ over every site of an arena at once, with the gradients of φ and α (π-Tuning, section 3.3).
+
+    index = ArenaIndex.of([size of each site, …])
+    mixed = interpolate(learned, frozen, alpha_logits, index)
+
+An arena holds the parameters of K experts as rows `[K, P]`; those that are learned and those that are only read are two tensors, so
+that nothing is written for the second. On a GPU it is one OpenAI Triton launch each way, else plain torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pidep.kernels.interpolate import reference
+from pidep.kernels.interpolate.index import GRAIN, ArenaIndex, Span, spans_of
+from pidep.kernels.paths import fusable
+
+__all__ = ["GRAIN", "ArenaIndex", "Span", "interpolate", "spans_of"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def interpolate(
+    learned: Tensor,  # [T, P] fp32/bf16/fp16, contiguous
+    frozen: Tensor | None,  # [F, P] fp32/bf16/fp16, contiguous; never given a gradient
+    alpha_logits: Tensor,  # [S, T + F] fp32
+    index: ArenaIndex,
+) -> Tensor:  # [P], in the dtype of `learned`, or of `frozen` where T = 0
+    """The interpolated parameters; sums run in fp32 (in float64 for float64).
+
+    Gradients go to `learned` and `alpha_logits`. The same inputs give the same bits, forward and backward: nothing is added atomically.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit together; says which.
+    """
+    frozen = learned.new_empty(0, learned.shape[1]) if frozen is None else frozen
+    _check(learned, frozen, alpha_logits, index)
+    arguments = (learned, frozen, alpha_logits, index.tile_start, index.tile_site, index.site_tile)
+    mixed: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _Interpolate.apply(*arguments)  # type: ignore[no-untyped-call]
+    return mixed
+
+
+def _check(learned: Tensor, frozen: Tensor, logits: Tensor, index: ArenaIndex) -> None:
+    size = index.num_elements
+    for name, rows in (("learned", learned), ("frozen", frozen)):
+        if rows.dim() != 2 or rows.shape[1] != size:
+            raise ValueError(f"interpolate: {name} is {tuple(rows.shape)}, the index needs [experts, {size}]")
+        if rows.dtype not in _DTYPES or not rows.is_contiguous() or rows.device != logits.device:
+            raise ValueError(
+                f"interpolate: {name} is {rows.dtype} on {rows.device}{'' if rows.is_contiguous() else ', not contiguous'}; "
+                f"expected contiguous fp32, bf16 or fp16 on {logits.device}, where the logits are"
+            )
+    count = len(learned) + len(frozen)
+    if count == 0 or logits.shape != (index.num_sites, count):
+        raise ValueError(f"interpolate: alpha_logits is {tuple(logits.shape)}, expected one row a site and one column an expert, "
+                         f"({index.num_sites}, {count}), of at least one expert")  # fmt: skip
+    if frozen.requires_grad:
+        raise ValueError("interpolate: frozen experts are not given a gradient; detach them, or pass them as learned")
+
+
+def _forward(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, tile_site: Tensor, site_tile: Tensor) -> Tensor:
+    if fusable(learned, frozen, logits):
+        from pidep.kernels.interpolate import fused as kernels
+
+        return kernels.forward(learned, frozen, logits.contiguous(), tile_start, tile_site)
+    return reference.forward(learned, frozen, logits, tile_start, site_tile)
+
+
+def _backward(gradient: Tensor, saved: tuple[Tensor, ...], *, write: bool) -> tuple[Tensor, Tensor]:
+    learned, frozen, logits, tile_start, tile_site, site_tile = saved
+    if fusable(gradient, learned, frozen, logits):
+        from pidep.kernels.interpolate import fused as kernels
+
+        return kernels.backward(gradient.contiguous(), learned, frozen, logits.contiguous(), tile_start, tile_site, site_tile, write=write)
+    return reference.backward(gradient.contiguous(), learned, frozen, logits, tile_start, site_tile, write=write)
+
+
+class _Interpolate(torch.autograd.Function):
+    """The eager path: a custom operator's dispatch costs more than a small arena's whole pass."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Tensor) -> Tensor:
+        ctx.save_for_backward(*arguments)
+        return _forward(*arguments)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        d_learned, d_logits = _backward(gradient, ctx.saved_tensors, write=ctx.needs_input_grad[0])
+        return d_learned if ctx.needs_input_grad[0] else None, None, d_logits, None, None, None
+
+
+@torch.library.custom_op("pidep::interpolate", mutates_args=())
+def _operator(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, tile_site: Tensor, site_tile: Tensor) -> Tensor:
+    return _forward(learned, frozen, logits, tile_start, tile_site, site_tile)
+
+
+@torch.library.custom_op("pidep::interpolate_backward", mutates_args=())
+def _operator_backward(
+    gradient: Tensor,
+    learned: Tensor,
+    frozen: Tensor,
+    logits: Tensor,
+    tile_start: Tensor,
+    tile_site: Tensor,
+    site_tile: Tensor,
+    write: bool,
+) -> tuple[Tensor, Tensor]:
+    return _backward(gradient, (learned, frozen, logits, tile_start, tile_site, site_tile), write=write)
+
+
+@_operator.register_fake
+def _(learned: Tensor, frozen: Tensor, *_: Tensor) -> Tensor:
+    rows = learned if len(learned) else frozen
+    return rows.new_empty(rows.shape[1])
+
+
+@_operator_backward.register_fake
+def _(gradient: Tensor, learned: Tensor, frozen: Tensor, logits: Tensor, *_: Any, write: bool = True) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(learned) if write else learned.new_empty(0), torch.empty_like(logits)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    write = ctx.needs_input_grad[0]
+    d_learned, d_logits = _operator_backward(gradient, *ctx.saved_tensors, write)
+    return d_learned if write else None, None, d_logits, None, None, None
+
+
+_operator.register_autograd(_differentiate, setup_context=_save)

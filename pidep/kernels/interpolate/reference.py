@@ -1,0 +1,126 @@
+"""Plain torch: the meaning of the operation (`plain`), and the path of a CPU, which is as near to the speed of memory as torch gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pidep.kernels.interpolate.index import GRAIN, Span, runs_of
+
+__all__ = ["backward", "forward", "plain"]
+
+_BLOCK = 1 << 18
+"""Elements: a block of the result stays in the second-level cache while the experts stream past."""
+_SMALL = 32
+"""Grains: below this mean length of a site, one batched product over all grains beats a call for every site."""
+
+
+def plain(
+    learned: Tensor,  # [T, P]
+    frozen: Tensor,  # [F, P]
+    alpha_logits: Tensor,  # [S, K]
+    site_sizes: Sequence[int],
+) -> Tensor:  # [P]
+    """Σₖ softmax(α_s)ₖ φₖ a site at a time (π-Tuning, section 3.3), for autograd and float64."""
+    experts = torch.cat([learned, frozen.to(learned.dtype)]) if len(learned) else frozen
+    parts, start = [], 0
+    for site, size in enumerate(site_sizes):
+        stop = start + -(-size // GRAIN) * GRAIN
+        parts.append((torch.softmax(alpha_logits[site].to(experts.dtype), 0)[:, None] * experts[:, start:stop]).sum(0))
+        start = stop
+    return torch.cat([*parts, experts.new_empty(0)])
+
+
+def forward(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, site_tile: Tensor) -> Tensor:
+    """As the fused forward; sums in fp32 at least."""
+    rows = learned if len(learned) else frozen
+    alpha, runs = _alpha(logits, rows), runs_of(tile_start, site_tile)
+    out = torch.empty(rows.shape[1], dtype=rows.dtype)
+    if _small(runs) and alpha.dtype == out.dtype == frozen.dtype:
+        return _batched(alpha, runs, learned, frozen)
+    experts = [*learned, *frozen]
+    for weights, block in _blocks(alpha, runs):
+        _weighted_sum([expert[block] for expert in experts], weights.tolist(), out[block])
+    return out
+
+
+def backward(
+    gradient: Tensor, learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, site_tile: Tensor, *, write: bool
+) -> tuple[Tensor, Tensor]:
+    """As the fused backward."""
+    rows = learned if len(learned) else frozen
+    alpha, runs = _alpha(logits, rows), runs_of(tile_start, site_tile)
+    d_learned = torch.empty_like(learned) if write else learned.new_empty(0)
+    if _small(runs) and alpha.dtype == rows.dtype == frozen.dtype:
+        d_alpha = _batched_backward(alpha, runs, gradient, learned, frozen, d_learned, write=write)
+    else:
+        d_alpha = torch.zeros_like(alpha, dtype=torch.float64)
+        sites = (site for site, run in enumerate(runs) for _ in range(*run, _BLOCK))
+        for site, (weights, block) in zip(sites, _blocks(alpha, runs), strict=True):
+            g = gradient[block].to(alpha.dtype)
+            d_alpha[site] += torch.stack([torch.dot(expert[block].to(alpha.dtype), g) for expert in (*learned, *frozen)])
+            if write:
+                d_learned[:, block] = weights[: len(learned), None] * g
+    d_alpha = d_alpha.to(alpha.dtype)
+    return d_learned, (alpha * (d_alpha - (alpha * d_alpha).sum(1, keepdim=True))).to(logits.dtype)
+
+
+def _alpha(logits: Tensor, rows: Tensor) -> Tensor:
+    return torch.softmax(logits.to(torch.promote_types(rows.dtype, torch.float32)), 1)
+
+
+def _small(runs: Sequence[Span]) -> bool:
+    return bool(runs) and runs[-1].stop < _SMALL * GRAIN * len(runs)
+
+
+def _blocks(alpha: Tensor, runs: Sequence[Span]) -> Iterator[tuple[Tensor, slice]]:
+    """α of the site, and the elements, of each block."""
+    for weights, (start, stop) in zip(alpha, runs, strict=True):
+        for first in range(start, stop, _BLOCK):
+            yield weights, slice(first, min(first + _BLOCK, stop))
+
+
+def _weighted_sum(parts: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    precise = torch.promote_types(out.dtype, torch.float32)
+    total = out if out.dtype == precise else torch.empty_like(out, dtype=precise)
+    if parts[0].dtype == precise:
+        torch.mul(parts[0], weights[0], out=total)
+    else:
+        total.copy_(parts[0]).mul_(weights[0])
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total.add_(part, alpha=weight)
+    if total is not out:
+        out.copy_(total)
+
+
+def _by_grain(alpha: Tensor, runs: Sequence[Span]) -> Tensor:
+    """`[G, K]` α of each grain's site."""
+    return alpha.repeat_interleave(torch.tensor([(stop - start) // GRAIN for start, stop in runs]), 0)
+
+
+def _grains(rows: Tensor) -> Tensor:
+    """`[n, P]` as `[G, n, GRAIN]`, without a copy."""
+    return rows.view(len(rows), -1, GRAIN).transpose(0, 1)
+
+
+def _batched(alpha: Tensor, runs: Sequence[Span], learned: Tensor, frozen: Tensor) -> Tensor:
+    weights = _by_grain(alpha, runs).unsqueeze(1)
+    own, helping = weights[:, :, : len(learned)], weights[:, :, len(learned) :]
+    if not len(frozen):
+        return torch.bmm(own, _grains(learned)).view(-1)
+    total = torch.bmm(helping, _grains(frozen))
+    return (torch.baddbmm(total, own, _grains(learned)) if len(learned) else total).view(-1)
+
+
+def _batched_backward(
+    alpha: Tensor, runs: Sequence[Span], gradient: Tensor, learned: Tensor, frozen: Tensor, d_learned: Tensor, *, write: bool
+) -> Tensor:
+    g = gradient.view(-1, GRAIN, 1)
+    by_grain = torch.cat([torch.bmm(_grains(rows), g) for rows in (learned, frozen) if len(rows)], 1).squeeze(2)
+    sites = torch.arange(len(runs)).repeat_interleave(torch.tensor([(stop - start) // GRAIN for start, stop in runs]))
+    if write:
+        weights = alpha[:, : len(learned)].t()[:, sites].unsqueeze(2)
+        torch.mul(weights, gradient.view(1, -1, GRAIN), out=d_learned.view(len(learned), -1, GRAIN))
+    return torch.zeros_like(alpha).index_add_(0, sites, by_grain)

@@ -1,0 +1,126 @@
+"""Launch settings of every kernel: a small shipped table, and what `tune` found on this machine beside it.
+
+Nothing is timed unless `tune` is called (`pidep doctor --tune`, `make gpu-check`): the first training step costs no search.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["CHOICES", "DEFAULTS", "Settings", "cache_file", "choices", "launch", "settings_for", "tune", "using"]
+
+Settings = dict[str, int]
+"""`num_warps`, `num_stages`, and the kernel's block sizes."""
+
+DEFAULTS: Mapping[str, Settings] = {
+    "interpolate_forward": {"CHUNK": 4, "num_warps": 4},
+    "interpolate_backward": {"CHUNK": 4, "num_warps": 4},
+    "interpolate_logits": {"BLOCK": 128, "num_warps": 4},
+    "lora_fold": {"num_warps": 8},
+    "low_rank": {"BLOCK_C": 64, "num_warps": 4, "num_stages": 3},
+    "low_rank_outer": {"BLOCK_M": 64, "num_warps": 4, "num_stages": 3},
+}
+CHOICES: Mapping[str, Mapping[str, Sequence[int]]] = {
+    "interpolate_forward": {"CHUNK": (1, 2, 4, 8), "num_warps": (2, 4, 8)},
+    "interpolate_backward": {"CHUNK": (1, 2, 4, 8), "num_warps": (2, 4, 8)},
+    "lora_fold": {"num_warps": (4, 8)},
+    "low_rank": {"BLOCK_C": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
+    "low_rank_outer": {"BLOCK_M": (32, 64), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
+}
+"""What `tune` tries; a kernel that is not here has nothing to choose."""
+_OVERRIDE: dict[str, Settings] = {}
+
+
+def cache_file() -> Path:
+    """Where the settings of this machine's GPUs are kept: `$PIDEP_CACHE`, or `~/.cache/pidep`, then `launch_table.json`."""
+    return Path(os.environ.get("PIDEP_CACHE") or Path.home() / ".cache" / "pidep") / "launch_table.json"
+
+
+@cache
+def _found() -> dict[str, Settings]:
+    """Settings found by `tune` before; a file that cannot be read is as good as none."""
+    try:
+        entries = json.loads(cache_file().read_text(encoding="utf-8"))
+        return {key: {name: int(value) for name, value in settings.items()} for key, settings in entries.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+@cache
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _key(kernel: str, dtype: torch.dtype) -> str:
+    return f"{_device()} | {kernel} | {str(dtype).removeprefix('torch.')}"
+
+
+def settings_for(kernel: str, dtype: torch.dtype) -> Settings:
+    """The launch settings of a kernel on this machine's GPU."""
+    return {**DEFAULTS[kernel], **_found().get(_key(kernel, dtype), {}), **_OVERRIDE.get(kernel, {})}
+
+
+def launch(
+    name: str, kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any], dtype: torch.dtype
+) -> None:
+    """Run a kernel with its settings."""
+    kernel[grid](*arguments, **constants, **settings_for(name, dtype))
+
+
+def choices(kernel: str) -> Iterator[Settings]:
+    """Every setting `tune` tries."""
+    options = CHOICES.get(kernel, {})
+    for values in product(*options.values()):
+        yield dict(zip(options, values, strict=True))
+
+
+@contextmanager
+def using(kernel: str, settings: Settings) -> Iterator[None]:
+    """Inside, this kernel is launched with these settings."""
+    before = _OVERRIDE.get(kernel)
+    _OVERRIDE[kernel] = settings
+    try:
+        yield
+    finally:
+        if before is None:
+            _OVERRIDE.pop(kernel, None)
+        else:
+            _OVERRIDE[kernel] = before
+
+
+def tune(kernel: str, dtype: torch.dtype, work: Callable[[], object], measure: Callable[[Callable[[], object]], float]) -> Settings:
+    """The fastest settings for `work`, written to the cache file.
+
+    Args:
+        measure: milliseconds of a call.
+    """
+    times = {}
+    for number, settings in enumerate(choices(kernel)):
+        with using(kernel, settings):
+            try:
+                times[number] = measure(work)
+            except Exception as error:  # settings a GPU has no registers or shared memory for are no choice there
+                if "out of resource" not in str(error).lower():
+                    raise
+    best = list(choices(kernel))[min(times, key=lambda number: times[number])]
+    _remember(_key(kernel, dtype), best)
+    return best
+
+
+def _remember(key: str, settings: Settings) -> None:
+    path = cache_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {**_found(), key: settings}
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    _found.cache_clear()

@@ -1,0 +1,24 @@
+"""Plain torch: fp32 sums whatever the weight's dtype, a block of rows at a time so that no fp32 copy of W is ever whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["lora_fold"]
+
+_BLOCK = 1 << 19
+"""Elements of W in fp32 at a time."""
+
+
+def lora_fold(w: Tensor, a: Tensor, b: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """out = W + (B ∘ weight) A."""
+    precise = torch.promote_types(w.dtype, torch.float32)
+    up, down = b.to(precise) * weight.to(precise), a.to(precise)
+    if out.dtype == precise:
+        return torch.addmm(w, up, down, out=out)
+    rows = max(1, _BLOCK // max(1, w.shape[1]))
+    for first in range(0, len(w), rows):
+        block = slice(first, first + rows)
+        out[block] = torch.addmm(w[block].to(precise), up[block], down)
+    return out

@@ -1,0 +1,215 @@
+"""y (+)= ((x D) ∘ w) U with D, U of a small rank R in one pass: x is read once, y written once, nothing of size [M, R] makes a round trip.
+
+The same kernel is `lora_mixture` forward (D = Aᵀ, U = Bᵀ), its backward (D = B, U = A), and `lora_bank` (factors by row of the batch).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pidep.kernels.launch_table import launch
+
+__all__ = ["MAX_RANK", "low_rank", "low_rank_kernel", "outer", "outer_kernel", "precision", "rank_padded", "upcast"]
+
+MAX_RANK = 128
+"""Above it the ranks no longer fit a program's registers, and two cuBLAS products are as good."""
+_SPLITS = 16
+"""Parts a sum over tokens is cut into; a fixed number, so that the sum is the same every time."""
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How tensor cores multiply: fp32 in three TF32 products, which is as good as fp32."""
+    return "tf32x3" if dtype == torch.float32 else "tf32"
+
+
+def rank_padded(rank: int) -> int:
+    """A power of two of at least 16, which tensor cores need."""
+    return max(16, int(triton.next_power_of_2(rank)))
+
+
+def upcast() -> bool:
+    """Whether products are to be of fp32: Triton's interpreter multiplies the bits of bf16 as if they were integers."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _product(left, right, total, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """total + left right, fp32 sums."""
+    if UPCAST:
+        return tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision=PRECISION)
+    return tl.dot(left, right, total, input_precision=PRECISION)
+
+
+@triton.jit
+def low_rank_kernel(
+    y,  # [B, T, OUT]
+    hidden_out,  # [B, T, R]: x D forward, (x D) ∘ w backward
+    shares,  # [programs, R] fp32, backward: Σ_m (x D) ∘ hidden
+    x,  # [B, T, IN]
+    base,  # [B, T, OUT]
+    down,  # [E, R, IN] by strides
+    up,  # [E, R, OUT] by strides
+    weight,  # [R] fp32
+    hidden,  # [B, T, R] fp32
+    expert,  # [B] int64
+    TOKENS,
+    IN,
+    OUT,
+    RANK,
+    down_e,
+    down_r,
+    down_c,
+    up_e,
+    up_r,
+    up_c,
+    R_PADDED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    HAS_BASE: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_EXPERT: tl.constexpr,
+    KEEP: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """A block of tokens of one row of the batch a program: down to the ranks, scaled, up again, tile by tile."""
+    row = tl.program_id(1).to(tl.int64)
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    r, c = tl.arange(0, R_PADDED), tl.arange(0, BLOCK_C)
+    token = row * TOKENS + m
+    if HAS_EXPERT:
+        chosen = tl.load(expert + row).to(tl.int64)
+        down += chosen * down_e
+        up += chosen * up_e
+    inner = tl.zeros([BLOCK_M, R_PADDED], tl.float32)
+    for first in range(0, IN, BLOCK_C):
+        column = first + c
+        left = tl.load(x + token[:, None] * IN + column[None, :], mask=(m < TOKENS)[:, None] & (column < IN)[None, :], other=0.0)
+        right = tl.load(down + r[None, :] * down_r + column[:, None] * down_c, mask=(r < RANK)[None, :] & (column < IN)[:, None], other=0.0)
+        inner = _product(left, right, inner, PRECISION, UPCAST)
+    known = (m < TOKENS)[:, None] & (r < RANK)[None, :]
+    at = token[:, None] * RANK + r[None, :]
+    scaled = inner
+    if HAS_WEIGHT:
+        scaled = inner * tl.load(weight + r, mask=r < RANK, other=0.0)[None, :]
+    if BACKWARD:
+        share = tl.sum(inner * tl.load(hidden + at, mask=known, other=0.0), 0)
+        program = row * tl.num_programs(0) + tl.program_id(0)
+        tl.store(shares + program * RANK + r, share, mask=r < RANK)
+        tl.store(hidden_out + at, scaled.to(hidden_out.dtype.element_ty), mask=known)
+    elif KEEP:
+        tl.store(hidden_out + at, inner.to(hidden_out.dtype.element_ty), mask=known)
+    scaled = scaled.to(x.dtype.element_ty)
+    for first in range(0, OUT, BLOCK_C):
+        column = first + c
+        right = tl.load(up + r[:, None] * up_r + column[None, :] * up_c, mask=(r < RANK)[:, None] & (column < OUT)[None, :], other=0.0)
+        inside = (m < TOKENS)[:, None] & (column < OUT)[None, :]
+        where = token[:, None] * OUT + column[None, :]
+        tile = _product(scaled, right, tl.zeros([BLOCK_M, BLOCK_C], tl.float32), PRECISION, UPCAST)
+        if HAS_BASE:
+            tile += tl.load(base + where, mask=inside, other=0.0).to(tl.float32)
+        tl.store(y + where, tile.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def outer_kernel(
+    parts,  # [SPLITS, R, N] fp32
+    left,  # [M, R]
+    right,  # [M, N]
+    scale,  # [R] fp32
+    TOKENS,
+    COLUMNS,
+    RANK,
+    tokens_per_split,
+    R_PADDED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """leftᵀ right over one part of the tokens."""
+    split = tl.program_id(1)
+    r = tl.arange(0, R_PADDED)
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros([R_PADDED, BLOCK_C], tl.float32)
+    stop = tl.minimum((split + 1) * tokens_per_split, TOKENS)
+    for first in range(split * tokens_per_split, stop, BLOCK_M):
+        m = (first + tl.arange(0, BLOCK_M)).to(tl.int64)
+        a = tl.load(left + m[None, :] * RANK + r[:, None], mask=(r < RANK)[:, None] & (m < stop)[None, :], other=0.0)
+        b = tl.load(right + m[:, None] * COLUMNS + column[None, :], mask=(m < stop)[:, None] & (column < COLUMNS)[None, :], other=0.0)
+        total = _product(a.to(b.dtype), b, total, PRECISION, UPCAST)
+    if HAS_SCALE:
+        total *= tl.load(scale + r, mask=r < RANK, other=0.0)[:, None]
+    where = (split.to(tl.int64) * RANK + r[:, None]) * COLUMNS + column[None, :]
+    tl.store(parts + where, total, mask=(r < RANK)[:, None] & (column < COLUMNS)[None, :])
+
+
+def _block_m(tokens: int, rows: int) -> int:
+    """As many tokens a program as still leave programs for every multiprocessor."""
+    for size in (64, 32):
+        if rows * triton.cdiv(tokens, size) >= 128:
+            return size
+    return 16
+
+
+def low_rank(
+    x: Tensor,  # [B, T, IN], contiguous
+    down: Tensor,  # [E, R, IN], any strides
+    up: Tensor,  # [E, R, OUT], any strides
+    *,
+    base: Tensor | None = None,  # [B, T, OUT], contiguous
+    weight: Tensor | None = None,  # [R] fp32
+    expert: Tensor | None = None,  # [B] int64; expert 0 for all without it
+    hidden: Tensor | None = None,  # [B, T, R] fp32: backward
+    keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y `[B, T, OUT]`; the kept `[B, T, R]` (fp32 forward, x's dtype backward); Σ shares `[R]` (backward)."""
+    rows, tokens, inputs = x.shape
+    rank, outputs = down.shape[1], up.shape[2]
+    y = torch.empty(rows, tokens, outputs, dtype=x.dtype, device=x.device)
+    backward = hidden is not None
+    kept_dtype = x.dtype if backward else torch.float32
+    kept = torch.empty((rows, tokens, rank) if keep or backward else (0,), dtype=kept_dtype, device=x.device)
+    block = _block_m(tokens, rows)
+    blocks = triton.cdiv(tokens, block)
+    shares = torch.empty((rows * blocks, rank) if backward else (0,), dtype=torch.float32, device=x.device)
+    if rows and tokens and outputs:
+        nothing = x  # a pointer that is never read
+        tensors = (y, kept, shares, x, *(nothing if one is None else one for one in (base,)), down, up)
+        tensors += tuple(nothing if one is None else one for one in (weight, hidden, expert))
+        sizes = (tokens, inputs, outputs, rank, *down.stride(), *up.stride())
+        constants = {
+            "R_PADDED": rank_padded(rank),
+            "BLOCK_M": block,
+            "HAS_BASE": base is not None,
+            "HAS_WEIGHT": weight is not None,
+            "HAS_EXPERT": expert is not None,
+            "KEEP": keep,
+            "BACKWARD": backward,
+            "PRECISION": precision(x.dtype),
+            "UPCAST": upcast(),
+        }
+        launch("low_rank", low_rank_kernel, (blocks, rows), (*tensors, *sizes), constants, x.dtype)
+    return y, kept, shares.sum(0) if backward else shares
+
+
+def outer(left: Tensor, right: Tensor, scale: Tensor | None = None) -> Tensor:
+    """diag(scale) leftᵀ right, `[R, N]` fp32, from `[M, R]` and `[M, N]`; summed over tokens in a fixed order."""
+    tokens, rank = left.shape
+    columns = right.shape[1]
+    per_split = max(64, triton.cdiv(triton.cdiv(tokens, _SPLITS), 64) * 64)
+    splits = max(1, triton.cdiv(tokens, per_split))
+    parts = torch.empty(splits, rank, columns, dtype=torch.float32, device=left.device)
+    if rank and columns:
+        constants = {"R_PADDED": rank_padded(rank), "HAS_SCALE": scale is not None, "PRECISION": precision(right.dtype), "UPCAST": upcast()}
+        block = 64  # columns a program; the grid must be known before the settings are
+        arguments = (parts, left, right, left if scale is None else scale, tokens, columns, rank, per_split)
+        launch(
+            "low_rank_outer", outer_kernel, (triton.cdiv(columns, block), splits), arguments, {**constants, "BLOCK_C": block}, right.dtype
+        )
+    return parts.sum(0)

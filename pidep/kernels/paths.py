@@ -1,0 +1,71 @@
+"""Which code a kernel runs: OpenAI Triton on an NVIDIA GPU, plain torch everywhere else."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Path", "PathReport", "fusable", "report"]
+
+Path = Literal["fused", "torch"]
+_MINIMUM = (8, 0)
+"""Compute capability; below it there is no bf16, and nothing here was compiled for it."""
+CHOICE = "PIDEP_KERNELS"
+"""Environment variable: `torch` turns the fused kernels off."""
+
+
+@dataclass(frozen=True)
+class PathReport:
+    """What runs here, and why."""
+
+    path: Path
+    why: str
+    device: str
+    triton: str | None
+    """Version of OpenAI Triton."""
+
+
+@cache
+def triton_version() -> str | None:
+    """Version of OpenAI Triton, None where it is not installed; nothing is imported."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def fusable(*tensors: Tensor) -> bool:
+    """Whether the fused kernels take these tensors: all on one NVIDIA GPU that they can run on."""
+    return all(tensor.is_cuda for tensor in tensors) and _usable(tensors[0].get_device())
+
+
+@cache
+def _usable(index: int) -> bool:
+    return report(index).path == "fused"
+
+
+def report(index: int = 0) -> PathReport:
+    """What `pidep doctor` shows."""
+    found = triton_version()
+    if not torch.cuda.is_available():
+        return PathReport("torch", "no NVIDIA GPU that torch can use", f"cpu ({torch.get_num_threads()} threads)", found)
+    name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+    device = f"{name} (compute capability {capability[0]}.{capability[1]})"
+    if torch.version.hip is not None:
+        return PathReport("torch", "the fused kernels are for NVIDIA GPUs", device, found)
+    if os.environ.get(CHOICE) == "torch":
+        return PathReport("torch", f"{CHOICE}=torch is set", device, found)
+    if found is None:
+        return PathReport("torch", "OpenAI Triton is not installed; pip install triton", device, found)
+    if capability < _MINIMUM:
+        return PathReport("torch", f"the fused kernels need compute capability {_MINIMUM[0]}.{_MINIMUM[1]}", device, found)
+    return PathReport("fused", "OpenAI Triton on this GPU", device, found)
