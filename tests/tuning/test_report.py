@@ -82,6 +82,7 @@ def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "film.yaml").write_text(f"name: film\nlabels: {labels}\ndata: {{path: rows.jsonl}}\nmax_length: 12\n")
     common = {**TINY, "task": str(folder / "film.yaml"), "backbone": str(tiny_folder), "pool": folder / "pool"}
     runs = {"one": {"top_k": 0}, "two": {"top_k": 0, "seed": 1}, "few": {"shots": 4}, "full": {"add_to_pool": False, "policy": "anchored"}}
+    runs["zero"] = {"policy": "zero-shot"}
     for name, more in runs.items():
         tuning.tune(read_config(None, {**common, "name": name, **more}), folder / "runs" / name)
     return folder
@@ -103,6 +104,31 @@ def change(path: Path, edit: Callable[[dict], object]) -> None:  # type: ignore[
     content = json.loads(path.read_text())
     edit(content)
     path.write_text(json.dumps(content))
+
+
+def test_a_run_without_labels(made: Path, tmp_path: Path, undrawn: None) -> None:
+    report = write_report(made / "runs" / "zero", tmp_path / "zero.html")
+    html = report.out.read_text()
+    Strict(html)
+    assert [one.model for one in report.evaluation.confusions] == ["zero-shot mixture"]
+    assert html.count("as the run says") == 1
+    for words in ("zero-shot mixture", "nearest expert", "against bare backbone", "no label was read", "Predicted from texts alone"):
+        assert words in html, words
+    assert "own expert" not in html.split("</style>")[1].replace("<h2", "")
+    with pytest.raises(UsageError, match="no path to walk, a zero-shot run has no own expert"):
+        write_report(made / "runs" / "zero", tmp_path / "zero.html", paths=True)
+
+
+def test_a_run_whose_test_rows_have_no_labels(made: Path, tmp_path: Path, undrawn: None) -> None:
+    rows = [json.loads(line) for line in (made / "rows.jsonl").read_text().splitlines()]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows))
+    (tmp_path / "bare.yaml").write_text((made / "film.yaml").read_text().replace("rows.jsonl", "texts.jsonl").replace("film", "bare"))
+    config = json.loads((made / "runs" / "zero" / "config.yaml").read_text())
+    tuning.tune(read_config(None, {**config, "task": str(tmp_path / "bare.yaml"), "name": "bare"}), tmp_path / "run")
+    html = write_report(tmp_path / "run").out.read_text()
+    Strict(html)
+    assert "Nothing was measured: the test rows have no labels." in html
+    assert "Not computed: the test rows have no labels." in html
 
 
 def test_the_page_holds_every_section_and_figure(made: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pidep.backbones.encoder import Encoder, load_backbone
 from pidep.errors import BackboneError, TaskError, UsageError
 from pidep.experts.folder import Expert, read_expert
 from pidep.experts.mixture import Mixture
-from pidep.tasks.data import Split, data_digest, few_shot, hold_out, limit, load_data
+from pidep.tasks.data import UNLABELLED, Split, data_digest, few_shot, hold_out, limit, load_data, load_texts
 from pidep.tasks.metrics import score
 from pidep.tasks.task import Task
 from pidep.tuning.path import ExpertPath, walk
@@ -72,11 +72,11 @@ def evaluate_run(run: Run, *, pool: Path | None, paths: bool = False, on_step: O
         BackboneError: the backbone is gone, or not that of the run.
     """
     rows = _rows(run)
-    backbone = load_backbone(str(run.config.get("backbone", run.own.backbone)))
-    if backbone.digest != run.own.backbone_digest:
-        raise BackboneError(f"{run.folder}: tuned on {run.own.backbone_digest[:19]}…, {backbone.name!r} is {backbone.digest[:19]}…")
-    with backbone.cached_below(sorted(run.own.sites)):
-        experts = {"own expert": run.own} | ({"π": run.expert} if run.expert.digest != run.own.digest else {})
+    backbone = load_backbone(str(run.config.get("backbone", run.expert.backbone)))
+    if backbone.digest != run.expert.backbone_digest:
+        raise BackboneError(f"{run.folder}: tuned on {run.expert.backbone_digest[:19]}…, {backbone.name!r} is {backbone.digest[:19]}…")
+    experts = {} if UNLABELLED in rows.test.labels else run.experts
+    with backbone.cached_below(sorted(run.expert.sites)):
         confusions = tuple(_confusion(run, backbone, name, expert, rows.test) for name, expert in experts.items())
         found = _paths(run, backbone, pool, rows, on_step) if paths else None
     return Evaluation(confusions, sum(parameter.numel() for parameter in backbone.model.parameters()), found)
@@ -87,7 +87,8 @@ def _rows(run: Run) -> _Rows:
     config = run.config
     seed = int(config.get("seed", 0))
     try:
-        data = load_data(Task.model_validate(run.task))
+        task = Task.model_validate(run.task)
+        data = load_texts(task) if run.zero_shot else load_data(task)
     except TaskError as error:
         raise TaskError(f"{error}; pidep report --no-evaluate does without the rows") from error
     except ValueError as error:
@@ -96,6 +97,8 @@ def _rows(run: Run) -> _Rows:
     given: Any = run.provenance.get("data", {})
     if data_digest(test) != given.get("test"):
         raise TaskError(f"{run.folder}: the task's test rows are not those of the run; pidep report --no-evaluate does without them")
+    if run.zero_shot:
+        return _Rows(test, None)
     if config.get("shots") is not None:
         train, held_back = few_shot(data.train, shots=config["shots"], seed=seed), None
     else:
@@ -117,6 +120,8 @@ def _confusion(run: Run, backbone: Encoder, name: str, expert: Expert, rows: Spl
 
 
 def _paths(run: Run, backbone: Encoder, pool: Path | None, rows: _Rows, on_step: OnStep | None) -> Paths:
+    if run.own is None:
+        raise UsageError(f"{run.folder}: no path to walk, a zero-shot run has no own expert to start from; run without --path")
     ends, missing = _ends(run, pool)
     if not ends:
         raise UsageError(f"{run.folder}: no path to walk, the run has no helper in the pool and π is its own expert; give --pool")
@@ -146,6 +151,4 @@ def _ends(run: Run, pool: Path | None) -> tuple[dict[str, Expert], tuple[str, ..
             missing.append(name)
         else:
             ends[name] = expert
-    if run.expert.digest != run.own.digest:
-        ends["π"] = run.expert
-    return ends, tuple(missing)
+    return ends | {name: expert for name, expert in run.experts.items() if name == "π"}, tuple(missing)

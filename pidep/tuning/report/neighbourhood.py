@@ -71,7 +71,7 @@ def neighbourhood(run: Run, pool: Path | None) -> Neighbourhood | None:
 
 
 def _vector(folder: Path, layout: Layout, run: Run) -> Vector | None:
-    if read_record(folder)["backbone_digest"] != run.own.backbone_digest:
+    if read_record(folder)["backbone_digest"] != run.expert.backbone_digest:
         return None
     embedding = read_tensors(folder / EMBEDDING_FILE)
     try:

@@ -85,6 +85,8 @@ def page(run: Run, near: Neighbourhood | None, evaluation: Evaluation | None) ->
 
 def _summary(run: Run) -> str:
     figures_ = ", ".join(f"{METHODS[method]} {value:.3f}" for method, value in run.metrics.items())
+    if not figures_:
+        return f"{run.test_rows} test rows, without labels: nothing was measured."
     return f"{escape(_metric(run))} on {run.test_rows} test rows: {figures_}."
 
 
@@ -126,25 +128,31 @@ def _asked(run: Run) -> str:
     rows = [
         ("task", f"{run.task.get('name', run.name)} (asked for as {config.get('task', '?')})"),
         ("labels", ", ".join(f"{name}: “{text}”" for name, text in labels.items())),
-        ("training rows", f"{shots} a label, {train_rows} in all" if shots else f"{train_rows}, full data"),
+        ("training rows", f"{shots} a label, {train_rows} in all" if shots else f"{train_rows}, {_how_much(run)}"),
         ("seed", str(config.get("seed", 0))),
-        ("kind of expert", f"{run.own.kind}, size {config.get('rank', '?')}, at {len(run.own.sites)} sites"),
+        ("kind of expert", f"{run.expert.kind}, size {config.get('rank', '?')}, at {len(run.expert.sites)} sites"),
         ("policy", f"{config.get('policy', '?')}, up to {config.get('top_k', '?')} neighbours"),
-        ("backbone", f"{run.own.backbone}, {run.own.backbone_digest}"),
+        ("backbone", f"{run.expert.backbone}, {run.expert.backbone_digest}"),
     ]
     return _pairs(rows)
 
 
+def _how_much(run: Run) -> str:
+    return "texts alone, no label was read" if run.zero_shot else "full data"
+
+
 def _result(run: Run) -> str:
-    own = run.metrics.get("own_expert")
+    if not run.metrics:
+        return _words("Nothing was measured: the test rows have no labels.")
+    against = "own_expert" if "own_expert" in run.metrics else "backbone"
     accuracy = run.metric == "accuracy"
     best = max(run.metrics.values(), default=0.0)
     rows = []
     for method, value in run.metrics.items():
-        gain = "" if own is None or method == "own_expert" else _signed(value - own)
+        gain = "" if method == against else _signed(value - run.metrics[against])
         rows.append([METHODS[method], f"{value:.4f}", gain or "–"] + ([_interval(value, run.test_rows)] if accuracy else []))
     mark = next((number for number, value in enumerate(run.metrics.values()) if value == best), None)
-    columns = ["model", _metric(run), "against own expert"] + (["95 % interval"] if accuracy else [])
+    columns = ["model", _metric(run), f"against {METHODS[against]}"] + (["95 % interval"] if accuracy else [])
     note = f"On {run.test_rows} test rows, which nothing was chosen by. The best is marked."
     if accuracy:
         note += " The interval (Wilson) is of the sampling of test rows alone: another seed or other shots vary more."
@@ -209,6 +217,8 @@ def _curves(run: Run) -> str:
 def _similar(run: Run, near: Neighbourhood | None) -> str:
     rows = [[name, f"{value:.4f}"] for name, value in run.neighbours.items()]
     body = _table(["neighbour taken", "similarity"], rows) if rows else _words("The run took no neighbours.")
+    if near is None and run.zero_shot:
+        return body + _words("Predicted from texts alone: a task without labels has no embedding, so no place in the pool's graph.")
     if near is None:
         return body + _words("No pool with other tasks to compare this one with; --pool names one.")
     shown = len(near.names) - 1
@@ -257,11 +267,11 @@ def _path(found: Paths | None) -> str:
 
 def _confusion(run: Run, found: Sequence[Confusion]) -> str:
     if not found:
-        return _words("Not computed: --no-evaluate.")
-    kept = {"own expert": run.metrics.get("own_expert"), "π": run.metrics.get("pi")}
+        return _words("Not computed: --no-evaluate." if run.metrics else "Not computed: the test rows have no labels.")
+    kept = {"own expert": "own_expert", "π": "pi", "zero-shot mixture": "zero_shot"}
     parts = []
     for number, one in enumerate(found):
-        again = kept.get(one.model)
+        again = run.metrics.get(kept[one.model])
         agrees = "as the run says" if again is not None and abs(again - one.score) < 1e-9 else f"the run says {_number(again, 4)}"
         svg = figures.confusion(one, run.labels, name=f"confusion-{number}")
         parts.append(_figure(svg, f"{one.model}: {_metric(run)} {one.score:.4f}, {agrees}. Shade: share of the true label's rows."))
@@ -274,11 +284,10 @@ def _cost(run: Run, evaluation: Evaluation | None) -> str:
     rows += [(f"seconds: {name.replace('_', ' ')}", f"{seconds:.1f}") for name, seconds in run.seconds_by_phase.items()]
     if not run.seconds_by_phase:
         rows.append(("seconds by phase", "not recorded by this run"))
-    for name, expert in (("own expert", run.own), ("π as one expert", run.expert)):
-        if name == "own expert" or expert.digest != run.own.digest:
-            count = num_parameters(expert)
-            share = f", {100 * count / total:.2f} % of the backbone's" if total else ""
-            rows.append((f"parameters: {name}", f"{count:,}{share}"))
+    for name, expert in run.experts.items():
+        count = num_parameters(expert)
+        share = f", {100 * count / total:.2f} % of the backbone's" if total else ""
+        rows.append((f"parameters: {name}{' as one expert' if expert is not run.own else ''}", f"{count:,}{share}"))
     rows.append(("parameters: backbone", f"{total:,}" if total else "not counted (--no-evaluate loads no backbone)"))
     return _pairs(rows)
 
@@ -289,7 +298,7 @@ def _provenance(run: Run) -> str:
     rows = [
         ("run folder", str(run.folder)),
         ("expert", run.expert.digest),
-        ("own expert", run.own.digest),
+        *((("own expert", run.own.digest),) if run.own else ()),
         *((f"mixed: {name}", digest) for name, digest in run.mixture_of.items()),
         ("training rows", str(data.get("train", "?"))),
         ("test rows", str(data.get("test", "?"))),

@@ -13,10 +13,9 @@ import yaml
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, read_expert
 from pidep.experts.tensor_file import read_json
+from pidep.tuning.run_folder import METHODS
 
 __all__ = ["METHODS", "Alpha", "Phase", "Run", "Step", "num_parameters", "read_run"]
-
-METHODS = {"backbone": "bare backbone", "own_expert": "own expert", "uniform": "uniform mixture", "pi": "π (interpolated)"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,8 @@ class Run:
     seconds_by_phase: dict[str, float]
     """Empty where the run did not record them."""
     provenance: dict[str, Any]
-    own: Expert
+    own: Expert | None
+    """None of a run that read no labels."""
     expert: Expert
 
     @property
@@ -75,6 +75,19 @@ class Run:
         """The pool it was tuned with."""
         given = self.config.get("pool")
         return None if given is None else Path(str(given))
+
+    @property
+    def zero_shot(self) -> bool:
+        """Whether it read no labels."""
+        return self.config.get("policy") == "zero-shot"
+
+    @property
+    def experts(self) -> dict[str, Expert]:
+        """What the run made, by the name people see."""
+        own = {} if self.own is None else {"own expert": self.own}
+        if self.own is not None and self.own.digest == self.expert.digest:
+            return own
+        return {**own, ("zero-shot mixture" if self.zero_shot else "π"): self.expert}
 
     @property
     def decision(self) -> dict[str, Any] | None:
@@ -104,9 +117,11 @@ def read_run(folder: Path) -> Run:
     if not (folder / "result.json").is_file():
         raise UsageError(f"{folder}: no run folder (it holds no result.json); give the folder pidep tune wrote")
     files = {name: read_json(folder / f"{name}.json") for name in ("result", "task", "metrics", "alpha", "similarity", "provenance")}
-    own, expert = read_expert(folder / "own"), read_expert(folder / "expert")
+    config = _read_config(folder / "config.yaml")
+    own = None if config.get("policy") == "zero-shot" else read_expert(folder / "own")
+    expert = read_expert(folder / "expert")
     try:
-        return _parse(folder, files, _read_config(folder / "config.yaml"), own, expert)
+        return _parse(folder, files, config, own, expert)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{folder}: a file of the run is malformed ({type(error).__name__}: {error}); run pidep tune again") from error
 
@@ -121,7 +136,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _parse(folder: Path, files: Mapping[str, dict[str, Any]], config: dict[str, Any], own: Expert, expert: Expert) -> Run:
+def _parse(folder: Path, files: Mapping[str, dict[str, Any]], config: dict[str, Any], own: Expert | None, expert: Expert) -> Run:
     metrics, alpha, provenance = files["metrics"], files["alpha"], files["provenance"]
     experts = tuple(str(name) for name in alpha["experts"])
     sites = {str(site): tuple(float(weight) for weight in weights) for site, weights in alpha["sites"].items()}
