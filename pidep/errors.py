@@ -7,7 +7,6 @@
     │   └── ExpertError   an expert's files, or an expert that does not fit
     ├── ParityError       an exported graph is further from PyTorch than its recipe allows
     └── ServingError      Triton Server, the expert store or a request to them
-        └── ConflictError somebody else published first
 
 A message is one line and says where, what was expected, what was found, what to do.
 """
@@ -19,7 +18,6 @@ from collections.abc import Iterable
 
 __all__ = [
     "BackboneError",
-    "ConflictError",
     "ExpertError",
     "ParityError",
     "PidepError",
@@ -60,10 +58,6 @@ class ParityError(PidepError):
 
 class ServingError(PidepError):
     """Triton Server, the expert store, or a request to them failed."""
-
-
-class ConflictError(ServingError):
-    """Another publisher changed the store first."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
