@@ -38,6 +38,7 @@ def tune(
     folds: Annotated[int | None, typer.Option(help="Folds of the cross-validation inside the shots. Default 3.")] = None,
     alpha_start: Annotated[str | None, typer.Option(help="uniform (default) or similarity.")] = None,
     mixture_steps: Annotated[int | None, typer.Option(help="Training steps of the mixture. Default 40.")] = None,
+    fisher: Annotated[str | None, typer.Option(help="Fisher of the task embedding: empirical (default), true or batch_squared.")] = None,
     train_limit: Annotated[int | None, typer.Option(help="Use at most this many training rows.")] = None,
     test_limit: Annotated[int | None, typer.Option(help="Use at most this many test rows.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a text is cut to; the task's own when absent.")] = None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from pidep.similarity.cache_file import read_cached, write_cached
 from pidep.similarity.compare import Embedding, Layout, Neighbour, Vector
 from pidep.similarity.sketch import WIDTH, Sketcher
 
-__all__ = ["EMBEDDING_FILE", "TaskIndex", "read_record", "task_folders"]
+__all__ = ["EMBEDDING_FILE", "TaskIndex", "fisher_kind", "read_record", "task_folders"]
 
 EMBEDDING_FILE = "fisher.safetensors"
 WIDEST = 256
@@ -46,6 +46,11 @@ def task_folders(pool: Path) -> dict[str, Path]:
     return {name: pool / name for name in names if (pool / name / "expert.json").is_file() and (pool / name / EMBEDDING_FILE).is_file()}
 
 
+def fisher_kind(provenance: Mapping[str, Any]) -> str:
+    """Which Fisher an expert's task embedding is; the empirical one where nothing says so, for there was no other."""
+    return str(provenance.get("fisher", "empirical"))
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """`expert.json` alone, when the tensors are not needed.
 
@@ -54,8 +59,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     try:
         record: dict[str, Any] = json.loads((folder / "expert.json").read_text(encoding="utf-8"))
-        return {key: record[key] for key in ("digest", "backbone", "backbone_digest", "kind", "sites", "labels")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = {key: record[key] for key in ("digest", "backbone", "backbone_digest", "kind", "sites", "labels")}
+        return {**found, "fisher": fisher_kind(record.get("provenance", {}))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExpertError(f"{folder / 'expert.json'}: not readable ({error}); copy the expert again") from error
 
 
@@ -71,7 +77,8 @@ class TaskIndex:
         """No tasks yet; those to come must be comparable with `like`, one of the pool's."""
         self.pool = pool
         self.layout = Layout.of(read_tensors(pool / like / EMBEDDING_FILE))
-        self._like, self._backbone_digest = like, read_record(pool / like)["backbone_digest"]
+        record = read_record(pool / like)
+        self._like, self._backbone_digest, self._fisher = like, record["backbone_digest"], record["fisher"]
         self._sketcher = Sketcher(self.layout)
         self._search: Any
         self._set({})
@@ -81,7 +88,7 @@ class TaskIndex:
         """The index over a pool as it is now; only tasks that are new or changed since the last time are sketched.
 
         Raises:
-            ExpertError: the pool has no task embedding, or they are not all of one backbone, kind, sites and rank.
+            ExpertError: the pool has no task embedding, or they are not all of one backbone, kind, sites, rank and Fisher.
         """
         folders = task_folders(pool)
         if not folders:
@@ -156,11 +163,17 @@ class TaskIndex:
         return queries, near[queries, places]
 
     def _sketch(self, name: str) -> Vector:
-        found = read_record(self.pool / name)["backbone_digest"]
+        record = read_record(self.pool / name)
+        found = record["backbone_digest"]
         if found != self._backbone_digest:
             raise ExpertError(
                 f"{self.pool / name}: expert of another backbone ({found[:19]}…) than {self._like!r} "
                 f"({self._backbone_digest[:19]}…); use one pool per backbone"
+            )
+        if record["fisher"] != self._fisher:
+            raise ExpertError(
+                f"{self.pool / name}: its task embedding is of the {record['fisher']} Fisher, that of {self._like!r} of the "
+                f"{self._fisher} one; tune it again with --fisher {self._fisher}"
             )
         return self._sketcher(self._read_vector(name))
 
@@ -182,7 +195,7 @@ class TaskIndex:
 
     @property
     def _key(self) -> str:
-        return f"{self._sketcher.key} {self._backbone_digest}"
+        return f"{self._sketcher.key} {self._backbone_digest} {self._fisher}"
 
     def _load(self) -> dict[str, _Sketched]:
         """What the pool's sketch file holds; nothing where it is missing, damaged or of another layout."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pidep.errors import ExpertError, did_you_mean
 from pidep.experts.folder import Expert, read_expert, read_tensors
 from pidep.similarity.compare import Neighbour, SiteAgreement, explain, similarity
-from pidep.similarity.index import EMBEDDING_FILE, TaskIndex, read_record, task_folders
+from pidep.similarity.index import EMBEDDING_FILE, TaskIndex, fisher_kind, read_record, task_folders
 
 __all__ = ["COMPLETE_UP_TO", "DEFAULT_TOP_K", "Explanation", "PoolEntry", "explain_task", "read_pool", "task_graph"]
 
@@ -27,6 +27,11 @@ class PoolEntry:
 
     expert: Expert
     embedding: dict[str, npt.NDArray[np.float32]]
+
+    @property
+    def fisher(self) -> str:
+        """Which Fisher the embedding is."""
+        return fisher_kind(self.expert.provenance)
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,11 @@ def _complete(folder: Path) -> networkx.Graph:
 def _similarity(folder: Path, left: str, first: PoolEntry, right: str, second: PoolEntry) -> float:
     if first.expert.backbone_digest != second.expert.backbone_digest:
         raise ExpertError(f"{folder}: {left} and {right} are experts of different backbones; use one pool per backbone")
+    if first.fisher != second.fisher:
+        raise ExpertError(
+            f"{folder}: the task embedding of {left} is of the {first.fisher} Fisher, that of {right} of the {second.fisher} one; "
+            "tune one of them again with the other's --fisher"
+        )
     try:
         return similarity(first.embedding, second.embedding)
     except ExpertError as error:

@@ -57,6 +57,10 @@ class TuneConfig(BaseModel):
     mixture_steps: int = Field(40, ge=0, description="Training steps of the mixture.")
     alpha_learning_rate: float = Field(2e-2, ge=0, description="Learning rate of α.")
     expert_learning_rate: float = Field(1e-4, ge=0, description="Learning rate of anchored experts.")
+    fisher: Literal["empirical", "true", "batch_squared"] = Field(
+        "empirical",
+        description="Fisher of the task embedding: of the data's labels, of labels drawn from the model, or as the authors' code has it.",
+    )
     fisher_samples: int = Field(256, ge=1, description="Training rows the task embedding is computed from.")
     add_to_pool: bool | None = Field(None, description="Put the own expert into the pool; by default unless it is a few-shot run.")
 

@@ -66,17 +66,18 @@ def helpers_of(job: Job) -> Helpers:
     """The pool without the target itself; empty without `--pool` or with `--top-k 0`.
 
     Raises:
-        ExpertError: an expert in it is damaged, or of another backbone, kind, sites or rank.
+        ExpertError: an expert in it is damaged, or of another backbone, kind, sites, rank or Fisher.
     """
     pool = job.config.pool
     if pool is None or job.config.top_k == 0:
         return ReadPool()
     others = {name: folder for name, folder in task_folders(pool).items() if name != job.name}
-    if len(others) < INDEXED_FROM:
+    if len(others) < INDEXED_FROM or job.config.policy == "zero-shot":  # which asks every one of them
         return ReadPool(fitting_pool(job, pool))
     for folder in others.values():
         record = read_record(folder)
         _check(job, folder, record["kind"], record["sites"], (record["backbone"], record["backbone_digest"]))
+        _check_fisher(folder, record["fisher"], job.config.fisher)
     index = TaskIndex.open(pool)
     if index.layout != _layout(job):
         raise ExpertError(f"{pool}: its experts are of another rank than this run's; use the same --rank for the whole pool")
@@ -87,13 +88,16 @@ def fitting_pool(job: Job, pool: Path) -> dict[str, PoolEntry]:
     """Every expert of a pool but the target's, with its task embedding.
 
     Raises:
-        ExpertError: an expert in it is damaged, or of another backbone, kind, sites or rank.
+        ExpertError: an expert in it is damaged, or of another backbone, kind, sites, rank or Fisher.
     """
     layout = _layout(job)
+    fisher: str | None = None if job.config.policy == "zero-shot" else job.config.fisher
     entries = {name: entry for name, entry in read_pool(pool).items() if name != job.name}
     for name, entry in entries.items():
         expert = entry.expert
         _check(job, pool / name, expert.kind, expert.sites, (expert.backbone, expert.backbone_digest))
+        fisher = fisher or entry.fisher
+        _check_fisher(pool / name, entry.fisher, fisher)
         try:
             layout.vector(entry.embedding)
         except ExpertError as error:
@@ -105,6 +109,14 @@ def _layout(job: Job) -> Layout:
     """Of the embeddings of this run's experts."""
     start = fresh(job.scorer.backbone.model, job.sites, kind=job.config.kind, size=job.config.rank)
     return Layout.of({f"{site}.{name}": array for site, tensors in start.items() for name, array in tensors.items()})
+
+
+def _check_fisher(where: Path, found: str, expected: str) -> None:
+    """Embeddings of different Fishers have different scales and shapes: their similarity would mean nothing."""
+    if found != expected:
+        raise ExpertError(
+            f"{where}: its task embedding is of the {found} Fisher, expected {expected}; use --fisher {found}, or one pool per Fisher"
+        )
 
 
 def _check(job: Job, where: Path, kind: str, sites: Collection[str], made_for: tuple[str, str]) -> None:

@@ -51,7 +51,13 @@ def _train_expert(
 def _own_expert(job: Job, *, resume: bool, on_step: OnStep | None) -> tuple[Expert, TrainReport]:
     checkpoint = job.out / "checkpoint" / "own"
     sites, report = _train_expert(job, job.train, job.validation, checkpoint=checkpoint, resume=resume, on_step=on_step)
-    provenance = {"train": data_digest(job.train), "rows": len(job.train.texts), "seed": job.config.seed, "pidep": __version__}
+    provenance = {
+        "train": data_digest(job.train),
+        "rows": len(job.train.texts),
+        "seed": job.config.seed,
+        "fisher": job.config.fisher,
+        "pidep": __version__,
+    }
     return as_expert(job, sites, job.scaling, provenance, stabilized=job.config.rank_stabilized), report
 
 
@@ -91,16 +97,18 @@ def _interpolate(
     )
 
 
-def _train_helpers(config: TuneConfig, backbone: Encoder, *, resume: bool, on_step: OnStep | None) -> None:
+def _missing_helpers(config: TuneConfig) -> dict[str, str]:
+    """Helpers asked for that the pool lacks: name to task."""
     if config.helpers and config.pool is None:
         raise UsageError("helpers: need --pool, the folder their experts are kept in")
-    for reference in config.helpers:
-        name = load_task(reference).name
-        assert config.pool is not None
-        if (config.pool / name / "expert.json").is_file():
-            continue
-        update: dict[str, Any] = {"task": reference, "name": None, "helpers": [], "add_to_pool": True, **_ON_FULL_DATA}
-        tune(config.model_copy(update=update), config.pool / ".runs" / name, resume=resume, backbone=backbone, on_step=on_step)
+    named = {load_task(reference).name: reference for reference in config.helpers}
+    return {name: task for name, task in named.items() if config.pool and not (config.pool / name / "expert.json").is_file()}
+
+
+def _train_helper(config: TuneConfig, name: str, task: str, backbone: Encoder, *, resume: bool, on_step: OnStep | None) -> None:
+    assert config.pool is not None
+    update: dict[str, Any] = {"task": task, "name": None, "helpers": [], "add_to_pool": True, **_ON_FULL_DATA}
+    tune(config.model_copy(update=update), config.pool / ".runs" / name, resume=resume, backbone=backbone, on_step=on_step)
 
 
 def tune(
@@ -117,16 +125,21 @@ def tune(
     _check_places(config, out)
     if config.policy == "zero-shot":
         zero_shot.check_request(config)
+    missing = _missing_helpers(config)
     torch.manual_seed(config.seed)
     backbone = backbone or load_backbone(config.backbone)
     job = prepare(config, backbone, out)
     if config.pool is not None:
         check_expert_place(config.pool / job.name)
-    _train_helpers(config, backbone, resume=resume, on_step=on_step)
+    pool = helpers_of(job)  # a pool that does not fit is refused before anything is trained
+    for name, task in missing.items():
+        _train_helper(config, name, task, backbone, resume=resume, on_step=on_step)
+    if missing:
+        pool = helpers_of(job)
     with backbone.cached_below(job.sites):
         if config.policy == "zero-shot":
             return zero_shot.mix(job, started)
-        return _learn(job, helpers_of(job), started, resume=resume, on_step=on_step)
+        return _learn(job, pool, started, resume=resume, on_step=on_step)
 
 
 def _check_places(config: TuneConfig, out: Path) -> None:
@@ -148,7 +161,8 @@ def _learn(job: Job, pool: Helpers, started: float, *, resume: bool, on_step: On
     laps.lap("own expert")
     sample = limit(job.train, config.fisher_samples, seed=config.seed)
     cache = job.out / "checkpoint" / "fisher"
-    embedding = cached_fisher(cache, job.scorer.backbone, own, sample.texts, sample.labels, data_digest=data_digest(sample))
+    digest = data_digest(sample)
+    embedding = cached_fisher(cache, job.scorer.backbone, own, sample.texts, sample.labels, data_digest=digest, kind=config.fisher)
     neighbours = pool.nearest(embedding, top_k=config.top_k)
     laps.lap("predict")
     metrics = {"backbone": tested(None), "own_expert": tested(Mixture.of([own]))}

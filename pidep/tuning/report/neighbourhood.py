@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pidep.errors import ExpertError
 from pidep.experts.folder import read_tensors
 from pidep.similarity.compare import Layout, Vector
-from pidep.similarity.index import EMBEDDING_FILE, TaskIndex, read_record, task_folders
+from pidep.similarity.index import EMBEDDING_FILE, TaskIndex, fisher_kind, read_record, task_folders
 from pidep.tuning.report.run import Run
 
 __all__ = ["SHOWN", "Neighbourhood", "neighbourhood"]
@@ -33,7 +33,7 @@ class Neighbourhood:
     tree: Matrix
     """[N - 1, 4]: scipy's average linkage of 1 − similarity."""
     left_out: tuple[str, ...]
-    """Tasks of the pool that cannot be compared: of another backbone, kind, rank or sites."""
+    """Tasks of the pool that cannot be compared: of another backbone, kind, rank, sites or Fisher."""
     pool_size: int
 
     def nearest(self, count: int) -> set[tuple[int, int]]:
@@ -71,7 +71,8 @@ def neighbourhood(run: Run, pool: Path | None) -> Neighbourhood | None:
 
 
 def _vector(folder: Path, layout: Layout, run: Run) -> Vector | None:
-    if read_record(folder)["backbone_digest"] != run.expert.backbone_digest:
+    record = read_record(folder)
+    if (record["backbone_digest"], record["fisher"]) != (run.expert.backbone_digest, fisher_kind(run.expert.provenance)):
         return None
     embedding = read_tensors(folder / EMBEDDING_FILE)
     try:

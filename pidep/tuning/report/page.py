@@ -226,7 +226,7 @@ def _similar(run: Run, near: Neighbourhood | None) -> str:
     if shown + len(near.left_out) < near.pool_size:
         caption += f" The {shown} nearest of {near.pool_size} tasks."
     if near.left_out:
-        caption += f" Left out, as of another backbone, kind, rank or sites: {', '.join(near.left_out)}."
+        caption += f" Left out, as of another backbone, kind, rank, sites or Fisher: {', '.join(near.left_out)}."
     return (
         body
         + _figure(figures.similarity(near), caption)
