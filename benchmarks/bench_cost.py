@@ -32,7 +32,6 @@ from pidep.experts.site import Array, Tensors, WrappedSite
 from pidep.similarity.fisher import _batches, diagonal_fisher
 from pidep.tasks.data import Split, limit, load_data
 from pidep.tasks.task import Task, load_task
-from pidep.tuning.interpolate import _only_first
 from pidep.tuning.trainer import Scorer, _step
 from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
 
@@ -241,9 +240,8 @@ def _arms(experts: Sequence[Expert]) -> Iterator[tuple[str, Any, list[tuple[list
     yield "single", single, [(single.expert_parameters(), RATE)]
     joint = Mixture.of(experts).requires_grad_(False)
     yield "joint", joint, [(joint.alpha_parameters(), RATE), (joint.expert_parameters(), RATE)]
-    # as `auto` trains: gradients of the helpers are masked
-    own = Mixture.of(experts).requires_grad_(False)
-    _only_first(own)
+    # as `auto` trains
+    own = Mixture.of(experts, num_learned=1).requires_grad_(False)
     yield "helpers frozen", own, [(own.alpha_parameters(), RATE), (own.expert_parameters(), RATE)]
     alone = Mixture.of(experts).requires_grad_(False)
     yield "α alone", alone, [(alone.alpha_parameters(), RATE)]

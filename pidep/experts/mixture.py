@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from pidep.errors import ExpertError
+from pidep.experts.arena import Arena
 from pidep.experts.dense import linear_at
 from pidep.experts.folder import Expert
 from pidep.experts.kinds import kind_named
@@ -35,26 +36,42 @@ class Mixture(nn.Module):
         experts: one mapping of site to tensors for each expert, all on the same sites.
         scalings: s of each expert (1 for every kind but LoRA).
         per: whether α is one softmax a site (the default), a layer, or for the whole backbone.
+        num_learned: how many experts, from the first, can be learned; the others are given no gradient. All when absent.
     """
 
     def __init__(
-        self, experts: Sequence[Mapping[str, Tensors]], scalings: Sequence[float], *, kind: str = "lora", per: AlphaPer = "site"
+        self,
+        experts: Sequence[Mapping[str, Tensors]],
+        scalings: Sequence[float],
+        *,
+        kind: str = "lora",
+        per: AlphaPer = "site",
+        num_learned: int | None = None,
     ) -> None:
         super().__init__()
         if len({tuple(sorted(expert)) for expert in experts}) != 1:
             raise ExpertError("mixture: the experts act on different sites; train them with the same sites")
         self.kind = kind
         self.site_names = sorted(experts[0])
-        site_type = kind_named(kind).site
-        self.sites = nn.ModuleList(site_type([expert[site] for expert in experts], scalings) for site in self.site_names)
         self.num_experts = len(experts)
+        learned = len(experts) if num_learned is None else num_learned
+        of = kind_named(kind).site.of
+        self.sites = nn.ModuleList(of([expert[site] for expert in experts], scalings, num_learned=learned) for site in self.site_names)
         shared: dict[str, nn.Parameter] = {}
         for name, site in self.by_name():
             group = {"site": name, "layer": _layer_of(name), "global": ""}[per]
             site.alpha_logits = shared.setdefault(group, site.alpha_logits)
+        self.arena = None if kind_named(kind).keeps_tensors else self._arena_of(experts, learned)
+
+    def _arena_of(self, experts: Sequence[Mapping[str, Tensors]], num_learned: int) -> Arena:
+        logits = [site.alpha_logits for _, site in self.by_name()]
+        arena = Arena([[expert[name] for name in self.site_names] for expert in experts], logits, num_learned=num_learned)
+        for number, (_, site) in enumerate(self.by_name()):
+            site.live_in(arena, number)
+        return arena
 
     @classmethod
-    def of(cls, experts: Sequence[Expert], *, per: AlphaPer = "site") -> Mixture:
+    def of(cls, experts: Sequence[Expert], *, per: AlphaPer = "site", num_learned: int | None = None) -> Mixture:
         """The uniform mixture of experts on disk.
 
         Raises:
@@ -63,7 +80,8 @@ class Mixture(nn.Module):
         kinds = sorted({expert.kind for expert in experts})
         if len(kinds) != 1:
             raise ExpertError(f"mixture: experts of different kinds ({', '.join(kinds)}) cannot be interpolated; use one kind")
-        return cls([expert.sites for expert in experts], [expert.scaling for expert in experts], kind=kinds[0], per=per)
+        scalings = [expert.scaling for expert in experts]
+        return cls([expert.sites for expert in experts], scalings, kind=kinds[0], per=per, num_learned=num_learned)
 
     def by_name(self) -> Iterator[tuple[str, ExpertSite]]:
         """Site names with their modules."""
@@ -76,10 +94,9 @@ class Mixture(nn.Module):
         return list({id(site.alpha_logits): site.alpha_logits for _, site in self.by_name()}.values())
 
     def expert_parameters(self) -> list[nn.Parameter]:
-        """Every expert's tensors."""
-        alpha = {id(parameter) for parameter in self.alpha_parameters()}
-        own = [parameter for _, site in self.by_name() for name, parameter in site.named_parameters() if not name.startswith("base.")]
-        return [parameter for parameter in own if id(parameter) not in alpha]
+        """The tensors of the experts that can be learned."""
+        at_sites = [parameter for _, site in self.by_name() for parameter in site.parameters_of_experts()]
+        return at_sites if self.arena is None else [self.arena.learned]
 
     def alphas(self) -> dict[str, list[float]]:
         """Site to its K weights."""
@@ -129,10 +146,12 @@ def attached(model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | No
     if isinstance(mixture, Mixture):
         mixture.check(model)
         sites = dict(mixture.by_name())
-        around = kind_named(mixture.kind).around
+        around, arena = kind_named(mixture.kind).around, mixture.arena
     else:
-        sites, around = mixture or {}, None
+        sites, around, arena = mixture or {}, None, None
     try:
+        if arena is not None:
+            undo.append(_fresh_graphs(model, arena))
         if around is not None:
             undo.append(around(model, sites))
         for name, site in sites.items():
@@ -141,3 +160,14 @@ def attached(model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | No
     finally:
         for detach in reversed(undo):
             detach()
+
+
+def _fresh_graphs(model: nn.Module, arena: Arena) -> Undo:
+    """Every forward pass interpolates in a graph of its own, so that losses of two passes can be differentiated one after the other."""
+    hook = model.register_forward_pre_hook(lambda *_: arena.forget_graph())
+
+    def back() -> None:
+        hook.remove()
+        arena.forget()
+
+    return back

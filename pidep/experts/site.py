@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pidep.errors import ExpertError
+from pidep.experts.arena import Arena
 
 __all__ = ["Array", "ExpertSite", "Kind", "LayerSite", "Tensors", "Undo", "WrappedSite", "everywhere", "nowhere", "to_array"]
 
@@ -29,20 +30,34 @@ class ExpertSite(nn.Module, ABC):
     rows: Mapping[str, Tensor] | None = None
     """One expert a row of the batch, `[B, …]` a tensor, in the place of the mixture: how per-sample gradients are had.
     `[1, …]` is one expert for the whole batch."""
+    scalings: tuple[float, ...] = ()
+    """s of each expert, where the kind has one."""
     place = ""
     """Name of its site in the backbone it was checked against."""
     knows_rows: bool | None = None
     """Whether rows of the batch stay apart at this site, which `Layout` finds out; None when it could not."""
 
-    def __init__(self, parts: Sequence[Tensors], scalings: Sequence[float]) -> None:
+    def __init__(self, num_experts: int) -> None:
         super().__init__()
-        if len({tuple((name, part[name].shape) for name in sorted(part)) for part in parts}) != 1:
-            raise ExpertError("mixture: the experts have tensors of different shapes; train them with the same --rank")
-        self.experts = nn.ParameterDict(
-            {name: nn.Parameter(torch.stack([torch.from_numpy(part[name] * np.float32(1)) for part in parts])) for name in sorted(parts[0])}
-        )
-        self.scalings = tuple(scalings)
-        self.alpha_logits = nn.Parameter(torch.zeros(len(parts)))
+        self.alpha_logits = nn.Parameter(torch.zeros(num_experts))
+        # set by the mixture; not a submodule: all of its sites share one
+        self._arena: tuple[Arena, int] | None = None
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int) -> ExpertSite:
+        """A site for these experts. Their tensors go to the mixture's arena; a kind that keeps them itself overrides this."""
+        return cls(len(parts))
+
+    def live_in(self, arena: Arena, site: int) -> None:
+        """Take tensors from an arena, as its site number `site`."""
+        self._arena = (arena, site)
+
+    @property
+    def experts(self) -> dict[str, Tensor]:
+        """`[K, …]` every expert's tensors, by name."""
+        assert self._arena is not None
+        arena, site = self._arena
+        return arena.stacked(site)
 
     def alpha(self) -> Tensor:
         """`[K]` mixture weights, summing to 1."""
@@ -52,10 +67,19 @@ class ExpertSite(nn.Module, ABC):
         """What acts now: the rows where they are set, else the mixture. Every use must broadcast over a leading batch axis."""
         if self.rows is not None:
             return self.rows
-        if len(self.alpha_logits) == 1:
-            return {name: stacked[0] for name, stacked in self.experts.items()}
-        alpha = self.alpha()
-        return {name: torch.tensordot(alpha, stacked, 1) for name, stacked in self.experts.items()}
+        assert self._arena is not None
+        arena, site = self._arena
+        return arena.mixed(site)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one expert's tensor."""
+        assert self._arena is not None
+        arena, site = self._arena
+        return arena.layout[site][name].shape
+
+    def parameters_of_experts(self) -> list[nn.Parameter]:
+        """What is learned of the experts and kept at the site itself."""
+        return []
 
     def part(self, index: int) -> dict[str, Array]:
         """Expert `index` as it is."""
@@ -77,8 +101,8 @@ class WrappedSite(ExpertSite):
 
     base: nn.Module | None
 
-    def __init__(self, parts: Sequence[Tensors], scalings: Sequence[float]) -> None:
-        super().__init__(parts, scalings)
+    def __init__(self, num_experts: int) -> None:
+        super().__init__(num_experts)
         self.base = None
 
     def __getattr__(self, name: str) -> Any:
@@ -173,5 +197,7 @@ class Kind:
     """Words that stand for a choice among the candidates."""
     around: Callable[[nn.Module, Mapping[str, ExpertSite]], Undo] | None = None
     """What changes on the model as a whole while sites of this kind are attached, once for all of them."""
+    keeps_tensors: bool = False
+    """Whether sites keep the experts' tensors themselves, because something else than the parameters is mixed."""
     in_peft: Callable[[nn.Module, Sequence[str]], bool] = nowhere
     """Whether `peft` can run an expert at these sites of this backbone; it is written in PEFT's format then."""

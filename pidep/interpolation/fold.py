@@ -14,20 +14,22 @@ from torch import nn
 from pidep.errors import ExpertError
 from pidep.experts.mixture import linear_at
 from pidep.experts.site import Array, Tensors
+from pidep.kernels.lora_fold import lora_fold
 
 __all__ = ["Truncated", "folded_into", "truncate"]
 
 
 @contextmanager
 def folded_into(model: nn.Module, sites: Mapping[str, Tensors], *, scaling: float) -> Iterator[None]:
-    """Add s·BA (accumulated in fp64, rounded once) to the backbone's weights; the old weights come back bit for bit."""
+    """Add s·BA (summed in fp32, rounded once) to the backbone's weights; the old weights come back bit for bit."""
     linears = {site: linear_at(model, site) for site in sites}
     kept = {site: linear.weight.detach().clone() for site, linear in linears.items()}
     try:
         with torch.no_grad():
             for site, lora in sites.items():
-                delta = torch.from_numpy(lora["lora_B"]).double() @ torch.from_numpy(lora["lora_A"]).double() * scaling
-                linears[site].weight.copy_((kept[site].double() + delta).to(kept[site].dtype))
+                weight = linears[site].weight
+                a, b = (torch.from_numpy(lora[name]).to(weight.device) for name in ("lora_A", "lora_B"))
+                lora_fold(weight, a, b, a.new_full((len(a),), scaling), out=weight)
         yield
     finally:
         with torch.no_grad():

@@ -202,7 +202,7 @@ class _Whole(Mixture):
 
     def __init__(self, model: nn.Module) -> None:
         nn.Module.__init__(self)
-        self.kind, self.model = "lora", model
+        self.kind, self.model, self.arena = "lora", model, None
 
     def by_name(self) -> Iterator[tuple[str, ExpertSite]]:
         """Nothing is attached anywhere."""

@@ -17,14 +17,13 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pidep.experts.folder import Expert
 from pidep.experts.kinds import kind_named
-from pidep.experts.kinds.lora import LoraSite
 from pidep.experts.mixture import AlphaPer, Mixture, fresh
 from pidep.tasks.data import Split
 from pidep.tuning.trainer import OnStep, Schedule, Scorer, TrainReport, fit, predict_logits
@@ -195,7 +194,10 @@ def _auto(
             rest = train.take(row for row in range(len(train.labels)) if row not in set(rows))
             held.append((_learn(scorer, train_own(rest), helpers, rest, None, settings, on_step)[0], train.take(rows)))
     believed = trust(len(train.labels))
-    weights, losses, temperature = _weigh(scorer, helpers, held, believed=believed)
+    rows = sum(len(split.labels) for _, split in held)
+    # folds of the shots judge other experts than those that are averaged, on rows chosen balanced: far less evidence than rows held back
+    evidence = believed * (rows if validation is not None else math.sqrt(rows))
+    weights, losses, temperature = _weigh(scorer, helpers, held, believed=believed, evidence=evidence)
     average = torch.cat([_row_losses(scorer, found.average(helpers, weights), rows, temperature) for found, rows in held])
     decision = _guard(losses, weights, average, believed=believed)
     mixture = {
@@ -223,37 +225,15 @@ def _learn(
     kind = kind_named(own.kind)
     size = kind.size_of(next(iter(own.sites.values())))
     start = fresh(scorer.backbone.model, sorted(own.sites), kind=own.kind, size=size)
-    mixture = Mixture.of([replace(own, sites=dict(start)), *helpers], per=settings.alpha_per)
+    mixture = Mixture.of([replace(own, sites=dict(start)), *helpers], per=settings.alpha_per, num_learned=1)
     believed = trust(len(train.labels))
     groups = [
         (mixture.alpha_parameters(), settings.alpha_learning_rate * believed / 2),
         (mixture.expert_parameters(), settings.own_learning_rate * believed),
     ]
-    # decay would shrink the frozen helpers, too, and there is little else for it to do
-    schedule = replace(settings.schedule, weight_decay=0.0)
-    handles = _only_first(mixture)
-    try:
-        report = fit(scorer, mixture, groups, train, validation, schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
-    finally:
-        for handle in handles:
-            handle.remove()
+    schedule = replace(settings.schedule, weight_decay=0.0)  # it would pull α to uniform, and a fresh expert is small anyway
+    report = fit(scorer, mixture, groups, train, validation, schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
     return _Candidates(own, mixture), report
-
-
-def _only_first(mixture: Mixture) -> list[Any]:
-    """Let gradients reach the first expert only."""
-    handles = []
-    for _, site in mixture.by_name():
-        if isinstance(site, LoraSite):
-            mine = (site.owner == 0).float()
-            masks = [(site.a, mine.unsqueeze(1)), (site.b, mine)]
-        else:
-            first = (torch.arange(mixture.num_experts) == 0).float()
-            masks = [(cast(nn.Parameter, stacked), first.view(-1, *[1] * (stacked.dim() - 1))) for stacked in site.experts.values()]
-        for parameter, mask in masks:
-            parameter.requires_grad_(True)
-            handles.append(parameter.register_hook(lambda gradient, mask=mask: gradient * mask))  # type: ignore[no-untyped-call]
-    return handles
 
 
 def _row_logits(scorer: Scorer, mixture: Mixture, rows: Split) -> Tensor:
@@ -266,11 +246,12 @@ def _row_losses(scorer: Scorer, mixture: Mixture, rows: Split, temperature: floa
 
 
 def _weigh(
-    scorer: Scorer, helpers: Sequence[Expert], held: Sequence[tuple[_Candidates, Split]], *, believed: float
+    scorer: Scorer, helpers: Sequence[Expert], held: Sequence[tuple[_Candidates, Split]], *, believed: float, evidence: float
 ) -> tuple[dict[str, float], dict[str, Tensor], float]:
     """Weights of the candidates, their held-out losses by row, and the temperature at which logits of this task are calibrated.
 
-    w ∝ prior · exp(-N·trust·loss): pseudo-Bayesian model averaging (Yao et al., 2018) where the evidence of few rows is discounted.
+    w ∝ prior · exp(-evidence · mean loss): pseudo-Bayesian model averaging (Yao et al., 2018), which takes evidence = rows and is known
+    to be too sure of itself.
     """
     logits: dict[str, list[Tensor]] = {"own_expert": [], "uniform": [], "in_context": []}
     for found, rows in held:
@@ -286,7 +267,7 @@ def _weigh(
     temperature = min((1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), key=lambda value: sum(float(loss.sum()) for loss in losses_at(value).values()))
     losses = losses_at(temperature)
     prior = {"own_expert": believed**2, "uniform": 1.0, "in_context": 1.0}
-    score = {name: math.log(prior[name]) - believed * float(loss.sum()) for name, loss in losses.items()}
+    score = {name: math.log(prior[name]) - evidence * float(loss.mean()) for name, loss in losses.items()}
     top = max(score.values())
     raw = {name: math.exp(value - top) for name, value in score.items()}
     return {name: value / sum(raw.values()) for name, value in raw.items()}, losses, temperature

@@ -75,7 +75,7 @@ def test_mixture_is_of_products_never_of_factors(count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     parts = [lora(rng, rank, 5, 7) for rank in rng.integers(1, 4, count)]
     scalings = rng.uniform(0.5, 2, count).tolist()
-    site = LoraSite(parts, scalings)
+    site = LoraSite(parts, scalings, num_learned=count)
     site.base = torch.nn.Linear(5, 7)
     x = torch.from_numpy(rng.normal(size=(3, 5)).astype(np.float32))
     delta = sum(
@@ -91,6 +91,7 @@ def test_alpha_gradient_in_float64() -> None:
     site = LoraSite(
         [lora(rng, 2, 5, 4) for _ in range(3)],
         [1.0, 2.0, 0.5],
+        num_learned=3,
     ).double()
     site.base = torch.nn.Linear(5, 4).double()
     x = torch.randn(2, 5, dtype=torch.float64)

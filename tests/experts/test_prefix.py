@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pidep.errors import ExpertError
-from pidep.experts.kinds.prefix import PrefixSite, _attention
+from pidep.experts.kinds.prefix import _attention
+from pidep.experts.mixture import Mixture
 
 BATCH, HEADS, SIZE, LENGTH, PREFIX = 2, 4, 3, 5, 2
 
@@ -34,7 +35,8 @@ def test_it_is_the_formula(mask: str, causal: bool, biased: bool, groups: int, q
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    site = PrefixSite([{name: draw(PREFIX, heads * SIZE).numpy() for name in ("key", "value")}], [1.0])
+    expert = {"prefix": {name: draw(PREFIX, heads * SIZE).numpy() for name in ("key", "value")}}
+    site = next(site for _, site in Mixture([expert], [1.0], kind="prefix").by_name())
     module: Any = nn.Identity()
     module.pidep_prefix, module.is_causal, module.num_key_value_groups = site, causal, groups
     query, key, value = draw(BATCH, HEADS, queries, SIZE), draw(BATCH, heads, LENGTH, SIZE), draw(BATCH, heads, LENGTH, SIZE)
@@ -66,8 +68,8 @@ def test_it_is_the_formula(mask: str, causal: bool, biased: bool, groups: int, q
 
 
 def test_rows_that_do_not_divide_the_batch_are_refused() -> None:
-    parts = [{name: np.zeros((PREFIX, SIZE), np.float32) for name in ("key", "value")}]
-    site = PrefixSite(parts, [1.0])
+    expert = {"prefix": {name: np.zeros((PREFIX, SIZE), np.float32) for name in ("key", "value")}}
+    site = next(site for _, site in Mixture([expert], [1.0], kind="prefix").by_name())
     site.rows = {name: torch.zeros(2, PREFIX, SIZE) for name in ("key", "value")}
     module: Any = nn.Identity()
     module.pidep_prefix, module.is_causal = site, False

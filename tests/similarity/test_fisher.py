@@ -19,11 +19,11 @@ def gradients(backbone, expert, text: str, label: int) -> dict[str, np.ndarray]:
     with attached(backbone.model, mixture):
         logits = expert.logit_scale * backbone.embed([text], max_length=expert.max_length) @ torch.from_numpy(expert.label_embeddings).T
         torch.nn.functional.cross_entropy(logits, torch.tensor([label])).backward()
-    for name, site in mixture.by_name():
+    for number, (name, site) in enumerate(mixture.by_name()):
         own = (
             {"lora_A": site.a.grad, "lora_B": site.b.grad}
             if expert.kind == "lora"
-            else {key: value.grad[0] for key, value in site.experts.items()}
+            else {key: value[0] for key, value in mixture.arena.unpacked(mixture.arena.learned.grad, number).items()}
         )
         found |= {f"{name}.{key}": value.numpy() for key, value in own.items()}
     return found

@@ -24,21 +24,42 @@ def scaling(lora_alpha: float, rank: int, *, rank_stabilized: bool = False) -> f
 
 
 class LoraSite(LayerSite):
-    """A dense layer plus K LoRAs, their ranks side by side: two matrix products whatever K is. Ranks may differ."""
+    """A dense layer plus K LoRAs, their ranks side by side: two matrix products whatever K is. Ranks may differ.
+
+    The first `num_learned` experts are parameters; the others are buffers, which are read and given no gradient.
+    """
 
     owner: Tensor
     scaling: Tensor
+    frozen_a: Tensor
+    frozen_b: Tensor
 
-    def __init__(self, parts: Sequence[Tensors], scalings: Sequence[float]) -> None:
-        nn.Module.__init__(self)
-        self.base = None
-        self.a = nn.Parameter(torch.cat([torch.from_numpy(part["lora_A"]) for part in parts]))  # [R, in], R = Σ rank_k
-        self.b = nn.Parameter(torch.cat([torch.from_numpy(part["lora_B"]) for part in parts], dim=1))  # [out, R]
-        self.alpha_logits = nn.Parameter(torch.zeros(len(parts)))
+    def __init__(self, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int) -> None:
+        super().__init__(len(parts))
+        a = [torch.from_numpy(part["lora_A"]) for part in parts]  # [rank_k, in] each
+        b = [torch.from_numpy(part["lora_B"]) for part in parts]  # [out, rank_k] each
+        self.a, self.b = nn.Parameter(_joined(a[:num_learned], a[0], 0)), nn.Parameter(_joined(b[:num_learned], b[0], 1))
+        self.register_buffer("frozen_a", _joined(a[num_learned:], a[0], 0))
+        self.register_buffer("frozen_b", _joined(b[num_learned:], b[0], 1))
         ranks = torch.tensor([len(part["lora_A"]) for part in parts])
         self.register_buffer("owner", torch.repeat_interleave(torch.arange(len(parts)), ranks), persistent=False)
         self.register_buffer("scaling", torch.tensor(scalings), persistent=False)
         self.scalings = tuple(scalings)
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int) -> LoraSite:
+        """Keeps the factors itself: products are mixed, not parameters."""
+        return cls(parts, scalings, num_learned=num_learned)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """`[R, in]` and `[out, R]` of all experts, R = Σ rank_k."""
+        if not len(self.frozen_a):
+            return self.a, self.b
+        return torch.cat([self.a, self.frozen_a]), torch.cat([self.b, self.frozen_b], 1)
+
+    def parameters_of_experts(self) -> list[nn.Parameter]:
+        """A and B of the experts that are learned."""
+        return [self.a, self.b]
 
     def rank_weights(self) -> Tensor:
         """`[R]` αₖ sₖ for each stacked rank."""
@@ -47,18 +68,25 @@ class LoraSite(LayerSite):
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         """y + Σₖ αₖ sₖ BₖAₖ x."""
         if self.rows is None:
-            return y + lora_mixture(x, self.a, self.b, self.rank_weights())
+            return lora_mixture(x, *self.factors(), self.rank_weights(), y)
         return y + lora_bank(x, self.rows["lora_A"], self.rows["lora_B"].transpose(1, 2) * self.scalings[0])
 
     def part(self, index: int) -> dict[str, Array]:
         """Expert `index` as it is, its own scaling left out."""
         mine = self.owner == index
-        return {"lora_A": to_array(self.a[mine]), "lora_B": to_array(self.b[:, mine])}
+        a, b = self.factors()
+        return {"lora_A": to_array(a[mine]), "lora_B": to_array(b[:, mine])}
 
     def folded(self) -> dict[str, Array]:
         """One LoRA of rank Σ rank_k whose ΔW is Σ αₖ sₖ BₖAₖ exactly; α and s are in B."""
         with torch.no_grad():
-            return {"lora_A": to_array(self.a), "lora_B": to_array(self.b * self.rank_weights())}
+            a, b = self.factors()
+            return {"lora_A": to_array(a), "lora_B": to_array(b * self.rank_weights())}
+
+
+def _joined(parts: Sequence[Tensor], like: Tensor, axis: int) -> Tensor:
+    """The parts along an axis, of length 0 where there are none."""
+    return torch.cat(list(parts), axis) if parts else like.narrow(axis, 0, 0).clone()
 
 
 _CURRENT_ROWS: list[Mapping[str, tuple[Tensor, Tensor]]] = []
@@ -81,8 +109,7 @@ class BankSite(WrappedSite):
     """A dense layer plus the LoRA of each row's own expert, taken from `bank_rows`."""
 
     def __init__(self, name: str) -> None:
-        nn.Module.__init__(self)
-        self.base = None
+        super().__init__(1)
         self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,5 +146,6 @@ KIND = Kind(
     start=_start,
     size_of=lambda tensors: len(tensors["lora_A"]),
     learning_rate=1e-3,
+    keeps_tensors=True,
     in_peft=everywhere,
 )

@@ -33,7 +33,7 @@ class PrefixSite(ExpertSite):
     @property
     def length(self) -> int:
         """P, the number of virtual tokens."""
-        return int(self.experts["key"].shape[-2])
+        return self.shape("key")[0]
 
     def attach(self, model: nn.Module, name: str) -> Undo:
         """Hang the prefix on the attention layer, where `_attention` finds it."""

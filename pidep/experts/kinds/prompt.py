@@ -29,7 +29,7 @@ class PromptSite(ExpertSite):
     @property
     def length(self) -> int:
         """P, the number of virtual tokens."""
-        return int(self.experts["prompt"].shape[-2])
+        return self.shape("prompt")[0]
 
     def attach(self, model: nn.Module, name: str) -> Undo:
         """Hook whatever reads the embeddings, and cut the virtual tokens from its output again."""
