@@ -106,6 +106,29 @@ def change(path: Path, edit: Callable[[dict], object]) -> None:  # type: ignore[
     path.write_text(json.dumps(content))
 
 
+def test_it_can_be_read_on_a_narrow_screen(made: Path, tmp_path: Path) -> None:
+    """What a look at it in a browser found: headers beside their figures, heat maps without a legend, letters of four pixels."""
+    html = write_report(made / "runs" / "few", tmp_path / "few.html").out.read_text()
+    for column in ("accuracy", "against own expert", "95 % interval", "similarity", "mean α"):
+        assert f'<th scope="col" class="figure">{column}</th>' in html
+    assert '<th scope="col" class="words">model</th>' in html
+    for style in re.findall(r'<svg [^>]*style="([^"]*)"', html):
+        most, least = (float(re.search(rf"{name}-width:(\d+)px", style)[1]) for name in ("max", "min"))  # type: ignore[index]
+        assert least == pytest.approx(0.7 * most, abs=1)
+    assert len(re.findall(r"[Ss]hade: [^<]*\(light\) to [^<]*\(dark\)", html)) == html.count('aria-label="Confusion') + 2
+    assert html.count('<figure><div class="scroll"><svg ') == html.count("<svg ")
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.4], [0.0, 0.0]])
+def test_no_loss_is_drawn_on_the_edge(values: list[float]) -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    figures._loss_axis(axes, values)
+    assert axes.get_ylim()[0] == 0
+    assert axes.get_ylim()[1] > max(values)
+
+
 def test_a_run_without_labels(made: Path, tmp_path: Path, undrawn: None) -> None:
     report = write_report(made / "runs" / "zero", tmp_path / "zero.html")
     html = report.out.read_text()

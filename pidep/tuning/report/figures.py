@@ -67,7 +67,7 @@ def _loss_axis(axes: Any, values: Sequence[float]) -> None:
         axes.set_yscale("log")
         axes.minorticks_off()
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(values) * 1.08 or 1)
 
 
 def similarity(near: Neighbourhood) -> str:
@@ -75,8 +75,7 @@ def similarity(near: Neighbourhood) -> str:
     from scipy.cluster.hierarchy import dendrogram  # type: ignore[import-untyped]
 
     count = len(near.names)
-    off = near.similarity[~np.eye(count, dtype=bool)]
-    low, high = float(off.min()), float(off.max())
+    low, high = near.span
     side = 2.0 + 0.5 * min(count, 6) + 0.24 * max(0, count - 6)
 
     def paint(figure: Any) -> None:

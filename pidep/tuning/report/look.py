@@ -21,10 +21,11 @@ dt { color: var(--muted); overflow-wrap: anywhere; }
 dd { margin: 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .4rem 0 1rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { color: var(--muted); font-weight: 500; }
 tbody th { font-weight: 400; }
-td.figure { text-align: right; }
+.figure { text-align: right; }
+td.figure { white-space: nowrap; }
 tr.mark th, tr.mark td { font-weight: 600; background: var(--surface); }
 figure { margin: 1rem 0; }
 figcaption { color: var(--muted); font-size: .9rem; margin-top: .3rem; }
@@ -35,7 +36,8 @@ svg * { stroke-linejoin: round; stroke-linecap: butt; }
 svg image { image-rendering: pixelated; }
 pre { background: var(--surface); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; line-height: 1.45; white-space: pre-wrap; }
 footer { margin-top: 3rem; color: var(--muted); font-size: .9rem; }
-@media (max-width: 36rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
-@media print { nav { display: none; } body { max-width: none; padding: 0; font-size: 10.5pt; }
+@media (max-width: 36rem) { table { font-size: .8rem; } th, td { padding-inline: .3rem; }
+  dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
+@media print { svg { min-width: 0 !important; } nav { display: none; } body { max-width: none; padding: 0; font-size: 10.5pt; }
   figure, tr, dl { break-inside: avoid; } h2 { break-after: avoid; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """

@@ -36,6 +36,12 @@ class Neighbourhood:
     """Tasks of the pool that cannot be compared: of another backbone, kind, rank, sites or Fisher."""
     pool_size: int
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """Least and greatest similarity of two tasks."""
+        off = self.similarity[~np.eye(len(self.names), dtype=bool)]
+        return float(off.min()), float(off.max())
+
     def nearest(self, count: int) -> set[tuple[int, int]]:
         """Pairs (i < j) where one is among the other's `count` most similar."""
         pairs = set()

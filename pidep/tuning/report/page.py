@@ -95,12 +95,14 @@ def _metric(run: Run) -> str:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, mark: int | None = None) -> str:
-    """Cells are escaped; figures are set right; row `mark` stands out."""
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    """Cells are escaped; columns of figures are set right; row `mark` stands out."""
+    rows = list(rows)
+    looks = ["figure" if at and all(_is_figure(row[at]) for row in rows) else "words" for at in range(len(columns))]
+    head = "".join(f'<th scope="col" class="{look}">{escape(column)}</th>' for column, look in zip(columns, looks, strict=True))
     lines = []
     for number, row in enumerate(rows):
         first, *rest = (escape(cell) for cell in row)
-        cells = "".join(f'<td class="{"figure" if _is_figure(cell) else "words"}">{cell}</td>' for cell in rest)
+        cells = "".join(f'<td class="{look}">{cell}</td>' for cell, look in zip(rest, looks[1:], strict=True))
         lines.append(f'<tr{" class=mark" if number == mark else ""}><th scope="row">{first}</th>{cells}</tr>')
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
@@ -114,7 +116,7 @@ def _pairs(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _figure(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f'<figure><div class="scroll">{svg}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _words(text: str) -> str:
@@ -222,7 +224,8 @@ def _similar(run: Run, near: Neighbourhood | None) -> str:
     if near is None:
         return body + _words("No pool with other tasks to compare this one with; --pool names one.")
     shown = len(near.names) - 1
-    caption = "Normalised cosine of the tasks' Fisher embeddings; alike tasks stand beside each other. In bold, this run's task."
+    caption = "Normalised cosine of the tasks' Fisher embeddings; alike tasks stand beside each other. In bold, this run's task. "
+    caption += "Shade: from {:.3f} (light) to {:.3f} (dark).".format(*near.span)
     if shown + len(near.left_out) < near.pool_size:
         caption += f" The {shown} nearest of {near.pool_size} tasks."
     if near.left_out:
@@ -239,7 +242,12 @@ def _alpha(run: Run) -> str:
     means = _table(["expert", "mean α"], [[name, f"{mean:.4f}"] for name, mean in zip(found.experts, found.mean, strict=False)])
     if not found.sites or len(found.experts) < 2:
         return means + _words("One expert, so α is 1 everywhere.")
-    return _figure(figures.alpha(found), "α of each expert, by layer (down) and place in the layer (across); each site's sum to 1.") + means
+    highest = max(weight for weights in found.sites.values() for weight in weights)
+    caption = (
+        "α of each expert, by layer (down) and place in the layer (across); each site's sum to 1. "
+        f"Shade: from 0 (light) to {highest:.2f} (dark)."
+    )
+    return _figure(figures.alpha(found), caption) + means
 
 
 def _path(found: Paths | None) -> str:
@@ -274,7 +282,8 @@ def _confusion(run: Run, found: Sequence[Confusion]) -> str:
         again = run.metrics.get(kept[one.model])
         agrees = "as the run says" if again is not None and abs(again - one.score) < 1e-9 else f"the run says {_number(again, 4)}"
         svg = figures.confusion(one, run.labels, name=f"confusion-{number}")
-        parts.append(_figure(svg, f"{one.model}: {_metric(run)} {one.score:.4f}, {agrees}. Shade: share of the true label's rows."))
+        shade = "Shade: share of the true label's rows, 0 (light) to 1 (dark)."
+        parts.append(_figure(svg, f"{one.model}: {_metric(run)} {one.score:.4f}, {agrees}. {shade}"))
     return f'<div class="beside">{"".join(parts)}</div>'
 
 

@@ -19,6 +19,8 @@ SURFACE = "#050505"
 SERIES = tuple(f"#0a0a0{number}" for number in range(1, 7))
 """Stand-ins: `draw` puts the page's variables in their place, so that one figure serves light, dark and paper."""
 
+SMALLEST = 0.7
+"""Of its natural size, the least a figure is shown in: letters of 8 pixels."""
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper", SURFACE: "--surface"} | {
     color: f"--series-{number}" for number, color in enumerate(SERIES, 1)
 }
@@ -92,11 +94,16 @@ def _inline(svg: ElementTree.Element, name: str, title: str) -> str:
     width = svg.attrib.pop("width").removesuffix("pt")
     svg.attrib.pop("height")
     svg.attrib.pop("version", None)
-    svg.attrib |= {"role": "img", "aria-label": title, "style": f"max-width:{float(width) * 4 / 3:.0f}px"}
+    svg.attrib |= {"role": "img", "aria-label": title, "style": _sized(float(width) * 4 / 3)}
     head = ElementTree.Element("title")
     head.text = title
     svg.insert(0, head)
     return ElementTree.tostring(svg, encoding="unicode")
+
+
+def _sized(width_px: float) -> str:
+    """Never blown up, and never so small that its words cannot be read: a narrow screen scrolls."""
+    return f"max-width:{width_px:.0f}px;min-width:{SMALLEST * width_px:.0f}px"
 
 
 def _attribute(key: str, value: str, name: str) -> str:
