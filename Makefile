@@ -3,6 +3,7 @@
 SHELL := /bin/bash -euo pipefail
 .SHELLFLAGS := -c
 BASE_PYTHON ?= python3
+GPU_PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -10,7 +11,7 @@ EXTRAS ?= cpu,tune,serve,dev
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check test-unit test-server claims docs bench clean
+.PHONY: help setup demo test check test-unit test-server claims docs bench-kernels gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | while IFS=$$'\t' read -r name text; do printf '  \033[1mmake %-12s\033[0m %s\n' "$$name" "$$text"; done
@@ -48,6 +49,12 @@ test-server: setup ## The slow tests, and those that start a real Triton Server
 
 claims: setup ## One table of every claim the project makes, from benchmarks/results/
 	$(PY) -m benchmarks.claims
+
+bench-kernels: setup ## The kernels on this CPU: share of memcpy bandwidth, beside the naive expression and PEFT (2 minutes)
+	$(PY) -m benchmarks.bench_kernels_cpu
+
+gpu-check: ## On a machine with an NVIDIA GPU: every kernel right, then how fast (under 8 minutes; nothing is installed)
+	$(GPU_PYTHON) -m benchmarks.gpu_check
 
 docs: setup ## Run every command of the quickstart
 	$(PY) docs/run_quickstart.py

@@ -22,20 +22,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from benchmarks.activation_mixing import ActivationSite
 from benchmarks.record import RESULTS, Claim, write_result
 from pidep.backbones.encoder import Encoder, load_backbone
 from pidep.experts.folder import Expert
 from pidep.experts.mixture import Mixture, attached, find_sites, fresh
-from pidep.experts.site import Array, Tensors, WrappedSite
+from pidep.experts.site import Array
 from pidep.similarity.fisher import _batches, diagonal_fisher
 from pidep.tasks.data import Split, limit, load_data
 from pidep.tasks.task import Task, load_task
 from pidep.tuning.trainer import Scorer, _step
 from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
 
-__all__ = ["ActivationSite", "main"]
+__all__ = ["main"]
 
 RANK = 8
 NUM_EXPERTS = 4
@@ -46,35 +46,6 @@ RATE = 1e-5
 MEASUREMENT_S = 0.6
 """Short work is repeated until one measurement takes about this long."""
 Work = Callable[[], object]
-
-
-class ActivationSite(WrappedSite):
-    """The authors' way, on activations: y = Σₖ αₖ (W x + b + sₖ Bₖ(Aₖ x)), an expert at a time.
-
-    Args:
-        base_per_expert: the frozen layer is run for each expert, as their LoRA code does; else once, which is kinder than it.
-    """
-
-    def __init__(self, parts: Sequence[Tensors], scalings: Sequence[float], *, base_per_expert: bool) -> None:
-        nn.Module.__init__(self)
-        self.base = None
-        self.a = nn.ParameterList(torch.from_numpy(part["lora_A"].copy()) for part in parts)  # [r, in] each
-        self.b = nn.ParameterList(torch.from_numpy(part["lora_B"].copy()) for part in parts)  # [out, r] each
-        self.alpha_logits = nn.Parameter(torch.zeros(len(parts)))
-        self.scalings = tuple(scalings)
-        self.base_per_expert = base_per_expert
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in]` to `[..., out]`."""
-        assert self.base is not None
-        shared = None if self.base_per_expert else self.base(x)
-        total: Tensor | None = None
-        for weight, a, b, scale in zip(self.alpha(), self.a, self.b, self.scalings, strict=True):
-            update = linear(linear(x, a), b) * scale
-            own = weight * (update if shared is not None else self.base(x) + update)
-            total = own if total is None else total + own
-        assert total is not None
-        return total if shared is None else shared + total
 
 
 # --- timing ---------------------------------------------------------------------------------------------------------

@@ -82,13 +82,14 @@ def bandwidth(size: int, count: int, *, num_sites: int, rounds: int) -> dict[str
     index = ArenaIndex.of([size // num_sites // 1024 * 1024] * num_sites)
     size = index.num_elements
     rows, logits, gradient = torch.randn(count, size), torch.randn(num_sites, count), torch.randn(size)
-    nothing = rows.new_empty(0, size)
+    nothing, out = rows.new_empty(0, size), torch.empty(size)
     source = torch.randn(size * (count + 1) // 2)
     target = torch.empty_like(source)
     where = (index.tile_start, index.site_tile)
     cases: dict[str, Work] = {
         "copy": lambda: target.copy_(source),
-        "forward": lambda: interpolate(nothing, rows, logits, index),
+        "forward": lambda: interpolate(nothing, rows, logits, index, out=out),
+        "forward into new memory": lambda: interpolate(nothing, rows, logits, index),
         "backward, frozen": lambda: reference.backward(gradient, nothing, rows, logits, *where, write=False),
         "backward, learned": lambda: reference.backward(gradient, rows, nothing, logits, *where, write=True),
         "naive": lambda: naive(rows, logits[0]),
@@ -97,6 +98,7 @@ def bandwidth(size: int, count: int, *, num_sites: int, rounds: int) -> dict[str
     moved = {
         "copy": 2 * 4 * len(source),
         "forward": row * (count + 1),
+        "forward into new memory": row * (count + 1),
         "backward, frozen": row * (count + 1),
         "backward, learned": row * (2 * count + 1),
         "naive": row * (count + 1),
@@ -180,7 +182,7 @@ def claims_of(large: list[dict[str, Any]], small: Mapping[str, Any]) -> list[Cla
     """Every direction and size has its claim."""
     claims: list[Claim] = []
     for found in large:
-        for name in ("forward", "backward, frozen", "backward, learned"):
+        for name in ("forward", "forward into new memory", "backward, frozen", "backward, learned"):
             share = found["times"][name]["share_of_copy"]
             size = f"P = {found['P'] / 2**20:.0f}M, K = {found['K']}, {found['sites']} sites"
             title = f"interpolate on the CPU, {name}, {size}: share of memcpy bandwidth"

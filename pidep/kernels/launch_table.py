@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["CHOICES", "DEFAULTS", "Settings", "cache_file", "choices", "launch", "settings_for", "tune", "using"]
+__all__ = ["CHOICES", "DEFAULTS", "Launch", "Settings", "cache_file", "choices", "launch", "recording", "settings_for", "tune", "using"]
 
 Settings = dict[str, int]
 """`num_warps`, `num_stages`, and the kernel's block sizes."""
@@ -24,20 +24,37 @@ Settings = dict[str, int]
 DEFAULTS: Mapping[str, Settings] = {
     "interpolate_forward": {"CHUNK": 4, "num_warps": 4},
     "interpolate_backward": {"CHUNK": 4, "num_warps": 4},
-    "interpolate_logits": {"BLOCK": 128, "num_warps": 4},
+    "interpolate_logits": {"num_warps": 4},
     "lora_fold": {"num_warps": 8},
     "low_rank": {"BLOCK_C": 64, "num_warps": 4, "num_stages": 3},
-    "low_rank_outer": {"BLOCK_M": 64, "num_warps": 4, "num_stages": 3},
+    "low_rank float32": {"BLOCK_C": 16, "num_warps": 8, "num_stages": 3},
+    "low_rank_outer": {"BLOCK_M": 64, "num_warps": 8, "num_stages": 3},
+    "low_rank_outer float32": {"BLOCK_M": 32, "num_warps": 8, "num_stages": 3},
 }
+"""By kernel, and by kernel and dtype where that needs others: three TF32 products of one tile take three times the registers."""
 CHOICES: Mapping[str, Mapping[str, Sequence[int]]] = {
     "interpolate_forward": {"CHUNK": (1, 2, 4, 8), "num_warps": (2, 4, 8)},
     "interpolate_backward": {"CHUNK": (1, 2, 4, 8), "num_warps": (2, 4, 8)},
     "lora_fold": {"num_warps": (4, 8)},
-    "low_rank": {"BLOCK_C": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
+    "low_rank": {"BLOCK_C": (16, 32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
     "low_rank_outer": {"BLOCK_M": (32, 64), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
 }
 """What `tune` tries; a kernel that is not here has nothing to choose."""
 _OVERRIDE: dict[str, Settings] = {}
+
+
+class Launch(NamedTuple):
+    """One launch, as `recording` lists it."""
+
+    name: str
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    """The kernel's constants, `num_warps` and `num_stages`."""
+
+
+_RECORDS: list[list[Launch]] = []
 
 
 def cache_file() -> Path:
@@ -61,19 +78,45 @@ def _device() -> str:
 
 
 def _key(kernel: str, dtype: torch.dtype) -> str:
-    return f"{_device()} | {kernel} | {str(dtype).removeprefix('torch.')}"
+    return f"{_device()} | {kernel} | {_name(dtype)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def settings_for(kernel: str, dtype: torch.dtype) -> Settings:
     """The launch settings of a kernel on this machine's GPU."""
-    return {**DEFAULTS[kernel], **_found().get(_key(kernel, dtype), {}), **_OVERRIDE.get(kernel, {})}
+    options = CHOICES.get(kernel, {})  # a cache file of another version may name what this one does not know
+    found = {name: value for name, value in _found().get(_key(kernel, dtype), {}).items() if value in options.get(name, ())}
+    return {**DEFAULTS[kernel], **DEFAULTS.get(f"{kernel} {_name(dtype)}", {}), **found, **_OVERRIDE.get(kernel, {})}
 
 
 def launch(
     name: str, kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any], dtype: torch.dtype
 ) -> None:
     """Run a kernel with its settings."""
-    kernel[grid](*arguments, **constants, **settings_for(name, dtype))
+    constants = {**constants, **settings_for(name, dtype)}
+    if _RECORDS:
+        _RECORDS[-1].append(Launch(name, kernel, grid, tuple(arguments), constants))
+        return
+    device = arguments[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():  # Triton launches on the current one, whatever it is given
+        with torch.cuda.device(device):
+            kernel[grid](*arguments, **constants)
+    else:
+        kernel[grid](*arguments, **constants)
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Inside, kernels are listed instead of run: the tensors may be on the meta device (`ahead_of_time`)."""
+    launches: list[Launch] = []
+    _RECORDS.append(launches)
+    try:
+        yield launches
+    finally:
+        _RECORDS.pop()
 
 
 def choices(kernel: str) -> Iterator[Settings]:
@@ -119,6 +162,7 @@ def tune(kernel: str, dtype: torch.dtype, work: Callable[[], object], measure: C
 def _remember(key: str, settings: Settings) -> None:
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
+    _found.cache_clear()  # another process may have written meanwhile
     whole = {**_found(), key: settings}
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n", encoding="utf-8")

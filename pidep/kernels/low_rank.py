@@ -77,8 +77,10 @@ def low_rank_kernel(
     UPCAST: tl.constexpr,
 ):
     """A block of tokens of one row of the batch a program: down to the ranks, scaled, up again, tile by tile."""
-    row = tl.program_id(1).to(tl.int64)
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    program = tl.program_id(0).to(tl.int64)  # one axis: a second one ends at 65535 rows
+    blocks = tl.cdiv(TOKENS, BLOCK_M)
+    row = program // blocks
+    m = (program % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
     r, c = tl.arange(0, R_PADDED), tl.arange(0, BLOCK_C)
     token = row * TOKENS + m
     if HAS_EXPERT:
@@ -98,7 +100,6 @@ def low_rank_kernel(
         scaled = inner * tl.load(weight + r, mask=r < RANK, other=0.0)[None, :]
     if BACKWARD:
         share = tl.sum(inner * tl.load(hidden + at, mask=known, other=0.0), 0)
-        program = row * tl.num_programs(0) + tl.program_id(0)
         tl.store(shares + program * RANK + r, share, mask=r < RANK)
         tl.store(hidden_out + at, scaled.to(hidden_out.dtype.element_ty), mask=known)
     elif KEEP:
@@ -178,9 +179,9 @@ def low_rank(
     block = _block_m(tokens, rows)
     blocks = triton.cdiv(tokens, block)
     shares = torch.empty((rows * blocks, rank) if backward else (0,), dtype=torch.float32, device=x.device)
-    if rows and tokens and outputs:
+    if rows and tokens:
         nothing = x  # a pointer that is never read
-        tensors = (y, kept, shares, x, *(nothing if one is None else one for one in (base,)), down, up)
+        tensors: tuple[Tensor, ...] = (y, kept, shares, x, nothing if base is None else base, down, up)
         tensors += tuple(nothing if one is None else one for one in (weight, hidden, expert))
         sizes = (tokens, inputs, outputs, rank, *down.stride(), *up.stride())
         constants = {
@@ -194,7 +195,7 @@ def low_rank(
             "PRECISION": precision(x.dtype),
             "UPCAST": upcast(),
         }
-        launch("low_rank", low_rank_kernel, (blocks, rows), (*tensors, *sizes), constants, x.dtype)
+        launch("low_rank", low_rank_kernel, (blocks * rows,), (*tensors, *sizes), constants, x.dtype)
     return y, kept, shares.sum(0) if backward else shares
 
 

@@ -44,13 +44,24 @@ def triton_version() -> str | None:
 
 
 def fusable(*tensors: Tensor) -> bool:
-    """Whether the fused kernels take these tensors: all on one NVIDIA GPU that they can run on."""
-    return all(tensor.is_cuda for tensor in tensors) and _usable(tensors[0].get_device())
+    """Whether the fused kernels take these tensors: all on one NVIDIA GPU that they can run on, none of them float64."""
+    if not all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors):
+        return False
+    device = tensors[0].get_device()
+    return all(tensor.get_device() == device for tensor in tensors) and _usable(device)
 
 
 @cache
-def _usable(index: int) -> bool:
+def _known(index: int) -> bool:
     return report(index).path == "fused"
+
+
+def _usable(index: int) -> bool:
+    return _known(index)
+
+
+# as torch.compiler.assume_constant_result, which would import dynamo: what a graph is traced for does not change under it
+_usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def report(index: int = 0) -> PathReport:

@@ -194,9 +194,9 @@ def _auto(
             rest = train.take(row for row in range(len(train.labels)) if row not in set(rows))
             held.append((_learn(scorer, train_own(rest), helpers, rest, None, settings, on_step)[0], train.take(rows)))
     believed = trust(len(train.labels))
-    rows = sum(len(split.labels) for _, split in held)
+    num_held = sum(len(split.labels) for _, split in held)
     # folds of the shots judge other experts than those that are averaged, on rows chosen balanced: far less evidence than rows held back
-    evidence = believed * (rows if validation is not None else math.sqrt(rows))
+    evidence = believed * (num_held if validation is not None else math.sqrt(num_held))
     weights, losses, temperature = _weigh(scorer, helpers, held, believed=believed, evidence=evidence)
     average = torch.cat([_row_losses(scorer, found.average(helpers, weights), rows, temperature) for found, rows in held])
     decision = _guard(losses, weights, average, believed=believed)

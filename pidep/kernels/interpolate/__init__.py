@@ -28,6 +28,8 @@ def interpolate(
     frozen: Tensor | None,  # [F, P] fp32/bf16/fp16, contiguous; never given a gradient
     alpha_logits: Tensor,  # [S, T + F] fp32
     index: ArenaIndex,
+    *,
+    out: Tensor | None = None,  # [P], written instead of new memory; without gradients only
 ) -> Tensor:  # [P], in the dtype of `learned`, or of `frozen` where T = 0
     """The interpolated parameters; sums run in fp32 (in float64 for float64).
 
@@ -39,6 +41,10 @@ def interpolate(
     frozen = learned.new_empty(0, learned.shape[1]) if frozen is None else frozen
     _check(learned, frozen, alpha_logits, index)
     arguments = (learned, frozen, alpha_logits, index.tile_start, index.tile_site, index.site_tile)
+    if out is not None:
+        _check_out(out, learned, frozen, alpha_logits)
+        with torch.no_grad():
+            return _forward(*arguments, out)
     mixed: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _Interpolate.apply(*arguments)  # type: ignore[no-untyped-call]
     return mixed
 
@@ -57,16 +63,37 @@ def _check(learned: Tensor, frozen: Tensor, logits: Tensor, index: ArenaIndex) -
     if count == 0 or logits.shape != (index.num_sites, count):
         raise ValueError(f"interpolate: alpha_logits is {tuple(logits.shape)}, expected one row a site and one column an expert, "
                          f"({index.num_sites}, {count}), of at least one expert")  # fmt: skip
+    if index.tile_start.device != logits.device:
+        raise ValueError(f"interpolate: the index is on {index.tile_start.device}, the logits on {logits.device}; move it with index.to(…)")
     if frozen.requires_grad:
         raise ValueError("interpolate: frozen experts are not given a gradient; detach them, or pass them as learned")
 
 
-def _forward(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, tile_site: Tensor, site_tile: Tensor) -> Tensor:
+def _check_out(out: Tensor, learned: Tensor, frozen: Tensor, logits: Tensor) -> None:
+    rows = learned if len(learned) else frozen
+    if torch.is_grad_enabled() and (learned.requires_grad or logits.requires_grad):
+        raise ValueError("interpolate: out is for use without gradients; leave it out, or use torch.no_grad()")
+    if (out.shape, out.dtype, out.device) != (rows.shape[1:], rows.dtype, rows.device) or not out.is_contiguous():
+        raise ValueError(
+            f"interpolate: out is {out.dtype} {tuple(out.shape)} on {out.device}, "
+            f"expected contiguous {rows.dtype} {tuple(rows.shape[1:])} on {rows.device}"
+        )
+
+
+def _forward(
+    learned: Tensor,
+    frozen: Tensor,
+    logits: Tensor,
+    tile_start: Tensor,
+    tile_site: Tensor,
+    site_tile: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
     if fusable(learned, frozen, logits):
         from pidep.kernels.interpolate import fused as kernels
 
-        return kernels.forward(learned, frozen, logits.contiguous(), tile_start, tile_site)
-    return reference.forward(learned, frozen, logits, tile_start, site_tile)
+        return kernels.forward(learned, frozen, logits.contiguous(), tile_start, tile_site, out)
+    return reference.forward(learned, frozen, logits, tile_start, site_tile, out)
 
 
 def _backward(gradient: Tensor, saved: tuple[Tensor, ...], *, write: bool) -> tuple[Tensor, Tensor]:

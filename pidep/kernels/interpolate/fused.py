@@ -12,6 +12,15 @@ from pidep.kernels.launch_table import launch
 
 __all__ = ["backward", "backward_kernel", "forward", "forward_kernel", "logits_kernel"]
 
+_SHARES = 4096
+"""At a time: one program adds up a whole site, so few and wide reads."""
+
+
+@triton.constexpr_function
+def _chunk(count, chunk):
+    """Rows at a time, at most `chunk`: no more registers than there are rows for."""
+    return min(chunk, triton.next_power_of_2(max(1, count)))
+
 
 @triton.jit
 def _softmax_scale(logits, NUM_EXPERTS: tl.constexpr, K_PADDED: tl.constexpr):
@@ -25,8 +34,9 @@ def _softmax_scale(logits, NUM_EXPERTS: tl.constexpr, K_PADDED: tl.constexpr):
 @triton.jit
 def _add_rows(total, rows, logits, top, at, num_elements, FIRST, COUNT: tl.constexpr, CHUNK: tl.constexpr):
     """total + Σ_k exp(logit_k - top) φ_k over `COUNT` rows, `CHUNK` of them loaded at a time."""
-    for first in tl.static_range(0, COUNT, CHUNK):
-        k = first + tl.arange(0, CHUNK)
+    SIZE: tl.constexpr = _chunk(COUNT, CHUNK)
+    for first in tl.static_range(0, COUNT, SIZE):
+        k = first + tl.arange(0, SIZE)
         inside = k < COUNT
         weight = tl.exp(tl.load(logits + FIRST + k, mask=inside, other=float("-inf")).to(tl.float32) - top)
         tile = tl.load(rows + k.to(tl.int64)[:, None] * num_elements + at[None, :], mask=inside[:, None], other=0.0)
@@ -81,11 +91,12 @@ def _share(
     WRITE: tl.constexpr,
 ):
     """Σ_p g_p φ_kp of one tile for `COUNT` rows into `shares`, and dφ_k = α_k g where rows are learned."""
-    for first in tl.static_range(0, COUNT, CHUNK):
-        k = first + tl.arange(0, CHUNK)
+    SIZE: tl.constexpr = _chunk(COUNT, CHUNK)
+    for first in tl.static_range(0, COUNT, SIZE):
+        k = first + tl.arange(0, SIZE)
         inside = k < COUNT
         alpha = tl.exp(tl.load(logits + FIRST + k, mask=inside, other=float("-inf")).to(tl.float32) - top) * scale
-        share = tl.zeros([CHUNK], tl.float32)
+        share = tl.zeros([SIZE], tl.float32)
         for grain in range(first_grain, last_grain):
             at = grain * GRAIN + tl.arange(0, GRAIN)
             g = tl.load(gradient + at).to(tl.float32)
@@ -161,10 +172,10 @@ def _constants(learned: Tensor, frozen: Tensor) -> dict[str, int]:
     }
 
 
-def forward(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, tile_site: Tensor) -> Tensor:
+def forward(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, tile_site: Tensor, out: Tensor | None = None) -> Tensor:
     """`[P]` in the dtype of the learned rows, or of the frozen ones where none are learned."""
     rows = learned if len(learned) else frozen
-    out = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    out = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device) if out is None else out
     if len(tile_site):
         arguments = (out, learned, frozen, logits, tile_start, tile_site, rows.shape[1])
         launch("interpolate_forward", forward_kernel, (len(tile_site),), arguments, _constants(learned, frozen), rows.dtype)
@@ -191,6 +202,7 @@ def backward(
     if len(tile_site):
         arguments = (d_learned, shares, gradient, learned, frozen, logits, tile_start, tile_site, rows.shape[1])
         launch("interpolate_backward", backward_kernel, (len(tile_site),), arguments, {**constants, "WRITE": write}, rows.dtype)
-    sizes = {"NUM_EXPERTS": logits.shape[1], "K_PADDED": constants["K_PADDED"]}
+    padded = constants["K_PADDED"]
+    sizes = {"NUM_EXPERTS": logits.shape[1], "K_PADDED": padded, "BLOCK": max(16, _SHARES // padded)}
     launch("interpolate_logits", logits_kernel, (len(logits),), (d_logits, shares, logits, site_tile), sizes, torch.float32)
     return d_learned, d_logits.to(logits.dtype)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,8 +13,10 @@ from pidep.kernels.interpolate.index import GRAIN, Span, runs_of
 
 __all__ = ["backward", "forward", "plain"]
 
-_BLOCK = 1 << 18
-"""Elements: a block of the result stays in the second-level cache while the experts stream past."""
+_BLOCK = 1 << 20
+"""Elements: a block of the result stays in the caches while the experts stream past, and is worth starting threads for."""
+_HUGE = 1 << 25
+"""Bytes; below, malloc hands out what was freed before, and nothing is mapped anew."""
 _SMALL = 32
 """Grains: below this mean length of a site, one batched product over all grains beats a call for every site."""
 
@@ -33,13 +37,14 @@ def plain(
     return torch.cat([*parts, experts.new_empty(0)])
 
 
-def forward(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, site_tile: Tensor) -> Tensor:
+def forward(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, site_tile: Tensor, out: Tensor | None = None) -> Tensor:
     """As the fused forward; sums in fp32 at least."""
     rows = learned if len(learned) else frozen
     alpha, runs = _alpha(logits, rows), runs_of(tile_start, site_tile)
-    out = torch.empty(rows.shape[1], dtype=rows.dtype)
-    if _small(runs) and alpha.dtype == out.dtype == frozen.dtype:
-        return _batched(alpha, runs, learned, frozen)
+    if _small(runs) and alpha.dtype == rows.dtype == frozen.dtype:
+        mixed = _batched(alpha, runs, learned, frozen)
+        return mixed if out is None else out.copy_(mixed)
+    out = _empty_like(rows, (rows.shape[1],)) if out is None else out
     experts = [*learned, *frozen]
     for weights, block in _blocks(alpha, runs):
         _weighted_sum([expert[block] for expert in experts], weights.tolist(), out[block])
@@ -52,7 +57,7 @@ def backward(
     """As the fused backward."""
     rows = learned if len(learned) else frozen
     alpha, runs = _alpha(logits, rows), runs_of(tile_start, site_tile)
-    d_learned = torch.empty_like(learned) if write else learned.new_empty(0)
+    d_learned = _empty_like(learned, tuple(learned.shape)) if write else learned.new_empty(0)
     if _small(runs) and alpha.dtype == rows.dtype == frozen.dtype:
         d_alpha = _batched_backward(alpha, runs, gradient, learned, frozen, d_learned, write=write)
     else:
@@ -62,9 +67,28 @@ def backward(
             g = gradient[block].to(alpha.dtype)
             d_alpha[site] += torch.stack([torch.dot(expert[block].to(alpha.dtype), g) for expert in (*learned, *frozen)])
             if write:
-                d_learned[:, block] = weights[: len(learned), None] * g
+                for row, weight in zip(d_learned, weights.tolist(), strict=False):
+                    _scaled(g, weight, row[block])
     d_alpha = d_alpha.to(alpha.dtype)
     return d_learned, (alpha * (d_alpha - (alpha * d_alpha).sum(1, keepdim=True))).to(logits.dtype)
+
+
+def _empty_like(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Memory for a result. NumPy asks for huge pages, torch does not: on 64 MB its page faults take longer than the whole pass."""
+    size = math.prod(shape) * like.element_size()
+    if size < _HUGE or like.device.type != "cpu":
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+    raw = np.empty(size + 64, np.uint8)
+    first = -raw.ctypes.data % 64
+    return torch.from_numpy(raw[first : first + size]).view(like.dtype).view(shape)
+
+
+def _scaled(g: Tensor, weight: float, out: Tensor) -> None:
+    """out = weight · g."""
+    if out.dtype == g.dtype:
+        torch.mul(g, weight, out=out)
+    else:
+        out.copy_(g * weight)
 
 
 def _alpha(logits: Tensor, rows: Tensor) -> Tensor:
@@ -97,7 +121,13 @@ def _weighted_sum(parts: Sequence[Tensor], weights: Sequence[float], out: Tensor
 
 def _by_grain(alpha: Tensor, runs: Sequence[Span]) -> Tensor:
     """`[G, K]` α of each grain's site."""
-    return alpha.repeat_interleave(torch.tensor([(stop - start) // GRAIN for start, stop in runs]), 0)
+    return alpha[_site_of(runs, alpha.device)]
+
+
+def _site_of(runs: Sequence[Span], device: torch.device) -> Tensor:
+    """`[G]` site of each grain."""
+    grains = torch.tensor([(stop - start) // GRAIN for start, stop in runs], device=device)
+    return torch.arange(len(runs), device=device).repeat_interleave(grains)
 
 
 def _grains(rows: Tensor) -> Tensor:
@@ -117,10 +147,11 @@ def _batched(alpha: Tensor, runs: Sequence[Span], learned: Tensor, frozen: Tenso
 def _batched_backward(
     alpha: Tensor, runs: Sequence[Span], gradient: Tensor, learned: Tensor, frozen: Tensor, d_learned: Tensor, *, write: bool
 ) -> Tensor:
-    g = gradient.view(-1, GRAIN, 1)
-    by_grain = torch.cat([torch.bmm(_grains(rows), g) for rows in (learned, frozen) if len(rows)], 1).squeeze(2)
-    sites = torch.arange(len(runs)).repeat_interleave(torch.tensor([(stop - start) // GRAIN for start, stop in runs]))
-    if write:
+    # a product and a sum, row by row through the same memory: a batched product of these shapes takes five times as long
+    product = torch.empty_like(gradient)
+    shares = [torch.mul(row, gradient, out=product).view(-1, GRAIN).sum(1) for row in (*learned, *frozen)]
+    sites = _site_of(runs, alpha.device)
+    if write and len(learned):
         weights = alpha[:, : len(learned)].t()[:, sites].unsqueeze(2)
         torch.mul(weights, gradient.view(1, -1, GRAIN), out=d_learned.view(len(learned), -1, GRAIN))
-    return torch.zeros_like(alpha).index_add_(0, sites, by_grain)
+    return torch.zeros_like(alpha).index_add_(0, sites, torch.stack(shares, 1))

@@ -1,0 +1,132 @@
+"""Every kernel on a real GPU: right first, then how fast. Writes `benchmarks/results/kernels-gpu.json`.
+
+make gpu-check            (python3 -m benchmarks.gpu_check; needs torch, OpenAI Triton and transformers, nothing else)
+
+Under 8 minutes. Nothing is timed before everything was found right. Times are medians of `triton.testing.do_bench` (the cache is
+flushed between runs); bandwidth counts what must be moved: each expert and gradient read once, each result written once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.record import RESULTS, Claim, write_result
+from pidep.kernels import paths
+
+__all__ = ["claims_of", "main"]
+
+BANDWIDTH_SHARE = 0.9
+EAGER_TARGET, COMPILE_TARGET = 3.0, 1.2
+FOLD_TARGET = 1.2
+STEP_TARGET = 1.1
+Found = Sequence[Mapping[str, Any]]
+
+
+def claims_of(checks: Found, interpolations: Found, folds: Found, steps: Found) -> list[Claim]:
+    """Targets of the kernels, on this GPU."""
+    wrong = sum(not one["right"] for one in checks)
+    claims: list[Claim] = [
+        {"claim": f"kernels that are wrong, of {len(checks)} cases", "target": "0", "measured": wrong, "met": wrong == 0}
+    ]
+    for found in interpolations:
+        if found["P"] >= 2**24:
+            claims += _interpolation_claims(found)
+    for found in folds:
+        title = f"lora_fold of {found['shape']} {found['dtype']}, rank {found['rank']} / one read and write of W"
+        claims.append(_claim(title, found["fold_over_copy"], FOLD_TARGET, at_most=True))
+    for found in steps:
+        for name in ("four experts, all learned", "four experts, helpers frozen"):
+            title = f"training step, {found['model']}, {found['dtype']}: {name} / one expert"
+            claims.append(_claim(title, found["ratio"][name], STEP_TARGET, at_most=True))
+    return claims
+
+
+def _interpolation_claims(found: Mapping[str, Any]) -> Iterator[Claim]:
+    size = f"P = {found['P'] / 2**20:.0f}M, K = {found['K']}, {found['dtype']}"
+    times = found["times"]
+    for name in ("forward", "backward, learned", "backward, frozen"):
+        yield _claim(f"interpolate {name}, {size}: share of copy bandwidth", times[name].get("share_of_copy", 0.0), BANDWIDTH_SHARE)
+    for direction, mine in (("forward", "forward"), ("backward", "backward, learned")):
+        for other, target in (("eager", EAGER_TARGET), ("compiled", COMPILE_TARGET)):
+            beside = times.get(f"{other} {direction}", {})
+            if "p50_ms" in beside and "p50_ms" in times[mine]:
+                ratio = round(beside["p50_ms"] / times[mine]["p50_ms"], 2)
+                yield _claim(f"interpolate {direction}, {size}: times as fast as torch {other}", ratio, target)
+
+
+def _claim(title: str, measured: float, target: float, *, at_most: bool = False) -> Claim:
+    met = measured <= target if at_most else measured >= target
+    return {"claim": title, "target": f"{'<=' if at_most else '>='} {target:g}", "measured": measured, "met": met}
+
+
+def _measure(say: Any) -> dict[str, Any]:
+    """Everything that is timed."""
+    from benchmarks.gpu.speed import bench_fold, bench_interpolate, bench_layer
+    from benchmarks.gpu.step import bench_step
+
+    found: dict[str, Any] = {"interpolate": [], "fold": [], "layers": [], "step": []}
+    dtypes = (torch.bfloat16, torch.float32)
+    for dtype in dtypes:
+        for size, count in ((size, count) for size in (2**20, 2**24, 2**28) for count in (4, 16)):
+            say(f"interpolate, P = {size}, K = {count}, {dtype}")
+            found["interpolate"].append(bench_interpolate(size, count, dtype))
+            torch.cuda.empty_cache()
+        say(f"folds, layers and training steps, {dtype}")
+        found["fold"] += [bench_fold(*shape, dtype) for shape in ((1024, 4096), (4096, 4096), (8192, 8192))]
+        found["layers"] += [bench_layer(*shape, dtype) for shape in ((4096, 1024, 1024), (4096, 1024, 4096), (16384, 4096, 4096))]
+        torch.cuda.empty_cache()
+        found["step"].append(bench_step(dtype))
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check, tune, measure, write."""
+    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.gpu_check", description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where kernels-gpu.json goes")
+    parser.add_argument("--skip-tuning", action="store_true", help="use the launch table as it is")
+    given = parser.parse_args(arguments)
+    here = paths.report()
+    if here.path != "fused":
+        print(f"error: gpu-check needs an NVIDIA GPU and OpenAI Triton; here: {here.why}", file=sys.stderr)
+        return 1
+    from benchmarks.gpu.correctness import correctness
+    from pidep.kernels.tune_launches import tune_all
+
+    began = time.perf_counter()
+
+    def say(what: str) -> None:
+        print(f"{time.perf_counter() - began:6.0f} s  {what}", file=sys.stderr, flush=True)
+
+    torch.manual_seed(0)
+    say(f"correctness on {here.device}")
+    checks = correctness()
+    say(f"{sum(one['right'] for one in checks)} of {len(checks)} cases right")
+    settings = {} if given.skip_tuning else tune_all(say=say)
+    found = _measure(say)
+    claims = claims_of(checks, found["interpolate"], found["fold"], found["step"])
+    for claim in claims:
+        print(f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} (target {claim['target']})")
+    raw = {
+        "how": "medians of triton.testing.do_bench; bytes are what must be moved, a copy of as many bytes is measured beside each case",
+        "device": here.device,
+        "cuda": torch.version.cuda,
+        "seconds": round(time.perf_counter() - began, 1),
+        "settings": settings,
+        "correctness": checks,
+        **found,
+    }
+    command = shlex.join(["python3", "-m", "benchmarks.gpu_check", *(sys.argv[1:] if arguments is None else arguments)])
+    print(write_result("kernels-gpu", command=command, raw=raw, claims=claims, folder=given.results))
+    return 0 if all(one["right"] for one in checks) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
