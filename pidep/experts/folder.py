@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save as save_safetensors
 
 from pidep.atomic_write import atomic_folder, check_place
 from pidep.errors import ExpertError
 from pidep.experts.peft_format import lora_names, peft_config, peft_tensors, read_peft, read_peft_lora
-from pidep.experts.tensor_file import read_json, read_tensors
+from pidep.experts.tensor_file import read_json, read_tensors, tensor_bytes
 
 __all__ = ["KIND_NAMES", "SCHEMA", "Expert", "check_name", "read_expert", "read_peft_lora", "read_tensors", "write_expert"]
 
@@ -239,9 +238,9 @@ def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array]
             name, tensors = "adapter_model.safetensors", peft_tensors(expert.kind, expert.sites)
         else:
             name, tensors = "expert.safetensors", expert.tensors()
-        (temporary / name).write_bytes(save_safetensors(tensors, metadata={"format": "pt"}))
-        (temporary / "labels.safetensors").write_bytes(save_safetensors({"label_embeddings": expert.label_embeddings}))
+        (temporary / name).write_bytes(tensor_bytes(tensors, metadata={"format": "pt"}))
+        (temporary / "labels.safetensors").write_bytes(tensor_bytes({"label_embeddings": expert.label_embeddings}))
         if fisher is not None:
-            (temporary / "fisher.safetensors").write_bytes(save_safetensors(fisher))
+            (temporary / "fisher.safetensors").write_bytes(tensor_bytes(fisher))
         (temporary / "expert.json").write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return folder

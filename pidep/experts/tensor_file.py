@@ -1,21 +1,29 @@
-"""Safetensors and JSON files from anywhere, read with care: bounded headers, one line for whatever is wrong."""
+"""Safetensors written whatever the strides; safetensors and JSON from anywhere, read with care: bounded headers, one line a fault."""
 
 from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
 
 from pidep.errors import ExpertError
 
-__all__ = ["read_json", "read_tensors"]
+__all__ = ["read_json", "read_tensors", "tensor_bytes"]
 
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
+
+
+def tensor_bytes(tensors: Mapping[str, npt.NDArray[Any]], *, metadata: dict[str, str] | None = None) -> bytes:
+    """A safetensors file. The package writes a transposed array's memory as it lies, under the transposed shape: other numbers."""
+    return bytes(save_safetensors({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata=metadata))
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:

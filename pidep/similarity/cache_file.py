@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save
 
 from pidep.atomic_write import write_bytes
 from pidep.errors import ExpertError
-from pidep.experts.folder import read_tensors
+from pidep.experts.tensor_file import read_tensors, tensor_bytes
 
 __all__ = ["read_cached", "write_cached"]
 
@@ -36,7 +35,7 @@ def write_cached(path: Path, tensors: Mapping[str, npt.NDArray[Any]], *, key: st
     """Whole or not at all. A cache that cannot be written costs time, not the result: it is logged."""
     checksum = np.frombuffer(_digest(tensors, key), np.uint8)
     try:
-        write_bytes(path, save({**tensors, _CHECKSUM: checksum}))
+        write_bytes(path, tensor_bytes({**tensors, _CHECKSUM: checksum}))
     except OSError as error:
         _log.warning("%s: not cached (%s)", path, error)
 

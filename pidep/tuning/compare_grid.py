@@ -139,6 +139,7 @@ class Grid:
             for name, entry in self._extra.items()
             if (entry.expert.kind, entry.expert.backbone_digest) == (kind, self.backbone.digest)
             and entry.expert.sites.keys() == set(self.sites[kind])
+            and entry.fisher == "empirical"  # as the cells' own; others are not comparable
             and name not in self.targets
         }
 

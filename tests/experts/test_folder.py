@@ -7,6 +7,7 @@ import pytest
 
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, check_name, read_expert, write_expert
+from pidep.experts.tensor_file import read_tensors
 from tests.conftest import make_expert
 
 
@@ -15,6 +16,17 @@ def test_save_then_load_is_the_identity(tiny, tmp_path: Path) -> None:
     again = read_expert(write_expert(expert, tmp_path / "e"))
     assert again.digest == expert.digest
     assert all(np.array_equal(again.tensors()[name], value) for name, value in expert.tensors().items())
+
+
+def test_transposed_arrays_are_saved_as_what_they_hold(tiny, tmp_path: Path) -> None:
+    expert = make_expert(tiny)
+    sites = {site: {name: np.asfortranarray(array) for name, array in tensors.items()} for site, tensors in expert.sites.items()}
+    transposed = replace(expert, sites=sites)
+    assert transposed.digest == expert.digest
+    again = read_expert(write_expert(transposed, tmp_path / "e", fisher={"a": np.arange(6, dtype=np.float32).reshape(2, 3).T}))
+    assert again.digest == expert.digest
+    assert all(np.array_equal(again.tensors()[name], value) for name, value in expert.tensors().items())
+    assert read_tensors(tmp_path / "e" / "fisher.safetensors")["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_truncated_at_every_step_is_refused(tiny, tmp_path: Path) -> None:
