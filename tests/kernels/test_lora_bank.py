@@ -1,0 +1,64 @@
+"""Another LoRA for each row of a batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pidep.kernels import lora_bank as module
+from pidep.kernels.lora_bank import lora_bank
+from tests.kernels.tolerance import DTYPES, assert_near
+
+PATHS = ["torch", "fused"]
+
+
+def draw(dtype: torch.dtype, *, batch: int = 5, tokens: int = 33, experts: int = 4, rank: int = 8) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((batch, tokens, 20), (experts, rank, 20), (experts, rank, 30), (batch, tokens, 30))
+    x, a, b, base = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    return [x, a, b, torch.randint(experts, (batch,), generator=generator), base]
+
+
+def exact(x: Tensor, a: Tensor, b: Tensor, expert: Tensor, base: Tensor) -> Tensor:
+    rows = [x[row].double() @ a[expert[row]].double().t() @ b[expert[row]].double() + base[row].double() for row in range(len(x))]
+    return torch.stack(rows) if rows else base.double()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("batch", "tokens", "rank"), [(5, 33, 8), (1, 1, 1), (3, 70, 40), (0, 4, 8), (4, 0, 8)])
+def test_each_row_goes_through_its_own(
+    path: str, dtype: torch.dtype, batch: int, tokens: int, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path == "fused":
+        monkeypatch.setattr(module, "fusable", lambda *_: True)
+    given = draw(dtype, batch=batch, tokens=tokens, rank=rank)
+    found, want = lora_bank(*given), exact(*given)
+    assert found.dtype == dtype
+    assert_near(found, want, roundings=2)  # x A, and the result
+
+
+def test_one_token_a_row_and_factors_that_are_apart_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, a, b, expert, base = draw(torch.float32)
+    flat = x[:, 0]
+    want = exact(x[:, :1], a, b, expert, base[:, :1])[:, 0]
+    assert_near(lora_bank(flat, a[expert], b[expert], base=base[:, 0]), want)
+    monkeypatch.setattr(module, "fusable", lambda *_: True)
+    assert_near(lora_bank(flat, a, b, expert, base[:, 0]), want)
+
+
+def test_with_gradients_it_is_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "fusable", lambda *_: True)
+    x, a, b, expert, base = draw(torch.float32)
+    a.requires_grad_()
+    lora_bank(x, a, b, expert, base).sum().backward()
+    used = torch.bincount(expert, minlength=len(a)) > 0
+    assert torch.equal(a.grad.abs().sum((1, 2)) > 0, used)
+
+
+def test_what_does_not_fit_is_refused_by_name() -> None:
+    x, a, b, expert, _ = draw(torch.float32)
+    for wrong in ((x, a[:, :, :9], b, expert), (x, a, b[:3], expert), (x, a, b), (x, a[0], b[0], expert)):
+        with pytest.raises(ValueError, match=r"lora_bank: x .*expected \[B, T, in\]"):
+            lora_bank(*wrong)
