@@ -89,10 +89,10 @@ def ratio(times: Mapping[str, Any], name: str, to: str, *, clock: str = "cpu_ms"
 # --- what is timed --------------------------------------------------------------------------------------------------
 
 
-def _expert(backbone: Encoder, task: Task, sites: Sequence[str], *, seed: int, max_length: int) -> Expert:
-    """A LoRA whose B is not zero: gradients reach A as well."""
+def _expert(backbone: Encoder, task: Task, sites: Sequence[str], *, seed: int, max_length: int, kind: str = "lora") -> Expert:
+    """An expert whose every tensor is away from zero: gradients reach all of them."""
     rng = np.random.default_rng(seed)
-    start = fresh(backbone.model, sites, size=RANK)
+    start = fresh(backbone.model, sites, kind=kind, size=RANK)
 
     def moved(array: Array) -> Array:
         return (array + rng.normal(0, 0.02, array.shape)).astype(np.float32)
@@ -102,7 +102,8 @@ def _expert(backbone: Encoder, task: Task, sites: Sequence[str], *, seed: int, m
         backbone=backbone.name,
         backbone_digest=backbone.digest,
         sites={site: {name: moved(array) for name, array in tensors.items()} for site, tensors in start.items()},
-        scaling=2.0,
+        kind=kind,
+        scaling=2.0 if kind == "lora" else 1.0,
         labels=tuple(task.labels),
         label_texts=tuple(task.labels.values()),
         label_embeddings=label_embeddings(backbone, task).numpy(),
@@ -178,12 +179,21 @@ def _texts_of(backbone: Encoder, rows: Split, *, count: int, tokens: int) -> Spl
 
 
 def step_of_four(
-    backbone: Encoder, task: Task, rows: Split, patterns: Sequence[str], *, cached: bool, count: int, tokens: int, rounds: int
+    backbone: Encoder,
+    task: Task,
+    rows: Split,
+    patterns: Sequence[str],
+    *,
+    cached: bool,
+    count: int,
+    tokens: int,
+    rounds: int,
+    kind: str = "lora",
 ) -> dict[str, Any]:
-    """A training step with one expert, and with four: pidep's mixture and the authors' activations."""
-    sites = find_sites(backbone.model, patterns)
+    """A training step with one expert, and with four: pidep's mixture and, for LoRA, the authors' activations."""
+    sites = find_sites(backbone.model, patterns, kind=kind)
     batch = _texts_of(backbone, rows, count=count, tokens=tokens)
-    experts = [_expert(backbone, task, sites, seed=seed, max_length=tokens) for seed in range(NUM_EXPERTS)]
+    experts = [_expert(backbone, task, sites, seed=seed, max_length=tokens, kind=kind) for seed in range(NUM_EXPERTS)]
     scorer = Scorer(backbone, torch.from_numpy(experts[0].label_embeddings), LOGIT_SCALE, tokens)
     every = list(range(count))
     cases: dict[str, Work] = {}
@@ -202,7 +212,7 @@ def step_of_four(
         _check_same(logits)
         times = interleaved(cases, rounds=rounds)
     ratios = {name: {clock: ratio(times, name, "single", clock=clock) for clock in ("cpu_ms", "wall_ms")} for name in cases}
-    return {"sites": list(patterns), "cached": cached, "batch": [count, tokens], "times": times, "ratios": ratios}
+    return {"kind": kind, "sites": list(patterns), "cached": cached, "batch": [count, tokens], "times": times, "ratios": ratios}
 
 
 def _arms(experts: Sequence[Expert]) -> Iterator[tuple[str, Any, list[tuple[list[nn.Parameter], float]]]]:
@@ -216,6 +226,8 @@ def _arms(experts: Sequence[Expert]) -> Iterator[tuple[str, Any, list[tuple[list
     yield "helpers frozen", own, [(own.alpha_parameters(), RATE), (own.expert_parameters(), RATE)]
     alone = Mixture.of(experts).requires_grad_(False)
     yield "α alone", alone, [(alone.alpha_parameters(), RATE)]
+    if experts[0].kind != "lora":
+        return
     for name, per_expert in (("authors", True), ("activations, base once", False)):
         scalings = [expert.scaling for expert in experts]
         sites = {
@@ -245,10 +257,9 @@ def claims_of(fishers: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str,
     ]
     for found in steps:
         for arm, what in (("joint", "α and all experts"), ("helpers frozen", "α and own expert")):
-            beside = found["ratios"]["authors"]["cpu_ms"]
-            title = (
-                f"step with {NUM_EXPERTS} experts / with one, training {what}, {_where(found)} (authors' activation mixing: {beside:.2f})"
-            )
+            authors = found["ratios"].get("authors")
+            beside = f" (authors' activation mixing: {authors['cpu_ms']:.2f})" if authors else ""
+            title = f"{found['kind']}: step with {NUM_EXPERTS} experts / with one, training {what}, {_where(found)}{beside}"
             claims.append(_claim(title, STEP_TARGET, found["ratios"][arm]["cpu_ms"]))
     return claims
 
@@ -285,10 +296,15 @@ def main(arguments: list[str] | None = None) -> None:
         found = fisher_against_epoch(backbone, task, some, patterns, cached=cached, batch_size=16, rounds=given.rounds)
         fishers.append(found)
         print(f"  {found['ratios']}", file=sys.stderr, flush=True)
-    for patterns, cached in ((top, True), (everywhere, False)):
+    for kind, patterns, cached in (
+        ("lora", top, True),
+        ("lora", everywhere, False),
+        ("adapter", top, True),
+        ("adapter", everywhere, False),
+    ):
         for count, tokens in ((16, 22), (32, given.long)):
-            print(f"steps of {count}×{tokens}, {patterns[0]}, cached {cached} …", file=sys.stderr, flush=True)
-            found = step_of_four(backbone, task, train, patterns, cached=cached, count=count, tokens=tokens, rounds=given.rounds)
+            print(f"{kind}: steps of {count}×{tokens}, {patterns[0]}, cached {cached} …", file=sys.stderr, flush=True)
+            found = step_of_four(backbone, task, train, patterns, cached=cached, count=count, tokens=tokens, rounds=given.rounds, kind=kind)
             steps.append(found)
             print(f"  {found['ratios']}", file=sys.stderr, flush=True)
     raw = {
