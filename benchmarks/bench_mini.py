@@ -1,0 +1,320 @@
+"""Trains the connector of `pidep-mini` and measures it on icons whose base names it never saw: `make mini-backbone`.
+
+Icons of three families (Material Design, Font Awesome without brands, Octicons) against MiniLM's embeddings of their names, by a
+symmetric contrastive loss: an image against the names of all training icons, a name against the images of the batch. The stem's
+features are computed once and kept in the user's cache folder. Parts are by base name (see `pidep.tasks.icons.split`); everything
+was chosen on the validation part, and the test part is measured once, at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.record import Claim, write_result
+from pidep.backbones.connector import SHIPPED, gathered, read_connector, write_connector
+from pidep.backbones.encoder import MINILM, load_backbone, weights_digest
+from pidep.backbones.mini import PREPROCESS, Mini, new_connector
+from pidep.backbones.stem import load_stem
+from pidep.errors import PidepError
+from pidep.tasks.icons.catalog import LICENCES, Icon, catalog
+from pidep.tasks.icons.draw import render
+from pidep.tasks.icons.split import groups, parts
+from pidep.tasks.sources import cache_folder
+
+__all__ = ["Data", "Settings", "ask", "claims_of", "loss_of", "main", "recalls", "train"]
+
+SHARES = {"test": 0.12, "validation": 0.1, "train": 0.78}
+SPLIT_SEED = 0
+AMONG = 400
+PHRASES = ("{}", "{} icon", "an icon of {}")
+"""An icon's name as text; the first is what is asked with."""
+_WORDS = 24
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What training depends on, beside the data."""
+
+    steps: int = 1000
+    batch: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: int = 50
+    places: int = 8
+    """How many of an image's sixteen tokens a step sees, drawn anew for every step."""
+    dropout: float = 0.1
+    """Of the stem's features."""
+    other_phrases: float = 0.5
+    """Share of steps that use another phrase than the bare name."""
+    softness: float = 0.0
+    """Weight of names that mean nearly the same, against the one right name."""
+    logit_scale: float = 20.0
+    """At the start; learned."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """Icons with their features and names, and which part each is in."""
+
+    icons: Sequence[Icon]
+    part: list[str]
+    group: list[str]
+    features: Any  # [N, V, C + 4M] fp16, a memory map
+    names: Tensor  # [P, U, D] unit rows, P phrases of U different names
+    name_of: Tensor  # [N] int64
+
+    def rows(self, part: str) -> list[int]:
+        """Numbers of the icons of a part."""
+        return [row for row, found in enumerate(self.part) if found == part]
+
+
+def choose() -> list[Icon]:
+    """Icons that have a name of their own: brands are left out."""
+    return [icon for icon in catalog("material", "fontawesome", "octicons") if icon.style != "brands"]
+
+
+def stem_features(icons: Sequence[Icon], mini: Mini) -> Any:
+    """`[N, V, C + 4M]` fp16 of every icon, from the cache folder after the first time."""
+    sha = hashlib.sha256(f"{PREPROCESS.digest} {weights_digest(mini.stem)}\n".encode())
+    for icon in icons:
+        sha.update(f"{icon.key} {hashlib.sha256(icon.path.read_bytes()).hexdigest()}\n".encode())
+    path = cache_folder() / "mini" / f"{sha.hexdigest()[:24]}.npy"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial.npy")
+        _compute(icons, mini, partial)
+        partial.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def _compute(icons: Sequence[Icon], mini: Mini, path: Path) -> None:
+    table: Any = None
+    started = time.perf_counter()
+    for start in range(0, len(icons), 32):
+        some = icons[start : start + 32]
+        pixels = torch.from_numpy(PREPROCESS([render(icon, size=PREPROCESS.size) for icon in some]))
+        with torch.inference_mode():
+            found = gathered(*mini.stem(pixels.contiguous(memory_format=torch.channels_last))).half().numpy()
+        if table is None:
+            table = np.lib.format.open_memmap(path, "w+", np.float16, (len(icons), *found.shape[1:]))
+        table[start : start + 32] = found
+        if start % 1600 == 0:
+            say(f"features of {start} of {len(icons)} icons, {time.perf_counter() - started:.0f} s")
+    table.flush()
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def load_data(mini: Mini) -> Data:
+    """Everything training and measuring needs."""
+    icons = choose()
+    of_base = groups(catalog())
+    part_of = {icon.key: part for part, some in parts(icons, shares=SHARES, seed=SPLIT_SEED).items() for icon in some}
+    unique = sorted({icon.label for icon in icons})
+    number = {name: place for place, name in enumerate(unique)}
+    say(f"{len(icons)} icons of {len({of_base[icon.base] for icon in icons})} base names, {len(unique)} different names")
+    phrased = [[phrase.format(name) for name in unique] for phrase in PHRASES]
+    names = torch.stack([mini.text.encode(texts, max_length=_WORDS, batch_size=256) for texts in phrased])
+    return Data(
+        icons=icons,
+        part=[part_of[icon.key] for icon in icons],
+        group=[of_base[icon.base] for icon in icons],
+        features=stem_features(icons, mini),
+        names=names,
+        name_of=torch.tensor([number[icon.label] for icon in icons]),
+    )
+
+
+def new_mini() -> Mini:
+    """The mini backbone with an untrained connector."""
+    text, stem = load_backbone(MINILM), load_stem()
+    return Mini("pidep-mini", text, stem.to(memory_format=torch.channels_last), new_connector(text.hidden_size), PREPROCESS, "")  # type: ignore[call-overload]
+
+
+def embed(mini: Mini, features: Tensor, places: Tensor | None = None) -> Tensor:
+    """Features `[B, V, C + 4M]` to unit rows, as rows with an image and no text."""
+    ids, mask = (torch.from_numpy(array) for array in mini.text.tokenize([""] * len(features), max_length=_WORDS))
+    visual = mini.connector.tokens(features)
+    if places is not None:
+        visual = visual[:, places]
+    return mini.fused(ids, mask, visual, torch.arange(len(features)), places=places)
+
+
+def loss_of(found: Tensor, names: Tensor, target: Tensor, scale: Tensor, softness: float) -> Tensor:
+    """Image against all names, and the batch's names against its images; icons of one name are no negatives of each other."""
+    to_names = found @ names.T * scale
+    own = names[target]
+    if softness:
+        with torch.no_grad():
+            alike = (own @ names.T * 20.0).softmax(1) * softness
+            alike.scatter_add_(1, target[:, None], torch.full_like(target, 1.0 - softness, dtype=alike.dtype)[:, None])
+        first = nn.functional.cross_entropy(to_names, alike)
+    else:
+        first = nn.functional.cross_entropy(to_names, target)
+    to_images = own @ found.T * scale
+    twins = (target[:, None] == target[None, :]) & ~torch.eye(len(target), dtype=torch.bool)
+    second = nn.functional.cross_entropy(to_images.masked_fill(twins, -1e4), torch.arange(len(target)))
+    return (first + second) / 2
+
+
+def train(mini: Mini, data: Data, settings: Settings) -> list[float]:
+    """Trains `mini.connector`; gives the loss of every step."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    _start(mini.connector, generator)
+    rows = torch.tensor(data.rows("train"))
+    seen, target_of = torch.unique(data.name_of[rows], return_inverse=True)
+    names = data.names[:, seen]
+    scale = nn.Parameter(torch.tensor(settings.logit_scale).log())
+    decayed = [mini.connector.project.weight]
+    others = [parameter for parameter in mini.connector.parameters() if parameter is not decayed[0]]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": [*others, scale], "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+    )
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
+    losses: list[float] = []
+    order = torch.empty(0, dtype=torch.int64)
+    started = time.perf_counter()
+    for step in range(settings.steps):
+        if len(order) < settings.batch:
+            order = torch.cat([order, torch.randperm(len(rows), generator=generator)])
+        chosen, order = order[: settings.batch].sort().values, order[settings.batch :]
+        features = torch.from_numpy(np.asarray(data.features[rows[chosen].numpy()])).float()
+        kept = torch.rand(features.shape, generator=generator) >= settings.dropout
+        places = torch.randperm(features.shape[1], generator=generator)[: settings.places].sort().values
+        drawn = torch.rand(2, generator=generator)
+        phrase = 0 if drawn[0] >= settings.other_phrases else 1 + int(drawn[1] * (len(names) - 1))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = embed(mini, features * kept / (1.0 - settings.dropout), places)
+        loss = loss_of(found.float(), names[phrase], target_of[chosen], scale.exp(), settings.softness)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(mini.connector.parameters(), 1.0)
+        optimizer.step()
+        rate.step()
+        losses.append(float(loss.detach()))
+        if step % 100 == 99:
+            seconds = time.perf_counter() - started
+            say(f"step {step + 1}: loss {np.mean(losses[-100:]):.3f}, scale {float(scale.exp()):.1f}, {seconds:.0f} s")
+    mini.connector.requires_grad_(False).eval()
+    return losses
+
+
+def _start(connector: nn.Module, generator: torch.Generator) -> None:
+    """Drawn from the seed alone, whatever was drawn before."""
+    connector.requires_grad_(True).train()
+    for module in connector.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5, generator=generator)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    place: Any = connector.place
+    nn.init.normal_(place, std=0.02, generator=generator)
+
+
+def _rate(step: int, settings: Settings) -> float:
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return 0.5 * (1.0 + float(np.cos(np.pi * done)))
+
+
+def ask(data: Data, part: str, *, per_base: bool, seed: int = 0) -> list[int]:
+    """At most 400 icons of a part with different names: one for each base name, or any."""
+    rng = np.random.default_rng(seed)
+    rows, used = [], set()
+    for row in rng.permutation(data.rows(part)):
+        key = data.group[row] if per_base else data.name_of[row].item()
+        if key not in used and len(rows) < AMONG:
+            used.add(key)
+            rows.append(int(row))
+    return rows
+
+
+def recalls(mini: Mini, data: Data, rows: Sequence[int], phrase: int = 0) -> dict[str, float]:
+    """Recall at 1 and 10 in percent, both ways, among the icons asked for."""
+    chosen = torch.tensor(rows)
+    with torch.inference_mode():
+        found = torch.cat([embed(mini, torch.from_numpy(np.asarray(data.features[some.numpy()])).float()) for some in chosen.split(64)])
+    score = found @ data.names[phrase, data.name_of[chosen]].T
+    out = {}
+    for way, table in (("image_to_text", score), ("text_to_image", score.T)):
+        rank = (table > table.diagonal()[:, None]).sum(1)
+        for top in (1, 10):
+            out[f"{way}_recall_at_{top}"] = round(100.0 * float((rank < top).float().mean()), 2)
+    return out
+
+
+def main() -> int:
+    """Train, write the connector, read it back, measure the test part once, record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="where the connector goes")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    settings, started = Settings(), time.perf_counter()
+    try:
+        mini = new_mini()
+        data = load_data(mini)
+        prepared_s, started = time.perf_counter() - started, time.perf_counter()
+        losses = train(mini, data, settings)
+        trained_s = time.perf_counter() - started
+        made = {"text": mini.text.digest, "stem": weights_digest(mini.stem), "preprocess": PREPROCESS.digest}
+        digest = write_connector(arguments.out, mini.connector, {**made, "settings": asdict(settings), "split_seed": SPLIT_SEED})
+        read_connector(mini.connector, arguments.out, expected=made)
+        raw = {
+            "connector": digest,
+            "settings": asdict(settings),
+            "split": {"seed": SPLIT_SEED, "shares": SHARES, **_sizes(data)},
+            "prepared_s": round(prepared_s, 1),
+            "trained_s": round(trained_s, 1),
+            "threads": arguments.threads,
+            "losses": [round(float(np.mean(losses[start : start + 50])), 3) for start in range(0, len(losses), 50)],
+            "validation": recalls(mini, data, ask(data, "validation", per_base=True)),
+            "test": recalls(mini, data, ask(data, "test", per_base=True)),
+            "test_with_variants": recalls(mini, data, ask(data, "test", per_base=False)),
+            "licences": {family: LICENCES[family] for family in ("material", "fontawesome", "octicons")},
+        }
+        path = write_result("mini", command="make mini-backbone", raw=raw, claims=claims_of(raw["test"]))
+    except PidepError as error:
+        print(f"bench_mini: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{path}: {digest}\ntest: {raw['test']}\nwith variants: {raw['test_with_variants']}")
+    return 0
+
+
+def _sizes(data: Data) -> dict[str, dict[str, int]]:
+    """Icons and base names of every part."""
+    return {part: {"icons": len(data.rows(part)), "base_names": len({data.group[row] for row in data.rows(part)})} for part in SHARES}
+
+
+def claims_of(test: dict[str, float]) -> list[Claim]:
+    """The issue's targets, both ways, on the test part."""
+    out: list[Claim] = []
+    for way in ("image_to_text", "text_to_image"):
+        for top, target in ((1, 25.0), (10, 60.0)):
+            found = test[f"{way}_recall_at_{top}"]
+            what = f"pidep-mini finds an unseen icon's {'name' if way == 'image_to_text' else 'picture'} among 400: recall@{top} (%)"
+            out.append(Claim(claim=what, target=target, measured=found, met=found >= target))
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The connector's training on a tiny backbone: it learns, the seed decides everything, and recall is what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.bench_mini import SHARES, Data, Settings, ask, claims_of, loss_of, recalls, train
+from pidep.backbones.connector import Connector
+from pidep.backbones.images import Preprocess
+from pidep.backbones.mini import Mini
+from pidep.tasks.icons.catalog import Icon
+
+NAMES = ["good film", "bad film", "the great", "very awful", "a film", "positive", "negative", "was great"]
+SETTINGS = Settings(steps=60, batch=12, places=3, warmup=5, learning_rate=1e-2, dropout=0.0)
+
+
+@pytest.fixture
+def data(tiny: Any) -> Data:
+    """Eight things, six noisy pictures of each, a feature of its own for each; three icons of every name are trained on."""
+    rng = np.random.default_rng(0)
+    names = [number % len(NAMES) for number in range(48)]
+    features = rng.normal(0, 0.1, (48, 4, 24)).astype(np.float16)
+    for row, name in enumerate(names):
+        features[row, :, name] += 2.0
+    embedded = torch.stack([tiny.encode([phrase.format(name) for name in NAMES], max_length=12) for phrase in ("{}", "a {}")])
+    part = ["train" if row < 24 else "validation" if row < 36 else "test" for row in range(48)]
+    icons = [Icon("material", "default", str(row), Path("x")) for row in range(48)]
+    return Data(icons, part, [NAMES[name] for name in names], features, embedded, torch.tensor(names))
+
+
+@pytest.fixture
+def mini(tiny: Any) -> Mini:
+    connector = Connector(channels=8, channels_middle=4, width=16, num_tokens=4)
+    return Mini("mini", tiny, torch.nn.Identity(), connector, Preprocess(size=64), "")
+
+
+def test_it_learns_and_the_seed_decides_everything(mini: Mini, data: Data) -> None:
+    losses = train(mini, data, SETTINGS)
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    found = recalls(mini, data, ask(data, "test", per_base=True))
+    assert found["image_to_text_recall_at_1"] > 60.0
+    first = {name: value.clone() for name, value in mini.connector.state_dict().items()}
+    torch.manual_seed(99)
+    assert train(mini, data, SETTINGS) == losses
+    assert all(torch.equal(value, first[name]) for name, value in mini.connector.state_dict().items())
+    assert not any(parameter.grad is not None for parameter in mini.model.parameters())
+
+
+def test_icons_of_one_name_are_no_negatives_of_each_other() -> None:
+    names = torch.nn.functional.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    target = torch.tensor([0, 0, 1])
+    found, scale = names[target], torch.tensor(200.0)
+    assert loss_of(found, names, target, scale, 0.0) < 1e-3  # the twin would cost log 2
+    assert loss_of(found.roll(1, 0), names, target, scale, 0.0) > 1.0
+
+
+def test_who_is_asked(data: Data) -> None:
+    once = ask(data, "test", per_base=True)
+    assert len(once) == len({data.group[row] for row in once}) == 8
+    assert {data.part[row] for row in once} == {"test"}
+    assert ask(data, "test", per_base=True) == once
+    assert sum(SHARES.values()) == pytest.approx(1.0)
+
+
+def test_a_claim_is_met_or_shown_as_not_met() -> None:
+    found = {"image_to_text_recall_at_1": 25.0, "image_to_text_recall_at_10": 59.75}
+    claims = claims_of({**found, "text_to_image_recall_at_1": 30.0, "text_to_image_recall_at_10": 70.0})
+    assert [claim["met"] for claim in claims] == [True, False, True, True]
+    assert "among 400: recall@10" in claims[1]["claim"]
