@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -230,8 +231,6 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
 def test_offsets_past_int32(path: str, request: pytest.FixtureRequest) -> None:
     """The last grains of rows whose elements have numbers above 2³¹; memory is mapped only where it is touched."""
     choose(path, request)
-    import numpy as np
-
     size, count = 2**30 + GRAIN, 3
     rows = torch.from_numpy(np.zeros((count, size), np.float16))  # zero pages, not memory
     rows[:, -GRAIN:] = torch.randn(count, GRAIN).half()
@@ -257,3 +256,32 @@ def test_offsets_past_int32(path: str, request: pytest.FixtureRequest) -> None:
         out = torch.from_numpy(np.zeros(size, np.float16))
         reference.forward(rows[:0], rows, logits, last, tiles, out)
         assert_near(out[-GRAIN:], want)
+
+
+@pytest.mark.slow
+def test_gradients_of_learned_rows_past_int32() -> None:
+    from pidep.kernels.interpolate import fused as kernels
+
+    size = 2**30 + 2 * GRAIN
+    rows, g = (torch.from_numpy(np.zeros(shape, np.float16)) for shape in ((2, size), size))
+    rows[:, -GRAIN:], g[-GRAIN:] = torch.tensor([[1.0], [3.0]]), 1
+    index = (torch.tensor(values, dtype=torch.int32) for values in ([size // GRAIN - 1, size // GRAIN], [0], [0, 1]))
+    d_learned, d_logits = kernels.backward(g, rows, rows[:0], torch.zeros(1, 2), *index, write=True)
+    assert (d_learned[:, -GRAIN:] == 0.5).all()
+    assert d_logits.tolist() == [[-GRAIN / 2, GRAIN / 2]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_plain_torch_makes_nothing_on_another_device(dtype: torch.dtype) -> None:
+    """It is the path of old GPUs, too: what is made without a device would be on the CPU there, and here on the one of this test."""
+    own, helpers, logits, index = draw([5, 1030], 1, 2, dtype)
+    with torch.device("meta"):
+        found = interpolate(own, helpers, logits, index)
+        found.sum().backward()
+    assert {one.device.type for one in (found, own.grad, logits.grad)} == {"cpu"}
+
+
+def test_no_learned_expert_that_asks_for_a_gradient() -> None:
+    own, helpers, logits, index = draw([5, 1030], 0, 2, torch.float32)
+    interpolate(own, helpers, logits, index).sum().backward()
+    assert own.grad.shape == (0, index.num_elements)

@@ -67,6 +67,20 @@ def test_a_damaged_file_is_as_good_as_none(cache: Path, text: str) -> None:
     assert settings_for("lora_fold", torch.float32) == DEFAULTS["lora_fold"]
 
 
+def test_settings_of_another_version_are_left_alone(cache: Path) -> None:
+    cache.parent.mkdir()
+    cache.write_text('{"cpu | lora_fold | float32": {"num_warps": 4, "BLOCK_Q": 8}, "cpu | low_rank | float16": {"BLOCK_C": 7}}')
+    assert settings_for("lora_fold", torch.float32) == {**DEFAULTS["lora_fold"], "num_warps": 4}
+    assert settings_for("low_rank", torch.float16) == DEFAULTS["low_rank"]
+
+
+@pytest.mark.slow
+def test_a_graph_may_ask_which_path_it_takes() -> None:
+    """Without a break in it, and without a warning of the cache behind the answer."""
+    asked = torch.compile(lambda x: x + (1 if paths._usable(0) else 2), backend="eager", fullgraph=True)
+    assert asked(torch.zeros(1)) == (1 if paths.report().path == "fused" else 2)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_it_is_plain_torch() -> None:
     here = paths.report()

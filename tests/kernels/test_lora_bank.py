@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pidep.kernels import lora_bank as module
+from pidep.kernels.launch_table import recording
 from pidep.kernels.lora_bank import lora_bank
+from pidep.kernels.low_rank import low_rank
 from tests.kernels.tolerance import DTYPES, assert_near
 
 PATHS = ["torch", "fused"]
@@ -57,8 +60,32 @@ def test_with_gradients_it_is_plain_torch(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(a.grad.abs().sum((1, 2)) > 0, used)
 
 
+def test_a_base_that_learns_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "fusable", lambda *_: True)
+    *given, base = draw(torch.float32)
+    lora_bank(*given, base.requires_grad_()).sum().backward()
+    assert torch.equal(base.grad, torch.ones_like(base))
+
+
+def test_more_rows_than_a_second_axis_of_a_grid_takes() -> None:
+    x, a, b = (torch.empty(shape, device="meta") for shape in ((100_000, 1, 20), (4, 8, 20), (4, 8, 30)))
+    with recording() as launches:
+        low_rank(x, a, b, expert=torch.empty(100_000, dtype=torch.int64, device="meta"))
+    assert [launch.grid for launch in launches] == [(100_000,)]
+
+
+def test_a_bank_of_more_than_two_to_the_31_elements() -> None:
+    """Two experts that lie so far apart; memory is taken only where it is touched."""
+    bank = torch.from_numpy(np.zeros(2**31 + 4096, np.float16)).as_strided((2, 2, 24), (2**31 + 1024, 24, 1))
+    x, bank[1] = torch.randn(2, 3, 24).half(), torch.randn(2, 24).half()
+    y, _, _ = low_rank(x, bank, bank, expert=torch.tensor([1, 0]))
+    factor = bank[1].double()
+    assert_near(y[0], x[0].double() @ factor.t() @ factor, roundings=2)
+    assert not y[1].any()
+
+
 def test_what_does_not_fit_is_refused_by_name() -> None:
     x, a, b, expert, _ = draw(torch.float32)
-    for wrong in ((x, a[:, :, :9], b, expert), (x, a, b[:3], expert), (x, a, b), (x, a[0], b[0], expert)):
+    for wrong in ((x, a[:, :, :9], b, expert), (x, a, b[:3], expert), (x, a, b), (x, a[0], b[0], expert), (x, a, b, expert[:4])):
         with pytest.raises(ValueError, match=r"lora_bank: x .*expected \[B, T, in\]"):
             lora_bank(*wrong)
