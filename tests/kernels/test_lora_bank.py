@@ -75,11 +75,11 @@ def test_more_rows_than_a_second_axis_of_a_grid_takes() -> None:
 
 
 def test_a_bank_of_more_than_two_to_the_31_elements() -> None:
-    """Two experts that lie so far apart; memory is taken only where it is touched."""
-    bank = torch.from_numpy(np.zeros(2**31 + 4096, np.float16)).as_strided((2, 2, 24), (2**31 + 1024, 24, 1))
-    x, bank[1] = torch.randn(2, 3, 24).half(), torch.randn(2, 24).half()
-    y, _, _ = low_rank(x, bank, bank, expert=torch.tensor([1, 0]))
-    factor = bank[1].double()
+    """Experts 2³⁰ apart, so that only the product of number and stride is too long; memory is taken only where it is touched."""
+    bank = torch.from_numpy(np.zeros(2**31 + 4096, np.float16)).as_strided((3, 2, 24), (2**30 + 1024, 24, 1))
+    x, bank[2] = torch.randn(2, 3, 24).half(), torch.randn(2, 24).half()
+    y, _, _ = low_rank(x, bank, bank, expert=torch.tensor([2, 0]))
+    factor = bank[2].double()
     assert_near(y[0], x[0].double() @ factor.t() @ factor, roundings=2)
     assert not y[1].any()
 
