@@ -82,6 +82,17 @@ def test_sums_over_tokens_are_the_same_bits_every_time(monkeypatch: pytest.Monke
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
+def test_alpha_alone_can_be_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaves = draw(20, 12, 9, 4, torch.float32)
+    lora_mixture(*leaves).square().sum().backward()
+    want = leaves[3].grad
+    choose("fused", monkeypatch)
+    x, a, b, weight, base = (leaf.detach() for leaf in leaves)
+    lora_mixture(x, a, b, weight.requires_grad_(), base).square().sum().backward()
+    assert_near(weight.grad, want)
+    assert all(tensor.grad is None for tensor in (x, a, b, base))
+
+
 def test_gradients_in_float64() -> None:
     leaves = [leaf.detach().double().requires_grad_() for leaf in draw(5, 4, 3, 6, torch.float32)]
     assert torch.autograd.gradcheck(lora_mixture, leaves)

@@ -61,13 +61,21 @@ def _forward(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | Non
 
 
 def _backward(gradient: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from pidep.kernels.low_rank import low_rank, outer
+    from pidep.kernels.low_rank import outer
+
+    dx, inner, d_weight = _to_the_ranks(gradient, a, b, weight, hidden)
+    da = outer(inner, x)
+    db = outer(hidden, gradient, weight).t()
+    return dx, da.to(a.dtype), db.to(b.dtype).contiguous(), d_weight
+
+
+def _to_the_ranks(gradient: Tensor, a: Tensor, b: Tensor, weight: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, (g B) ∘ w, and dw."""
+    from pidep.kernels.low_rank import low_rank
 
     down, up = b.t().unsqueeze(0), a.unsqueeze(0)
     dx, inner, d_weight = low_rank(gradient.unsqueeze(0), down, up, weight=weight, hidden=hidden.unsqueeze(0))
-    da = outer(inner.squeeze(0), x)
-    db = outer(hidden, gradient, weight).t()
-    return dx.squeeze(0), da.to(a.dtype), db.to(b.dtype).contiguous(), d_weight
+    return dx.squeeze(0), inner.squeeze(0), d_weight
 
 
 class _LoraMixture(torch.autograd.Function):
@@ -82,7 +90,11 @@ class _LoraMixture(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_backward(gradient.contiguous(), *ctx.saved_tensors), gradient if ctx.needs_input_grad[4] else None)
+        through = gradient if ctx.needs_input_grad[4] else None
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):  # α alone is learned: no pass over the tokens for dA and dB
+            dx, _, d_weight = _to_the_ranks(gradient.contiguous(), *ctx.saved_tensors[1:])
+            return dx, None, None, d_weight, through
+        return (*_backward(gradient.contiguous(), *ctx.saved_tensors), through)
 
 
 @torch.library.custom_op("pidep::lora_mixture", mutates_args=())
