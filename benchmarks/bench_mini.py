@@ -37,7 +37,7 @@ __all__ = ["Data", "Settings", "ask", "claims_of", "loss_of", "main", "recalls",
 SHARES = {"test": 0.12, "validation": 0.1, "train": 0.78}
 SPLIT_SEED = 0
 AMONG = 400
-PHRASES = ("{}", "{} icon", "an icon of {}")
+PHRASES = ("{}", "an icon of {}")
 """An icon's name as text; the first is what is asked with."""
 _WORDS = 24
 
@@ -46,16 +46,16 @@ _WORDS = 24
 class Settings:
     """What training depends on, beside the data."""
 
-    steps: int = 1000
-    batch: int = 128
-    learning_rate: float = 2e-3
+    steps: int = 1400
+    batch: int = 64
+    learning_rate: float = 3e-3
     weight_decay: float = 0.05
     warmup: int = 50
     places: int = 8
     """How many of an image's sixteen tokens a step sees, drawn anew for every step."""
-    dropout: float = 0.1
+    dropout: float = 0.2
     """Of the stem's features."""
-    other_phrases: float = 0.5
+    other_phrases: float = 0.3
     """Share of steps that use another phrase than the bare name."""
     softness: float = 0.0
     """Weight of names that mean nearly the same, against the one right name."""
@@ -130,6 +130,7 @@ def load_data(mini: Mini) -> Data:
     say(f"{len(icons)} icons of {len({of_base[icon.base] for icon in icons})} base names, {len(unique)} different names")
     phrased = [[phrase.format(name) for name in unique] for phrase in PHRASES]
     names = torch.stack([mini.text.encode(texts, max_length=_WORDS, batch_size=256) for texts in phrased])
+    say("names embedded")
     return Data(
         icons=icons,
         part=[part_of[icon.key] for icon in icons],
@@ -147,11 +148,9 @@ def new_mini() -> Mini:
 
 
 def embed(mini: Mini, features: Tensor, places: Tensor | None = None) -> Tensor:
-    """Features `[B, V, C + 4M]` to unit rows, as rows with an image and no text."""
+    """Features `[B, V, C + 4M]`, of all places or of those given, to unit rows: rows with an image and no text."""
     ids, mask = (torch.from_numpy(array) for array in mini.text.tokenize([""] * len(features), max_length=_WORDS))
-    visual = mini.connector.tokens(features)
-    if places is not None:
-        visual = visual[:, places]
+    visual = mini.connector.tokens(features, places)
     return mini.fused(ids, mask, visual, torch.arange(len(features)), places=places)
 
 
@@ -189,14 +188,14 @@ def train(mini: Mini, data: Data, settings: Settings) -> list[float]:
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
     losses: list[float] = []
     order = torch.empty(0, dtype=torch.int64)
-    started = time.perf_counter()
+    num_places, started = data.features.shape[1], time.perf_counter()
     for step in range(settings.steps):
         if len(order) < settings.batch:
             order = torch.cat([order, torch.randperm(len(rows), generator=generator)])
         chosen, order = order[: settings.batch].sort().values, order[settings.batch :]
-        features = torch.from_numpy(np.asarray(data.features[rows[chosen].numpy()])).float()
-        kept = torch.rand(features.shape, generator=generator) >= settings.dropout
-        places = torch.randperm(features.shape[1], generator=generator)[: settings.places].sort().values
+        places = torch.randperm(num_places, generator=generator)[: settings.places].sort().values
+        features = torch.from_numpy(data.features[rows[chosen].numpy()])[:, places].float()
+        kept = torch.rand(len(features), 1, features.shape[2], generator=generator) >= settings.dropout
         drawn = torch.rand(2, generator=generator)
         phrase = 0 if drawn[0] >= settings.other_phrases else 1 + int(drawn[1] * (len(names) - 1))
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -41,9 +41,10 @@ class Connector(nn.Module):
         """Tokens row by row; four places of the half-way map join the one above them, so that small marks are seen."""
         return self.tokens(gathered(last, middle))
 
-    def tokens(self, features: Tensor) -> Tensor:
-        """`gathered` features `[B, H * W, C + 4M]` to tokens `[B, H * W, D]`."""
-        out: Tensor = self.out(self.project(self.norm(features)) + self.place)
+    def tokens(self, features: Tensor, places: Tensor | None = None) -> Tensor:
+        """`gathered` features `[B, V, C + 4M]` to tokens `[B, V, D]`; of all places, or of those given."""
+        place = self.place if places is None else self.place[places]
+        out: Tensor = self.out(self.project(self.norm(features)) + place)
         return out
 
 

@@ -81,6 +81,11 @@ class Mini:
         """Longest text, in tokens; visual tokens need no position of their own."""
         return self.text.max_positions
 
+    @property
+    def tokenizer_json(self) -> str:
+        """The text side's tokenizer, as the served model gets it."""
+        return self.text.tokenizer_json
+
     def prepare(self, rows: Sequence[str | Row], *, max_length: int, numbers: Sequence[int] | None = None) -> Batch:
         """Texts to tokens, images to pixels; errors call rows by `numbers`, from 1 when absent.
 
@@ -155,6 +160,12 @@ class Mini:
             yield
         finally:
             self._kept = before
+
+    @contextmanager
+    def cached_below(self, sites: Sequence[str]) -> Iterator[None]:
+        """As `Encoder.cached_below`, of which this keeps the images' tokens only: layers below the first site are run again."""
+        with self.cached_images():
+            yield
 
     def embed(self, rows: Sequence[str | Row], *, max_length: int, numbers: Sequence[int] | None = None) -> Tensor:
         """Rows to `[B, D]` with gradients to whatever is attached; raises as `prepare`."""

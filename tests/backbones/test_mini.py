@@ -97,6 +97,18 @@ def test_training_and_serving_see_the_same_pixels_whatever_the_source(mini: Mini
     assert torch.equal(found, found[:1].expand_as(found))
 
 
+def test_some_of_an_images_places_are_where_they_were(mini: Mini) -> None:
+    batch = mini.prepare([Row(image=picture(0))], max_length=LENGTH)
+    tokens, places = mini.visual(batch.pixels), torch.tensor([3, 1])
+    words = (batch.input_ids, batch.attention_mask)
+    every = mini.fused(*words, tokens, batch.image_rows, places=torch.arange(4))
+    torch.testing.assert_close(every, mini.forward(batch))
+    some = mini.fused(*words, tokens[:, places], batch.image_rows, places=places)
+    turned = mini.fused(*words, tokens[:, [1, 3]], batch.image_rows, places=torch.tensor([1, 3]))
+    torch.testing.assert_close(some, turned)
+    assert (some - mini.fused(*words, tokens[:, places], batch.image_rows)).abs().max() > 1e-4
+
+
 def test_nothing_to_encode(mini: Mini) -> None:
     assert mini.encode([], max_length=LENGTH).shape == (0, 16)
 
@@ -134,6 +146,15 @@ def test_every_kind_of_expert_acts_on_every_row_and_learns(mini: Mini, kind: str
 def test_an_expert_of_the_text_backbone_fits(mini: Mini, tiny: Any) -> None:
     for kind in KINDS:
         assert find_sites(mini.model, ("*",), kind=kind) == find_sites(tiny.model, ("*",), kind=kind)
+
+
+def test_it_stands_where_a_text_encoder_stands(mini: Mini, tiny: Any) -> None:
+    used = ("name", "model", "digest", "hidden_size", "max_positions", "tokenizer_json", "forward", "embed", "encode", "cached_below")
+    assert all(hasattr(mini, name) and hasattr(tiny, name) for name in used)
+    expected = mini.encode(mixed(), max_length=LENGTH)
+    with mini.cached_below(find_sites(mini.model, ("encoder.layer.1.*",), kind="lora")):
+        for _ in range(2):
+            torch.testing.assert_close(mini.encode(mixed(), max_length=LENGTH), expected)
 
 
 @pytest.mark.slow
