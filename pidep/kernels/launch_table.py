@@ -36,8 +36,8 @@ CHOICES: Mapping[str, Mapping[str, Sequence[int]]] = {
     "interpolate_forward": {"CHUNK": (1, 2, 4, 8), "num_warps": (2, 4, 8)},
     "interpolate_backward": {"CHUNK": (1, 2, 4, 8), "num_warps": (2, 4, 8)},
     "lora_fold": {"num_warps": (4, 8)},
-    "low_rank": {"BLOCK_C": (16, 32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
-    "low_rank_outer": {"BLOCK_M": (32, 64), "num_warps": (4, 8), "num_stages": (2, 3, 4)},
+    "low_rank": {"BLOCK_C": (16, 32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3)},
+    "low_rank_outer": {"BLOCK_M": (32, 64), "num_warps": (4, 8), "num_stages": (2, 3)},
 }
 """What `tune` tries; a kernel that is not here has nothing to choose."""
 _OVERRIDE: dict[str, Settings] = {}
