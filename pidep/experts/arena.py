@@ -102,7 +102,8 @@ class Arena(nn.Module):
         """Changes whenever what `_interpolated` gives would."""
         tensors = (self.learned, self.frozen, *self._alpha)
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        return (wanted, torch.is_inference_mode_enabled(), *((id(tensor), tensor._version) for tensor in tensors))
+        # moving a module to another device or precision gives its tensors other memory, and leaves their version as it was
+        return (wanted, torch.is_inference_mode_enabled(), *((id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors))
 
     def _interpolated(self) -> Tensor:
         """`[P]`; a single expert is itself."""

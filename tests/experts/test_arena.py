@@ -60,6 +60,13 @@ def test_a_change_is_seen_at_once(changed: str) -> None:
     assert not torch.equal(arena.mixed(0)["down"], before)
 
 
+def test_other_memory_under_a_parameter_is_seen() -> None:
+    arena, _ = arena_of(3, num_learned=1)
+    before = arena.mixed(0)["up"].detach().clone()
+    arena.learned.data = arena.learned.data + 1  # what Module.to does
+    assert not torch.equal(arena.mixed(0)["up"], before)
+
+
 def test_what_was_made_without_gradients_is_not_used_with_them() -> None:
     arena, _ = arena_of(2)
     with torch.inference_mode():
