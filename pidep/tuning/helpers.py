@@ -15,7 +15,7 @@ from pidep.similarity.index import TaskIndex, read_record, task_folders
 from pidep.similarity.pool import PoolEntry, read_pool
 from pidep.tuning.job import Job
 
-__all__ = ["INDEXED_FROM", "Helpers", "ReadPool", "fitting_pool", "helpers_of"]
+__all__ = ["INDEXED_FROM", "Helpers", "ReadPool", "helpers_of"]
 
 INDEXED_FROM = 256
 """Experts in a pool from which `TaskIndex` finds the neighbours, and only theirs are read."""
@@ -73,7 +73,7 @@ def helpers_of(job: Job) -> Helpers:
         return ReadPool()
     others = {name: folder for name, folder in task_folders(pool).items() if name != job.name}
     if len(others) < INDEXED_FROM or job.config.policy == "zero-shot":  # which asks every one of them
-        return ReadPool(fitting_pool(job, pool))
+        return ReadPool(_fitting_pool(job, pool))
     for folder in others.values():
         record = read_record(folder)
         _check(job, folder, record["kind"], record["sites"], (record["backbone"], record["backbone_digest"]))
@@ -84,7 +84,7 @@ def helpers_of(job: Job) -> Helpers:
     return IndexedPool(index, {job.name})
 
 
-def fitting_pool(job: Job, pool: Path) -> dict[str, PoolEntry]:
+def _fitting_pool(job: Job, pool: Path) -> dict[str, PoolEntry]:
     """Every expert of a pool but the target's, with its task embedding.
 
     Raises:

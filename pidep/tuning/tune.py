@@ -138,7 +138,7 @@ def tune(
         pool = helpers_of(job)
     with backbone.cached_below(job.sites):
         if config.policy == "zero-shot":
-            return zero_shot.mix(job, started)
+            return zero_shot.mix(job, pool, started)
         return _learn(job, pool, started, resume=resume, on_step=on_step)
 
 

@@ -22,7 +22,7 @@ from pidep.similarity.compare import Neighbour
 from pidep.similarity.zero_shot import weights, without_labels
 from pidep.tasks.data import UNLABELLED, data_digest, limit
 from pidep.tuning.config import TuneConfig
-from pidep.tuning.helpers import fitting_pool
+from pidep.tuning.helpers import Helpers, ReadPool
 from pidep.tuning.job import Job, as_expert, evaluate
 from pidep.tuning.run_folder import Laps, Mixed, TuneResult, write_run
 
@@ -46,15 +46,15 @@ def check_request(config: TuneConfig) -> None:
             raise UsageError(f"policy zero-shot: {why}")
 
 
-def mix(job: Job, started: float) -> TuneResult:
+def mix(job: Job, pool: Helpers, started: float) -> TuneResult:
     """Predict, mix, evaluate where the test rows have labels, and write the run folder.
 
     Raises:
         ExpertError: the pool holds nothing that can be mixed.
     """
     config, laps = job.config, Laps()
-    assert config.pool is not None
-    entries = fitting_pool(job, config.pool)
+    assert isinstance(pool, ReadPool)  # every expert is asked, so every one was read
+    entries = pool.entries
     if not entries:
         raise ExpertError(f"{config.pool}: no expert of another task to mix; train some with pidep tune --pool")
     sample = limit(job.train, config.fisher_samples, seed=config.seed)
