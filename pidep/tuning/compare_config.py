@@ -45,7 +45,11 @@ class CompareConfig(BaseModel):
     steps: int = Field(40, ge=1, description="Training steps at few shots.")
     epochs: int = Field(5, ge=0, description="At few shots, at least this many passes over the rows, if that makes more steps.")
     batch_size: int = Field(16, ge=1, description="Texts a step at few shots.")
-    rate: float = Field(0.5, gt=0, description="Peak learning rate at few shots, as a share of the kind's own.")
+    rate: float | None = Field(
+        None,
+        gt=0,
+        description="Peak learning rate at few shots, as a share of the kind's own; half below 128 rows and all of it from there when absent.",
+    )
     full_steps: int = Field(200, ge=1, description="Training steps on full data, at most.")
     full_batch_size: int = Field(32, ge=1, description="Texts a step on full data.")
     full_rate: float = Field(1.0, gt=0, description="Peak learning rate on full data, as a share of the kind's own.")

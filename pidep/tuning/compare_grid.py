@@ -20,7 +20,7 @@ from pidep.tasks.task import Task, load_task
 from pidep.tuning.baselines import Recipe
 from pidep.tuning.compare_config import LORA_ONLY, CompareConfig, Method
 from pidep.tuning.interpolate import InterpolateSettings
-from pidep.tuning.trainer import Scorer
+from pidep.tuning.trainer import Scorer, few_shot_share
 from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
 
 __all__ = ["Grid", "Key", "Part", "Target", "cells_of", "methods_of"]
@@ -159,7 +159,7 @@ class Grid:
             sites=self.sites[key.kind],
             size=config.size,
             scaling=config.lora_alpha / config.size if key.kind == "lora" else 1.0,
-            rate=config.full_rate if full else config.rate,
+            rate=config.full_rate if full else config.rate or few_shot_share(num_rows),
             steps=config.full_steps if full else few_steps,
             batch_size=config.full_batch_size if full else config.batch_size,
             warmup=config.warmup,

@@ -23,7 +23,7 @@ from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, l
 from pidep.tasks.metrics import score
 from pidep.tasks.task import Task, load_task
 from pidep.tuning.config import TuneConfig
-from pidep.tuning.trainer import Schedule, Scorer, predict_logits
+from pidep.tuning.trainer import Schedule, Scorer, few_shot_share, predict_logits
 
 __all__ = ["LOGIT_SCALE", "Job", "as_expert", "evaluate", "label_embeddings", "prepare"]
 
@@ -56,9 +56,9 @@ class Job:
 
     @property
     def learning_rate(self) -> float:
-        """Peak learning rate of the own expert: the one given, else the kind's, and half of it for a few shots, soon known by heart."""
+        """Peak learning rate of the own expert: the one given, else the kind's, of few shots a share of it."""
         usual = kind_named(self.config.kind).learning_rate
-        return self.config.learning_rate or (usual if self.config.shots is None else usual / 2)
+        return self.config.learning_rate or usual * (1.0 if self.config.shots is None else few_shot_share(len(self.train.labels)))
 
     @property
     def scaling(self) -> float:

@@ -17,7 +17,7 @@ from pidep.experts.kinds import KINDS
 from pidep.similarity.pool import read_pool
 from pidep.tuning.compare import CompareResult, compare
 from pidep.tuning.compare_config import METHODS, CompareConfig, compare_config
-from pidep.tuning.compare_grid import Key, Part, cells_of, methods_of
+from pidep.tuning.compare_grid import Grid, Key, Part, cells_of, methods_of
 from pidep.tuning.compare_summary import summarise
 from tests.cli.run import untouched
 
@@ -55,6 +55,15 @@ def tasks(task_file: Path) -> list[str]:
 def run(tiny, tasks: list[str], out: Path, *, part: Part | None = None, **settings: Any) -> CompareResult:  # type: ignore[no-untyped-def]
     options = {key: settings.pop(key) for key in ("prepare", "overwrite", "redo", "on_cell") if key in settings}
     return compare(compare_config({**TINY, "tasks": tasks, **settings}), out, part=part, backbone=tiny, **options)
+
+
+def test_the_rate_grows_with_the_rows(tiny, tasks: list[str]) -> None:  # type: ignore[no-untyped-def]
+    grid = Grid(compare_config({**TINY, "tasks": tasks, "full": True}), tiny)
+    few, full = Key("lora", "one", 2, 0), Key("lora", "one", None, 0)
+    assert [grid.recipe(few, num_rows=rows).rate for rows in (4, 127, 128, 256)] == [0.5, 0.5, 1.0, 1.0]
+    assert grid.recipe(full, num_rows=4).rate == 1.0
+    grid = Grid(compare_config({**TINY, "tasks": tasks, "rate": 0.25}), tiny)
+    assert {grid.recipe(few, num_rows=rows).rate for rows in (4, 256)} == {0.25}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
