@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from benchmarks.activation_mixing import ActivationSite
 from benchmarks.record import RESULTS, Claim, write_result
-from pidep.backbones.encoder import Encoder, load_backbone
+from pidep.backbones.encoder import Encoder
+from pidep.backbones.load import load_backbone
 from pidep.experts.folder import Expert
 from pidep.experts.mixture import Mixture, attached, find_sites, fresh
 from pidep.experts.site import Array
@@ -143,7 +144,7 @@ def fisher_against_epoch(
     scorer = Scorer(backbone, torch.from_numpy(expert.label_embeddings), LOGIT_SCALE, max_length)
     mixture = Mixture.of([expert]).requires_grad_(False)
     trainer = Trainer(scorer, [(mixture.expert_parameters(), RATE)], rows)
-    batches = list(_batches(rows.texts, batch_size=batch_size, shuffle_seed=None))
+    batches = list(_batches(rows.rows, batch_size=batch_size, shuffle_seed=None))
 
     def epoch() -> None:
         with attached(backbone.model, mixture):
@@ -151,7 +152,7 @@ def fisher_against_epoch(
                 trainer.step(batch)
 
     def fisher(kind: Any) -> Work:
-        return lambda: diagonal_fisher(backbone, expert, rows.texts, rows.labels, kind=kind, batch_size=batch_size)
+        return lambda: diagonal_fisher(backbone, expert, rows.rows, rows.labels, kind=kind, batch_size=batch_size)
 
     cases: dict[str, Work] = {"epoch": epoch, **{kind: fisher(kind) for kind in ("empirical", "true", "batch_squared")}}
     with _cache(backbone, sites, cached=cached):
@@ -160,7 +161,7 @@ def fisher_against_epoch(
     return {
         "sites": list(patterns),
         "cached": cached,
-        "samples": len(rows.texts),
+        "samples": len(rows.rows),
         "batch_size": batch_size,
         "times": times,
         "ratios": ratios,
@@ -169,7 +170,7 @@ def fisher_against_epoch(
 
 def _texts_of(backbone: Encoder, rows: Split, *, count: int, tokens: int) -> Split:
     """Texts that are exactly `tokens` long once they are cut: sentences of the task, joined."""
-    texts, words = [], iter(" ".join(rows.texts).split())
+    texts, words = [], iter(" ".join(rows.rows).split())
     for _ in range(count):
         text = ""
         while backbone.tokenize([text], max_length=tokens)[0].shape[1] < tokens:
@@ -207,7 +208,7 @@ def step_of_four(
                     trainer.step(every)
 
             with torch.no_grad(), attached(backbone.model, sites_of):
-                logits[name] = scorer.logits(batch.texts)
+                logits[name] = scorer.logits(batch.rows)
             cases[name] = work
         _check_same(logits)
         times = interleaved(cases, rounds=rounds)
@@ -291,8 +292,8 @@ def main(arguments: list[str] | None = None) -> None:
     rows, top, everywhere = limit(train, given.rows, seed=0), [given.top_sites], ["*"]
     fishers, steps = [], []
     for patterns, cached, share in ((top, True, 1), (top, False, 1), (everywhere, False, 4)):
-        some = limit(rows, max(1, len(rows.texts) // share), seed=0)
-        print(f"Fisher of {len(some.texts)} samples, {patterns[0]}, cached {cached} …", file=sys.stderr, flush=True)
+        some = limit(rows, max(1, len(rows.rows) // share), seed=0)
+        print(f"Fisher of {len(some.rows)} samples, {patterns[0]}, cached {cached} …", file=sys.stderr, flush=True)
         found = fisher_against_epoch(backbone, task, some, patterns, cached=cached, batch_size=16, rounds=given.rounds)
         fishers.append(found)
         print(f"  {found['ratios']}", file=sys.stderr, flush=True)

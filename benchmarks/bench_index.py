@@ -38,7 +38,7 @@ Embedding = Mapping[str, npt.NDArray[np.float32]]
 
 def real_embeddings() -> dict[str, Embedding]:
     """The Fisher of a briefly trained expert of each domain."""
-    from pidep.backbones.encoder import load_backbone
+    from pidep.backbones.load import load_backbone
     from pidep.experts.folder import Expert
     from pidep.experts.mixture import Mixture, find_sites, fresh
     from pidep.similarity.fisher import diagonal_fisher
@@ -65,9 +65,9 @@ def real_embeddings() -> dict[str, Embedding]:
             max_length=32,
         )
         with backbone.cached_below(sites):
-            _train(backbone, mixture, expert, rows.texts, rows.labels)
+            _train(backbone, mixture, expert, rows.rows, rows.labels)
             expert.sites.update(mixture.part(0))
-            found[domain] = diagonal_fisher(backbone, expert, rows.texts, rows.labels)
+            found[domain] = diagonal_fisher(backbone, expert, rows.rows, rows.labels)
     return found
 
 

@@ -161,7 +161,7 @@ def _restore(out: Path) -> int:
 def _run(out: Path, *, part: str | None, prepare: bool, redo: Sequence[str], overwrite: bool) -> None:
     import torch
 
-    from pidep.backbones.encoder import load_backbone
+    from pidep.backbones.load import load_backbone
     from pidep.tuning.compare import compare
     from pidep.tuning.compare_grid import Part
 

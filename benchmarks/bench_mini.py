@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from benchmarks.record import Claim, write_result
 from pidep.backbones.connector import SHIPPED, gathered, read_connector, write_connector
-from pidep.backbones.encoder import MINILM, load_backbone, weights_digest
+from pidep.backbones.encoder import MINILM, weights_digest
+from pidep.backbones.load import load_backbone
 from pidep.backbones.mini import PREPROCESS, Mini, new_connector
 from pidep.backbones.stem import load_stem
 from pidep.errors import PidepError
@@ -151,7 +152,7 @@ def embed(mini: Mini, features: Tensor, places: Tensor | None = None) -> Tensor:
     """Features `[B, V, C + 4M]`, of all places or of those given, to unit rows: rows with an image and no text."""
     ids, mask = (torch.from_numpy(array) for array in mini.text.tokenize([""] * len(features), max_length=_WORDS))
     visual = mini.connector.tokens(features, places)
-    return mini.fused(ids, mask, visual, torch.arange(len(features)), places=places)
+    return mini.forward(ids, mask, visual, mask.new_ones(visual.shape[:2]), places=places)
 
 
 def loss_of(found: Tensor, names: Tensor, target: Tensor, scale: Tensor, softness: float) -> Tensor:

@@ -27,7 +27,8 @@ import torch
 from benchmarks.record import RESULTS, Claim, write_result
 from benchmarks.transfer_statistics import Figure, Matrix, statistics
 from pidep.atomic_write import write_json
-from pidep.backbones.encoder import Encoder, load_backbone
+from pidep.backbones.encoder import Encoder
+from pidep.backbones.load import load_backbone
 from pidep.errors import PidepError
 from pidep.experts.folder import Expert, read_expert, write_expert
 from pidep.experts.kinds import kind_named
@@ -106,17 +107,17 @@ def sub_tasks(settings: Settings, backbone: Encoder, out: Path) -> list[SubTask]
         train = limit(_unseen(data.train, seen), settings.train_rows, seed=0)
         # 0.3 of a packaged domain is tested: as many a cluster as are used, and a half more for uneven clusters
         test = limit(_unseen(data.test, seen), settings.test_rows * settings.clusters * 5 // 4, seed=0)
-        seen |= {_normalised(text) for text in [*data.train.texts, *data.test.texts]}
+        seen |= {_normalised(text) for text in [*data.train.rows, *data.test.rows]}
         found += _clusters(settings, backbone, task, train, test, out)
     return found
 
 
 def _unseen(split: Split, seen: set[str]) -> Split:
-    return split.take(row for row, text in enumerate(split.texts) if _normalised(text) not in seen)
+    return split.take(row for row, text in enumerate(split.rows) if _normalised(text) not in seen)
 
 
 def _clusters(settings: Settings, backbone: Encoder, task: Task, train: Split, test: Split, out: Path) -> Iterator[SubTask]:
-    texts = [*train.texts, *test.texts]
+    texts = [*train.rows, *test.rows]
     key = json.dumps([FORMAT, backbone.digest, settings.max_length, settings.clusters, data_digest(train), data_digest(test)])
     path = out / "texts" / f"{task.name}.safetensors"
     kept = read_cached(path, key=key)
@@ -124,7 +125,7 @@ def _clusters(settings: Settings, backbone: Encoder, task: Task, train: Split, t
         embeddings = backbone.encode(texts, max_length=settings.max_length).numpy()
         kept = {"embeddings": embeddings, "cluster": _k_means(embeddings, settings.clusters)}
         write_cached(path, kept, key=key)
-    cluster, count = kept["cluster"], len(train.texts)
+    cluster, count = kept["cluster"], len(train.rows)
     scorer = Scorer(backbone, label_embeddings(backbone, task), LOGIT_SCALE, min(settings.max_length, backbone.max_positions))
     for number in range(settings.clusters):
         mine = np.flatnonzero(cluster == number)
@@ -188,7 +189,7 @@ class Lab:
         train = task.data.train
         if seed is not None:
             return few_shot(train, shots=self.settings.shots, seed=seed), None
-        return hold_out(train, fraction=min(0.1, self.settings.validation_rows / len(train.texts)), seed=0)
+        return hold_out(train, fraction=min(0.1, self.settings.validation_rows / len(train.rows)), seed=0)
 
     def recipe(self, seed: int | None) -> Recipe:
         """Full data, or few shots."""
@@ -232,7 +233,7 @@ class Lab:
         """Fisher at the task's own expert: of all the shots, or of `fisher_rows` rows."""
         rows = limit(self.rows(task, seed)[0], self.settings.fisher_rows, seed=0)
         expert, digest = self.expert(task, seed), data_digest(rows)
-        return cached_fisher(self.out / "fisher", self.backbone, expert, rows.texts, rows.labels, data_digest=digest, kind=kind)
+        return cached_fisher(self.out / "fisher", self.backbone, expert, rows.rows, rows.labels, data_digest=digest, kind=kind)
 
     def accuracy(self, task: SubTask, *experts: Expert) -> float:
         """On the task's test rows, of the uniform mixture of the experts, or of the bare backbone."""
@@ -243,7 +244,7 @@ class Lab:
 
     def zero_shot(self, task: SubTask, seed: int, helpers: Mapping[str, Expert]) -> dict[str, float]:
         """pidep's prediction without labels, from the texts of the shots."""
-        texts = self.rows(task, seed)[0].texts
+        texts = self.rows(task, seed)[0].rows
         entries = {other.name: PoolEntry(helpers[other.name], dict(self.embedding(other, None, "empirical"))) for other in self.tasks}
         entries.pop(task.name)
         key = {"format": FORMAT, "texts": texts, "helpers": {name: entry.expert.digest for name, entry in entries.items()}}
@@ -315,7 +316,7 @@ def _predict(lab: Lab, full: Mapping[str, Expert]) -> dict[str, Matrix]:
             found[f"{kind}{suffix}"] = _compared(helpers, targets)
             free = [[scale_free(target) for target in row] for row in targets]
             found[f"{kind}, scale-free{suffix}"] = _compared([scale_free(helper) for helper in helpers], free)
-    shots = [[lab.rows(task, seed)[0].texts for task in tasks] for seed in seeds]
+    shots = [[lab.rows(task, seed)[0].rows for task in tasks] for seed in seeds]
     means = np.array([task.mean_embedding for task in tasks])
     few = [[lab.backbone.encode(texts, max_length=lab.settings.max_length).numpy().mean(0) for texts in row] for row in shots]
     found["text"] = _cosines(means, means)[None]
@@ -401,8 +402,8 @@ def _described(lab: Lab, measured: Measured) -> list[dict[str, Any]]:
         {
             "name": task.name,
             "words": task.words,
-            "train_rows": len(task.data.train.texts),
-            "test_rows": len(task.data.test.texts),
+            "train_rows": len(task.data.train.rows),
+            "test_rows": len(task.data.test.rows),
             "positive": round(float(np.mean(task.data.train.labels)), 4),
             "backbone": round(float(measured.backbone[place]), 5),
             "full_data_expert": round(float(measured.full[place]), 5),

@@ -33,7 +33,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(tiny_folder: Path):  # type: ignore[no-untyped-def]
-    from pidep.backbones.encoder import load_backbone
+    from pidep.backbones.load import load_backbone
 
     return load_backbone(str(tiny_folder))
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pidep.backbones.layer_cache import LayerCache, layers_below
+from pidep.backbones.layer_cache import LayerCache
+from pidep.backbones.row import Input, size_key, texts_only
 from pidep.backbones.tokenize import Tokenize
 from pidep.errors import BackboneError
 
-__all__ = ["MINILM", "Encoder", "load_backbone", "weights_digest"]
+__all__ = ["MINILM", "Encoder", "encode_sorted", "load_encoder", "pool", "weights_digest"]
 
 MINILM = "minilm"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -68,34 +69,58 @@ class Encoder:
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return pool(hidden, attention_mask, self.pooling)
 
-    def embed(self, texts: Sequence[str], *, max_length: int) -> Tensor:
-        """Texts to `[B, D]` with gradients to whatever is attached; through the layer cache where one is open."""
-        tokens = self.tokenize(list(texts), max_length=max_length)
-        ids, mask = (torch.from_numpy(array) for array in tokens)
+    def prepare(self, rows: Sequence[Input], *, max_length: int) -> dict[str, Tensor]:
+        """What `forward` takes; raises as `embed`."""
+        ids, mask = self.tokenize(texts_only(rows, backbone=self.name), max_length=max_length)
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+    def embed(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
+        """Texts to `[B, D]` with gradients to whatever is attached; through the layer cache where one is open.
+
+        Raises:
+            BackboneError: a row has an image.
+        """
+        texts = texts_only(rows, backbone=self.name)
         if self._cache is None:
-            return self.forward(ids, mask)
-        with self._cache.in_place(self._cache.hidden([(text, max_length) for text in texts], ids, mask)):
-            return self.forward(ids, mask)
+            return self.forward(**self.prepare(texts, max_length=max_length))
+
+        def prepare(missing: list[int]) -> tuple[Tensor, Callable[[], object]]:
+            tokens = self.prepare([texts[row] for row in missing], max_length=max_length)
+            return tokens["attention_mask"], lambda: self.model(**tokens)
+
+        hidden, mask = self._cache.last_hidden([(text, max_length) for text in texts], prepare)
+        return pool(hidden, mask, self.pooling)
+
+    def around(self, model: Any) -> Encoder:
+        """The same encoder with another model."""
+        return replace(self, model=model)
 
     @contextmanager
     def cached_below(self, sites: Sequence[str]) -> Iterator[None]:
         """Inside, `embed` and `encode` run only the layers from the first site on; nothing may be attached below."""
-        stack, depth = layers_below(self.model, sites)
-        before, self._cache = self._cache, LayerCache(self.model, stack, depth) if depth else None
+        before, self._cache = self._cache, LayerCache.below(self.model, sites)
         try:
             yield
         finally:
             self._cache = before
 
-    def encode(self, texts: Sequence[str], *, max_length: int, batch_size: int = 64) -> Tensor:
-        """Embed texts `[B, D]` without gradients, sorted by length so that little is padding."""
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        out = torch.empty(len(texts), self.hidden_size)
-        with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                out[rows] = self.embed([texts[row] for row in rows], max_length=max_length)
-        return out
+    def encode(self, rows: Sequence[Input], *, max_length: int, batch_size: int = 64) -> Tensor:
+        """Embed texts `[B, D]` without gradients, sorted by length so that little is padding; raises as `embed`."""
+        texts = texts_only(rows, backbone=self.name)
+        return encode_sorted(
+            texts, self.hidden_size, lambda some: self.embed([texts[row] for row in some], max_length=max_length), batch_size=batch_size
+        )
+
+
+def encode_sorted(rows: Sequence[Input], width: int, embed: Callable[[list[int]], Tensor], *, batch_size: int) -> Tensor:
+    """`embed`, given row numbers, over all rows without gradients, alike ones together so that little is padding: `[B, width]`."""
+    order = sorted(range(len(rows)), key=lambda row: size_key(rows[row]))
+    out = torch.empty(len(rows), width)
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            some = order[start : start + batch_size]
+            out[some] = embed(some)
+    return out
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
@@ -126,7 +151,7 @@ def _pooling(folder: Path) -> str:
     return "mean"
 
 
-def load_backbone(name: str = MINILM) -> Encoder:
+def load_encoder(name: str = MINILM) -> Encoder:
     """Load and freeze a text encoder by name, path or hub id.
 
     Raises:

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pidep.errors import ImageError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "Preprocess", "load_image", "pixels_digest"]
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "Preprocess", "check_source", "load_image", "pixels_digest"]
 
 ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
 """A path, an encoded file, an open image, an array `[H, W]` or `[H, W, 1|3|4]`, or Hugging Face's `{"bytes": …, "path": …}`."""
@@ -71,6 +71,20 @@ def load_image(source: ImageSource, *, where: str = "image", max_pixels: int = M
             raise ImageError(f"{where}: expected an encoded image, found 0 bytes; remove the row or give its file again")
         return _opened(io.BytesIO(source), where, max_pixels)
     raise ImageError(f"{where}: expected a path, bytes, an image or an array, found {type(source).__name__}")
+
+
+def check_source(source: ImageSource, *, where: str = "image") -> None:
+    """Whether there is something to decode; nothing is decoded.
+
+    Raises:
+        ImageError: no such file, or nothing in it; begins with `where`.
+    """
+    if isinstance(source, Mapping):
+        source = _of_mapping(source, where)
+    if isinstance(source, str | Path):
+        _existing(Path(source), f"{where} {str(source)!r}")
+    elif isinstance(source, bytes | bytearray | memoryview) and len(source) == 0:
+        raise ImageError(f"{where}: expected an encoded image, found 0 bytes; remove the row or give its file again")
 
 
 def _of_mapping(source: Mapping[str, Any], where: str) -> ImageSource:
@@ -203,8 +217,8 @@ class Preprocess:
 
     size: int = 224
     """Side of the square that the model sees, in pixels."""
-    fit: Literal["crop", "pad"] = "crop"
-    """`crop` keeps the middle, `pad` the whole image on white."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """`crop` keeps the middle, `pad` the whole image on white, `stretch` the whole image and not its proportions."""
     share: float = 1.0
     """With `crop`: side of the square that is kept, as a share of the shorter side (0.875 is ImageNet's habit)."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -214,8 +228,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.size < 1 or self.max_pixels < 1:
             raise ImageError(f"preprocess: size {self.size} and max_pixels {self.max_pixels} must be at least 1")
-        if self.fit not in ("crop", "pad"):
-            raise ImageError(f"preprocess: fit {self.fit!r}: expected crop or pad")
+        if self.fit not in ("crop", "pad", "stretch"):
+            raise ImageError(f"preprocess: fit {self.fit!r}: expected crop, pad or stretch")
         if not 0.0 < self.share <= 1.0:
             raise ImageError(f"preprocess: share {self.share} must be above 0 and at most 1")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0.0 for value in self.std):
@@ -235,6 +249,8 @@ class Preprocess:
             side = min(width, height) * self.share
             left, top = (width - side) / 2, (height - side) / 2
             return image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        if self.fit == "stretch":
+            return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
         scale = self.size / max(width, height)
         inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
         out = Image.new("RGB", (self.size, self.size), (255, 255, 255))

@@ -1,8 +1,8 @@
-"""What lies below the first site never changes: its hidden states are computed once a text and kept."""
+"""What lies below the first site never changes: its hidden states are computed once a row and kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 __all__ = ["LayerCache", "layers_below"]
+
+Prepare = Callable[[list[int]], tuple[Tensor, Callable[[], object]]]
+"""For rows of these numbers, their attention mask `[M, T]` and what runs the model on them."""
 
 
 class _Enough(Exception):
@@ -37,30 +40,42 @@ def layers_below(model: nn.Module, sites: Sequence[str]) -> tuple[str, int]:
 
 
 class LayerCache:
-    """Hidden states `[T, D]` that enter layer `depth`, by text and cut; at most `max_bytes` of them are kept."""
+    """Hidden states `[T, D]` that enter layer `depth`, by row and cut; at most `max_bytes` of them are kept."""
 
     def __init__(self, model: nn.Module, stack: str, depth: int, *, max_bytes: int = 4 * 2**30) -> None:
         self._model, self._stack, self._depth = model, stack, depth
-        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._kept: dict[Hashable, Tensor] = {}
         self._left = max_bytes
         self._as_tuple = False
 
-    def hidden(self, keys: Sequence[tuple[str, int]], ids: Tensor, mask: Tensor) -> Tensor:
-        """`[B, T, D]` for tokenised texts, computed where not yet kept."""
+    @classmethod
+    def below(cls, model: nn.Module, sites: Sequence[str]) -> LayerCache | None:
+        """A cache of what lies below the first of the sites, if anything does."""
+        stack, depth = layers_below(model, sites)
+        return cls(model, stack, depth) if depth else None
+
+    def last_hidden(self, keys: Sequence[Hashable], prepare: Prepare) -> tuple[Tensor, Tensor]:
+        """The model's last hidden states `[B, T, D]` and their mask `[B, T]`: each row's attended tokens first, then padding."""
+        hidden, mask = self._hidden(keys, prepare)
+        with self._in_place(hidden):
+            # ids are not looked at: the layers that would are replaced
+            return self._model(input_ids=mask, attention_mask=mask).last_hidden_state, mask
+
+    def _hidden(self, keys: Sequence[Hashable], prepare: Prepare) -> tuple[Tensor, Tensor]:
         missing = [row for row, key in enumerate(keys) if key not in self._kept]
         fresh: dict[int, Tensor] = {}
         if missing:
-            width = int(mask[missing].sum(1).max())
-            below = self._run_below(ids[missing, :width], mask[missing, :width])
-            for row, states in zip(missing, below, strict=True):
-                fresh[row] = states[: int(mask[row].sum())].clone()
+            mask, run = prepare(missing)
+            for row, states, seen in zip(missing, self._run_below(run), mask.bool(), strict=True):
+                fresh[row] = states[seen]  # a copy
                 size = fresh[row].numel() * fresh[row].element_size()
                 if size <= self._left:
                     self._kept[keys[row]], self._left = fresh[row], self._left - size
         rows = [fresh[row] if row in fresh else self._kept[key] for row, key in enumerate(keys)]
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        mask = nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], batch_first=True)
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), mask
 
-    def _run_below(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _run_below(self, run: Callable[[], object]) -> Tensor:
         found: list[Tensor] = []
 
         def take(_: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -75,7 +90,7 @@ class LayerCache:
         hooks = [layers[self._depth].register_forward_pre_hook(take), layers[self._depth - 1].register_forward_hook(note)]
         try:
             with torch.no_grad():
-                self._model(input_ids=ids, attention_mask=mask)
+                run()
         except _Enough:
             pass
         finally:
@@ -84,7 +99,7 @@ class LayerCache:
         return found[0]
 
     @contextmanager
-    def in_place(self, hidden: Tensor) -> Iterator[None]:
+    def _in_place(self, hidden: Tensor) -> Iterator[None]:
         """The layers below replaced by their result, for one forward pass."""
         layers = self._model.get_submodule(self._stack)
         assert isinstance(layers, nn.ModuleList)

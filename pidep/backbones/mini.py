@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,36 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from pidep.backbones.connector import Connector, read_connector
-from pidep.backbones.encoder import MINILM, Encoder, load_backbone, pool, weights_digest
+from pidep.backbones.encoder import MINILM, Encoder, encode_sorted, load_encoder, pool, weights_digest
 from pidep.backbones.images import ImageSource, Preprocess
+from pidep.backbones.layer_cache import LayerCache
+from pidep.backbones.row import Input, as_row, image_key, row_key
 from pidep.backbones.stem import EfficientNetLite0, load_stem
 from pidep.errors import BackboneError
 
-__all__ = ["MINI", "PREPROCESS", "Batch", "Mini", "Row", "load_mini", "new_connector"]
+__all__ = ["MINI", "PREPROCESS", "Mini", "load_mini", "new_connector"]
 
 MINI = "pidep-mini"
 PREPROCESS = Preprocess(size=128)
 """How the stem sees an image: 128 × 128, four by four places in its last map."""
 _PLACES = 16
 _KEPT_IMAGES = 20_000  # 16 tokens of 384 floats each: half a gigabyte
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """A text, an image, or both."""
-
-    text: str = ""
-    image: ImageSource | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """What goes into the model: tokens of every row, pixels of the rows that have an image."""
-
-    input_ids: Tensor  # [B, T] int64
-    attention_mask: Tensor  # [B, T] int64
-    pixels: Tensor  # [N, 3, S, S] fp32
-    image_rows: Tensor  # [N] int64, the row of each image, ascending
 
 
 @dataclass(eq=False)
@@ -64,7 +48,8 @@ class Mini:
     """Over all three parts and the preprocessing."""
 
     def __post_init__(self) -> None:
-        self._kept: OrderedDict[bytes, Tensor] | None = None
+        self._kept: OrderedDict[str, Tensor] | None = None
+        self._cache: LayerCache | None = None
 
     @property
     def model(self) -> Any:
@@ -86,71 +71,79 @@ class Mini:
         """The text side's tokenizer, as the served model gets it."""
         return self.text.tokenizer_json
 
-    def prepare(self, rows: Sequence[str | Row], *, max_length: int, numbers: Sequence[int] | None = None) -> Batch:
-        """Texts to tokens, images to pixels; errors call rows by `numbers`, from 1 when absent.
+    def prepare(self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """What `forward` takes: words, and beside them the visual tokens; errors call rows by `numbers`, from 1 when absent.
 
         Raises:
             ImageError: an image cannot be read; says which row.
             BackboneError: a row holds nothing.
         """
-        whole = [row if isinstance(row, Row) else Row(row) for row in rows]
-        called = list(numbers) if numbers is not None else list(range(1, len(whole) + 1))
-        for number, row in zip(called, whole, strict=True):
+        whole = [as_row(row) for row in rows]
+        called = [row.where or f"row {number}" for row, number in zip(whole, numbers or range(1, len(whole) + 1), strict=True)]
+        for where, row in zip(called, whole, strict=True):
             if row.image is None and not row.text.strip():
-                raise BackboneError(f"row {number}: expected a text, an image or both, found neither; remove the row")
-        ids, mask = self.text.tokenize([row.text for row in whole], max_length=max_length)
-        seen = [(number, row.image) for number, row in enumerate(whole) if row.image is not None]
-        pixels = np.zeros((len(seen), 3, self.preprocess.size, self.preprocess.size), np.float32)
-        for place, (number, image) in enumerate(seen):
-            pixels[place] = self.preprocess.one(image, where=f"row {called[number]}")
-        image_rows = torch.tensor([number for number, _ in seen], dtype=torch.int64)
-        return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(pixels), image_rows)
+                raise BackboneError(f"{where}: expected a text, an image or both, found neither; remove the row")
+        ids, mask = map(torch.from_numpy, self.text.tokenize([row.text for row in whole], max_length=max_length))
+        seen = [(place, called[place], row.image) for place, row in enumerate(whole) if row.image is not None]
+        if not seen:
+            return _inputs(ids, mask, torch.zeros(len(ids), 0, self.hidden_size), mask.new_zeros(len(ids), 0))
+        tokens = self._tokens_of([(where, image) for _, where, image in seen])
+        places = torch.tensor([place for place, _, _ in seen])
+        visual = torch.zeros(len(ids), *tokens.shape[1:]).index_copy_(0, places, tokens)
+        return _inputs(ids, mask, visual, mask.new_zeros(visual.shape[:2]).index_fill_(0, places, 1))
 
-    def forward(self, batch: Batch) -> Tensor:  # [B, D] fp32, unit rows
-        """Embed a batch with whatever expert is attached to `model`."""
-        if not len(batch.image_rows):
-            return self.text.forward(batch.input_ids, batch.attention_mask)
-        return self.fused(batch.input_ids, batch.attention_mask, self.visual(batch.pixels), batch.image_rows)
-
-    def fused(
+    def forward(
         self,
         input_ids: Tensor,  # [B, T] int64
         attention_mask: Tensor,  # [B, T] int64
-        visual: Tensor,  # [N, V, D]
-        image_rows: Tensor,  # [N] int64
+        visual: Tensor,  # [B, V, D]; V is 0 where no row has an image
+        visual_mask: Tensor,  # [B, V] int64
         *,
         places: Tensor | None = None,  # [V] int64
     ) -> Tensor:  # [B, D] fp32, unit rows
         """Words and visual tokens through the transformer; `places` says which of an image's tokens these are, when not all."""
-        words = self.model.get_input_embeddings()(input_ids)
-        rows, length, num_places = words.shape[0], words.shape[1], visual.shape[1]
-        beside = words.new_zeros(rows, num_places, words.shape[2]).index_copy(0, image_rows, visual.to(words.dtype))
-        shown = attention_mask.new_zeros(rows, num_places).index_fill(0, image_rows, 1)
-        mask = torch.cat([attention_mask, shown], 1)
-        # an image's places are numbered like words from 1, so that a text beside it changes nothing about them
-        numbered = torch.arange(num_places) if places is None else places
-        positions = torch.cat([torch.arange(length), numbered + 1]).unsqueeze(0)
-        hidden = self.model(inputs_embeds=torch.cat([words, beside], 1), attention_mask=mask, position_ids=positions).last_hidden_state
+        mask = torch.cat([attention_mask, visual_mask], 1)
+        hidden = self._states(input_ids, mask, visual, places)
         return pool(hidden, mask, self.text.pooling)
 
-    def visual(self, pixels: Tensor) -> Tensor:
-        """`[N, 3, S, S]` to visual tokens `[N, V, D]`; inside `cached_images`, images seen before are not computed again."""
-        if self._kept is None:
-            return self._visual(pixels)
-        keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in pixels]
-        missing = {key: place for place, key in enumerate(keys) if key not in self._kept}
-        fresh = dict(zip(missing, self._visual(pixels[list(missing.values())]), strict=True)) if missing else {}
-        out = torch.stack([fresh[key] if key in fresh else self._kept[key] for key in keys])
-        self._kept.update(fresh)
-        while len(self._kept) > _KEPT_IMAGES:
-            self._kept.popitem(last=False)
-        return out
+    def _states(self, input_ids: Tensor, mask: Tensor, visual: Tensor, places: Tensor | None = None) -> Tensor:
+        """Last hidden states `[B, T + V, D]`."""
+        words = self.model.get_input_embeddings()(input_ids)
+        # an image's places are numbered like words from 1, so that a text beside it changes nothing about them
+        numbered = torch.arange(visual.shape[1]) if places is None else places
+        positions = torch.cat([torch.arange(words.shape[1]), numbered + 1]).unsqueeze(0)
+        states: Tensor = self.model(
+            inputs_embeds=torch.cat([words, visual], 1), attention_mask=mask, position_ids=positions
+        ).last_hidden_state
+        return states
 
-    def _visual(self, pixels: Tensor) -> Tensor:
+    def visual(self, pixels: Tensor) -> Tensor:
+        """`[N, 3, S, S]` to visual tokens `[N, V, D]`."""
         # frozen parts, below every expert: no gradient is wanted here; what is kept must serve training after `encode`, too
         with torch.inference_mode(mode=False), torch.no_grad():
             tokens: Tensor = self.connector(*self.stem(pixels))
         return tokens
+
+    def _tokens_of(self, images: Sequence[tuple[str, ImageSource]]) -> Tensor:
+        """Visual tokens `[N, V, D]` of images with where they are from; inside `cached_images`, of those seen before, kept ones."""
+        kept = self._kept
+        keys = [image_key(image) if kept is not None else str(place) for place, (_, image) in enumerate(images)]
+        missing = {key: place for place, key in enumerate(keys) if kept is None or key not in kept}
+        pixels = np.zeros((len(missing), 3, self.preprocess.size, self.preprocess.size), np.float32)
+        for at, place in enumerate(missing.values()):
+            where, image = images[place]
+            pixels[at] = self.preprocess.one(image, where=where)
+        found = dict(zip(missing, self.visual(torch.from_numpy(pixels)), strict=True)) if missing else {}
+        out = torch.stack([found[key] if kept is None or key in found else kept[key] for key in keys])
+        if kept is not None:
+            kept.update(found)
+            while len(kept) > _KEPT_IMAGES:
+                kept.popitem(last=False)
+        return out
+
+    def around(self, model: Any) -> Mini:
+        """The same backbone with another transformer."""
+        return replace(self, text=self.text.around(model))
 
     @contextmanager
     def cached_images(self) -> Iterator[None]:
@@ -163,27 +156,39 @@ class Mini:
 
     @contextmanager
     def cached_below(self, sites: Sequence[str]) -> Iterator[None]:
-        """As `Encoder.cached_below`, of which this keeps the images' tokens only: layers below the first site are run again."""
-        with self.cached_images():
-            yield
+        """As `Encoder.cached_below`; images' tokens are computed once, too."""
+        before, self._cache = self._cache, LayerCache.below(self.model, sites)
+        try:
+            with self.cached_images():
+                yield
+        finally:
+            self._cache = before
 
-    def embed(self, rows: Sequence[str | Row], *, max_length: int, numbers: Sequence[int] | None = None) -> Tensor:
+    def embed(self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None) -> Tensor:
         """Rows to `[B, D]` with gradients to whatever is attached; raises as `prepare`."""
-        return self.forward(self.prepare(rows, max_length=max_length, numbers=numbers))
+        if self._cache is None:
+            return self.forward(**self.prepare(rows, max_length=max_length, numbers=numbers))
+        called = numbers or range(1, len(rows) + 1)
 
-    def encode(self, rows: Sequence[str | Row], *, max_length: int, batch_size: int = 64) -> Tensor:
+        def prepare(missing: list[int]) -> tuple[Tensor, Callable[[], object]]:
+            batch = self.prepare([rows[row] for row in missing], max_length=max_length, numbers=[called[row] for row in missing])
+            mask = torch.cat([batch["attention_mask"], batch["visual_mask"]], 1)
+            return mask, lambda: self._states(batch["input_ids"], mask, batch["visual"])
+
+        hidden, mask = self._cache.last_hidden([(*row_key(row), max_length) for row in rows], prepare)
+        return pool(hidden, mask, self.text.pooling)
+
+    def encode(self, rows: Sequence[Input], *, max_length: int, batch_size: int = 64) -> Tensor:
         """Embed rows `[B, D]` without gradients, alike ones together so that little is padding; raises as `prepare`."""
-        order = sorted(range(len(rows)), key=lambda index: _load(rows[index]))
-        out = torch.empty(len(rows), self.hidden_size)
-        with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                out[chosen] = self.embed([rows[row] for row in chosen], max_length=max_length, numbers=[row + 1 for row in chosen])
-        return out
+
+        def embed(some: list[int]) -> Tensor:
+            return self.embed([rows[row] for row in some], max_length=max_length, numbers=[row + 1 for row in some])
+
+        return encode_sorted(rows, self.hidden_size, embed, batch_size=batch_size)
 
 
-def _load(row: str | Row) -> tuple[bool, int]:
-    return (False, len(row)) if isinstance(row, str) else (row.image is not None, len(row.text))
+def _inputs(input_ids: Tensor, attention_mask: Tensor, visual: Tensor, visual_mask: Tensor) -> dict[str, Tensor]:
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "visual": visual, "visual_mask": visual_mask}
 
 
 def new_connector(width: int) -> Connector:
@@ -198,7 +203,7 @@ def load_mini() -> Mini:
     Raises:
         BackboneError: a part is missing, damaged, or not the one the connector was trained with.
     """
-    text, stem = load_backbone(MINILM), load_stem()
+    text, stem = load_encoder(MINILM), load_stem()
     parts = {"text": text.digest, "stem": weights_digest(stem), "preprocess": PREPROCESS.digest}
     connector = new_connector(text.hidden_size)
     parts["connector"] = read_connector(connector, expected=parts)

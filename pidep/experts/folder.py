@@ -166,7 +166,7 @@ def read_expert(folder: str | Path) -> Expert:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _malformed(where, error) from error
-    if expert.label_embeddings.ndim != 2 or len(expert.labels) != len(expert.label_embeddings) or not expert.labels:
+    if expert.label_embeddings.ndim != 2 or len(expert.labels) != len(expert.label_embeddings):
         raise ExpertError(f"{folder}: {len(expert.labels)} labels but label_embeddings {expert.label_embeddings.shape}")
     if not np.isfinite(expert.label_embeddings).all():
         raise ExpertError(f"{folder / 'labels.safetensors'}: label_embeddings holds NaN or Inf")

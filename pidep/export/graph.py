@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pidep.backbones.encoder import Encoder
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.mini import Mini
+from pidep.backbones.row import Input, Row
 from pidep.errors import PidepError
 from pidep.experts.bank import Group, pack
 from pidep.experts.folder import Expert
@@ -19,35 +22,35 @@ from pidep.experts.kinds.lora import BankSite, bank_rows
 from pidep.experts.mixture import Mixture, attached, linear_at
 from pidep.interpolation.fold import folded_into
 
-__all__ = ["bank_groups", "export_bank_graph", "export_merged_graph"]
+__all__ = ["bank_groups", "export_bank_graph", "export_merged_graph", "export_vision_graph"]
 
 
 class _Merged(nn.Module):
-    def __init__(self, backbone: Encoder, expert: Expert) -> None:
+    def __init__(self, backbone: Backbone, expert: Expert) -> None:
         super().__init__()
         self.model = backbone.model
-        self.encoder = backbone.forward
+        self.encode = backbone.forward
         self.register_buffer("label_embeddings", torch.from_numpy(expert.label_embeddings) * expert.logit_scale)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.encoder(input_ids, attention_mask) @ self.label_embeddings.T  # type: ignore[operator]
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.encode(**inputs) @ self.label_embeddings.T  # type: ignore[operator]
 
 
 class _Bank(nn.Module):
-    def __init__(self, backbone: Encoder, groups: Sequence[Group]) -> None:
+    def __init__(self, backbone: Backbone, groups: Sequence[Group]) -> None:
         super().__init__()
         self.model = backbone.model
-        self.encoder = backbone.forward
+        self.encode = backbone.forward
         self.groups = tuple(groups)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, expert_index: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    def forward(self, inputs: dict[str, Tensor], expert_index: Tensor, factors: Sequence[Tensor]) -> Tensor:
         by_site: dict[str, dict[str, Tensor]] = {}
         for group, tensor in zip(self.groups, factors, strict=True):
             rows = tensor.index_select(0, expert_index)  # [B, S, R, width]
             for site, factor in zip(group.sites, rows.unbind(1), strict=True):
                 by_site.setdefault(site, {})[group.factor] = factor
         with bank_rows({site: (pair["A"], pair["B"]) for site, pair in by_site.items()}):
-            return self.encoder(input_ids, attention_mask)
+            return self.encode(**inputs)
 
 
 def bank_groups(model: nn.Module, sites: Sequence[str]) -> list[Group]:
@@ -61,7 +64,7 @@ def bank_groups(model: nn.Module, sites: Sequence[str]) -> list[Group]:
 
 
 def _to_onnx(
-    module: nn.Module, arguments: tuple[Any, ...], path: Path, *, opset: int, shapes: dict[str, Any], names: dict[str, list[str]]
+    module: nn.Module, arguments: dict[str, Any], path: Path, *, opset: int, shapes: dict[str, Any], names: dict[str, list[str]]
 ) -> None:
     """`torch.onnx.export`, quiet, into one self-contained file."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -70,7 +73,7 @@ def _to_onnx(
         try:
             program = torch.onnx.export(
                 module.eval(),
-                arguments,
+                kwargs=arguments,
                 dynamo=True,
                 opset_version=opset,
                 dynamic_shapes=shapes,
@@ -87,37 +90,52 @@ def _to_onnx(
         program.save(str(path), external_data=False)
 
 
-def _example(backbone: Encoder, rows: int) -> tuple[Tensor, Tensor]:
-    ids, mask = backbone.tokenize(["an example of some length", "short", "and one in between"][:rows], max_length=32)
-    return torch.from_numpy(ids), torch.from_numpy(mask)
-
-
-def export_merged_graph(backbone: Encoder, expert: Expert, path: Path, *, opset: int) -> None:
-    """Inputs `input_ids`, `attention_mask` [B, T] int64; output `logits` [B, C] fp32."""
+def _example(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+    """Inputs of a batch, and which axes of theirs are dynamic."""
+    texts: list[Input] = ["an example of some length", "short", "and one in between"]
+    seen = isinstance(backbone, Mini)
+    rows = [*texts[:2], Row(str(texts[2]), np.zeros((8, 8), np.uint8))] if seen else texts
+    inputs = backbone.prepare(rows, max_length=32)
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=backbone.max_positions)
-    shapes = {"input_ids": {0: batch, 1: length}, "attention_mask": {0: batch, 1: length}}
-    names = {"inputs": ["input_ids", "attention_mask"], "outputs": ["logits"]}
+    places = torch.export.Dim("places", max=1024)
+    return inputs, {name: {0: batch, 1: places if name.startswith("visual") else length} for name in inputs}
+
+
+def export_merged_graph(backbone: Backbone, expert: Expert, path: Path, *, opset: int) -> None:
+    """Inputs as `backbone.prepare` gives them; output `logits` [B, C] fp32."""
+    inputs, axes = _example(backbone)
+    names = {"inputs": list(inputs), "outputs": ["logits"]}
     acting = folded_into(backbone.model, expert.sites, scaling=expert.scaling) if expert.kind == "lora" else None
     with acting or attached(backbone.model, Mixture.of([expert])):
-        _to_onnx(_Merged(backbone, expert), _example(backbone, 3), path, opset=opset, shapes=shapes, names=names)
+        _to_onnx(_Merged(backbone, expert), {"inputs": inputs}, path, opset=opset, shapes={"inputs": axes}, names=names)
 
 
-def export_bank_graph(backbone: Encoder, groups: Sequence[Group], path: Path, *, max_rank: int, opset: int) -> None:
+def export_bank_graph(backbone: Backbone, groups: Sequence[Group], path: Path, *, max_rank: int, opset: int) -> None:
     """Inputs as merged, `expert_index` [B] int64 and one [E, S, R, width] fp32 a group; output `sentence_embedding` [B, D], unit rows."""
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=backbone.max_positions)
+    inputs, axes = _example(backbone)
     count = torch.export.Dim("experts")
     factors = [torch.from_numpy(pack(group, [None] * 4, max_rank=max_rank)) for group in groups]
-    shapes = {
-        "input_ids": {0: batch, 1: length},
-        "attention_mask": {0: batch, 1: length},
-        "expert_index": {0: batch},
-        "factors": [{0: count} for _ in groups],
-    }
-    names = {
-        "inputs": ["input_ids", "attention_mask", "expert_index", *(group.input for group in groups)],
-        "outputs": ["sentence_embedding"],
-    }
+    shapes = {"inputs": axes, "expert_index": {0: axes["input_ids"][0]}, "factors": [{0: count} for _ in groups]}
+    names = {"inputs": [*inputs, "expert_index", *(group.input for group in groups)], "outputs": ["sentence_embedding"]}
     sites = {site: BankSite(site) for group in groups for site in group.sites}
     with attached(backbone.model, sites):
-        arguments = (*_example(backbone, 3), torch.tensor([1, 2, 3]), factors)
+        arguments = {"inputs": inputs, "expert_index": torch.tensor([1, 2, 3]), "factors": factors}
         _to_onnx(_Bank(backbone, groups), arguments, path, opset=opset, shapes=shapes, names=names)
+
+
+class _Vision(nn.Module):
+    def __init__(self, backbone: Mini) -> None:
+        super().__init__()
+        self.stem, self.connector = backbone.stem, backbone.connector
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        visual: Tensor = self.connector(*self.stem(pixels))
+        return visual
+
+
+def export_vision_graph(backbone: Mini, path: Path, *, opset: int) -> None:
+    """Input `pixels` [N, 3, S, S] fp32, normalised; output `visual` [N, V, D] fp32, which goes beside the words."""
+    size = backbone.preprocess.size
+    shapes = {"pixels": {0: torch.export.Dim("images")}}
+    names = {"inputs": ["pixels"], "outputs": ["visual"]}
+    _to_onnx(_Vision(backbone), {"pixels": torch.zeros(2, 3, size, size)}, path, opset=opset, shapes=shapes, names=names)

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 
 from pidep.atomic_write import atomic_folder, check_place
-from pidep.backbones.encoder import Encoder, load_backbone
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.load import load_backbone
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.bank import Group, pack, require_lora
 from pidep.experts.folder import Expert, check_name, read_expert
@@ -84,11 +85,11 @@ def _task_of(path: Path) -> Task:
         raise UsageError(f"{path}: damaged ({' '.join(str(error).split())[:160]}); give --task, or run pidep tune again") from error
 
 
-def _torch_logits(backbone: Encoder, source: Source) -> npt.NDArray[np.float32]:
+def _torch_logits(backbone: Backbone, source: Source) -> npt.NDArray[np.float32]:
     """The reference: PyTorch with the expert attached, not folded."""
     expert = source.expert
     with attached(backbone.model, Mixture.of([expert])):
-        embeddings = backbone.encode(source.rows.texts, max_length=expert.max_length)
+        embeddings = backbone.encode(source.rows.rows, max_length=expert.max_length)
     logits: npt.NDArray[np.float32] = (expert.logit_scale * embeddings @ torch.from_numpy(expert.label_embeddings).T).numpy()
     return logits
 
@@ -99,18 +100,18 @@ def _session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def _exported_logits(session: Any, backbone: Encoder, source: Source, feeds: dict[str, Any], row: int | None) -> npt.NDArray[np.float32]:
+def _exported_logits(session: Any, backbone: Backbone, source: Source, feeds: dict[str, Any], row: int | None) -> npt.NDArray[np.float32]:
     parts = []
-    for start in range(0, len(source.rows.texts), 32):
-        ids, mask = backbone.tokenize(source.rows.texts[start : start + 32], max_length=source.expert.max_length)
-        inputs = {"input_ids": ids, "attention_mask": mask, **feeds}
+    for start in range(0, len(source.rows.rows), 32):
+        prepared = backbone.prepare(source.rows.rows[start : start + 32], max_length=source.expert.max_length)
+        inputs = {**{name: tensor.numpy() for name, tensor in prepared.items()}, **feeds}
         if row is not None:
-            inputs["expert_index"] = np.full(len(ids), row, dtype=np.int64)
+            inputs["expert_index"] = np.full(len(prepared["input_ids"]), row, dtype=np.int64)
         parts.append(session.run(None, inputs)[0])
     return np.concatenate(parts)
 
 
-def _parity(backbone: Encoder, source: Source, exported: npt.NDArray[np.float32]) -> Parity:
+def _parity(backbone: Backbone, source: Source, exported: npt.NDArray[np.float32]) -> Parity:
     """Against PyTorch; where the rows have no labels, its answers stand for them."""
     reference, labels = _torch_logits(backbone, source), source.rows.labels
     if UNLABELLED in labels:
@@ -122,7 +123,7 @@ def _sha256(path: Path) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _fitting(backbone: Encoder, expert: Expert) -> None:
+def _fitting(backbone: Backbone, expert: Expert) -> None:
     if expert.backbone_digest != backbone.digest:
         raise ExpertError(
             f"expert {expert.name!r}: made for backbone {expert.backbone!r} ({expert.backbone_digest[:19]}…), "
@@ -181,7 +182,7 @@ def export_merged(
     return Exported(model, repo / model, {expert.name: parity}, {expert.name: expert.digest})
 
 
-def _bank_sites(backbone: Encoder, experts: Sequence[Expert]) -> list[str]:
+def _bank_sites(backbone: Backbone, experts: Sequence[Expert]) -> list[str]:
     """The union of the experts' sites, in the backbone's order."""
     wanted = {site for expert in experts for site in expert.sites}
     return [name for name, _ in backbone.model.named_modules() if name in wanted]
@@ -247,7 +248,7 @@ def export_bank(
     return Exported(BANK, repo / BANK, parity, {source.expert.name: source.expert.digest for source in sources})
 
 
-def _bank_parity(graph: Path, backbone: Encoder, sources: Sequence[Source], groups: Sequence[Group], *, rank: int) -> dict[str, Parity]:
+def _bank_parity(graph: Path, backbone: Backbone, sources: Sequence[Source], groups: Sequence[Group], *, rank: int) -> dict[str, Parity]:
     session = _session(graph)
     experts: list[Expert | None] = [None, *(source.expert for source in sources)]
     feeds = {group.input: pack(group, experts, max_rank=rank) for group in groups}

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pidep.backbones.encoder import Encoder
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.row import Input
 from pidep.experts.folder import Expert
 from pidep.similarity.cache_file import read_cached, write_cached
 from pidep.similarity.fisher import FisherKind, diagonal_fisher
@@ -23,9 +24,9 @@ FORMAT = 1
 
 def cached_fisher(
     cache: Path,
-    backbone: Encoder,
+    backbone: Backbone,
     expert: Expert,
-    texts: Sequence[str],
+    rows: Sequence[Input],
     labels: Sequence[int] | None = None,
     *,
     data_digest: str,
@@ -33,11 +34,11 @@ def cached_fisher(
     seed: int = 0,
     batch_size: int = 16,
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """`diagonal_fisher`, or what it gave before for the same expert, data, backbone, kind, seed and number of texts.
+    """`diagonal_fisher`, or what it gave before for the same expert, data, backbone, kind, seed and number of rows.
 
     Args:
         cache: a folder that only these files are in; a damaged one is computed again.
-        data_digest: SHA-256 over the texts and labels, in order (`pidep.tasks.data.data_digest`).
+        data_digest: SHA-256 over the rows and labels, in order (`pidep.tasks.data.data_digest`).
     """
     parts = {
         "backbone": backbone.digest,
@@ -46,13 +47,13 @@ def cached_fisher(
         "expert": expert.digest,
         "format": FORMAT,
         "kind": kind,
-        "samples": len(texts),
+        "samples": len(rows),
         "seed": seed,
     }
     key = json.dumps(parts, sort_keys=True)
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
     found = read_cached(path, key=key)
     if found is None:
-        found = diagonal_fisher(backbone, expert, texts, labels, kind=kind, seed=seed, batch_size=batch_size)
+        found = diagonal_fisher(backbone, expert, rows, labels, kind=kind, seed=seed, batch_size=batch_size)
         write_cached(path, found, key=key)
     return found

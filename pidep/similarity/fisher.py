@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pidep.backbones.encoder import Encoder
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.choices import Choices
+from pidep.backbones.row import Input, Row, size_key
 from pidep.errors import ExpertError, UsageError, did_you_mean
 from pidep.experts.folder import Expert
 from pidep.experts.mixture import Mixture, attached
@@ -23,16 +25,16 @@ FisherKind = Literal["empirical", "true", "batch_squared"]
 
 
 def diagonal_fisher(
-    backbone: Encoder,
+    backbone: Backbone,
     expert: Expert,
-    texts: Sequence[str],
+    rows: Sequence[Input],
     labels: Sequence[int] | None = None,
     *,
     kind: FisherKind = "empirical",
     seed: int = 0,
     batch_size: int = 16,
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Mean squared gradient of log p(label | text), `<site>.<tensor>` to an array of the tensor's shape, at the expert as it is.
+    """Mean squared gradient of log p(label | row), `<site>.<tensor>` to an array of the tensor's shape, at the expert as it is.
 
     `empirical` and `true` square the gradient of each sample; `batch_squared` squares that of a batch's mean loss and so shrinks
     with the batch size, as the π-Tuning authors' code does (for comparison). `seed` draws the labels of `true` and the batches
@@ -40,62 +42,64 @@ def diagonal_fisher(
 
     Per-sample gradients without a loop: every row of the batch has its own view of the tensors as leaves (`ExpertSite.rows`),
     so one backward pass leaves the samples' gradients apart. Run it inside `backbone.cached_below(expert.sites)` where the
-    lower layers of these texts were computed before.
+    lower layers of these rows were computed before.
 
     Raises:
-        UsageError: no texts, or labels that are missing, too few or not the expert's.
+        UsageError: no rows, or labels that are missing, too few or not the expert's.
         ExpertError: the expert does not fit the backbone, or its gradients are not finite.
     """
-    _check(expert, texts, labels, kind)
+    _check(expert, rows, labels, kind)
     mixture = Mixture.of([expert])
-    label_embeddings = torch.from_numpy(expert.label_embeddings)
+    choices = Choices(backbone, torch.from_numpy(expert.label_embeddings))
+    choices.learn(rows)
     together = kind == "batch_squared"
-    # one number a text, drawn before anything is batched: the labels of `true` are the same whatever the batch size
-    drawn = torch.rand(len(texts), generator=torch.Generator().manual_seed(seed))
+    # one number a row, drawn before anything is batched: the labels of `true` are the same whatever the batch size
+    drawn = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed))
     given = torch.tensor(labels if labels is not None and kind != "true" else [])
     totals: dict[str, Tensor] = {}
     count = 0
     with attached(backbone.model, mixture):
-        for rows in _batches(texts, batch_size=batch_size, shuffle_seed=seed if together else None):
-            leaves = _row_leaves(mixture, expert, num_rows=1 if together else len(rows))
-            logits = expert.logit_scale * backbone.embed([texts[row] for row in rows], max_length=expert.max_length) @ label_embeddings.T
-            targets = _draw(logits, drawn[rows]) if kind == "true" else given[rows]
+        for numbers in _batches(rows, batch_size=batch_size, shuffle_seed=seed if together else None):
+            leaves = _row_leaves(mixture, expert, num_rows=1 if together else len(numbers))
+            some = [rows[number] for number in numbers]
+            logits = expert.logit_scale * choices.cosines(backbone.embed(some, max_length=expert.max_length), some)
+            targets = _draw(logits, drawn[numbers]) if kind == "true" else given[numbers]
             loss = cross_entropy(logits, targets, reduction="mean" if together else "sum")
             gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
             for name, gradient in zip(leaves, gradients, strict=True):
                 squared = gradient.square().sum(0).double()  # fp64: thousands of small squares go into one sum
                 totals[name] = totals[name] + squared if name in totals else squared
-            count += 1 if together else len(rows)
+            count += 1 if together else len(numbers)
     for name, total in totals.items():
         if not torch.isfinite(total).all():
             raise ExpertError(f"expert {expert.name!r}: the gradient of {name} is not finite; train it again with a smaller learning rate")
     return {name: (total / count).float().numpy() for name, total in totals.items()}
 
 
-def _check(expert: Expert, texts: Sequence[str], labels: Sequence[int] | None, kind: str) -> None:
+def _check(expert: Expert, rows: Sequence[Input], labels: Sequence[int] | None, kind: str) -> None:
     if kind not in get_args(FisherKind):
         raise UsageError(
             f"Fisher kind {kind!r}: expected one of {', '.join(get_args(FisherKind))}{did_you_mean(kind, get_args(FisherKind))}"
         )
-    if not texts:
-        raise UsageError(f"expert {expert.name!r}: a task embedding needs at least one text, found none")
+    if not rows:
+        raise UsageError(f"expert {expert.name!r}: a task embedding needs at least one row, found none")
     if kind == "true":
         return
-    if labels is None or len(labels) != len(texts):
+    if labels is None or len(labels) != len(rows):
         found = "none" if labels is None else str(len(labels))
-        raise UsageError(
-            f"expert {expert.name!r}: the {kind} Fisher needs a label for each of {len(texts)} texts, found {found}; use 'true'"
-        )
-    if not all(0 <= label < len(expert.labels) for label in labels):
-        raise UsageError(f"expert {expert.name!r}: labels run from 0 to {len(expert.labels) - 1}, found {min(labels)} to {max(labels)}")
+        raise UsageError(f"expert {expert.name!r}: the {kind} Fisher needs a label for each of {len(rows)} rows, found {found}; use 'true'")
+    for label, row in zip(labels, rows, strict=True):
+        count = len(row.candidates) if isinstance(row, Row) and row.candidates else len(expert.labels)
+        if not 0 <= label < count:
+            raise UsageError(f"expert {expert.name!r}: labels run from 0 to {count - 1}, found {min(labels)} to {max(labels)}")
 
 
-def _batches(texts: Sequence[str], *, batch_size: int, shuffle_seed: int | None) -> Iterator[list[int]]:
+def _batches(rows: Sequence[Input], *, batch_size: int, shuffle_seed: int | None) -> Iterator[list[int]]:
     """Rows sorted by length, so that little is padding; shuffled where it matters who shares a batch."""
     if shuffle_seed is None:
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        order = sorted(range(len(rows)), key=lambda row: size_key(rows[row]))
     else:
-        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(shuffle_seed)).tolist()
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(shuffle_seed)).tolist()
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 

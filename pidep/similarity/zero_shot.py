@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pidep.backbones.encoder import Encoder
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.row import Input
 from pidep.errors import UsageError
 from pidep.similarity.compare import Neighbour, scale_free, similarity
 from pidep.similarity.fisher import diagonal_fisher
@@ -25,19 +26,19 @@ __all__ = ["weights", "without_labels"]
 
 
 def without_labels(
-    backbone: Encoder, helpers: Mapping[str, PoolEntry], texts: Sequence[str], *, seed: int = 0, batch_size: int = 16
+    backbone: Backbone, helpers: Mapping[str, PoolEntry], rows: Sequence[Input], *, seed: int = 0, batch_size: int = 16
 ) -> list[Neighbour]:
-    """Every helper with its similarity to the target's unlabelled texts, best first; ties by name.
+    """Every helper with its similarity to the target's unlabelled rows, best first; ties by name.
 
     Costs one Fisher a helper; inside `backbone.cached_below(sites)` the layers below are run once for all of them.
 
     Raises:
-        UsageError: no texts.
+        UsageError: no rows.
         ExpertError: a helper does not fit the backbone, or its embedding is not of its own tensors.
     """
     found = []
     for name, entry in helpers.items():
-        here = diagonal_fisher(backbone, entry.expert, texts, kind="true", seed=seed, batch_size=batch_size)
+        here = diagonal_fisher(backbone, entry.expert, rows, kind="true", seed=seed, batch_size=batch_size)
         found.append(Neighbour(name, similarity(scale_free(here), scale_free(entry.embedding))))
     return sorted(found, key=lambda neighbour: (-neighbour.similarity, neighbour.name))
 

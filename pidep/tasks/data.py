@@ -1,4 +1,4 @@
-"""Rows to texts and label numbers; splits without leakage; shots."""
+"""Rows to inputs and label numbers; splits without leakage; shots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from pidep.backbones.images import ImageSource, check_source
+from pidep.backbones.row import Input, Row, picture_digest, text_of
 from pidep.errors import TaskError
+from pidep.tasks.images import image_folder, parquet_images
 from pidep.tasks.sources import packaged_rows
 from pidep.tasks.task import Task
 
@@ -25,15 +30,15 @@ Numbered = Iterable[tuple[int, Any]]
 
 @dataclass(frozen=True)
 class Split:
-    """Texts and label numbers, side by side."""
+    """Inputs and label numbers, side by side; a text alone is a `str`."""
 
-    texts: list[str]
+    rows: list[Input]
     labels: list[int]
 
     def take(self, rows: Iterable[int]) -> Split:
         """The rows of the given numbers."""
         chosen = list(rows)
-        return Split([self.texts[row] for row in chosen], [self.labels[row] for row in chosen])
+        return Split([self.rows[row] for row in chosen], [self.labels[row] for row in chosen])
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,41 @@ def _hub_rows(task: Task, split: str) -> Iterator[Any]:
         yield {**row, task.label: names[row[task.label]]} if names and isinstance(row.get(task.label), int) else row
 
 
+def _input(task: Task, row: Any, place: str) -> Input:
+    """What is asked of a row: its text, image and candidates."""
+    text = _text(task, row, place)
+    if task.image is None and task.candidates is None:
+        return text
+    image = None if task.image is None else _image(row, task.image, place)
+    return Row(text, image, () if task.candidates is None else _candidates(task, row, place), place)
+
+
+def _image(row: dict[str, Any], column: str, place: str) -> ImageSource:
+    _check_column(row, column, place)
+    image = row[column]
+    if not isinstance(image, str | Path | bytes | dict | Image.Image):
+        raise TaskError(f"{place}: column {column!r}: expected a path, bytes or {{bytes, path}}, found {type(image).__name__}")
+    check_source(image, where=f"{place}: {column}")
+    return image
+
+
+def _candidates(task: Task, row: dict[str, Any], place: str) -> tuple[Input, ...]:
+    assert task.candidates is not None
+    _check_column(row, task.candidates, place)
+    values = row[task.candidates]
+    if not isinstance(values, list) or len(values) < 2:
+        raise TaskError(f"{place}: column {task.candidates!r}: expected a list of at least 2 candidates, found {str(values)[:60]!r}")
+    if task.candidates_are == "image":
+        numbered = [(f"{place}, candidate {number}", value) for number, value in enumerate(values)]
+        return tuple(Row(image=_image({"image": value}, "image", where), where=where) for where, value in numbered)
+    for number, value in enumerate(values):
+        if not isinstance(value, str) or not value.strip():
+            raise TaskError(f"{place}: candidate {number}: expected a text, found {str(value)[:60]!r}")
+    return tuple(value.strip() for value in values)
+
+
 def _text(task: Task, row: Any, place: str) -> str:
-    """The text of a row."""
+    """The text of a row; empty only where there is an image."""
     if not isinstance(row, dict):
         raise TaskError(f"{place}: expected an object with columns, found {type(row).__name__}")
     for column in task.columns:
@@ -104,7 +142,7 @@ def _text(task: Task, row: Any, place: str) -> str:
         text = task.input.format(**row).strip()
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise TaskError(f"{place}: the input template {task.input!r} does not fit it ({error}); use plain {{column}}") from error
-    if not text:
+    if not text and task.image is None:
         raise TaskError(f"{place}: the text is empty; remove the row")
     return text
 
@@ -113,9 +151,20 @@ def _label(task: Task, row: dict[str, Any], place: str) -> int:
     """The label number of a row."""
     _check_column(row, task.label, place)
     label = str(row[task.label])
+    if task.candidates is not None:
+        return _right_one(row[task.candidates], label, place)
     if label not in task.labels:
         raise TaskError(f"{place}: label {label!r} is not in the task's set ({', '.join(task.labels)})")
     return list(task.labels).index(label)
+
+
+def _right_one(candidates: list[Any], label: str, place: str) -> int:
+    if label.isdecimal() and int(label) < len(candidates):
+        return int(label)
+    found = [number for number, value in enumerate(candidates) if str(value) == label]
+    if len(found) != 1:
+        raise TaskError(f"{place}: label {label[:60]!r}: expected the number of a candidate, 0 to {len(candidates) - 1}, or one of them")
+    return found[0]
 
 
 def _check_column(row: dict[str, Any], column: str, place: str) -> None:
@@ -128,9 +177,9 @@ def _parse(task: Task, rows: Numbered, where: str, *, labelled: bool = True) -> 
     split = Split([], [])
     for number, row in rows:
         place = f"{where}, row {number}"
-        split.texts.append(_text(task, row, place))
+        split.rows.append(_input(task, row, place))
         split.labels.append(_label(task, row, place) if labelled else UNLABELLED)
-    if not split.texts:
+    if not split.rows:
         raise TaskError(f"{where}: no rows")
     return split
 
@@ -140,13 +189,21 @@ def _share(text: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}\n{text}".encode()).digest()[:8], "big") / 2**64
 
 
-def _is_test(task: Task, text: str) -> bool:
-    """A text falls on one side by its own hash, so equal texts are never on both."""
-    return _share(" ".join(text.lower().split()), task.split_seed) < task.test_fraction
+def _is_test(task: Task, row: Input) -> bool:
+    """A row falls on one side by its own hash, so equal ones are never on both; by its image where it has one."""
+    asked = _asked(row)
+    return _share(" ".join(asked.lower().split()), task.split_seed) < task.test_fraction
+
+
+def _asked(row: Input) -> str:
+    """The picture where there is one, whatever is asked about it; else the text."""
+    if isinstance(row, Row) and row.image is not None:
+        return picture_digest(row.image, where=row.where)
+    return text_of(row)
 
 
 def _split(task: Task, rows: Split) -> TaskData:
-    sides = [_is_test(task, text) for text in rows.texts]
+    sides = [_is_test(task, row) for row in rows.rows]
     return TaskData(
         train=rows.take(row for row, test in enumerate(sides) if not test), test=rows.take(row for row, test in enumerate(sides) if test)
     )
@@ -156,7 +213,7 @@ def load_data(task: Task) -> TaskData:
     """Training and test rows of a task.
 
     Raises:
-        TaskError: a file, column, label or text is wrong; says where.
+        TaskError, ImageError: a file, column, label, text or image is wrong; says where.
     """
     train, *test = [_parse(task, enumerate(rows, 1), where) for rows, where in _sources(task)]
     return _both(task, _without_leakage(train, test[0]) if test else _split(task, train))
@@ -168,13 +225,13 @@ def load_texts(task: Task) -> TaskData:
     Test rows have their labels, for evaluation alone; where none of them has one, they are `UNLABELLED`, too.
 
     Raises:
-        TaskError: a file, column or text is wrong, or the label of a test row where others have one; says where.
+        TaskError, ImageError: a file, column, text or image is wrong, or the label of a test row where others have one; says where.
     """
     sides = [(list(enumerate(rows, 1)), where) for rows, where in _sources(task)]
     train, *test = [_parse(task, rows, where, labelled=False) for rows, where in sides]
     data = _both(task, _without_leakage(train, test[0]) if test else _split(task, train))
     rows, where = sides[-1]
-    tested = rows if test else [found for found, text in zip(rows, train.texts, strict=True) if _is_test(task, text)]
+    tested = rows if test else [found for found, row in zip(rows, train.rows, strict=True) if _is_test(task, row)]
     if all(row.get(task.label) is None for _, row in tested):
         return data
     return TaskData(data.train, _parse(task, tested, where))
@@ -187,30 +244,65 @@ def _sources(task: Task) -> list[tuple[Iterable[Any], str]]:
         names = [data.train_split, *([data.test_split] if data.test_split is not None else [])]
         return [(_hub_rows(task, name), f"{data.dataset}[{name}]") for name in names]
     if data.files is not None:
-        return [(_read_file(data.files["train"]), str(data.files["train"])), (_read_file(data.files["test"]), str(data.files["test"]))]
+        return [(_rows_of(task, path), str(path)) for path in (data.files["train"], data.files["test"])]
     path = packaged_rows(data.packaged) if data.packaged is not None else data.path
     assert path is not None
-    return [(_read_file(path), str(path))]
+    return [(_rows_of(task, path), str(path))]
+
+
+def _rows_of(task: Task, path: Path) -> Iterator[Any]:
+    """Rows of a file, or of a folder of images; where they name images by path, relative to it."""
+    if task.image is not None and path.is_dir():
+        for row in image_folder(path):
+            yield {**row, task.image: row["image"]}
+    elif task.image is not None and path.suffix.lower() == ".parquet":
+        yield from parquet_images(path, column=task.image)
+    elif task.image is None and task.candidates_are == "text":
+        yield from _read_file(path)
+    else:
+        for row in _read_file(path):
+            yield _beside(task, row, path.parent)
+
+
+def _beside(task: Task, row: Any, folder: Path) -> Any:
+    """The row with its images' paths made absolute."""
+    if not isinstance(row, dict):
+        return row
+    found = dict(row)
+    if task.image is not None and isinstance(row.get(task.image), str):
+        found[task.image] = folder / row[task.image]
+    if task.candidates_are == "image" and task.candidates is not None and isinstance(row.get(task.candidates), list):
+        found[task.candidates] = [folder / value if isinstance(value, str) else value for value in row[task.candidates]]
+    return found
 
 
 def _without_leakage(train: Split, test: Split) -> TaskData:
-    """Training rows whose text is also a test row are dropped."""
-    held = set(test.texts)
-    return TaskData(train.take(row for row, text in enumerate(train.texts) if text not in held), test)
+    """Training rows that are also test rows, the same text and the same picture, are dropped."""
+    held = {_content(row) for row in test.rows}
+    return TaskData(train.take(number for number, row in enumerate(train.rows) if _content(row) not in held), test)
+
+
+def _content(row: Input) -> tuple[str, ...]:
+    """All of a row that is not its place: text, picture, candidates."""
+    if isinstance(row, str):
+        return (row,)
+    picture = () if row.image is None else (picture_digest(row.image, where=row.where),)
+    return (row.text, *picture, *(part for one in row.candidates for part in ("candidate", *_content(one))))
 
 
 def _both(task: Task, data: TaskData) -> TaskData:
     for side, split in (("training", data.train), ("test", data.test)):
-        if not split.texts:
+        if not split.rows:
             raise TaskError(f"task {task.name!r}: no {side} rows are left after the split; give more rows or change test_fraction")
     return data
 
 
 def data_digest(split: Split) -> str:
-    """SHA-256 over texts and labels in order."""
+    """SHA-256 over texts, pictures, candidates and labels in order; where files lie is no part of it."""
     sha = hashlib.sha256()
-    for text, label in zip(split.texts, split.labels, strict=True):
-        sha.update(f"{label}\t{len(text)}\t{text}\n".encode())
+    for row, label in zip(split.rows, split.labels, strict=True):
+        sha.update(f"{label}".encode())
+        sha.update("".join(f"\t{len(part)}\t{part}" for part in _content(row)).encode() + b"\n")
     return "sha256:" + sha.hexdigest()
 
 
@@ -243,12 +335,12 @@ def hold_out(split: Split, *, fraction: float, seed: int) -> tuple[Split, Split 
     if min(len(rows) for rows in classes.values()) < 20:
         return split, None
     held = {row for rows in classes.values() for row in rows[: max(1, round(len(rows) * fraction))]}
-    everything = range(len(split.texts))
+    everything = range(len(split.rows))
     return split.take(row for row in everything if row not in held), split.take(sorted(held))
 
 
 def limit(split: Split, rows: int | None, *, seed: int) -> Split:
     """At most `rows` rows, drawn by the seed."""
-    if rows is None or rows >= len(split.texts):
+    if rows is None or rows >= len(split.rows):
         return split
-    return split.take(sorted(random.Random(seed).sample(range(len(split.texts)), rows)))
+    return split.take(sorted(random.Random(seed).sample(range(len(split.rows)), rows)))

@@ -1,4 +1,4 @@
-"""A task file: input template, label texts, data, split, metric."""
+"""A task file: what is asked, what the answer is chosen from, data, split, metric."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pidep.errors import TaskError, did_you_mean
 from pidep.tasks.sources import PACKAGED
@@ -40,26 +40,45 @@ class Data(BaseModel):
 
 
 class Task(BaseModel):
-    """A classification of texts against the texts of its labels."""
+    """Rows (a text, an image, or both), each answered by one of the labels' texts or by one of its own candidates."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     input: str = "{text}"
-    """Template over the columns of a row."""
+    """Template over the columns of a row; may be empty where there is an image."""
+    image: str | None = None
+    """Column of the image: a path (relative to the data file), encoded bytes, or Hugging Face's `{bytes, path}`."""
     label: str = "label"
-    """Column of the label's name."""
-    labels: dict[str, str] = Field(min_length=2)
+    """Column of the label's name; with `candidates`, of the right one's number from 0, or the right one itself."""
+    labels: dict[str, str] = Field(default_factory=dict)
     """Label name to the text it is scored by, in order."""
+    candidates: str | None = None
+    """Column of a list: what a row's answer is chosen from, where every row has its own choices. Instead of `labels`."""
+    candidates_are: Literal["text", "image"] = "text"
     data: Data
     test_fraction: float = Field(0.2, gt=0, lt=1)
     split_seed: int = 0
     metric: Literal["accuracy", "macro_f1"] = "accuracy"
     max_length: int = Field(48, ge=4)
 
+    @field_validator("labels")
+    @classmethod
+    def _two_labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        if len(labels) == 1:
+            raise ValueError("expected at least 2 labels")
+        return labels
+
+    @model_validator(mode="after")
+    def _one_kind_of_answer(self) -> Task:
+        given = [key for key in ("labels", "candidates") if getattr(self, key)]
+        if len(given) != 1:
+            raise ValueError(f"expected labels or candidates, one of them; found {' and '.join(given) or 'neither'}")
+        return self
+
     @property
     def columns(self) -> list[str]:
-        """Columns the input template names."""
+        """Text columns: those the input template names."""
         return [field for _, field, _, _ in string.Formatter().parse(self.input) if field]
 
 
@@ -101,11 +120,12 @@ def load_task(reference: str | Path) -> Task:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         found = "nothing" if first["type"] == "missing" else repr(first["input"])
-        raise TaskError(f"{path}: {key}: {first['msg']}, found {found[:120]}") from error
+        message = f"{path}: {key}: {first['msg']}" if key else f"{path}: {first['msg'].removeprefix('Value error, ')}"
+        raise TaskError(message if not key else f"{message}, found {found[:120]}") from error
     except ValueError as error:
         raise TaskError(f"{path}: input: {error}; expected a template such as '{{text}}'") from error
-    if not fields:
-        raise TaskError(f"{path}: input {task.input!r} names no column; expected a template such as '{{text}}'")
+    if not fields and task.image is None:
+        raise TaskError(f"{path}: input {task.input!r} names no column; expected a template such as '{{text}}', or an image column")
     return task.model_copy(update={"data": _beside(task.data, path.parent)})
 
 

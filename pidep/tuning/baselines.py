@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pidep.backbones.row import Input
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, write_expert
 from pidep.experts.kinds import kind_named
@@ -122,8 +123,8 @@ class Cell:
 class Predictor:
     """A trained or merged model."""
 
-    logits: Callable[[Sequence[str]], Tensor]
-    """Texts to `[N, C]`."""
+    logits: Callable[[Sequence[Input]], Tensor]
+    """Rows to `[N, C]`."""
     details: dict[str, Any] = field(default_factory=dict)
     key: str | None = None
     """Predictors of one cell with the same key give the same logits, so that one of them is run."""
@@ -153,7 +154,7 @@ def train_expert(
         label_embeddings=scorer.label_embeddings.numpy(),
         logit_scale=scorer.logit_scale,
         max_length=scorer.max_length,
-        provenance={"train": data_digest(train), "rows": len(train.texts), "seed": seed},
+        provenance={"train": data_digest(train), "rows": len(train.rows), "seed": seed},
     )
     return expert, report
 
@@ -185,7 +186,7 @@ def _biases(model: nn.Module, sites: Sequence[str]) -> tuple[str, ...]:
 
 def full_fine_tuning(cell: Cell, *, learning_rate: float, steps: int | None = None) -> Predictor:
     """Every weight of the backbone, on a copy; the label texts stay where the bare backbone put them, as for all methods."""
-    encoder = replace(cell.scorer.backbone, model=copy.deepcopy(cell.scorer.backbone.model))  # a new encoder has no layer cache
+    encoder = cell.scorer.backbone.around(copy.deepcopy(cell.scorer.backbone.model))  # a new encoder has no layer cache
     scorer = replace(cell.scorer, backbone=encoder)
     whole = _Whole(encoder.model)
     schedule = cell.recipe.schedule(f"{cell.task.name}: full fine-tuning", cell.seed)
@@ -230,10 +231,10 @@ def merged_by_peft(cell: Cell, *, combination: Literal["linear", "svd", "cat"]) 
     # the reduced SVD gives the same leading vectors as the full one, at a fraction of the time
     model.add_weighted_adapter(names, [1 / count] * count, combination, combination_type=combination, svd_full_matrices=False)
 
-    def logits(texts: Sequence[str]) -> Tensor:
+    def logits(rows: Sequence[Input]) -> Tensor:
         model.set_adapter(combination)
         with _layers_of(model, cell.own.sites, cell.scorer.backbone.model):
-            return predict_logits(cell.scorer, texts)
+            return predict_logits(cell.scorer, rows)
 
     return Predictor(logits, {"rank": int(model.peft_config[combination].r)})
 
@@ -275,14 +276,14 @@ def lorahub(cell: Cell, *, budget: int, max_rows: int) -> Predictor:
     labels = torch.tensor(rows.labels)
 
     def loss(weights: Any) -> float:
-        logits = predict_logits(cell.scorer, rows.texts, _factors_summed(cell.experts, weights))
+        logits = predict_logits(cell.scorer, rows.rows, _factors_summed(cell.experts, weights))
         return float(nn.functional.cross_entropy(logits, labels)) + _LORAHUB_L1 * float(np.abs(weights).mean())
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the optimizer NGOpt picks, about a tolerance NGOpt itself gave it
         weights = optimizer.minimize(loss).value
     found = _factors_summed(cell.experts, weights)
-    return cell.of(found, weights=[float(weight) for weight in weights], loss=loss(weights), rows=len(rows.texts), optimizer=optimizer.name)
+    return cell.of(found, weights=[float(weight) for weight in weights], loss=loss(weights), rows=len(rows.rows), optimizer=optimizer.name)
 
 
 def _nevergrad(num_weights: int, *, budget: int, seed: int) -> Any:

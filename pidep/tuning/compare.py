@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pidep.atomic_write import write_json
-from pidep.backbones.encoder import Encoder, load_backbone
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.load import load_backbone
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, write_expert
 from pidep.similarity.compare import Embedding, most_similar
@@ -59,7 +60,7 @@ def compare(
     prepare: bool = False,
     overwrite: bool = False,
     redo: Sequence[Method] = (),
-    backbone: Encoder | None = None,
+    backbone: Backbone | None = None,
     on_cell: OnCell | None = None,
 ) -> CompareResult:
     """Measure what is not measured yet; write the cells, and the summary once none is missing.
@@ -193,10 +194,10 @@ class _Run:
             if helper is not None and helper.expert.provenance.get("settings") == self.grid.expert_settings(key):
                 return helper.expert, helper.embedding, dict(helper.expert.provenance["cost"])
         with _clock() as cost:
-            recipe = self.grid.recipe(key, num_rows=len(train.texts))
+            recipe = self.grid.recipe(key, num_rows=len(train.rows))
             expert, report = train_expert(target.scorer, target.task, recipe, train, validation, seed=key.seed)
             sample = limit(train, self.grid.config.fisher_samples, seed=key.seed)
-            embedding = diagonal_fisher(self.grid.backbone, expert, sample.texts, sample.labels)
+            embedding = diagonal_fisher(self.grid.backbone, expert, sample.rows, sample.labels)
         return expert, embedding, {**cost, "steps": report.steps, "best_step": report.best_step}
 
     def train_helper(self, key: Key) -> None:
@@ -223,7 +224,7 @@ class _Run:
         cell = Cell(
             scorer=target.scorer,
             task=target.task,
-            recipe=self.grid.recipe(key, num_rows=len(train.texts)),
+            recipe=self.grid.recipe(key, num_rows=len(train.rows)),
             own=own,
             helpers=tuple(pool[found.name].expert for found in near),
             similarities=tuple(found.similarity for found in near),
@@ -239,9 +240,9 @@ class _Run:
         facts = {
             **key._asdict(),
             "metric": target.task.metric,
-            "train_rows": len(train.texts),
-            "validation_rows": 0 if validation is None else len(validation.texts),
-            "test_rows": len(target.data.test.texts),
+            "train_rows": len(train.rows),
+            "validation_rows": 0 if validation is None else len(validation.rows),
+            "test_rows": len(target.data.test.rows),
             "helpers": [{"task": one.name, "similarity": one.similarity, "digest": pool[one.name].expert.digest} for one in near],
             "own": {"digest": own.digest, **cost},
         }
@@ -264,7 +265,7 @@ class _Run:
 
 def _score(target: Target, predictor: Predictor) -> float:
     test = target.data.test
-    return score(target.task.metric, test.labels, predictor.logits(test.texts).argmax(1).tolist())
+    return score(target.task.metric, test.labels, predictor.logits(test.rows).argmax(1).tolist())
 
 
 @contextmanager

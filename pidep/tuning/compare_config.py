@@ -48,7 +48,7 @@ class CompareConfig(BaseModel):
     rate: float | None = Field(
         None,
         gt=0,
-        description="Peak learning rate at few shots, as a share of the kind's own; half below 128 rows and all of it from there when absent.",
+        description="Peak learning rate at few shots, as a share of the kind's own; half below 128 rows, else all, when absent.",
     )
     full_steps: int = Field(200, ge=1, description="Training steps on full data, at most.")
     full_batch_size: int = Field(32, ge=1, description="Texts a step on full data.")

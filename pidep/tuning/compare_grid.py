@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pidep.backbones.encoder import Encoder
+from pidep.backbones.backbone import Backbone
 from pidep.backbones.layer_cache import layers_below
 from pidep.errors import TaskError, UsageError, did_you_mean
 from pidep.experts.mixture import find_sites
@@ -105,7 +105,7 @@ class Grid:
         TaskError, ExpertError, UsageError: tasks, shots or sites that are not there.
     """
 
-    def __init__(self, config: CompareConfig, backbone: Encoder) -> None:
+    def __init__(self, config: CompareConfig, backbone: Backbone) -> None:
         self.config, self.backbone = config, backbone
         self.sites: dict[str, tuple[str, ...]] = {kind: tuple(find_sites(backbone.model, config.sites, kind=kind)) for kind in config.kinds}
         self.targets: dict[str, Target] = {}
@@ -148,7 +148,7 @@ class Grid:
         data = self.targets[key.task].data.train
         if key.shots is not None:
             return few_shot(data, shots=key.shots, seed=key.seed), None
-        return hold_out(data, fraction=min(0.1, self.config.validation_rows / len(data.texts)), seed=key.seed)
+        return hold_out(data, fraction=min(0.1, self.config.validation_rows / len(data.rows)), seed=key.seed)
 
     def recipe(self, key: Key, *, num_rows: int) -> Recipe:
         """How a cell's own expert is trained."""
@@ -172,7 +172,7 @@ class Grid:
         """SHA-256 over all that a cell's own expert and its task's embedding depend on."""
         train, validation = self.rows(key)
         target = self.targets[key.task]
-        recipe = self.recipe(key, num_rows=len(train.texts))
+        recipe = self.recipe(key, num_rows=len(train.rows))
         return _sha(
             {
                 "format": FORMAT,
@@ -214,7 +214,7 @@ class Grid:
         return {helper: self.expert_settings(helper) for helper in self.helpers(self.config.kinds)}
 
 
-def _target(task: Task, config: CompareConfig, backbone: Encoder) -> Target:
+def _target(task: Task, config: CompareConfig, backbone: Backbone) -> Target:
     data = load_data(task)
     train, test = limit(data.train, config.train_limit, seed=0), limit(data.test, config.test_limit, seed=0)
     missing = set(range(len(task.labels))) - set(train.labels)

@@ -237,7 +237,7 @@ def _learn(
 
 
 def _row_logits(scorer: Scorer, mixture: Mixture, rows: Split) -> Tensor:
-    return predict_logits(scorer, rows.texts, mixture)
+    return predict_logits(scorer, rows.rows, mixture)
 
 
 def _row_losses(scorer: Scorer, mixture: Mixture, rows: Split, temperature: float) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pidep.backbones.encoder import Encoder
+from pidep.backbones.backbone import Backbone
 from pidep.errors import TaskError
 from pidep.experts.folder import Expert, check_name
 from pidep.experts.kinds import kind_named
@@ -84,14 +84,16 @@ class Job:
         )
 
 
-def label_embeddings(backbone: Encoder, task: Task) -> torch.Tensor:
-    """`[C, D]`: the bare backbone's reading of the label texts; they stay fixed, whatever the expert."""
+def label_embeddings(backbone: Backbone, task: Task) -> torch.Tensor:
+    """`[C, D]`: the bare backbone's reading of the label texts; they stay fixed, whatever the expert. None for a task of candidates."""
+    if not task.labels:
+        return torch.zeros(0, backbone.hidden_size)
     return backbone.encode(list(task.labels.values()), max_length=backbone.max_positions)
 
 
 def evaluate(scorer: Scorer, split: Split, metric: str, mixture: Mixture | None = None) -> float:
     """The metric of a mixture (or the bare backbone) on a split."""
-    predictions = predict_logits(scorer, split.texts, mixture).argmax(1).tolist()
+    predictions = predict_logits(scorer, split.rows, mixture).argmax(1).tolist()
     return score(metric, split.labels, predictions)
 
 
@@ -110,7 +112,7 @@ def _rows(task: Task, config: TuneConfig, data: TaskData) -> tuple[Split, Split 
     return train, validation
 
 
-def prepare(config: TuneConfig, backbone: Encoder, out: Path) -> Job:
+def prepare(config: TuneConfig, backbone: Backbone, out: Path) -> Job:
     """Read the task and its rows, embed its labels, find the sites.
 
     Raises:

@@ -82,15 +82,15 @@ def walk(
         ExpertError: the experts are of different kinds or sites, or do not fit the backbone.
         UsageError: fewer than three points, or no rows.
     """
-    if num_points < 3 or not rows.texts:
-        raise UsageError(f"path: needs three points and a row, found {num_points} and {len(rows.texts)}")
+    if num_points < 3 or not rows.rows:
+        raise UsageError(f"path: needs three points and a row, found {num_points} and {len(rows.rows)}")
     mixture = Mixture.of([start, end], per="global")
     labels = torch.tensor(rows.labels)
     points = []
     for number in range(num_points):
         t = number / (num_points - 1)
         _go_to(mixture, t)
-        logits = predict_logits(scorer, rows.texts, mixture)
+        logits = predict_logits(scorer, rows.rows, mixture)
         loss = float(nn.functional.cross_entropy(logits, labels))
         points.append(PathPoint(t, loss, score(metric, rows.labels, logits.argmax(1).tolist())))
         if on_point is not None:

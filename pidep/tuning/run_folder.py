@@ -94,7 +94,7 @@ def write_run(job: Job, result: TuneResult, mixed: Mixed, reports: Mapping[str, 
     write_json(out / "task.json", job.task.model_dump(mode="json"))
     write_json(out / "alpha.json", mixed.to_json())
     write_json(out / "similarity.json", {near.name: near.similarity for near in result.neighbours})
-    write_json(out / "metrics.json", {"metric": result.metric, "test_rows": len(job.data.test.texts), **result.metrics})
+    write_json(out / "metrics.json", {"metric": result.metric, "test_rows": len(job.data.test.rows), **result.metrics})
     write_json(out / "provenance.json", _provenance(job, result, reports, seconds))
     write_json(out / "result.json", result.to_json())
 
@@ -104,7 +104,7 @@ def _provenance(job: Job, result: TuneResult, reports: Mapping[str, TrainReport]
     parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
     return {
         "backbone": {"name": backbone.name, "digest": backbone.digest, "parameters": parameters},
-        "data": {"train": data_digest(job.train), "test": data_digest(job.data.test), "train_rows": len(job.train.texts)},
+        "data": {"train": data_digest(job.train), "test": data_digest(job.data.test), "train_rows": len(job.train.rows)},
         "phases": {
             phase: {
                 "steps": report.steps,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from pidep.backbones.encoder import Encoder
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.choices import Choices
+from pidep.backbones.row import Input, size_key
 from pidep.errors import PidepError
 from pidep.experts.mixture import Mixture, attached
 from pidep.tasks.data import Split
@@ -39,16 +42,25 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores texts against the texts of a task's labels."""
+    """Scores rows against the texts of a task's labels, or against their own candidates."""
 
-    backbone: Encoder
-    label_embeddings: Tensor  # [C, D] fp32, unit rows
+    backbone: Backbone
+    label_embeddings: Tensor  # [C, D] fp32, unit rows; no rows where a task has candidates instead
     logit_scale: float
     max_length: int
 
-    def logits(self, texts: Sequence[str]) -> Tensor:
+    @cached_property
+    def choices(self) -> Choices:
+        """What rows are scored against."""
+        return Choices(self.backbone, self.label_embeddings)
+
+    def logits(self, rows: Sequence[Input]) -> Tensor:
         """`[B, C]`, with gradients to whatever is attached."""
-        return self.logit_scale * self.backbone.embed(texts, max_length=self.max_length) @ self.label_embeddings.T
+        return self.logit_scale * self.choices.cosines(self.backbone.embed(rows, max_length=self.max_length), rows)
+
+    def encoded_logits(self, rows: Sequence[Input]) -> Tensor:
+        """`[N, C]` without gradients, for any number of rows."""
+        return self.logit_scale * self.choices.cosines(self.backbone.encode(rows, max_length=self.max_length), rows)
 
 
 @dataclass(frozen=True)
@@ -69,23 +81,23 @@ def few_shot_share(rows: int) -> float:
     return 0.5 if rows < 128 else 1.0
 
 
-def predict_logits(scorer: Scorer, texts: Sequence[str], mixture: Mixture | None = None) -> Tensor:
+def predict_logits(scorer: Scorer, rows: Sequence[Input], mixture: Mixture | None = None) -> Tensor:
     """`[N, C]` logits of a mixture, or of the bare backbone."""
+    scorer.choices.learn(rows)
     with attached(scorer.backbone.model, mixture):
-        embeddings = scorer.backbone.encode(texts, max_length=scorer.max_length)
-    return scorer.logit_scale * embeddings @ scorer.label_embeddings.T
+        return scorer.encoded_logits(rows)
 
 
 def _batches(split: Split, *, batch_size: int, seed: int, start: int) -> Iterator[list[int]]:
     """Endless shuffled batches of rows alike in length; batch number `start` is the same however one gets there."""
-    per_epoch = max(1, math.ceil(len(split.texts) / batch_size))
+    per_epoch = max(1, math.ceil(len(split.rows) / batch_size))
     step = start
     while True:
         epoch, within = divmod(step, per_epoch)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(split.texts), generator=generator).tolist()
+        order = torch.randperm(len(split.rows), generator=generator).tolist()
         window = batch_size * 8
-        grouped = [sorted(order[at : at + window], key=lambda row: len(split.texts[row])) for at in range(0, len(order), window)]
+        grouped = [sorted(order[at : at + window], key=lambda row: size_key(split.rows[row])) for at in range(0, len(order), window)]
         flat = [row for group in grouped for row in group]
         batches = [flat[at : at + batch_size] for at in range(0, len(flat), batch_size)]
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
@@ -101,9 +113,7 @@ def _rate(step: int, schedule: Schedule) -> float:
 
 
 def _validation_loss(scorer: Scorer, validation: Split) -> float:
-    embeddings = scorer.backbone.encode(validation.texts, max_length=scorer.max_length)
-    logits = scorer.logit_scale * embeddings @ scorer.label_embeddings.T
-    return float(nn.functional.cross_entropy(logits, torch.tensor(validation.labels)))
+    return float(nn.functional.cross_entropy(scorer.encoded_logits(validation.rows), torch.tensor(validation.labels)))
 
 
 def fit(
@@ -139,6 +149,8 @@ def fit(
         if found is not None:
             progress, current, best = found
             mixture.load_state_dict(current)
+    for split in (train, validation):
+        scorer.choices.learn([] if split is None else split.rows)
     with attached(scorer.backbone.model, mixture):
         batches = _batches(train, batch_size=schedule.batch_size, seed=schedule.seed, start=progress.step)
         while progress.step < schedule.steps and not progress.finished:
@@ -179,7 +191,7 @@ def _step(
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * rate
-    logits = scorer.logits([train.texts[row] for row in rows])
+    logits = scorer.logits([train.rows[row] for row in rows])
     loss = nn.functional.cross_entropy(logits, torch.tensor([train.labels[row] for row in rows]))
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]

@@ -11,7 +11,8 @@ import torch
 
 from pidep import __version__
 from pidep.atomic_write import check_place
-from pidep.backbones.encoder import Encoder, load_backbone
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.load import load_backbone
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, check_expert_place, write_expert
 from pidep.experts.mixture import Mixture, fresh
@@ -53,7 +54,7 @@ def _own_expert(job: Job, *, resume: bool, on_step: OnStep | None) -> tuple[Expe
     sites, report = _train_expert(job, job.train, job.validation, checkpoint=checkpoint, resume=resume, on_step=on_step)
     provenance = {
         "train": data_digest(job.train),
-        "rows": len(job.train.texts),
+        "rows": len(job.train.rows),
         "seed": job.config.seed,
         "fisher": job.config.fisher,
         "pidep": __version__,
@@ -105,14 +106,14 @@ def _missing_helpers(config: TuneConfig) -> dict[str, str]:
     return {name: task for name, task in named.items() if config.pool and not (config.pool / name / "expert.json").is_file()}
 
 
-def _train_helper(config: TuneConfig, name: str, task: str, backbone: Encoder, *, resume: bool, on_step: OnStep | None) -> None:
+def _train_helper(config: TuneConfig, name: str, task: str, backbone: Backbone, *, resume: bool, on_step: OnStep | None) -> None:
     assert config.pool is not None
     update: dict[str, Any] = {"task": task, "name": None, "helpers": [], "add_to_pool": True, **_ON_FULL_DATA}
     tune(config.model_copy(update=update), config.pool / ".runs" / name, resume=resume, backbone=backbone, on_step=on_step)
 
 
 def tune(
-    config: TuneConfig, out: Path, *, resume: bool = False, backbone: Encoder | None = None, on_step: OnStep | None = None
+    config: TuneConfig, out: Path, *, resume: bool = False, backbone: Backbone | None = None, on_step: OnStep | None = None
 ) -> TuneResult:
     """Train, predict, interpolate, evaluate; write `out` and (unless few-shot) the pool.
 
@@ -162,7 +163,7 @@ def _learn(job: Job, pool: Helpers, started: float, *, resume: bool, on_step: On
     sample = limit(job.train, config.fisher_samples, seed=config.seed)
     cache = job.out / "checkpoint" / "fisher"
     digest = data_digest(sample)
-    embedding = cached_fisher(cache, job.scorer.backbone, own, sample.texts, sample.labels, data_digest=digest, kind=config.fisher)
+    embedding = cached_fisher(cache, job.scorer.backbone, own, sample.rows, sample.labels, data_digest=digest, kind=config.fisher)
     neighbours = pool.nearest(embedding, top_k=config.top_k)
     laps.lap("predict")
     metrics = {"backbone": tested(None), "own_expert": tested(Mixture.of([own]))}

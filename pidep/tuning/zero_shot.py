@@ -58,7 +58,7 @@ def mix(job: Job, pool: Helpers, started: float) -> TuneResult:
     if not entries:
         raise ExpertError(f"{config.pool}: no expert of another task to mix; train some with pidep tune --pool")
     sample = limit(job.train, config.fisher_samples, seed=config.seed)
-    neighbours = without_labels(job.scorer.backbone, entries, sample.texts, seed=config.seed)[: config.top_k]
+    neighbours = without_labels(job.scorer.backbone, entries, sample.rows, seed=config.seed)[: config.top_k]
     laps.lap("predict")
     helpers = [entries[near.name].expert for near in neighbours]
     mixture = _weighted(helpers, neighbours, temperature=config.temperature)
@@ -97,7 +97,7 @@ def _provenance(job: Job, helpers: Sequence[Expert], mixed: Mixed) -> dict[str, 
     alpha = next(iter(mixed.alphas.values()))
     return {
         "train": data_digest(job.train),
-        "rows": len(job.train.texts),
+        "rows": len(job.train.rows),
         "seed": job.config.seed,
         "pidep": __version__,
         "mixture_of": {name: helper.digest for name, helper in zip(mixed.experts, helpers, strict=True)},

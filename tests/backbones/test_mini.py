@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from pidep.backbones.connector import Connector
 from pidep.backbones.images import Preprocess
-from pidep.backbones.mini import Mini, Row, load_mini
+from pidep.backbones.mini import Mini, load_mini
+from pidep.backbones.row import Row
 from pidep.errors import BackboneError, ImageError
 from pidep.experts.kinds import KINDS
 from pidep.experts.mixture import Mixture, attached, find_sites, fresh
@@ -101,14 +102,14 @@ def test_training_and_serving_see_the_same_pixels_whatever_the_source(mini: Mini
 
 def test_some_of_an_images_places_are_where_they_were(mini: Mini) -> None:
     batch = mini.prepare([Row(image=picture(0))], max_length=LENGTH)
-    tokens, places = mini.visual(batch.pixels), torch.tensor([3, 1])
-    words = (batch.input_ids, batch.attention_mask)
-    every = mini.fused(*words, tokens, batch.image_rows, places=torch.arange(4))
-    torch.testing.assert_close(every, mini.forward(batch))
-    some = mini.fused(*words, tokens[:, places], batch.image_rows, places=places)
-    turned = mini.fused(*words, tokens[:, [1, 3]], batch.image_rows, places=torch.tensor([1, 3]))
+    tokens, mask, places = batch["visual"], batch["visual_mask"], torch.tensor([3, 1])
+    words = (batch["input_ids"], batch["attention_mask"])
+    every = mini.forward(*words, tokens, mask, places=torch.arange(4))
+    torch.testing.assert_close(every, mini.forward(**batch))
+    some = mini.forward(*words, tokens[:, places], mask[:, :2], places=places)
+    turned = mini.forward(*words, tokens[:, [1, 3]], mask[:, :2], places=torch.tensor([1, 3]))
     torch.testing.assert_close(some, turned)
-    assert (some - mini.fused(*words, tokens[:, places], batch.image_rows)).abs().max() > 1e-4
+    assert (some - mini.forward(*words, tokens[:, places], mask[:, :2])).abs().max() > 1e-4
 
 
 def test_nothing_to_encode(mini: Mini) -> None:

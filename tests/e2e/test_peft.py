@@ -171,7 +171,8 @@ def test_virtual_tokens_of_peft_are_taken_over(tiny_folder: Path, task_file: Pat
     from peft import PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
     from transformers import AutoModel
 
-    from pidep.backbones.encoder import load_backbone, pool
+    from pidep.backbones.encoder import pool
+    from pidep.backbones.load import load_backbone
     from pidep.experts.mixture import Mixture, attached
     from pidep.tuning.adopt import adopt
 

@@ -26,7 +26,7 @@ ROWS = Split(["the film was good", "awful", "a very bad film", "great film"], [1
 
 @pytest.fixture(scope="module")
 def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
-    from pidep.backbones.encoder import load_backbone
+    from pidep.backbones.load import load_backbone
 
     backbone = load_backbone(str(tiny_folder))
     repo = tmp_path_factory.mktemp("served") / "model_repo"
@@ -43,7 +43,7 @@ def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_mixed_batch_equals_its_rows_alone(served, protocol) -> None:
     server, _, experts, _ = served
-    rows = [Request(text, name) for text, name in zip(ROWS.texts, ("film", "book", "book", "film"), strict=True)]
+    rows = [Request(text, name) for text, name in zip(ROWS.rows, ("film", "book", "book", "film"), strict=True)]
     with Client(server.grpc_url if protocol == "grpc" else server.http_url, protocol=protocol) as client:
         together = client.infer(rows)
         for row, mixed in zip(rows, together, strict=True):
@@ -56,7 +56,7 @@ def test_a_mixed_batch_equals_its_rows_alone(served, protocol) -> None:
 def test_merged_and_bank_agree(served) -> None:
     server, _, _, _ = served
     with Client(server.grpc_url) as bank, Client(server.grpc_url, model="film") as merged:
-        for text in ROWS.texts:
+        for text in ROWS.rows:
             (first,), (second,) = bank.infer([Request(text, "film")]), merged.infer([Request(text, "")])
             assert first.digest == second.digest
             np.testing.assert_allclose(list(first.scores.values()), list(second.scores.values()), atol=1e-5, rtol=0)

@@ -77,7 +77,7 @@ def torch_scores(backbone: Any, expert: Any, texts: list[str], *, bare: bool = F
 
 @pytest.fixture(scope="module")
 def backbone(tiny_folder: Path) -> Any:
-    from pidep.backbones.encoder import load_backbone
+    from pidep.backbones.load import load_backbone
 
     return load_backbone(str(tiny_folder))
 
@@ -123,7 +123,7 @@ def test_parity_is_recorded_for_every_expert(bank: Any) -> None:
     assert record["parity"] == {name: parity.to_json() for name, parity in exported.parity.items()}
     assert list(record["parity"]) == ["film", "book"]
     for parity in exported.parity.values():
-        assert (parity.rows, parity.argmax_flips) == (len(ROWS.texts), 0)
+        assert (parity.rows, parity.argmax_flips) == (len(ROWS.rows), 0)
         assert 0 < parity.max_abs < 1e-4
         assert parity.metric_torch == parity.metric_exported
 
@@ -133,8 +133,8 @@ def test_the_bank_equals_pytorch(bank: Any, backbone: Any) -> None:
     compiled = Bank(exported.folder / "1")
     generation = compiled.build(experts)
     for name, expert in experts.items():
-        found = [answer.scores for answer in compiled.run(generation, ROWS.texts, [name] * len(ROWS.texts))]
-        np.testing.assert_allclose(found, torch_scores(backbone, expert, ROWS.texts), atol=1e-5, rtol=0)
+        found = [answer.scores for answer in compiled.run(generation, ROWS.rows, [name] * len(ROWS.rows))]
+        np.testing.assert_allclose(found, torch_scores(backbone, expert, ROWS.rows), atol=1e-5, rtol=0)
 
 
 # Merged models.
@@ -164,11 +164,11 @@ def noisy(backbone: Any, kind: str) -> Any:
 def test_a_merged_model_equals_pytorch(backbone: Any, tmp_path: Path, kind: str, platform: Any) -> None:
     expert = noisy(backbone, kind)
     exported = export_merged(Source(expert, TASK, ROWS), tmp_path / "repo", load_recipe("merged-onnx-fp32"), platform=platform)
-    want = torch_scores(backbone, expert, ROWS.texts)
-    assert np.abs(want - torch_scores(backbone, expert, ROWS.texts, bare=True)).max() > 1e-3, "the expert does nothing"
+    want = torch_scores(backbone, expert, ROWS.rows)
+    assert np.abs(want - torch_scores(backbone, expert, ROWS.rows, bare=True)).max() > 1e-3, "the expert does nothing"
     merged = Merged(exported.folder / "1")
-    together = [answer.scores for answer in merged.run(ROWS.texts)]
-    alone = [merged.run([text])[0].scores for text in ROWS.texts]
+    together = [answer.scores for answer in merged.run(ROWS.rows)]
+    alone = [merged.run([text])[0].scores for text in ROWS.rows]
     np.testing.assert_allclose(together, want, atol=1e-5, rtol=0)
     np.testing.assert_allclose(alone, want, atol=1e-5, rtol=0)
     assert merged.digest == expert.digest
@@ -233,7 +233,7 @@ def test_a_run_is_exported_from_any_folder(backbone: Any, task_file: Path, monke
     run = write_run(Path("run").absolute(), make_expert(backbone), Path("film.yaml"))
     (task_file.parent / "elsewhere").mkdir()
     monkeypatch.chdir(task_file.parent / "elsewhere")
-    assert len(read_source(run, rows=4).rows.texts) == 4
+    assert len(read_source(run, rows=4).rows.rows) == 4
 
 
 @pytest.mark.parametrize("name", ["bank-onnx-fp32", "merged-onnx-fp32"])

@@ -25,7 +25,7 @@ TEXTS = ["the film was good", "awful", "a very bad film was the great film", "gr
 def bank_folder(tiny_folder, tmp_path_factory) -> Path:
     from dataclasses import asdict
 
-    from pidep.backbones.encoder import load_backbone
+    from pidep.backbones.load import load_backbone
 
     backbone = load_backbone(str(tiny_folder))
     folder = tmp_path_factory.mktemp("repo") / "pidep_bank" / "1"

@@ -129,13 +129,13 @@ def test_the_backbone_is_left_as_it_was(tiny) -> None:
 
 def test_what_cannot_be_done_is_refused(tiny) -> None:
     expert = random_expert(tiny, "lora")
-    with pytest.raises(UsageError, match="needs a label for each of 5 texts, found none; use 'true'"):
+    with pytest.raises(UsageError, match="needs a label for each of 5 rows, found none; use 'true'"):
         diagonal_fisher(tiny, expert, TEXTS)
-    with pytest.raises(UsageError, match="needs a label for each of 5 texts, found 2"):
+    with pytest.raises(UsageError, match="needs a label for each of 5 rows, found 2"):
         diagonal_fisher(tiny, expert, TEXTS, [0, 1], kind="batch_squared")
     with pytest.raises(UsageError, match="labels run from 0 to 1, found 0 to 2"):
         diagonal_fisher(tiny, expert, TEXTS, [0, 1, 2, 0, 1])
-    with pytest.raises(UsageError, match="needs at least one text"):
+    with pytest.raises(UsageError, match="needs at least one row"):
         diagonal_fisher(tiny, expert, [], [])
     with pytest.raises(UsageError, match=r"Fisher kind 'emprical': .* \(did you mean 'empirical'\?\)"):
         diagonal_fisher(tiny, expert, TEXTS, LABELS, kind="emprical")  # type: ignore[arg-type]

@@ -50,16 +50,16 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
         parquet(tmp_path / "a.parquet"),
     ]
     loaded = [load_data(task(data={"path": file})) for file in files]
-    assert len(loaded[0].train.texts) + len(loaded[0].test.texts) == 60
+    assert len(loaded[0].train.rows) + len(loaded[0].test.rows) == 60
     assert all(data == loaded[0] for data in loaded)
     first = loaded[0].train
-    assert all(label == int(text.split()[1]) % 2 for text, label in zip(first.texts, first.labels, strict=True))
+    assert all(label == int(text.split()[1]) % 2 for text, label in zip(first.rows, first.labels, strict=True))
 
 
 def test_template_joins_columns(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"a": f"x{n}", "b": f"y{n}", "mood": "sad"} for n in range(20)])
     data = load_data(task(input="{a} then {b}", data={"path": path}))
-    assert set(data.train.texts + data.test.texts) == {f"x{n} then y{n}" for n in range(20)}
+    assert set(data.train.rows + data.test.rows) == {f"x{n} then y{n}" for n in range(20)}
 
 
 @pytest.mark.parametrize(
@@ -116,22 +116,22 @@ def test_no_text_on_both_sides(tmp_path_factory: pytest.TempPathFactory, texts: 
         data = load_data(task(data={"path": path}, split_seed=seed, test_fraction=0.5))
     except TaskError:
         return  # all texts fell on one side
-    assert not set(data.train.texts) & set(data.test.texts)
-    assert set(data.train.texts) | set(data.test.texts) == {text.strip() for text in texts}
+    assert not set(data.train.rows) & set(data.test.rows)
+    assert set(data.train.rows) | set(data.test.rows) == {text.strip() for text in texts}
 
 
 def test_separate_files_do_not_leak(tmp_path: Path) -> None:
     train, test = jsonl(tmp_path / "train.jsonl", ROWS), jsonl(tmp_path / "test.jsonl", ROWS[:7])
     data = load_data(task(data={"files": {"train": train, "test": test}}))
-    assert (len(data.train.texts), len(data.test.texts)) == (53, 7)
+    assert (len(data.train.rows), len(data.test.rows)) == (53, 7)
 
 
 def test_the_split_depends_on_text_and_seed_only(tmp_path: Path) -> None:
     forward = load_data(task(data={"path": jsonl(tmp_path / "a.jsonl", ROWS)}))
     backward = load_data(task(data={"path": jsonl(tmp_path / "b.jsonl", ROWS[::-1])}))
     other = load_data(task(data={"path": tmp_path / "a.jsonl"}, split_seed=1))
-    assert set(forward.test.texts) == set(backward.test.texts) != set(other.test.texts)
-    assert 4 <= len(forward.test.texts) <= 22, "about a fifth of 60"
+    assert set(forward.test.rows) == set(backward.test.rows) != set(other.test.rows)
+    assert 4 <= len(forward.test.rows) <= 22, "about a fifth of 60"
 
 
 def numbered(*counts: int) -> Split:
@@ -143,12 +143,12 @@ def numbered(*counts: int) -> Split:
 def test_few_shot_is_exact(shots: int, seed: int) -> None:
     drawn = few_shot(numbered(8, 30, 11), shots=shots, seed=seed)
     assert [drawn.labels.count(label) for label in range(3)] == [shots] * 3
-    assert len(set(drawn.texts)) == 3 * shots
+    assert len(set(drawn.rows)) == 3 * shots
     assert drawn == few_shot(numbered(8, 30, 11), shots=shots, seed=seed)
 
 
 def test_few_shot_draws_by_seed() -> None:
-    draws = {tuple(few_shot(numbered(50, 50), shots=4, seed=seed).texts) for seed in range(5)}
+    draws = {tuple(few_shot(numbered(50, 50), shots=4, seed=seed).rows) for seed in range(5)}
     assert len(draws) == 5
 
 
@@ -162,7 +162,7 @@ def test_hold_out_is_stratified_and_complete(counts: tuple[int, int], fraction: 
     whole = numbered(*counts)
     train, validation = hold_out(whole, fraction=fraction, seed=seed)
     assert validation is not None
-    assert sorted(train.texts + validation.texts) == sorted(whole.texts)
+    assert sorted(train.rows + validation.rows) == sorted(whole.rows)
     for label, count in enumerate(counts):
         assert validation.labels.count(label) == max(1, round(count * fraction))
 
@@ -175,7 +175,7 @@ def test_hold_out_leaves_few_rows_alone() -> None:
 def test_limit() -> None:
     whole = numbered(20, 20)
     assert limit(whole, None, seed=0) == limit(whole, 40, seed=0) == whole
-    assert len(set(limit(whole, 7, seed=0).texts)) == 7
+    assert len(set(limit(whole, 7, seed=0).rows)) == 7
     assert limit(whole, 7, seed=0) != limit(whole, 7, seed=1)
 
 

@@ -53,8 +53,8 @@ def test_csv_and_jsonl_read_the_same(task_file: Path) -> None:
 
 def test_no_text_is_on_both_sides(task_file: Path) -> None:
     data = load_data(load_task(task_file))
-    assert data.test.texts
-    assert not set(data.train.texts) & set(data.test.texts)
+    assert data.test.rows
+    assert not set(data.train.rows) & set(data.test.rows)
 
 
 @given(st.lists(st.integers(0, 2), min_size=30, max_size=90), st.integers(1, 4), st.integers(0, 5))
@@ -66,13 +66,13 @@ def test_few_shot_takes_exactly_that_many(labels: list[int], shots: int, seed: i
         return
     taken = few_shot(split, shots=shots, seed=seed)
     assert all(taken.labels.count(label) == shots for label in set(labels))
-    assert len(set(taken.texts)) == len(taken.texts)
+    assert len(set(taken.rows)) == len(taken.rows)
 
 
 @given(st.lists(st.integers(0, 1), min_size=4, max_size=120))
 def test_held_back_rows_are_never_trained_on(labels: list[int]) -> None:
     split = Split([str(index) for index in range(len(labels))], labels)
     train, validation = hold_out(split, fraction=0.1, seed=0)
-    held = set(validation.texts) if validation else set()
-    assert not held & set(train.texts)
-    assert held | set(train.texts) == set(split.texts)
+    held = set(validation.rows) if validation else set()
+    assert not held & set(train.rows)
+    assert held | set(train.rows) == set(split.rows)

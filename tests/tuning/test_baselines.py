@@ -122,7 +122,7 @@ def test_lorahub_searches_within_its_budget_and_finds_less_loss(tiny) -> None:
     cell = make_cell(tiny)
     useful, _ = train_expert(cell.scorer, TASK, replace(cell.recipe, steps=30, rate=10.0), ROWS, None, seed=0)
     found = BASELINES["lorahub"](replace(cell, own=useful), budget=12, max_rows=8)
-    start = torch.nn.functional.cross_entropy(predict_logits(cell.scorer, ROWS.texts), torch.tensor(ROWS.labels))
+    start = torch.nn.functional.cross_entropy(predict_logits(cell.scorer, ROWS.rows), torch.tensor(ROWS.labels))
     assert found.details["loss"] < float(start)
     assert len(found.details["weights"]) == 3
     assert max(map(abs, found.details["weights"])) <= 1.5
@@ -170,7 +170,7 @@ def test_pi_is_guarded_and_says_what_it_did(tiny) -> None:
     found = BASELINES["pi"](cell, folds=2)
     assert found.decision is not None
     assert found.decision["chosen"] in ("mixture", "own_expert", "uniform")
-    assert found.decision["rows"] == len(ROWS.texts)
+    assert found.decision["rows"] == len(ROWS.rows)
     asked = BASELINES["pi"](cell, policy="uniform")
     assert asked.key == BASELINES["uniform"](cell).key
     assert torch.equal(asked.logits(TEXTS), logits_of(cell, "uniform"))

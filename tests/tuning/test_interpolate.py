@@ -74,7 +74,7 @@ def test_every_kind_is_learned_in_context(tiny, parts, kind: str) -> None:
         }
         experts.append(replace(own, name=name, kind=kind, scaling=1.0, sites=noisy))
     found = interpolate(scorer, experts[0], experts[1:], ROWS, None, InterpolateSettings(SCHEDULE), train_own=lambda _: experts[0])
-    assert predict_logits(scorer, ROWS.texts, found.mixture).isfinite().all()
+    assert predict_logits(scorer, ROWS.rows, found.mixture).isfinite().all()
     inner = _learn(scorer, experts[0], experts[1:], ROWS, None, InterpolateSettings(SCHEDULE, own_learning_rate=1e-1), None)[0].in_context
     assert all(np.array_equal(value, experts[1].sites[site][key]) for site, t in inner.part(1).items() for key, value in t.items())
 
@@ -89,7 +89,7 @@ def test_all_weight_on_one_candidate_is_that_candidate(parts, name: str) -> None
     whole = {"own_expert": Mixture.of([own]), "uniform": Mixture.of([own, *helpers]), "in_context": inner}[name]
     weights = dict.fromkeys(("own_expert", "uniform", "in_context"), 0.0) | {name: 1.0}
     average = _Candidates(own, inner).average(helpers, weights)
-    torch.testing.assert_close(predict_logits(scorer, ROWS.texts, average), predict_logits(scorer, ROWS.texts, whole), atol=2e-3, rtol=0)
+    torch.testing.assert_close(predict_logits(scorer, ROWS.rows, average), predict_logits(scorer, ROWS.rows, whole), atol=2e-3, rtol=0)
 
 
 def test_the_guard_falls_back_on_clear_evidence_only() -> None:

@@ -20,7 +20,7 @@ def scorer_of(tiny, expert) -> Scorer:  # type: ignore[no-untyped-def]
 
 
 def loss_of(scorer: Scorer, mixture: Mixture) -> float:
-    return float(torch.nn.functional.cross_entropy(predict_logits(scorer, ROWS.texts, mixture), torch.tensor(ROWS.labels)))
+    return float(torch.nn.functional.cross_entropy(predict_logits(scorer, ROWS.rows, mixture), torch.tensor(ROWS.labels)))
 
 
 def test_the_ends_are_the_experts_and_the_middle_is_their_mean(tiny) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pidep.backbones.encoder import Encoder, load_backbone
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.load import load_backbone
 from pidep.errors import BackboneError, TaskError, UsageError
 from pidep.experts.folder import Expert, read_expert
 from pidep.experts.mixture import Mixture
@@ -108,18 +109,19 @@ def _rows(run: Run) -> _Rows:
     return _Rows(test, held_back if data_digest(train) == given.get("train") else None)
 
 
-def _scorer(backbone: Encoder, expert: Expert) -> Scorer:
+def _scorer(backbone: Backbone, expert: Expert) -> Scorer:
     return Scorer(backbone, torch.from_numpy(expert.label_embeddings), expert.logit_scale, expert.max_length)
 
 
-def _confusion(run: Run, backbone: Encoder, name: str, expert: Expert, rows: Split) -> Confusion:
-    predictions = predict_logits(_scorer(backbone, expert), rows.texts, Mixture.of([expert])).argmax(1).tolist()
-    counts = np.zeros((len(run.labels), len(run.labels)), np.int64)
+def _confusion(run: Run, backbone: Backbone, name: str, expert: Expert, rows: Split) -> Confusion:
+    predictions = predict_logits(_scorer(backbone, expert), rows.rows, Mixture.of([expert])).argmax(1).tolist()
+    size = len(run.labels) or 1 + max(*rows.labels, *predictions)  # candidates have no names, only places
+    counts = np.zeros((size, size), np.int64)
     np.add.at(counts, (rows.labels, predictions), 1)
     return Confusion(name, counts, score(run.metric, rows.labels, predictions))
 
 
-def _paths(run: Run, backbone: Encoder, pool: Path | None, rows: _Rows, on_step: OnStep | None) -> Paths:
+def _paths(run: Run, backbone: Backbone, pool: Path | None, rows: _Rows, on_step: OnStep | None) -> Paths:
     if run.own is None:
         raise UsageError(f"{run.folder}: no path to walk, a zero-shot run has no own expert to start from; run without --path")
     ends, missing = _ends(run, pool)
@@ -135,7 +137,7 @@ def _paths(run: Run, backbone: Encoder, pool: Path | None, rows: _Rows, on_step:
 
         scorer = _scorer(backbone, run.own)
         found.append(walk(scorer, run.own, expert, walked, run.metric, names=("own expert", name), on_point=on_point))
-    return Paths("test" if rows.held_back is None else "held-back", len(walked.texts), tuple(found), missing)
+    return Paths("test" if rows.held_back is None else "held-back", len(walked.rows), tuple(found), missing)
 
 
 def _ends(run: Run, pool: Path | None) -> tuple[dict[str, Expert], tuple[str, ...]]:

@@ -281,7 +281,7 @@ def _confusion(run: Run, found: Sequence[Confusion]) -> str:
     for number, one in enumerate(found):
         again = run.metrics.get(kept[one.model])
         agrees = "as the run says" if again is not None and abs(again - one.score) < 1e-9 else f"the run says {_number(again, 4)}"
-        svg = figures.confusion(one, run.labels, name=f"confusion-{number}")
+        svg = figures.confusion(one, run.labels or [f"candidate {place}" for place in range(len(one.counts))], name=f"confusion-{number}")
         shade = "Shade: share of the true label's rows, 0 (light) to 1 (dark)."
         parts.append(_figure(svg, f"{one.model}: {_metric(run)} {one.score:.4f}, {agrees}. {shade}"))
     return f'<div class="beside">{"".join(parts)}</div>'

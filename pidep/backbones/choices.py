@@ -1,0 +1,46 @@
+"""What answers are chosen from, as the bare backbone reads it: the texts of a task's labels, or each row's own candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.row import Input, Row, row_key
+
+__all__ = ["Choices"]
+
+
+class Choices:
+    """Embeddings that rows are scored against; they stay what the bare backbone makes of them, whatever the expert."""
+
+    def __init__(self, backbone: Backbone, labels: Tensor) -> None:
+        """`labels` `[C, D]`, for every row that has no candidates of its own."""
+        self._backbone, self.labels = backbone, labels
+        self._known: dict[tuple[str, str], Tensor] = {}
+        self._most = 0
+
+    def learn(self, rows: Sequence[Input]) -> None:
+        """Embed the rows' candidates that are not known yet; nothing may be attached to the backbone."""
+        choosing = [row.candidates for row in rows if isinstance(row, Row)]
+        self._most = max([self._most, *map(len, choosing)])
+        wanted = {row_key(one): one for candidates in choosing for one in candidates}
+        missing = {key: one for key, one in wanted.items() if key not in self._known}
+        if missing:
+            found = self._backbone.encode(list(missing.values()), max_length=self._backbone.max_positions)
+            # clones: what is made in inference mode could not be used in training
+            self._known.update(zip(missing, found.clone(), strict=True))
+
+    def cosines(self, embeddings: Tensor, rows: Sequence[Input]) -> Tensor:
+        """Of `[B, D]` with each row's choices: `[B, C]`, C the most that any row seen has; places left over are -inf."""
+        own = [tuple(row.candidates) if isinstance(row, Row) else () for row in rows]
+        if not any(own):
+            return embeddings @ self.labels.T
+        choices = [torch.stack([self._known[row_key(one)] for one in some]) if some else self.labels for some in own]
+        counts = torch.tensor([len(some) for some in choices])
+        padded = nn.utils.rnn.pad_sequence(choices, batch_first=True)
+        padded = nn.functional.pad(padded, (0, 0, 0, max(self._most, len(self.labels)) - padded.shape[1]))
+        cosines = torch.einsum("bcd,bd->bc", padded, embeddings)
+        return cosines.masked_fill(torch.arange(padded.shape[1]) >= counts.unsqueeze(1), -torch.inf)
