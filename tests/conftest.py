@@ -38,6 +38,54 @@ def tiny(tiny_folder: Path):  # type: ignore[no-untyped-def]
     return load_backbone(str(tiny_folder))
 
 
+def tiny_mini(text):  # type: ignore[no-untyped-def]
+    """A mini backbone around a tiny text encoder: images of 64 pixels, four visual tokens."""
+    import torch
+    from torch import nn
+
+    from pidep.backbones.connector import Connector
+    from pidep.backbones.images import Preprocess
+    from pidep.backbones.mini import Mini
+
+    class TinyStem(nn.Module):
+        """`[B, 3, 64, 64]` to `[B, 8, 2, 2]` and `[B, 4, 4, 4]`."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.middle = nn.Conv2d(3, 8, 32, 32), nn.Conv2d(3, 4, 16, 16)
+            self.calls = 0
+
+        def forward(self, pixels):  # type: ignore[no-untyped-def]
+            if not torch.compiler.is_compiling():
+                self.calls += len(pixels)
+            return self.last(pixels), self.middle(pixels)
+
+    torch.manual_seed(0)
+    connector = Connector(channels=8, channels_middle=4, width=text.hidden_size, num_tokens=4).requires_grad_(False)
+    return Mini("mini", text, TinyStem().requires_grad_(False), connector, Preprocess(size=64), "sha256:mini")
+
+
+@pytest.fixture
+def mini(tiny):  # type: ignore[no-untyped-def]
+    return tiny_mini(tiny)
+
+
+def picture(seed: int) -> np.ndarray:
+    """Noise of 64 × 64 pixels."""
+    return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def png(seed: int) -> bytes:
+    """`picture` as an encoded file."""
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(picture(seed)).save(out, "PNG")
+    return out.getvalue()
+
+
 def make_expert(backbone, *, name: str = "film", seed: int = 0, rank: int = 2, scaling: float = 2.0, sites=("*",)):  # type: ignore[no-untyped-def]
     """A random expert for a backbone."""
     from pidep.experts.folder import Expert

@@ -235,6 +235,19 @@ class Preprocess:
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0.0 for value in self.std):
             raise ImageError(f"preprocess: mean {self.mean} and std {self.std}: expected three numbers each, std above 0")
 
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Preprocess:
+        """From its fields as JSON has them.
+
+        Raises:
+            ImageError: a field is unknown, missing or out of range.
+        """
+        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ImageError(f"preprocess: {error}") from error
+
     @property
     def digest(self) -> str:
         """SHA-256 over everything the pixels depend on; a served model and its training must agree on it."""

@@ -19,12 +19,13 @@ import torch
 from pidep.atomic_write import atomic_folder, check_place
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_backbone
-from pidep.errors import ExpertError, UsageError
+from pidep.backbones.mini import Mini
+from pidep.errors import ExpertError, ParityError, UsageError
 from pidep.experts.bank import Group, pack, require_lora
 from pidep.experts.folder import Expert, check_name, read_expert
 from pidep.experts.mixture import Mixture, attached
 from pidep.export.config_pbtxt import bank_config, merged_config
-from pidep.export.graph import bank_groups, export_bank_graph, export_merged_graph
+from pidep.export.graph import bank_groups, export_bank_graph, export_merged_graph, export_vision_graph
 from pidep.export.parity import Parity, compare, gate
 from pidep.export.recipe import Recipe, shipped
 from pidep.tasks.data import UNLABELLED, Split, limit, load_texts
@@ -139,6 +140,8 @@ def _write_entry(
         version = temporary / "1"
         version.mkdir()
         shutil.copyfile(graph, version / "model.onnx")
+        if (graph.parent / "vision.onnx").is_file():
+            shutil.copyfile(graph.parent / "vision.onnx", version / "vision.onnx")
         (version / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         (version / record[0]).write_text(json.dumps(record[1], indent=2) + "\n", encoding="utf-8")
         if shim:
@@ -177,9 +180,39 @@ def export_merged(
             "graph_digest": _sha256(graph),
             "parity": parity.to_json(),
         }
-        config = merged_config(model, max_batch_size=recipe.max_batch_size, platform=platform, num_labels=len(expert.labels))
-        _write_entry(repo / model, config, ("merged.json", record), graph, backbone.tokenizer_json, shim=platform == "python")
+        vision = _vision(backbone, Path(temporary), recipe)
+        count = len(expert.labels)
+        config = merged_config(model, max_batch_size=recipe.max_batch_size, platform=platform, num_labels=count, images=vision is not None)
+        entry = ("merged.json", record | _recorded(vision))
+        _write_entry(repo / model, config, entry, graph, backbone.tokenizer_json, shim=platform == "python")
     return Exported(model, repo / model, {expert.name: parity}, {expert.name: expert.digest})
+
+
+def _vision(backbone: Backbone, folder: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """Export the vision graph beside the model's, hold it against PyTorch; its record, or None for a backbone of texts."""
+    if not isinstance(backbone, Mini):
+        return None
+    path = folder / "vision.onnx"
+    export_vision_graph(backbone, path, opset=recipe.opset)
+    pixels = np.random.default_rng(0).standard_normal((4, 3, backbone.preprocess.size, backbone.preprocess.size)).astype(np.float32)
+    (found,) = _session(path).run(None, {"pixels": pixels})
+    expected = backbone.visual(torch.from_numpy(pixels)).numpy()
+    error = float(np.abs(found - expected).max() / np.abs(expected).max())
+    if not error <= recipe.tolerance.max_abs:
+        bound = recipe.tolerance.max_abs
+        raise ParityError(f"parity of the vision graph: relative error is {error:.3g}, allowed {bound:.3g}; nothing was published")
+    return {
+        "graph_digest": _sha256(path),
+        "preprocess": asdict(backbone.preprocess),
+        "preprocess_digest": backbone.preprocess.digest,
+        "num_tokens": found.shape[1],
+        "width": found.shape[2],
+        "relative_error": error,
+    }
+
+
+def _recorded(vision: dict[str, Any] | None) -> dict[str, Any]:
+    return {} if vision is None else {"vision": vision}
 
 
 def _bank_sites(backbone: Backbone, experts: Sequence[Expert]) -> list[str]:
@@ -243,8 +276,9 @@ def export_bank(
             "groups": [asdict(group) for group in groups],
             "parity": {name: found.to_json() for name, found in parity.items()},
         }
-        config = bank_config(BANK, max_batch_size=recipe.max_batch_size)
-        _write_entry(repo / BANK, config, ("bank.json", record), graph, backbone.tokenizer_json)
+        vision = _vision(backbone, Path(temporary), recipe)
+        config = bank_config(BANK, max_batch_size=recipe.max_batch_size, hidden_size=backbone.hidden_size, images=vision is not None)
+        _write_entry(repo / BANK, config, ("bank.json", record | _recorded(vision)), graph, backbone.tokenizer_json)
     return Exported(BANK, repo / BANK, parity, {source.expert.name: source.expert.digest for source in sources})
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from pidep.backbones.tokenize import Tokenize
-from pidep.errors import ExpertError, ServingError
+from pidep.errors import ExpertError, PidepError, ServingError
 from pidep.experts.bank import Group, check_fits, fill_row
 from pidep.experts.folder import Expert
+from pidep.serving.reader import Question, Reader
+from pidep.serving.session import open_session
 
-__all__ = ["Answer", "Bank", "BankSpec", "Generation", "open_session", "softmax"]
+__all__ = ["BACKBONE", "Answer", "Bank", "BankSpec", "Generation", "softmax"]
+
+BACKBONE = "@backbone"
+"""Asked for in the place of an expert: the bare backbone, which has no labels but embeds candidates."""
 
 Array = npt.NDArray[np.float32]
+_LONGEST = 128  # tokens of a text that the bare backbone embeds
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class BankSpec:
     max_rank: int
     groups: tuple[Group, ...]
     store: Path
+    vision: dict[str, Any] | None = None
+    """Where images can be asked about: digests, preprocessing and size of the vision graph."""
 
     @classmethod
     def read(cls, version_folder: Path) -> BankSpec:
@@ -46,7 +51,7 @@ class BankSpec:
             record = json.loads(path.read_text(encoding="utf-8"))
             groups = tuple(Group(**{**group, "sites": tuple(group["sites"])}) for group in record["groups"])
             store = (version_folder / record["expert_store"]).resolve()
-            return cls(record["backbone_digest"], record["graph_digest"], int(record["max_rank"]), groups, store)
+            return cls(record["backbone_digest"], record["graph_digest"], int(record["max_rank"]), groups, store, record.get("vision"))
         except FileNotFoundError as error:
             raise ServingError(f"{path}: no such file; make the bank with pidep export --form bank") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -78,11 +83,12 @@ class Answer:
     labels: tuple[str, ...]
     scores: Array  # [C], softmax
     digest: str
+    embedding: Array | None = None  # [D], unit length; of a merged model, which gives logits, none
 
     @property
     def label(self) -> str:
-        """The best label."""
-        return self.labels[int(self.scores.argmax())]
+        """The best label; empty where the expert has none, because its rows bring their own candidates."""
+        return self.labels[int(self.scores.argmax())] if self.labels else ""
 
 
 def softmax(logits: Array) -> Array:
@@ -92,34 +98,12 @@ def softmax(logits: Array) -> Array:
     return scores
 
 
-def open_session(graph: Path, digest: str, *, threads: int | None = None) -> Any:
-    """An ONNX Runtime session over a graph whose digest is checked first.
-
-    Raises:
-        ServingError: the graph is missing or not the one recorded.
-    """
-    try:
-        data = graph.read_bytes()
-    except OSError as error:
-        raise ServingError(f"{graph}: not readable ({error.strerror}); export the model again") from error
-    found = "sha256:" + hashlib.sha256(data).hexdigest()
-    if found != digest:
-        raise ServingError(f"{graph}: digest {found}, expected {digest}; export the model again")
-    onnxruntime.disable_telemetry_events()  # a server speaks to its clients and to nobody else
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or min(os.cpu_count() or 1, 8)
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    available = onnxruntime.get_available_providers()
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-    return onnxruntime.InferenceSession(data, options, providers=providers)
-
-
 class Bank:
     """Runs batches whose rows name different experts."""
 
     def __init__(self, version_folder: Path, *, threads: int | None = None) -> None:
         self.spec = BankSpec.read(version_folder)
-        self.tokenize = Tokenize((version_folder / "tokenizer.json").read_text(encoding="utf-8"))
+        self.reader = Reader(version_folder, self.spec.vision, threads=threads)
         self.session = open_session(version_folder / "model.onnx", self.spec.graph_digest, threads=threads)
         self.device = "cuda" if "CUDAExecutionProvider" in self.session.get_providers() else "cpu"
 
@@ -147,24 +131,35 @@ class Bank:
         values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0) for name, array in factors.items()}
         return Generation(previous.number + 1, rows, dict(experts), digests, factors, values)
 
-    def run(self, generation: Generation, texts: Sequence[str], names: Sequence[str]) -> list[Answer | ExpertError]:
-        """Answer each row with its own expert; an unknown name is an error of that row alone."""
-        answers: list[Answer | ExpertError] = [self._unknown(generation, name) for name in names]
-        good = [row for row, name in enumerate(names) if name in generation.rows]
+    def run(self, generation: Generation, questions: Sequence[Question], names: Sequence[str]) -> list[Answer | PidepError]:
+        """Answer each row with its own expert; an unknown name or a damaged image is an error of that row alone."""
+        known = {BACKBONE: 0, **generation.rows}
+        seen = self.reader.visual(questions)
+        answers: list[Answer | PidepError] = [self._unknown(generation, name) for name in names]
+        good: list[tuple[int, Array | None]] = []
+        for row, (name, visual) in enumerate(zip(names, seen, strict=True)):
+            if isinstance(visual, PidepError):
+                answers[row] = visual
+            elif name in known:
+                good.append((row, visual))
         if not good:
             return answers
-        experts = [generation.experts[names[row]] for row in good]
-        ids, mask = self.tokenize([texts[row] for row in good], max_length=[expert.max_length for expert in experts])
-        index = np.array([generation.rows[names[row]] for row in good], dtype=np.int64)
-        feeds = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(array)
-            for name, array in (("input_ids", ids), ("attention_mask", mask), ("expert_index", index))
-        }
-        (embeddings,) = self.session.run_with_ort_values(["sentence_embedding"], {**feeds, **generation.values})
-        for row, expert, embedding in zip(good, experts, embeddings.numpy(), strict=True):
-            scores = softmax(expert.logit_scale * (expert.label_embeddings @ embedding))
-            answers[row] = Answer(expert.labels, scores, generation.digests[names[row]])
+        rows = [row for row, _ in good]
+        lengths = [generation.experts[names[row]].max_length if names[row] != BACKBONE else _LONGEST for row in rows]
+        feeds = self.reader.feeds([questions[row] for row in rows], [visual for _, visual in good], max_length=lengths)
+        feeds["expert_index"] = np.array([known[names[row]] for row in rows], dtype=np.int64)
+        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+        (embeddings,) = self.session.run_with_ort_values(["sentence_embedding"], {**values, **generation.values})
+        for row, embedding in zip(rows, embeddings.numpy(), strict=True):
+            answers[row] = self._answer(generation, names[row], embedding)
         return answers
+
+    def _answer(self, generation: Generation, name: str, embedding: Array) -> Answer:
+        if name == BACKBONE:
+            return Answer((), np.zeros(0, np.float32), self.spec.backbone_digest, embedding)
+        expert = generation.experts[name]
+        scores = softmax(expert.logit_scale * (expert.label_embeddings @ embedding)) if expert.labels else np.zeros(0, np.float32)
+        return Answer(expert.labels, scores, generation.digests[name], embedding)
 
     @staticmethod
     def _unknown(generation: Generation, name: str) -> ExpertError:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -12,9 +13,11 @@ import numpy as np
 
 from pidep.errors import ServingError, UsageError
 
-__all__ = ["BANK", "Client", "Request", "Result"]
+__all__ = ["BACKBONE", "BANK", "Client", "Request", "Result"]
 
 BANK = "pidep_bank"
+BACKBONE = "@backbone"
+"""The bare backbone in the place of an expert; it embeds candidates."""
 Protocol = Literal["grpc", "http"]
 
 
@@ -24,6 +27,21 @@ class Request:
 
     text: str
     expert: str
+    image: bytes | Path | None = None
+    """An encoded image or the path of one."""
+
+    def encoded(self) -> bytes:
+        """The image's bytes; none when empty.
+
+        Raises:
+            UsageError: the file cannot be read.
+        """
+        if not isinstance(self.image, Path):
+            return self.image or b""
+        try:
+            return self.image.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{self.image}: expected an image file, {error.strerror}; check the path") from error
 
 
 @dataclass(frozen=True)
@@ -69,20 +87,7 @@ class Client:
         Raises:
             ServingError: the server refused or cannot be reached; nothing was answered.
         """
-        inputs = [self._strings("TEXT", [row.text for row in rows])]
-        if self._model == BANK:
-            inputs.append(self._strings("EXPERT", [row.expert for row in rows]))
-        outputs = [self._triton.InferRequestedOutput(name) for name in ("SCORES", "LABELS", "LABEL", "DIGEST")]
-        from tritonclient.utils import InferenceServerException
-
-        try:
-            response = self._client.infer(self._model, inputs, outputs=outputs, **self._timeout)
-        except InferenceServerException as error:
-            hint = "; is pidep serve running there?" if "UNAVAILABLE" in str(error.status()) else ""
-            raise ServingError(f"{self._url}, model {self._model}: {' '.join(str(error.message()).split())}{hint}") from error
-        except (OSError, RuntimeError) as error:
-            raise ServingError(f"{self._url}: cannot be reached ({error}); is pidep serve running there?") from error
-        scores, names, label, digest = (response.as_numpy(name) for name in ("SCORES", "LABELS", "LABEL", "DIGEST"))
+        scores, names, label, digest = self._ask(rows, ("SCORES", "LABELS", "LABEL", "DIGEST"))
         return [
             Result(
                 row.expert,
@@ -93,15 +98,48 @@ class Client:
             for index, row in enumerate(rows)
         ]
 
+    def choose(self, row: Request, candidates: Sequence[Request]) -> Result:
+        """Which candidate answers the row: all of them in one batch, the candidates embedded by the bare backbone as in training.
+
+        `scores` are cosines by candidate number, `label` is the number of the best.
+
+        Raises:
+            ServingError: as `infer`.
+        """
+        asked = [row, *(replace(candidate, expert=BACKBONE) for candidate in candidates)]
+        embeddings, digest = self._ask(asked, ("EMBEDDING", "DIGEST"))
+        cosines = embeddings[1:] @ embeddings[0]
+        scores = {str(number): float(value) for number, value in enumerate(cosines)}
+        return Result(row.expert, str(int(cosines.argmax())), scores, digest[0, 0].decode())
+
+    def _ask(self, rows: Sequence[Request], wanted: Sequence[str]) -> list[Any]:
+        """One request; the outputs asked for, as arrays."""
+        inputs = [self._strings("TEXT", [row.text.encode() for row in rows])]
+        if self._model == BANK:
+            inputs.append(self._strings("EXPERT", [row.expert.encode() for row in rows]))
+        if any(row.image is not None for row in rows):
+            inputs.append(self._strings("IMAGE", [row.encoded() for row in rows]))
+        outputs = [self._triton.InferRequestedOutput(name) for name in wanted]
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            response = self._client.infer(self._model, inputs, outputs=outputs, **self._timeout)
+        except InferenceServerException as error:
+            hint = "; is pidep serve running there?" if "UNAVAILABLE" in str(error.status()) else ""
+            raise ServingError(f"{self._url}, model {self._model}: {' '.join(str(error.message()).split())}{hint}") from error
+        except (OSError, RuntimeError) as error:
+            raise ServingError(f"{self._url}: cannot be reached ({error}); is pidep serve running there?") from error
+        return [response.as_numpy(name) for name in wanted]
+
     def stream(self, rows: Iterable[Request], *, batch_size: int = 32) -> Iterator[Result]:
         """Any number of rows, in order, a batch at a time."""
         iterator = iter(rows)
         while batch := list(islice(iterator, batch_size)):
             yield from self.infer(batch)
 
-    def _strings(self, name: str, values: Sequence[str]) -> Any:
+    def _strings(self, name: str, values: Sequence[bytes]) -> Any:
         tensor = self._triton.InferInput(name, [len(values), 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[value.encode()] for value in values], dtype=object))
+        tensor.set_data_from_numpy(np.array([[value] for value in values], dtype=object))
         return tensor
 
     def close(self) -> None:

@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pidep.backbones.tokenize import Tokenize
-from pidep.errors import ServingError
-from pidep.serving.bank import Answer, open_session, softmax
+from pidep.errors import PidepError, ServingError
+from pidep.serving.bank import Answer, softmax
+from pidep.serving.reader import Question, Reader
+from pidep.serving.session import open_session
 
 __all__ = ["Merged"]
 
@@ -26,11 +27,17 @@ class Merged:
             graph_digest = str(record["graph_digest"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ServingError(f"{path}: malformed ({error}); export the model again") from error
-        self.tokenize = Tokenize((version_folder / "tokenizer.json").read_text(encoding="utf-8"))
+        self.reader = Reader(version_folder, record.get("vision"), threads=threads)
         self.session = open_session(version_folder / "model.onnx", graph_digest, threads=threads)
 
-    def run(self, texts: Sequence[str]) -> list[Answer]:
-        """Answer each row."""
-        ids, mask = self.tokenize(texts, max_length=self.max_length)
-        (logits,) = self.session.run(["logits"], {"input_ids": ids, "attention_mask": mask})
-        return [Answer(self.labels, scores, self.digest) for scores in softmax(logits)]
+    def run(self, questions: Sequence[Question]) -> list[Answer | PidepError]:
+        """Answer each row; a damaged image is an error of that row alone."""
+        seen = self.reader.visual(questions)
+        answers: list[Answer | PidepError] = [visual for visual in seen if isinstance(visual, PidepError)]
+        rows = [(asked, visual) for asked, visual in zip(questions, seen, strict=True) if not isinstance(visual, PidepError)]
+        if not rows:
+            return answers
+        feeds = self.reader.feeds([asked for asked, _ in rows], [visual for _, visual in rows], max_length=self.max_length)
+        (logits,) = self.session.run(["logits"], feeds)
+        good = (Answer(self.labels, scores, self.digest) for scores in softmax(logits))
+        return [visual if isinstance(visual, PidepError) else next(good) for visual in seen]

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from pidep.backbones.connector import Connector
-from pidep.backbones.images import Preprocess
 from pidep.backbones.mini import Mini, load_mini
 from pidep.backbones.row import Row
 from pidep.errors import BackboneError, ImageError
@@ -21,34 +19,10 @@ from pidep.experts.kinds import KINDS
 from pidep.experts.mixture import Mixture, attached, find_sites, fresh
 from pidep.tasks.icons.catalog import catalog
 from pidep.tasks.icons.draw import draw
+from tests.conftest import picture
 
 LENGTH = 12
 TEXTS = ["good film", "the bad film was very awful", "a great film"]
-
-
-class TinyStem(nn.Module):
-    """`[B, 3, 64, 64]` to `[B, 8, 2, 2]` and `[B, 4, 4, 4]`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last, self.middle = nn.Conv2d(3, 8, 32, 32), nn.Conv2d(3, 4, 16, 16)
-        self.calls = 0
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        self.calls += len(pixels)
-        return self.last(pixels), self.middle(pixels)
-
-
-@pytest.fixture
-def mini(tiny: Any) -> Mini:
-    torch.manual_seed(0)
-    stem = TinyStem().requires_grad_(False)
-    connector = Connector(channels=8, channels_middle=4, width=16, num_tokens=4).requires_grad_(False)
-    return Mini("mini", tiny, stem, connector, Preprocess(size=64), "sha256:x")
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 def mixed() -> list[str | Row]:

@@ -18,6 +18,7 @@ from pidep.export.publish import Exported, Source, export_bank, export_merged, r
 from pidep.export.recipe import Recipe, Tolerance, load_recipe, shipped
 from pidep.serving.bank import Bank
 from pidep.serving.merged import Merged
+from pidep.serving.reader import Question
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
 from tests.cli.run import contents, untouched, write_run
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.slow  # graphs are compiled
 
 TASK = Task.model_validate({"name": "film", "labels": {"negative": "negative", "positive": "positive"}, "data": {"path": "unused.jsonl"}})
 ROWS = Split(["the film was good", "awful", "a very bad film was the great film", "great film", "a the"], [1, 0, 0, 1, 1])
+QUESTIONS = [Question(str(row)) for row in ROWS.rows]
 ANSWER = """
 output { name: "SCORES" data_type: TYPE_FP32 dims: -1 }
 output { name: "LABELS" data_type: TYPE_STRING dims: -1 }
@@ -39,6 +41,7 @@ name: "pidep_bank" backend: "python" max_batch_size: 64
 input {{ name: "TEXT" data_type: TYPE_STRING dims: 1 }}
 input {{ name: "EXPERT" data_type: TYPE_STRING dims: 1 }}
 {ANSWER}
+output {{ name: "EMBEDDING" data_type: TYPE_FP32 dims: 16 }}
 dynamic_batching {{ max_queue_delay_microseconds: 500 }}
 """
 MERGED = {
@@ -133,7 +136,7 @@ def test_the_bank_equals_pytorch(bank: Any, backbone: Any) -> None:
     compiled = Bank(exported.folder / "1")
     generation = compiled.build(experts)
     for name, expert in experts.items():
-        found = [answer.scores for answer in compiled.run(generation, ROWS.rows, [name] * len(ROWS.rows))]
+        found = [answer.scores for answer in compiled.run(generation, QUESTIONS, [name] * len(ROWS.rows))]
         np.testing.assert_allclose(found, torch_scores(backbone, expert, ROWS.rows), atol=1e-5, rtol=0)
 
 
@@ -167,8 +170,8 @@ def test_a_merged_model_equals_pytorch(backbone: Any, tmp_path: Path, kind: str,
     want = torch_scores(backbone, expert, ROWS.rows)
     assert np.abs(want - torch_scores(backbone, expert, ROWS.rows, bare=True)).max() > 1e-3, "the expert does nothing"
     merged = Merged(exported.folder / "1")
-    together = [answer.scores for answer in merged.run(ROWS.rows)]
-    alone = [merged.run([text])[0].scores for text in ROWS.rows]
+    together = [answer.scores for answer in merged.run(QUESTIONS)]
+    alone = [merged.run([asked])[0].scores for asked in QUESTIONS]
     np.testing.assert_allclose(together, want, atol=1e-5, rtol=0)
     np.testing.assert_allclose(alone, want, atol=1e-5, rtol=0)
     assert merged.digest == expert.digest

@@ -12,6 +12,7 @@ from pidep.experts.mixture import find_sites
 from pidep.export.graph import bank_groups, export_bank_graph
 from pidep.export.publish import _sha256
 from pidep.serving.bank import Answer, Bank, Generation
+from pidep.serving.reader import Question
 from pidep.serving.store import ExpertStore
 from pidep.serving.watcher import Watcher
 from tests.conftest import make_expert
@@ -45,7 +46,7 @@ def bank_folder(tiny_folder, tmp_path_factory) -> Path:
 
 
 def answers(bank: Bank, generation: Generation, texts: list[str], names: list[str]) -> list[Answer]:
-    found = bank.run(generation, texts, names)
+    found = bank.run(generation, [Question(text) for text in texts], names)
     assert all(isinstance(answer, Answer) for answer in found)
     return found  # type: ignore[return-value]
 
@@ -77,7 +78,7 @@ def test_bank_equals_pytorch(tiny, bank_folder: Path) -> None:
 
 def test_an_unknown_expert_is_that_rows_error_only(tiny, bank_folder: Path) -> None:
     bank = Bank(bank_folder)
-    first, second = bank.run(bank.build({"a": make_expert(tiny)}), TEXTS[:2], ["nope", "a"])
+    first, second = bank.run(bank.build({"a": make_expert(tiny)}), [Question(text) for text in TEXTS[:2]], ["nope", "a"])
     assert isinstance(first, ExpertError)
     assert "unknown expert 'nope'; this server has: a" in str(first)
     assert isinstance(second, Answer)
