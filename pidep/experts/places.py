@@ -14,6 +14,7 @@ from torch import nn
 
 from pidep.errors import BackboneError, ExpertError
 from pidep.experts.kinds import kind_named
+from pidep.experts.layout import layout
 from pidep.experts.site import Kind, Tensors
 
 __all__ = ["Place", "Survey", "find_sites", "fresh", "parameters_of", "peft_can", "place_of", "skeleton", "survey"]
@@ -58,7 +59,8 @@ class Survey:
 def find_sites(model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str = "lora") -> list[str]:
     """Names of the places that match any shell pattern, in the backbone's order.
 
-    A pooler and the layer of the output vocabulary are only taken when named. A kind's own words (`houlsby`, `pfeiffer`) are
+    A pooler, the layer of the output vocabulary and layers that a forward pass does not call (FLAVA's projections for each modality
+    alone) are only taken when named. A kind's own words (`houlsby`, `pfeiffer`) are
     patterns, too.
 
     Raises:
@@ -68,12 +70,12 @@ def find_sites(model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str 
     candidates = found.candidates(model)
     if not candidates:
         raise ExpertError(f"{kind} experts: {type(model).__name__} has no {found.needs}; use another kind")
-    heads = _heads(model)
+    heads = _heads(model) | layout(model).idle
     chosen: set[str] = set()
     for pattern in patterns:
         words = found.named_patterns or {}
         if pattern in words:
-            matched = set(words[pattern](candidates))
+            matched = set(words[pattern]([name for name in candidates if name not in heads]))
         else:
             matched = {name for name in fnmatch.filter(candidates, pattern) if name == pattern or not _is_head(name, pattern, heads)}
         if not matched:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SLOW = {"BART", "CLIP", "DINOv2", "ELECTRA", "MPNet", "OPT", "Qwen2", "RoBERTa", "Swin"}
+SLOW = {"BART", "BLIP", "BLIP, captions", "CLIP", "DINOv2", "ELECTRA", "MPNet", "OPT", "Qwen2", "RoBERTa", "SigLIP", "Swin", "ViLT"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,10 +23,18 @@ WEIGHS = {
 FITS_WHERE = {
     "lora": "every Linear, and GPT-2's Conv1D",
     "adapter": "wherever attention and feed-forward end in a Linear or Conv1D of a known name",
-    "prefix": "attention that goes through transformers' attention interface; not DeBERTa-v2 and MPNet, not under a score cap (Gemma 2)",
-    "prompt": "models that take `inputs_embeds`, and images cut into a plain row of patches; not Swin, not CLIP's text tower",
+    "prefix": "attention that goes through transformers' attention interface; not DeBERTa-v2, MPNet, BLIP, ViLT and FLAVA, "
+    "not under a score cap (Gemma 2), not from channel to channel (Florence-2's images)",
+    "prompt": "models that take `inputs_embeds`, and images cut into a plain row of patches; not Swin, "
+    "not the text towers of CLIP, SigLIP and FLAVA, not Florence-2's images",
     "bitfit": "every Linear, Conv1D and LayerNorm that has a bias; Llama, T5 and ModernBERT have none",
 }
+WHY_NOT = {
+    "Linear or LayerNorm with a bias": "no bias",
+    "attention that goes through transformers' attention interface": "own attention",
+    "input embeddings that can be replaced": "windows",
+}
+"""What a backbone is told that it lacks, in the table's words."""
 
 
 def kinds_table() -> str:
@@ -48,7 +56,7 @@ def architectures_table() -> str:
         for kind in ORDER:
             fits = FITS[name][kind]
             peft = isinstance(fits, int) and kind in ("prefix", "prompt") and peft_can(model, find_sites(model, kind=kind), kind=kind)
-            cells.append(f"{fits}{' (PEFT)' if peft else ''}" if isinstance(fits, int) else "–")
+            cells.append(f"{fits}{' (PEFT)' if peft else ''}" if isinstance(fits, int) else f"– {WHY_NOT[fits]}")
         rows.append(f"| {name} | {architecture.family} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 

@@ -92,6 +92,7 @@ def mixture_of(*experts: Mapping[str, Tensors], kind: str, scaling: float = 1.5)
 
 
 def run(architecture: Architecture, model: nn.Module, mixture: Mixture | None = None, **inputs: Tensor) -> Tensor:
+    torch.manual_seed(0)  # ViLT draws the order of its patches
     with attached(model, mixture):
         return architecture.read(model(**{**architecture.inputs(), **inputs}))
 
@@ -124,6 +125,8 @@ def test_it_acts_and_learns(architecture: Architecture, model: nn.Module, kind: 
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+    with torch.no_grad():
+        assert torch.equal(run(architecture, model), bare)
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -165,7 +168,7 @@ def test_an_expert_for_each_row(architecture: Architecture, model: nn.Module, ki
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_save_then_load_is_the_identity(model: nn.Module, kind: str, tmp_path: Path) -> None:
+def test_save_then_load_is_the_identity(architecture: Architecture, model: nn.Module, kind: str, tmp_path: Path) -> None:
     tensors = make(model, kind, seed=0)
     expert = Expert(
         name="e",
@@ -187,6 +190,8 @@ def test_save_then_load_is_the_identity(model: nn.Module, kind: str, tmp_path: P
     assert again.sites.keys() == expert.sites.keys()
     for site in tensors:
         assert all(np.array_equal(again.sites[site][name], value) for name, value in tensors[site].items())
+    with torch.no_grad():
+        assert torch.equal(run(architecture, model, Mixture.of([again])), run(architecture, model, mixture_of(tensors, kind=kind)))
 
 
 @pytest.mark.parametrize(("name", "kind"), REFUSED)
@@ -297,6 +302,15 @@ HOULSBY = {
     "DINOv2": ({"attention.o_proj"}, {"mlp.fc2"}),
     "Swin": ({"attention.o_proj"}, {"mlp.fc2"}),
     "CLIP": ({"self_attn.out_proj"}, {"mlp.fc2"}),
+    "SigLIP": ({"self_attn.out_proj"}, {"mlp.fc2"}),
+    "BLIP": ({"attention.output.dense", "self_attn.projection"}, {"output.dense", "mlp.fc2"}),
+    "BLIP, captions": ({"attention.output.dense", "crossattention.output.dense", "self_attn.projection"}, {"output.dense", "mlp.fc2"}),
+    "ViLT": ({"attention.output.dense"}, {"output.dense"}),
+    "FLAVA": ({"attention.output.dense"}, {"output.dense"}),
+    "Florence-2": (
+        {"self_attn.out_proj", "encoder_attn.out_proj", "spatial_block.window_attn.proj", "channel_block.channel_attn.proj"},
+        {"fc2", "spatial_block.ffn.fc2", "channel_block.ffn.fc2"},
+    ),
 }
 """After attention, after the feed-forward: names below the number of the layer."""
 
@@ -304,7 +318,7 @@ HOULSBY = {
 @pytest.mark.parametrize("name", ZOO)
 def test_adapters_stand_where_houlsby_and_pfeiffer_put_them(model: nn.Module, name: str) -> None:
     def below(sites: list[str]) -> set[str]:
-        return {re.split(r"\.\d+\.", site)[-1] for site in sites}
+        return {re.split(r"(?:\.\d+)+\.", site)[-1] for site in sites}
 
     attention, feed_forward = HOULSBY[name]
     houlsby, pfeiffer = (find_sites(model, [word], kind="adapter") for word in ("houlsby", "pfeiffer"))

@@ -83,6 +83,12 @@ def test_peft_loads_what_pidep_writes(kind: str, name: str, tmp_path: Path) -> N
     assert (want - in_sight(architecture, run(architecture, architecture.build()))).abs().amax() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["Florence-2", "ViLT"])
+def test_prompts_of_models_that_also_read_images_are_not_pefts(name: str) -> None:
+    model = ZOO[name].build()
+    assert not peft_can(model, find_sites(model, kind="prompt"), kind="prompt")
+
+
 def trained_by_peft(kind: str, name: str, folder: Path, **settings: Any) -> tuple[Architecture, Any]:
     from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 

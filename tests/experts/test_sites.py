@@ -21,8 +21,11 @@ from pidep.experts.places import parameters_of, skeleton, survey
 from tests.experts.test_kinds import model_of
 from tests.experts.zoo import FITS, ZOO
 
+BY_CONFIG = [name for name, architecture in ZOO.items() if not architecture.model_type]
+"""Those that AutoModel makes of their config."""
 
-@pytest.mark.parametrize("name", ZOO)
+
+@pytest.mark.parametrize("name", BY_CONFIG)
 def test_a_config_is_enough(name: str, tmp_path: Path) -> None:
     ZOO[name].config().save_pretrained(tmp_path)
     bare, real = skeleton(tmp_path), model_of(name)
@@ -35,6 +38,31 @@ def test_a_config_is_enough(name: str, tmp_path: Path) -> None:
             found = survey(bare, kind=kind, size=3)
             assert found == survey(real, kind=kind, size=3)
             assert [place.site for place in found.places] == find_sites(real, kind=kind)
+
+
+@pytest.mark.parametrize("name", BY_CONFIG)
+def test_the_command_knows_every_architecture(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ZOO[name].config().save_pretrained(tmp_path)
+    code, out, err = run(monkeypatch, capfd, tmp_path)
+    assert (code, err) == (0, "")
+    for kind, fits in FITS[name].items():
+        sites = "1 site" if fits == 1 else f"{fits} sites"
+        expected = rf"; {sites}, " if isinstance(fits, int) else f"has no .*{fits}.*; use another kind$"
+        assert re.search(f"^{kind}: .*{expected}", out, re.MULTILINE), (kind, out)
+
+
+def test_layers_that_no_forward_pass_calls_are_only_taken_when_named() -> None:
+    model = model_of("FLAVA")
+    assert layout(model).idle == {"image_projection", "text_projection"}
+    assert not layout(model).idle & set(find_sites(model))
+    assert find_sites(model, ["text_projection"]) == ["text_projection"]
+
+
+def test_attention_over_channels_takes_no_prefix() -> None:
+    """Its keys are as wide as the image has tokens."""
+    assert not [site for site in find_sites(model_of("Florence-2"), kind="prefix") if "channel" in site]
 
 
 def test_a_survey_counts_what_an_expert_holds() -> None:
@@ -61,6 +89,10 @@ def test_a_look_at_the_layout_leaves_no_trace() -> None:
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert torch.equal(torch.random.get_rng_state(), random)
     assert model.config._attn_implementation == "sdpa"
+    shuffling = ZOO["ViLT"].build()  # draws the order of its patches
+    random = torch.random.get_rng_state()
+    layout(shuffling)
+    assert torch.equal(torch.random.get_rng_state(), random)
 
 
 class Odd(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 VOCAB, WIDTH, HEADS, LAYERS = 40, 16, 2, 2
 BATCH, LENGTH, IMAGE = 3, 7, 8
+PLACE = 4  # the token an image's features stand in for
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,46 @@ def image() -> dict[str, Tensor]:
     return {"pixel_values": torch.randn(BATCH, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(3))}
 
 
+def image_and_text() -> dict[str, Tensor]:
+    """The images and the texts."""
+    return {**text(), **image()}
+
+
+def places_and_target() -> dict[str, Tensor]:
+    """The images, texts that begin with places for what becomes of them, and four tokens each to decode (Florence-2)."""
+    found = source_and_target()
+    places = torch.full((BATCH, 5), PLACE)  # 2 × 2 patches and their mean
+    return {
+        **found,
+        **image(),
+        "input_ids": torch.cat([places, found["input_ids"]], 1),
+        "attention_mask": torch.cat([torch.ones_like(places), found["attention_mask"]], 1),
+    }
+
+
 def hidden(output: Any) -> Tensor:
     """The last hidden states."""
     return output.last_hidden_state  # type: ignore[no-any-return]
 
 
 def both_towers(output: Any) -> Tensor:
-    """CLIP's text and image embeddings, side by side."""
+    """Text and image embeddings of two towers, side by side."""
     return torch.cat([output.text_embeds, output.image_embeds], 1)
+
+
+def text_hidden(output: Any) -> Tensor:
+    """The hidden states of the text, which stands first; ViLT returns its patches in an order it draws."""
+    return hidden(output)[:, :LENGTH]
+
+
+def fused(output: Any) -> Tensor:
+    """FLAVA's last hidden states of both, and of each modality alone."""
+    return torch.cat([output.multimodal_embeddings, output.image_embeddings, output.text_embeddings], 1)
+
+
+def logits(output: Any) -> Tensor:
+    """Of the output vocabulary."""
+    return output.logits  # type: ignore[no-any-return]
 
 
 def _config(name: str, **options: Any) -> Callable[[], Any]:
@@ -110,12 +143,43 @@ _VIT = {
 }
 
 
-def _clip() -> Any:
-    import transformers
-
-    tower = {key: value for key, value in _BERT.items() if "prob" not in key}
-    return transformers.CLIPConfig(text_config=tower, vision_config=_VIT, projection_dim=12)
-
+_TOWER = {key: value for key, value in _BERT.items() if "prob" not in key}
+_NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_BART = {
+    **_TEXT,
+    "decoder_start_token_id": 2,
+    "d_model": WIDTH,
+    "encoder_layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "max_position_embeddings": 32,
+    "dropout": 0.0,
+    "scale_embedding": True,
+}
+_BLIP = _config(
+    "BlipConfig",
+    text_config={**_BERT, "encoder_hidden_size": WIDTH, "sep_token_id": 3},
+    vision_config=_VIT,
+    projection_dim=12,
+)
+_DAVIT = {
+    "depths": [1, 1],
+    "patch_size": [3, 3],
+    "patch_stride": [2, 2],
+    "patch_padding": [1, 1],
+    "patch_prenorm": [False, True],
+    "embed_dim": [8, 16],
+    "num_heads": [1, 2],
+    "num_groups": [1, 2],
+    "window_size": 2,
+    "drop_path_rate": 0.0,
+    "projection_dim": WIDTH,
+    "max_position_embeddings": 60,
+}
+"""Florence-2's images; its config knows no image size."""
 
 ZOO: Mapping[str, Architecture] = {
     found.name: found
@@ -230,24 +294,18 @@ ZOO: Mapping[str, Architecture] = {
         Architecture(
             "BART",
             "encoder-decoder",
-            _config(
-                "BartConfig",
-                **_TEXT,
-                decoder_start_token_id=2,
-                d_model=WIDTH,
-                encoder_layers=LAYERS,
-                decoder_layers=LAYERS,
-                encoder_attention_heads=HEADS,
-                decoder_attention_heads=HEADS,
-                encoder_ffn_dim=24,
-                decoder_ffn_dim=24,
-                max_position_embeddings=32,
-                dropout=0.0,
-                scale_embedding=True,
-            ),
+            _config("BartConfig", **_BART),
             source_and_target,
             hidden,
         ),
+        Architecture(
+            "Florence-2",
+            "image and text to text",
+            _config("Florence2Config", text_config={"model_type": "bart", **_BART}, vision_config=_DAVIT, image_token_id=PLACE),
+            places_and_target,
+            hidden,
+        ),
+        Architecture("BLIP, captions", "image and text to text", _BLIP, image_and_text, logits, "BlipForConditionalGeneration"),
         Architecture("ViT", "vision", _config("ViTConfig", **_VIT, hidden_dropout_prob=0.0), image, hidden),
         Architecture("DINOv2", "vision", _config("Dinov2Config", **_VIT, hidden_dropout_prob=0.0), image, hidden),
         Architecture(
@@ -257,7 +315,38 @@ ZOO: Mapping[str, Architecture] = {
             lambda: {"pixel_values": torch.randn(BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(3))},
             hidden,
         ),
-        Architecture("CLIP", "text and image", _clip, lambda: {**text(), **image()}, both_towers),
+        Architecture(
+            "CLIP",
+            "two towers",
+            _config("CLIPConfig", text_config=_TOWER, vision_config=_VIT, projection_dim=12),
+            image_and_text,
+            both_towers,
+        ),
+        Architecture(
+            "SigLIP",
+            "two towers",
+            _config("SiglipConfig", text_config={**_TOWER, "projection_size": WIDTH}, vision_config=_VIT),
+            image_and_text,
+            both_towers,
+        ),
+        Architecture("BLIP", "two towers", _BLIP, image_and_text, both_towers),
+        Architecture("ViLT", "fusion", _config("ViltConfig", **_BERT, image_size=IMAGE, patch_size=4), image_and_text, text_hidden),
+        Architecture(
+            "FLAVA",
+            "fusion",
+            _config(
+                "FlavaConfig",
+                text_config=_BERT,
+                image_config={**_VIT, **_NO_DROPOUT},
+                multimodal_config={
+                    **{key: value for key, value in _VIT.items() if "size" not in key or key in ("hidden_size", "intermediate_size")},
+                    **_NO_DROPOUT,
+                },
+                projection_dim=12,
+            ),
+            image_and_text,
+            fused,
+        ),
     )
 }
 """Architectures by name."""
@@ -279,9 +368,15 @@ FITS: Mapping[str, Mapping[str, int | str]] = {
     "OPT": {"lora": 12, "adapter": 4, "prefix": 2, "prompt": 1, "bitfit": 17},
     "T5": {"lora": 32, "adapter": 10, "prefix": 6, "prompt": 1, "bitfit": _NO_BIAS},
     "BART": {"lora": 32, "adapter": 10, "prefix": 6, "prompt": 1, "bitfit": 44},
+    "Florence-2": {"lora": 49, "adapter": 18, "prefix": 8, "prompt": 1, "bitfit": 71},
+    "BLIP, captions": {"lora": 30, "adapter": 10, "prefix": _OWN_ATTENTION, "prompt": 2, "bitfit": 43},
     "ViT": {"lora": 12, "adapter": 4, "prefix": 2, "prompt": 1, "bitfit": 17},
     "DINOv2": {"lora": 12, "adapter": 4, "prefix": 2, "prompt": 1, "bitfit": 17},
     "Swin": {"lora": 19, "adapter": 6, "prefix": 3, "prompt": "input embeddings that can be replaced", "bitfit": 27},
     "CLIP": {"lora": 26, "adapter": 8, "prefix": 4, "prompt": 1, "bitfit": 35},
+    "SigLIP": {"lora": 27, "adapter": 8, "prefix": 4, "prompt": 1, "bitfit": 38},
+    "BLIP": {"lora": 22, "adapter": 8, "prefix": _OWN_ATTENTION, "prompt": 2, "bitfit": 30},
+    "ViLT": {"lora": 12, "adapter": 4, "prefix": _OWN_ATTENTION, "prompt": 1, "bitfit": 18},
+    "FLAVA": {"lora": 38, "adapter": 12, "prefix": _OWN_ATTENTION, "prompt": 1, "bitfit": 54},
 }
 """How many sites the pattern `*` finds in the tiny model, or what it is told that it lacks."""

@@ -18,9 +18,10 @@ __all__ = ["KIND", "AdapterSite"]
 
 # The last dense layer of an attention or feed-forward block, as transformers' architectures name it:
 # BERT, RoBERTa, ELECTRA, DeBERTa, MPNet: (attention.)output.dense; DistilBERT: out_lin, lin2; ModernBERT: Wo; T5: o, wo;
-# GPT-2: c_proj; Llama, Qwen, ViT, DINOv2, Swin: o_proj; OPT, BART, CLIP: out_proj, fc2; GPT-NeoX: attention.dense, dense_4h_to_h
+# GPT-2: c_proj; Llama, Qwen, ViT, DINOv2, Swin: o_proj; OPT, BART, CLIP, SigLIP: out_proj, fc2; Florence-2's images: proj, fc2;
+# BLIP's images: projection, fc2; GPT-NeoX: attention.dense, dense_4h_to_h
 _WRITES = re.compile(
-    r"(^|\.)(output\.dense|out_proj|o_proj|out_lin|o|wo|Wo|fc2|lin2|down_proj|c_proj|proj|w2|(self_)?att(entio)?n\.dense|dense_4h_to_h)$"
+    r"(^|\.)(output\.dense|out_proj|o_proj|out_lin|o|wo|Wo|fc2|lin2|down_proj|c_proj|proj|w2|projection|(self_)?att(entio)?n\.dense|dense_4h_to_h)$"
 )
 _FEED_FORWARD = re.compile(r"(^|\.)((ffn|mlp|feed_forward)\.\w+|fc2|lin2|wo|down_proj|w2|dense_4h_to_h|(?<!attention\.)output\.dense)$")
 

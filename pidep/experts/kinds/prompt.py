@@ -137,11 +137,12 @@ def _widened(mask: Any, length: int) -> Tensor:
 
 
 def _reader(model: nn.Module, embeddings: str) -> nn.Module | None:
-    """The innermost module around the word embeddings that takes `inputs_embeds` and a mask: the hidden states come from there."""
+    """The innermost model around the word embeddings that takes `inputs_embeds` and a mask: the hidden states come from there."""
     parts = embeddings.split(".")
     for end in range(len(parts) - 1, -1, -1):
         module = model.get_submodule(".".join(parts[:end]))
-        if {"inputs_embeds", "attention_mask"} <= set(inspect.signature(module.forward).parameters):
+        takes = set(inspect.signature(module.forward).parameters)
+        if {"inputs_embeds", "attention_mask"} <= takes and hasattr(module, "get_input_embeddings"):  # ViLT's embeddings take them, too
             return module if isinstance(model.get_submodule(embeddings), nn.Embedding) else None
     return None
 
@@ -171,8 +172,9 @@ def _start(_: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor
 
 
 def _in_peft(model: nn.Module, sites: Sequence[str]) -> bool:
-    """PEFT puts prompts before word embeddings, not to patches."""
-    return len(sites) == 1 and isinstance(model.get_submodule(sites[0]), nn.Embedding)
+    """PEFT puts prompts before word embeddings, not to patches; where there are images, too, it looks for the words in their tower."""
+    of_words = len(sites) == 1 and isinstance(model.get_submodule(sites[0]), nn.Embedding)
+    return of_words and "pixel_values" not in inspect.signature(model.forward).parameters
 
 
 KIND = Kind(
