@@ -16,8 +16,11 @@ from PIL import Image
 from pidep.backbones.images import ImageSource, check_source
 from pidep.backbones.row import Input, Row, picture_digest, text_of
 from pidep.errors import TaskError
+from pidep.tasks.by_hash import held_out
 from pidep.tasks.images import image_folder, parquet_images
 from pidep.tasks.sources import packaged_rows
+from pidep.tasks.suite.facts import DRAWN
+from pidep.tasks.suite.files import packaged_files
 from pidep.tasks.task import Task
 
 __all__ = ["UNLABELLED", "Split", "TaskData", "data_digest", "few_shot", "hold_out", "limit", "load_data", "load_texts"]
@@ -152,18 +155,18 @@ def _label(task: Task, row: dict[str, Any], place: str) -> int:
     _check_column(row, task.label, place)
     label = str(row[task.label])
     if task.candidates is not None:
-        return _right_one(row[task.candidates], label, place)
+        return _right_one([] if task.candidates_are == "image" else row[task.candidates], label, len(row[task.candidates]), place)
     if label not in task.labels:
         raise TaskError(f"{place}: label {label!r} is not in the task's set ({', '.join(task.labels)})")
     return list(task.labels).index(label)
 
 
-def _right_one(candidates: list[Any], label: str, place: str) -> int:
-    if label.isdecimal() and int(label) < len(candidates):
+def _right_one(texts: list[Any], label: str, count: int, place: str) -> int:
+    if label.isdecimal() and int(label) < count:
         return int(label)
-    found = [number for number, value in enumerate(candidates) if str(value) == label]
+    found = [number for number, value in enumerate(texts) if str(value) == label]
     if len(found) != 1:
-        raise TaskError(f"{place}: label {label[:60]!r}: expected the number of a candidate, 0 to {len(candidates) - 1}, or one of them")
+        raise TaskError(f"{place}: label {label[:60]!r}: expected the number of a candidate, 0 to {count - 1}, or the text of one")
     return found[0]
 
 
@@ -184,15 +187,9 @@ def _parse(task: Task, rows: Numbered, where: str, *, labelled: bool = True) -> 
     return split
 
 
-def _share(text: str, seed: int) -> float:
-    """A number in [0, 1) that depends on the text and the seed only."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\n{text}".encode()).digest()[:8], "big") / 2**64
-
-
 def _is_test(task: Task, row: Input) -> bool:
     """A row falls on one side by its own hash, so equal ones are never on both; by its image where it has one."""
-    asked = _asked(row)
-    return _share(" ".join(asked.lower().split()), task.split_seed) < task.test_fraction
+    return held_out(_asked(row), fraction=task.test_fraction, seed=task.split_seed)
 
 
 def _asked(row: Input) -> str:
@@ -243,8 +240,9 @@ def _sources(task: Task) -> list[tuple[Iterable[Any], str]]:
     if data.dataset is not None:
         names = [data.train_split, *([data.test_split] if data.test_split is not None else [])]
         return [(_hub_rows(task, name), f"{data.dataset}[{name}]") for name in names]
-    if data.files is not None:
-        return [(_rows_of(task, path), str(path)) for path in (data.files["train"], data.files["test"])]
+    files = packaged_files(data.packaged) if data.packaged in DRAWN else data.files
+    if files is not None:
+        return [(_rows_of(task, path), str(path)) for path in (files["train"], files["test"])]
     path = packaged_rows(data.packaged) if data.packaged is not None else data.path
     assert path is not None
     return [(_rows_of(task, path), str(path))]
