@@ -57,6 +57,10 @@ class Tokenize:
             mask[index, : len(row)] = 1
         return ids, mask
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special ones as they are written."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
     def _cut(self, ids: list[int], limit: int) -> list[int]:
         if len(ids) <= limit:
             return ids

@@ -217,7 +217,7 @@ def test_the_digest_is_stable_and_changes_with_every_parameter() -> None:
     ("fields", "message"),
     [
         ({"size": 0}, "must be at least 1"),
-        ({"fit": "stretch"}, "'stretch': expected crop or pad"),
+        ({"fit": "squeeze"}, "'squeeze': expected crop, pad or stretch"),
         ({"share": 0.0}, "must be above 0"),
         ({"std": (0.5, 0.0, 0.5)}, "std above 0"),
     ],

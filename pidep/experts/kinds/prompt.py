@@ -56,7 +56,10 @@ class PromptSite(ExpertSite):
 
     def prompt(self, batch: int) -> Tensor:
         """`[B, P, D]`; `batch` is a size, not a `len`: that would be fixed when a graph is exported."""
-        return self.tensors()["prompt"].expand(batch, -1, -1)
+        own = self.tensors()["prompt"]
+        if own.dim() == 3 and len(own) not in (1, batch):  # several sequences a row, next to each other: candidates that are scored
+            own = own.repeat_interleave(batch // len(own), 0)
+        return own.expand(batch, -1, -1)
 
     def _append(self, _: nn.Module, __: Any, output: Tensor) -> Tensor:
         """Patches `[B, N, D]` with the prompt behind them."""

@@ -1,0 +1,309 @@
+"""Encoder-decoders as frozen backbones: they learn target texts, score candidate texts, and generate. T5, BART, Florence-2, BLIP.
+
+A row's score for a text is log p(text | row) in nats, the sum over its tokens and the closing one, so that the softmax over
+candidates is how likely each is if the answer is one of them; `loss` is minus the score of the target text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pidep.backbones.images import Preprocess
+from pidep.backbones.row import Input, Row, as_row, size_key, texts_only
+from pidep.backbones.seq2seq import Encoded, padded, reader_of
+from pidep.backbones.tokenize import Tokenize
+from pidep.backbones.trie import Trie
+from pidep.errors import BackboneError, UsageError
+
+__all__ = ["Candidates", "EncoderDecoder", "Mode", "Normalise"]
+
+Mode = Literal["greedy", "beam", "constrained"]
+Normalise = Literal["none", "tokens"]
+"""Whether a score is the sum over a candidate's tokens, or their mean (which is kinder to long candidates)."""
+Candidates = Sequence[str] | Sequence[Sequence[Input]]
+"""The same texts for every row, or each row's own."""
+
+_KEPT_IMAGES = 4_000
+_DECODED_TOGETHER = 512  # sequences a call of the decoder: its logits are as wide as the vocabulary
+_IGNORED = -100  # cross_entropy's
+_BEAMS = 16
+
+
+@dataclass(eq=False)
+class EncoderDecoder:
+    """A frozen encoder-decoder; experts are attached to `model`."""
+
+    name: str
+    model: Any
+    tokenizer_json: str
+    digest: str
+    preprocess: Preprocess | None = None
+    """How it sees images, where it sees them."""
+
+    def __post_init__(self) -> None:
+        from transformers import GenerationConfig
+
+        self.tokenize = Tokenize(self.tokenizer_json)
+        self._reader = reader_of(self.model)
+        if self._reader.images != "never" and self.preprocess is None:
+            raise BackboneError(f"backbone {self.name!r}: sees images and has no preprocessor_config.json; save its processor beside it")
+        self._kept: OrderedDict[bytes, Tensor] | None = None
+        # settings that come with weights (BART's no_repeat_ngram_size, Florence-2's three beams) would make answers nobody asked for
+        special = self._reader.special
+        neutral = {"decoder_start_token_id": special.start, "eos_token_id": special.end, "pad_token_id": special.pad}
+        for part in (self.model, getattr(self.model, "text_decoder", None)):
+            if part is not None:
+                part.generation_config = GenerationConfig(**neutral)  # type: ignore[no-untyped-call]
+
+    @property
+    def max_positions(self) -> int:
+        """Longest text, in tokens."""
+        return self._reader.positions or 512
+
+    def loss(self, rows: Sequence[Input], targets: Sequence[str], *, max_length: int, max_target_length: int) -> Tensor:
+        """`[B]` -log p(target | row) in nats, summed over the tokens, with gradients to whatever is attached.
+
+        Raises:
+            BackboneError, ImageError: a row is of a kind the backbone cannot read; says which.
+        """
+        if len(rows) != len(targets):
+            raise UsageError(f"{len(rows)} rows and {len(targets)} target texts; give one target a row")
+        labels = [self._answer(text, limit=max_target_length) for text in targets]
+        return -self._log_likelihood(self._encode(rows, max_length=max_length), labels).sum(1)
+
+    def score(self, rows: Sequence[Input], candidates: Candidates, *, max_length: int, normalise: Normalise = "none") -> Tensor:
+        """`[B, C]` log p(candidate | row) in nats, with gradients to whatever is attached; the encoder runs once a row.
+
+        Rows with fewer candidates of their own than others have -inf in the places left over.
+
+        Raises:
+            BackboneError, ImageError: a row is of a kind the backbone cannot read, or a candidate is; says which.
+        """
+        answers = self._answers(candidates, len(rows))
+        count = max(len(own) for own in answers)
+        encoded = self._encode(rows, max_length=max_length)
+        together = max(1, _DECODED_TOGETHER // max(1, len(rows)))
+        parts = []
+        for start in range(0, count, together):
+            number = min(together, count - start)
+            # a place left over is filled with the row's first candidate: rows stay apart, each with as many sequences
+            labels = [(own[place] if place < len(own) else own[0]) for own in answers for place in range(start, start + number)]
+            parts.append(self._log_likelihood(encoded.repeated(number), labels).sum(1).reshape(len(rows), number))
+        scores = torch.cat(parts, 1)
+        lengths = torch.tensor([[len(own[place]) if place < len(own) else 0 for place in range(count)] for own in answers])
+        if normalise == "tokens":
+            scores = scores / lengths.clamp(min=1)
+        return scores.masked_fill(lengths == 0, -torch.inf)
+
+    def generate(
+        self,
+        rows: Sequence[Input],
+        *,
+        max_length: int,
+        max_new_tokens: int = 32,
+        mode: Mode = "greedy",
+        num_beams: int | None = None,
+        candidates: Candidates | None = None,
+        length_penalty: float = 1.0,
+        batch_size: int = 16,
+    ) -> list[str]:
+        """One answer a row, with whatever is attached.
+
+        `beam` divides a sum of log-probabilities by length ** length_penalty, as transformers does, and has 4 beams by default.
+        `constrained` answers with one of the candidates, the likeliest by the sum; with at least as many beams as candidates (the
+        default up to 16 beams) that is exact. Its `max_new_tokens` is the longest candidate's.
+
+        Raises:
+            UsageError: the mode needs candidates or takes none, or a number is out of range.
+            BackboneError, ImageError: a row is of a kind the backbone cannot read; says which.
+        """
+        self._check_mode(mode, num_beams, candidates, max_new_tokens)
+        answers = None if candidates is None else self._answers(candidates, len(rows))
+        texts = None if candidates is None else _by_row(candidates, len(rows))
+        found = [""] * len(rows)
+        order = sorted(range(len(rows)), key=lambda row: size_key(rows[row]))
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                encoded = self._encode([rows[row] for row in chosen], max_length=max_length, numbers=[row + 1 for row in chosen])
+                for group in _of_one_length(encoded.prompts):
+                    numbers = [chosen[place] for place in group]
+                    own = None if answers is None else [answers[row] for row in numbers]
+                    settings = self._settings(mode, num_beams, own, max_new_tokens, length_penalty)
+                    for row, ids in zip(numbers, self._decode(encoded.take(group), own, settings), strict=True):
+                        found[row] = self._text(ids, None if answers is None or texts is None else (answers[row], texts[row]))
+        return found
+
+    @contextmanager
+    def cached_below(self, sites: Sequence[str]) -> Iterator[None]:
+        """Inside, an image passes the vision tower once, where no expert acts there; nothing may be attached there then."""
+        before = self._kept
+        self._kept = None if any(site.startswith(self._reader.sight) for site in sites) else OrderedDict()
+        try:
+            yield
+        finally:
+            self._kept = before
+
+    def _settings(self, mode: Mode, num_beams: int | None, own: list[list[list[int]]] | None, limit: int, penalty: float) -> Any:
+        from transformers import GenerationConfig
+
+        beams = 1
+        if mode == "beam":
+            beams = num_beams or 4
+        if own is not None:
+            beams = num_beams or min(max(len(each) for each in own), _BEAMS)
+            limit, penalty = max(len(ids) for each in own for ids in each), 0.0
+        shape = {"num_beams": beams, "length_penalty": penalty, "early_stopping": "never"} if beams > 1 else {}
+        return GenerationConfig(max_new_tokens=limit, do_sample=False, use_cache=True, **shape)  # type: ignore[no-untyped-call]
+
+    def _decode(self, encoded: Encoded, own: list[list[list[int]]] | None, settings: Any) -> list[list[int]]:
+        """What follows each row's beginning, up to the closing token."""
+        begun = len(encoded.prompts[0])
+        options = {}
+        if own is not None:
+            tries = [Trie(each, end=self._reader.special.end) for each in own]
+            options["prefix_allowed_tokens_fn"] = lambda row, ids: tries[row].after(ids[begun:].tolist())
+        found = self._reader.generate(encoded, torch.tensor(encoded.prompts), settings, **options)[:, begun:].tolist()
+        end = self._reader.special.end
+        return [ids[: ids.index(end) + 1] if end in ids else ids for ids in found]
+
+    def _text(self, ids: list[int], choices: tuple[list[list[int]], list[str]] | None) -> str:
+        if choices is not None:
+            answers, texts = choices
+            return texts[answers.index(ids)]
+        return self.tokenize.text([token for token in ids if token not in self._reader.special.frame]).strip()
+
+    def _check_mode(self, mode: str, num_beams: int | None, candidates: Candidates | None, max_new_tokens: int) -> None:
+        if mode not in ("greedy", "beam", "constrained"):
+            raise UsageError(f"mode {mode!r}: expected greedy, beam or constrained")
+        if (mode == "constrained") != (candidates is not None):
+            raise UsageError(
+                f"mode {mode!r}: " + ("needs candidates" if candidates is None else "takes no candidates; use mode 'constrained'")
+            )
+        if mode == "greedy" and num_beams not in (None, 1):
+            raise UsageError(f"mode 'greedy' has one beam, found num_beams {num_beams}; use mode 'beam'")
+        if max_new_tokens < 1 or (num_beams is not None and num_beams < 1):
+            raise UsageError(f"max_new_tokens {max_new_tokens} and num_beams {num_beams}: expected at least 1")
+
+    def _answer(self, text: str, *, limit: int | None = None) -> list[int]:
+        """Tokens of a text to decode, the closing one at the end."""
+        special, longest = self._reader.special, limit if limit is not None else 2**31
+        ids = self._ids(text, longest + self._reader.cuts_opening)[int(self._reader.cuts_opening) :]
+        return ids if ids and ids[-1] == special.end else [*ids[: longest - 1], special.end]
+
+    def _answers(self, candidates: Candidates, num_rows: int) -> list[list[list[int]]]:
+        """Tokens of every row's candidates."""
+        kept: dict[str, list[int]] = {}
+        for text in (text for own in _by_row(candidates, num_rows) for text in own):
+            if text not in kept:
+                kept[text] = self._answer(text)
+                room = self._reader.positions
+                if room is not None and len(kept[text]) >= room:
+                    raise BackboneError(
+                        f"candidate {text[:40]!r}: has {len(kept[text])} tokens, the decoder has {room} positions; shorten it"
+                    )
+        return [[kept[text] for text in own] for own in _by_row(candidates, num_rows)]
+
+    def _ids(self, text: str, limit: int) -> list[int]:
+        ids, mask = self.tokenize([text], max_length=limit)
+        return [int(token) for token in ids[0][: int(mask[0].sum())]]
+
+    def _encode(self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None) -> Encoded:
+        """Rows to what the decoder attends to; errors call rows by `numbers`, from 1 when absent."""
+        reader, called = self._reader, list(numbers or range(1, len(rows) + 1))
+        whole = [as_row(row) for row in rows]
+        if reader.images == "never":
+            texts_only(rows, backbone=self.name)
+        for number, row in zip(called, whole, strict=True):
+            _check(row, number, backbone=self.name, images=reader.images)
+        texts = [self._ids(reader.source(row.text), max_length) for row in whole]
+        seen = [place for place, row in enumerate(whole) if row.image is not None]
+        visual = self._see([whole[place] for place in seen], [called[place] for place in seen]) if seen else None
+        self._check_room(texts, 0 if visual is None or reader.cuts_opening else visual.shape[1], called)
+        return reader.encode(texts, visual, seen)
+
+    def _check_room(self, texts: Sequence[Sequence[int]], beside: int, called: Sequence[int]) -> None:
+        room = self._reader.positions
+        for number, ids in zip(called, texts, strict=True):
+            if room is not None and len(ids) + beside > room:
+                what = f"{len(ids)} tokens" + (f" and {beside} of an image" if beside else "")
+                raise BackboneError(f"row {number}: {what}, the backbone has {room} positions; cut texts at {room - beside} (max_length)")
+
+    def _see(self, rows: Sequence[Row], numbers: Sequence[int]) -> Tensor:
+        """Visual tokens `[N, V, D]`; inside `cached_below`, images seen before are not computed again."""
+        assert self.preprocess is not None
+        pixels = torch.from_numpy(
+            np.stack(
+                [self.preprocess.one(row.image, where=f"row {n}") for n, row in zip(numbers, rows, strict=True) if row.image is not None]
+            )
+        )
+        if self._kept is None:
+            return self._reader.see(pixels)
+        keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in pixels]
+        missing = {key: place for place, key in enumerate(keys) if key not in self._kept}
+        if missing:  # below every expert: no gradient is wanted, and what is kept must serve training after `generate`, too
+            with torch.inference_mode(mode=False), torch.no_grad():
+                fresh = self._reader.see(pixels[list(missing.values())].clone())
+            self._kept.update(zip(missing, fresh, strict=True))
+        found = torch.stack([self._kept[key] for key in keys])
+        while len(self._kept) > _KEPT_IMAGES:
+            self._kept.popitem(last=False)
+        return found
+
+    def _log_likelihood(self, encoded: Encoded, labels: Sequence[Sequence[int]]) -> Tensor:
+        """`[B, T]` log p of each token to decode, 0 where there is none."""
+        given = [[*prompt, *ids[:-1]] for prompt, ids in zip(encoded.prompts, labels, strict=True)]
+        wanted = [[_IGNORED] * (len(prompt) - 1) + list(ids) for prompt, ids in zip(encoded.prompts, labels, strict=True)]
+        self._check_decoder_room(given)
+        logits = self._reader.logits(encoded, padded(given, value=self._reader.special.pad)[0])
+        targets = padded(wanted, value=_IGNORED)[0]
+        return -cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=_IGNORED, reduction="none")
+
+    def _check_decoder_room(self, given: Sequence[Sequence[int]]) -> None:
+        room, longest = self._reader.positions, max(len(ids) for ids in given)
+        if room is not None and longest > room:
+            raise BackboneError(f"target texts: {longest} tokens, the decoder has {room} positions; cut them (max_target_length)")
+
+
+def _check(row: Row, number: int, *, backbone: str, images: str) -> None:
+    if row.image is None and images == "always":
+        raise BackboneError(f"row {number}: has no image, and backbone {backbone!r} needs one in every row")
+    if row.image is None and not row.text.strip():
+        raise BackboneError(f"row {number}: expected a text{' or an image' if images == 'maybe' else ''}, found none; remove the row")
+
+
+def _by_row(candidates: Candidates, num_rows: int) -> list[list[str]]:
+    """Every row's candidate texts."""
+    if candidates and all(isinstance(each, str) for each in candidates):
+        rows: list[Sequence[Any]] = [candidates] * num_rows
+    elif len(candidates) == num_rows:
+        rows = [each if not isinstance(each, str) else [each] for each in candidates]
+    else:
+        raise UsageError(f"candidates: expected texts, or a list of texts for each of {num_rows} rows, found {len(candidates)} lists")
+    for number, own in enumerate(rows, 1):
+        if not own:
+            raise UsageError(f"row {number}: has no candidates; give at least one")
+        for each in own:
+            if isinstance(each, Row) and each.image is not None:
+                raise BackboneError(
+                    f"row {number}: a candidate is an image, and an encoder-decoder scores texts; use --backbone pidep-mini"
+                )
+    return [[as_row(each).text for each in own] for own in rows]
+
+
+def _of_one_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Rows whose beginnings are alike in length: what is decoded must begin at one place."""
+    groups: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt), []).append(place)
+    return list(groups.values())

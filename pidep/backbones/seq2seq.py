@@ -1,0 +1,278 @@
+"""What differs between encoder-decoders: how a row is read, how the decoder is called, where its answers begin and end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from pidep.errors import BackboneError
+
+__all__ = ["BlipAnswerer", "BlipCaptioner", "Encoded", "Florence", "Reader", "Special", "TextToText", "padded", "reader_of"]
+
+
+@dataclass(frozen=True)
+class Special:
+    """Token numbers with a meaning."""
+
+    start: int
+    """What the decoder begins with."""
+    end: int
+    pad: int
+    frame: frozenset[int]
+    """Tokens around a text, never part of one."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the decoder attends to, and what it begins with."""
+
+    hidden: Tensor  # [B, S, D]
+    mask: Tensor  # [B, S] int64
+    prompts: tuple[tuple[int, ...], ...]
+    """`B` beginnings of what is decoded; one start token, but for BLIP's captions."""
+
+    def take(self, rows: Sequence[int]) -> Encoded:
+        """Some of the rows."""
+        chosen = torch.tensor(list(rows))
+        return Encoded(self.hidden[chosen], self.mask[chosen], tuple(self.prompts[row] for row in rows))
+
+    def repeated(self, times: int) -> Encoded:
+        """Every row so many times, next to each other: experts of single rows can still be told apart."""
+        prompts = tuple(prompt for prompt in self.prompts for _ in range(times))
+        return Encoded(self.hidden.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), prompts)
+
+
+def padded(rows: Sequence[Sequence[int]], *, value: int) -> tuple[Tensor, Tensor]:
+    """`[B, T]` token numbers and mask, int64, filled on the right."""
+    width = max((len(row) for row in rows), default=0)
+    ids, mask = torch.full((len(rows), width), value), torch.zeros(len(rows), width, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[index, : len(row)] = 1
+    return ids, mask
+
+
+class Reader:
+    """Encoder-decoders of one making; this one is of texts, for every model that has transformers' usual interface (T5, BART …)."""
+
+    images: ClassVar[Literal["never", "maybe", "always"]] = "never"
+    sight: ClassVar[tuple[str, ...]] = ()
+    """Modules that only images pass."""
+    cuts_opening = False
+    """Whether the token that opens a text is no part of what is decoded."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.text_config = getattr(model.config, "text_config", model.config)
+        self.special = self._special()
+
+    def _special(self) -> Special:
+        config = self.text_config
+        start = getattr(config, "decoder_start_token_id", None)
+        ends, pad = config.eos_token_id, config.pad_token_id
+        end = ends[0] if isinstance(ends, list) else ends
+        if start is None or end is None:
+            raise BackboneError(
+                f"{type(self.model).__name__}: its config has decoder_start_token_id {start} and eos_token_id {end}; "
+                "expected numbers, add them to config.json"
+            )
+        pad = end if pad is None else pad
+        frame = {start, end, pad, getattr(config, "bos_token_id", None)} - {None}
+        return Special(start, end, pad, frozenset(frame))
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens encoder and decoder have positions for; None where positions are relative."""
+        found = getattr(self.text_config, "max_position_embeddings", None)
+        return None if found is None else int(found)
+
+    def source(self, text: str) -> str:
+        """The text as the encoder is given it."""
+        return text
+
+    def see(self, pixels: Tensor) -> Tensor:  # [N, 3, S, S] to [N, V, D]
+        """Images to visual tokens."""
+        raise NotImplementedError
+
+    def encode(self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]) -> Encoded:
+        """Token numbers of B texts, and visual tokens `[N, V, D]` of the rows that have an image, to what the decoder attends to."""
+        ids, mask = padded(texts, value=self.special.pad)
+        hidden = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        return Encoded(hidden, mask, ((self.special.start,),) * len(texts))
+
+    def logits(self, encoded: Encoded, ids: Tensor) -> Tensor:  # [B, T] to [B, T, vocabulary]
+        """Teacher forcing: what follows each token, of those before it alone. Padding on the right needs no mask: nothing looks ahead."""
+        found: Tensor = self.model(
+            encoder_outputs=_outputs(encoded), attention_mask=encoded.mask, decoder_input_ids=ids, use_cache=False
+        ).logits
+        return found
+
+    def generate(self, encoded: Encoded, ids: Tensor, settings: Any, **options: Any) -> Tensor:
+        """Token numbers `[B, P + T]` that go on from ids `[B, P]`."""
+        found: Tensor = self.model.generate(
+            encoder_outputs=_outputs(encoded),
+            attention_mask=encoded.mask,
+            decoder_input_ids=ids,
+            generation_config=settings,
+            **options,
+        )
+        return found
+
+
+def _outputs(encoded: Encoded) -> Any:
+    from transformers.modeling_outputs import BaseModelOutput
+
+    return BaseModelOutput(last_hidden_state=encoded.hidden)
+
+
+class TextToText(Reader):
+    """T5, BART and others."""
+
+
+class Florence(Reader):
+    """Florence-2: visual tokens before the words, through BART's encoder; a row without an image is its words."""
+
+    images = "maybe"
+    sight = ("model.vision_tower.", "model.multi_modal_projector.")
+
+    def source(self, text: str) -> str:
+        """A task word of Florence-2's becomes the sentence it stands for, as its processor does."""
+        word, end, rest = text.partition(">")
+        sentence = _FLORENCE_TASKS.get(word + end)
+        return text if sentence is None else sentence.format(input=rest.strip())
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """DaViT and the projection."""
+        found: Tensor = self.model.get_image_features(pixel_values=pixels).pooler_output
+        return found
+
+    def encode(self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]) -> Encoded:
+        """Visual tokens take the places of as many image tokens."""
+        if visual is None:
+            return super().encode(texts, visual, image_rows)
+        token, seen = self.model.config.image_token_id, set(image_rows)
+        rows = [[token] * visual.shape[1] + list(text) if row in seen else list(text) for row, text in enumerate(texts)]
+        ids, mask = padded(rows, value=self.special.pad)
+        words = self.model.get_input_embeddings()(ids)
+        places = torch.zeros_like(ids, dtype=torch.bool)
+        places[list(image_rows), : visual.shape[1]] = True
+        embedded = words.masked_scatter(places.unsqueeze(-1), visual.to(words.dtype))
+        hidden = self.model.get_encoder()(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
+        return Encoded(hidden, mask, ((self.special.start,),) * len(texts))
+
+
+class _Blip(Reader):
+    """What BLIP's two models share: an image in every row, and a decoder that is a language model of its own."""
+
+    images = "always"
+    sight = ("vision_model.",)
+    cuts_opening = True
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        for name, module in model.named_modules():
+            if name.endswith(".crossattention.self"):
+                module.register_forward_pre_hook(_with_mask, with_kwargs=True)
+
+    def _special(self) -> Special:
+        config = self.text_config
+        start, end, pad = config.bos_token_id, config.sep_token_id, config.pad_token_id
+        return Special(start, end, pad, frozenset({start, end, pad}))
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """The vision transformer."""
+        found: Tensor = self.model.vision_model(pixel_values=pixels).last_hidden_state
+        return found
+
+    def logits(self, encoded: Encoded, ids: Tensor) -> Tensor:
+        """As `Reader.logits`."""
+        found: Tensor = self.model.text_decoder(
+            input_ids=ids, encoder_hidden_states=encoded.hidden, encoder_attention_mask=encoded.mask, use_cache=False
+        ).logits
+        return found
+
+    def generate(self, encoded: Encoded, ids: Tensor, settings: Any, **options: Any) -> Tensor:
+        """As `Reader.generate`."""
+        found: Tensor = self.model.text_decoder.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            encoder_hidden_states=encoded.hidden,
+            encoder_attention_mask=encoded.mask,
+            generation_config=settings,
+            **options,
+        )
+        return found
+
+
+def _with_mask(_: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """transformers hands cross-attention its mask by another name than it is read by, so that padding would be looked at."""
+    return arguments, {**options, "encoder_attention_mask": options.get("attention_mask")}
+
+
+class BlipCaptioner(_Blip):
+    """BLIP's captions: the decoder looks at the image and goes on from the row's text, which may be empty."""
+
+    def encode(self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]) -> Encoded:
+        """The image; the words are the decoder's beginning, without the tokens around them."""
+        assert visual is not None
+        prompts = tuple((self.special.start, *text[1:-1]) for text in texts)
+        return Encoded(visual, torch.ones(visual.shape[:2], dtype=torch.int64), prompts)
+
+
+class BlipAnswerer(_Blip):
+    """BLIP's answers: the question looks at the image, the decoder at the question."""
+
+    def encode(self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]) -> Encoded:
+        """The question as the image tells it."""
+        assert visual is not None
+        ids, mask = padded(texts, value=self.special.pad)
+        seen = torch.ones(visual.shape[:2], dtype=torch.int64)
+        hidden = self.model.text_encoder(
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=visual, encoder_attention_mask=seen
+        ).last_hidden_state
+        return Encoded(hidden, mask, ((self.special.start,),) * len(texts))
+
+
+def reader_of(model: Any) -> Reader:
+    """How this model is read.
+
+    Raises:
+        BackboneError: nobody knows.
+    """
+    kinds: dict[str, type[Reader]] = {
+        "Florence2ForConditionalGeneration": Florence,
+        "BlipForConditionalGeneration": BlipCaptioner,
+        "BlipForQuestionAnswering": BlipAnswerer,
+    }
+    found = kinds.get(type(model).__name__)
+    if found is None and getattr(model.config, "is_encoder_decoder", False) and model.main_input_name == "input_ids":
+        found = TextToText
+    if found is None:
+        raise BackboneError(
+            f"{type(model).__name__}: expected an encoder-decoder of texts (T5, BART …), Florence-2, or BLIP for captions or answers"
+        )
+    return found(model)
+
+
+_FLORENCE_TASKS = {
+    "<OCR>": "What is the text in the image?",
+    "<OCR_WITH_REGION>": "What is the text in the image, with regions?",
+    "<CAPTION>": "What does the image describe?",
+    "<DETAILED_CAPTION>": "Describe in detail what is shown in the image.",
+    "<MORE_DETAILED_CAPTION>": "Describe with a paragraph what is shown in the image.",
+    "<OD>": "Locate the objects with category name in the image.",
+    "<DENSE_REGION_CAPTION>": "Locate the objects in the image, with their descriptions.",
+    "<REGION_PROPOSAL>": "Locate the region proposals in the image.",
+    "<CAPTION_TO_PHRASE_GROUNDING>": "Locate the phrases in the caption: {input}",
+    "<REFERRING_EXPRESSION_SEGMENTATION>": "Locate {input} in the image with mask",
+    "<REGION_TO_SEGMENTATION>": "What is the polygon mask of region {input}",
+    "<OPEN_VOCABULARY_DETECTION>": "Locate {input} in the image.",
+    "<REGION_TO_CATEGORY>": "What is the region {input}?",
+    "<REGION_TO_DESCRIPTION>": "What does the region {input} describe?",
+    "<REGION_TO_OCR>": "What text is in the region {input}?",
+}
+"""Florence-2's task words, as its processor in transformers writes them out."""
