@@ -21,6 +21,10 @@ class Backbone(Protocol):
     """SHA-256 over everything its answers depend on."""
 
     @property
+    def fitting(self) -> tuple[str, ...]:
+        """Digests of the backbones whose experts act here as they do there; its own is the first."""
+
+    @property
     def model(self) -> Any:
         """The module experts are attached to."""
 

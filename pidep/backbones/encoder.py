@@ -51,6 +51,11 @@ class Encoder:
         self._cache: LayerCache | None = None
 
     @property
+    def fitting(self) -> tuple[str, ...]:
+        """Experts made for this very encoder."""
+        return (self.digest,)
+
+    @property
     def hidden_size(self) -> int:
         """D, the width of an embedding."""
         return int(self.model.config.hidden_size)  # type: ignore[union-attr,arg-type]

@@ -52,6 +52,11 @@ class Mini:
         self._cache: LayerCache | None = None
 
     @property
+    def fitting(self) -> tuple[str, ...]:
+        """Its own experts, and those of the text encoder, whose rows are encoded here as there."""
+        return (self.digest, self.text.digest)
+
+    @property
     def model(self) -> Any:
         """The transformer: experts are attached here, at the sites they have on the text backbone."""
         return self.text.model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,16 +58,16 @@ def require_lora(expert: Expert) -> None:
         raise ExpertError(f"expert {expert.name!r}: is of kind {expert.kind!r}, this bank holds LoRA; export it with --form merged")
 
 
-def check_fits(expert: Expert, groups: Sequence[Group], *, max_rank: int, backbone_digest: str) -> None:
+def check_fits(expert: Expert, groups: Sequence[Group], *, max_rank: int, fitting: Collection[str]) -> None:
     """Refuse an expert that a bank cannot hold.
 
     Raises:
         ExpertError: other backbone, not a LoRA, unknown site, rank over the bank's, or a wrong width.
     """
-    if expert.backbone_digest != backbone_digest:
+    if expert.backbone_digest not in fitting:
         raise ExpertError(
             f"expert {expert.name!r}: made for another backbone ({expert.backbone!r}, {expert.backbone_digest[:19]}…), "
-            f"the bank serves {backbone_digest[:19]}…; tune it on the served backbone"
+            f"the bank serves {' and '.join(digest[:19] + '…' for digest in fitting)}; tune it on the served backbone"
         )
     require_lora(expert)
     widths = {(group.factor, site): group.width for group in groups for site in group.sites}

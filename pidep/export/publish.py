@@ -125,7 +125,7 @@ def _sha256(path: Path) -> str:
 
 
 def _fitting(backbone: Backbone, expert: Expert) -> None:
-    if expert.backbone_digest != backbone.digest:
+    if expert.backbone_digest not in backbone.fitting:
         raise ExpertError(
             f"expert {expert.name!r}: made for backbone {expert.backbone!r} ({expert.backbone_digest[:19]}…), "
             f"this is {backbone.name!r} ({backbone.digest[:19]}…); export it with its own backbone"
@@ -215,6 +215,19 @@ def _recorded(vision: dict[str, Any] | None) -> dict[str, Any]:
     return {} if vision is None else {"vision": vision}
 
 
+def _backbone_of(experts: Sequence[Expert]) -> Backbone:
+    """Of the experts' backbones the one that all of them fit: `pidep-mini` where some are of its text encoder.
+
+    Raises:
+        ExpertError: there is none.
+    """
+    found = [load_backbone(name) for name in dict.fromkeys(expert.backbone for expert in experts)]
+    backbone = max(found, key=lambda one: sum(expert.backbone_digest in one.fitting for expert in experts))
+    for expert in experts:
+        _fitting(backbone, expert)
+    return backbone
+
+
 def _bank_sites(backbone: Backbone, experts: Sequence[Expert]) -> list[str]:
     """The union of the experts' sites, in the backbone's order."""
     wanted = {site for expert in experts for site in expert.sites}
@@ -244,9 +257,7 @@ def export_bank(
     names = [source.expert.name for source in sources]
     if len(set(names)) != len(names) or not names:
         raise UsageError(f"export: expected runs with different names, found {', '.join(names) or 'none'}")
-    backbone = load_backbone(sources[0].expert.backbone)
-    for source in sources:
-        _fitting(backbone, source.expert)
+    backbone = _backbone_of([source.expert for source in sources])
     for source in sources:
         require_lora(source.expert)
     check_place(repo, "--repo")
@@ -269,6 +280,7 @@ def export_bank(
             "schema": 1,
             "backbone": backbone.name,
             "backbone_digest": backbone.digest,
+            "also_fitting": backbone.fitting[1:],
             "graph_digest": _sha256(graph),
             "hidden_size": backbone.hidden_size,
             "max_rank": rank,

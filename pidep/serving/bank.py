@@ -36,6 +36,8 @@ class BankSpec:
     max_rank: int
     groups: tuple[Group, ...]
     store: Path
+    also_fitting: tuple[str, ...] = ()
+    """Digests of other backbones whose experts act on this one as they do there."""
     vision: dict[str, Any] | None = None
     """Where images can be asked about: digests, preprocessing and size of the vision graph."""
 
@@ -51,7 +53,8 @@ class BankSpec:
             record = json.loads(path.read_text(encoding="utf-8"))
             groups = tuple(Group(**{**group, "sites": tuple(group["sites"])}) for group in record["groups"])
             store = (version_folder / record["expert_store"]).resolve()
-            return cls(record["backbone_digest"], record["graph_digest"], int(record["max_rank"]), groups, store, record.get("vision"))
+            also, vision = tuple(record.get("also_fitting", ())), record.get("vision")
+            return cls(record["backbone_digest"], record["graph_digest"], int(record["max_rank"]), groups, store, also, vision)
         except FileNotFoundError as error:
             raise ServingError(f"{path}: no such file; make the bank with pidep export --form bank") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -59,7 +62,7 @@ class BankSpec:
 
     def check(self, expert: Expert) -> None:
         """Raise `ExpertError` when the bank cannot hold the expert."""
-        check_fits(expert, self.groups, max_rank=self.max_rank, backbone_digest=self.backbone_digest)
+        check_fits(expert, self.groups, max_rank=self.max_rank, fitting=(self.backbone_digest, *self.also_fitting))
 
 
 @dataclass(frozen=True)

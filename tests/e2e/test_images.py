@@ -186,3 +186,16 @@ def test_a_text_model_refuses_images(tiny_folder: Path, tmp_path: Path) -> None:
         with pytest.raises(ServingError, match="IMAGE"):
             client.infer([Request("good", "film", png(0))])
         assert client.infer([Request("good", "film")])
+
+
+def test_an_expert_of_the_text_encoder_is_served_beside(served) -> None:  # type: ignore[no-untyped-def]
+    from pidep.backbones.load import load_backbone
+
+    server, repo, _, backbone, _ = served
+    minilm = load_backbone("minilm")
+    expert = make_expert(minilm, name="text-only", seed=4, scaling=0.5, sites=("encoder.layer.5.attention.*",))
+    swap("text-only", expert, repo, server.grpc_url)
+    with Client(server.grpc_url) as client:
+        (found,) = client.infer([Request("a fine day", "text-only")])
+    assert found.digest == expert.digest
+    assert found.scores == pytest.approx(expected(minilm, expert, "a fine day"), abs=2e-4)
