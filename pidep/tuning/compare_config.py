@@ -26,7 +26,7 @@ class CompareConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tasks: tuple[str, ...] = Field(min_length=2, description="Task YAMLs or packaged tasks; each is the target once, the others help.")
-    backbone: str = Field("minilm", description="'minilm', a folder, or a hub id of a text encoder.")
+    backbone: str = Field("minilm", description="'minilm', 'pidep-mini' (texts and images), a folder, or a hub id of a text encoder.")
     pool: Path | None = Field(None, description="Folder of further experts that may help.")
     kinds: tuple[Kind, ...] = Field(("lora",), min_length=1, description="Kinds of expert.")
     shots: tuple[int, ...] = Field((), description="Columns: this many training rows of each label.")

@@ -20,7 +20,7 @@ class TuneConfig(BaseModel):
 
     task: str = Field(description="A task YAML, or a packaged task such as sentiment/movie.")
     name: str | None = Field(None, description="Name of the expert; the task's name when absent.")
-    backbone: str = Field("minilm", description="'minilm', a folder, or a hub id of a text encoder.")
+    backbone: str = Field("minilm", description="'minilm', 'pidep-mini' (texts and images), a folder, or a hub id of a text encoder.")
     pool: Path | None = Field(None, description="Folder of experts to pick neighbours from.")
     helpers: list[str] = Field(default_factory=list, description="Tasks whose experts are trained into the pool first when missing.")
     kind: Literal["lora", "adapter", "prefix", "prompt", "bitfit"] = Field("lora", description="Kind of expert.")
