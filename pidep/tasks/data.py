@@ -7,7 +7,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from PIL import Image
 from pidep.backbones.images import ImageSource, check_source
 from pidep.backbones.row import Input, Row, picture_digest, text_of
 from pidep.errors import TaskError
+from pidep.tasks.answers import check_column, label_of, targets_of
 from pidep.tasks.by_hash import held_out
+from pidep.tasks.hub import hub_rows, with_labels
 from pidep.tasks.images import image_folder, parquet_images
 from pidep.tasks.sources import packaged_rows
 from pidep.tasks.suite.facts import DRAWN
@@ -37,11 +39,15 @@ class Split:
 
     rows: list[Input]
     labels: list[int]
+    """`UNLABELLED` where rows are answered by a text."""
+    targets: list[tuple[str, ...]] = field(default_factory=list)
+    """Where rows are answered by a text: the right ones of every row. Empty for other tasks, and where they were not read."""
 
     def take(self, rows: Iterable[int]) -> Split:
         """The rows of the given numbers."""
         chosen = list(rows)
-        return Split([self.rows[row] for row in chosen], [self.labels[row] for row in chosen])
+        targets = [self.targets[row] for row in chosen] if self.targets else []
+        return Split([self.rows[row] for row in chosen], [self.labels[row] for row in chosen], targets)
 
 
 @dataclass(frozen=True)
@@ -85,23 +91,6 @@ def _read_file(path: Path) -> Iterator[Any]:
         raise TaskError(f"{path}: not readable ({error})") from error
 
 
-def _hub_rows(task: Task, split: str) -> Iterator[Any]:
-    data = task.data
-    try:
-        import datasets
-    except ImportError as error:
-        raise TaskError(f"dataset {data.dataset!r}: the datasets package does not load ({error}); pip install 'pidep[tune]'") from error
-    try:
-        table = datasets.load_dataset(data.dataset, data.config, revision=data.revision, split=split)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TaskError(f"task {task.name!r}: dataset {data.dataset!r}, split {split!r} could not be loaded ({reason})") from error
-    feature = table.features.get(task.label)
-    names = getattr(feature, "names", None)
-    for row in table:
-        yield {**row, task.label: names[row[task.label]]} if names and isinstance(row.get(task.label), int) else row
-
-
 def _input(task: Task, row: Any, place: str) -> Input:
     """What is asked of a row: its text, image and candidates."""
     text = _text(task, row, place)
@@ -112,7 +101,7 @@ def _input(task: Task, row: Any, place: str) -> Input:
 
 
 def _image(row: dict[str, Any], column: str, place: str) -> ImageSource:
-    _check_column(row, column, place)
+    check_column(row, column, place)
     image = row[column]
     if not isinstance(image, str | Path | bytes | dict | Image.Image):
         raise TaskError(f"{place}: column {column!r}: expected a path, bytes or {{bytes, path}}, found {type(image).__name__}")
@@ -122,7 +111,7 @@ def _image(row: dict[str, Any], column: str, place: str) -> ImageSource:
 
 def _candidates(task: Task, row: dict[str, Any], place: str) -> tuple[Input, ...]:
     assert task.candidates is not None
-    _check_column(row, task.candidates, place)
+    check_column(row, task.candidates, place)
     values = row[task.candidates]
     if not isinstance(values, list) or len(values) < 2:
         raise TaskError(f"{place}: column {task.candidates!r}: expected a list of at least 2 candidates, found {str(values)[:60]!r}")
@@ -140,7 +129,7 @@ def _text(task: Task, row: Any, place: str) -> str:
     if not isinstance(row, dict):
         raise TaskError(f"{place}: expected an object with columns, found {type(row).__name__}")
     for column in task.columns:
-        _check_column(row, column, place)
+        check_column(row, column, place)
     try:
         text = task.input.format(**row).strip()
     except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -150,29 +139,17 @@ def _text(task: Task, row: Any, place: str) -> str:
     return text
 
 
-def _label(task: Task, row: dict[str, Any], place: str) -> int:
-    """The label number of a row."""
-    _check_column(row, task.label, place)
-    label = str(row[task.label])
-    if task.candidates is not None:
-        return _right_one([] if task.candidates_are == "image" else row[task.candidates], label, len(row[task.candidates]), place)
-    if label not in task.labels:
-        raise TaskError(f"{place}: label {label!r} is not in the task's set ({', '.join(task.labels)})")
-    return list(task.labels).index(label)
-
-
-def _right_one(texts: list[Any], label: str, count: int, place: str) -> int:
-    if label.isdecimal() and int(label) < count:
-        return int(label)
-    found = [number for number, value in enumerate(texts) if str(value) == label]
-    if len(found) != 1:
-        raise TaskError(f"{place}: label {label[:60]!r}: expected the number of a candidate, 0 to {count - 1}, or the text of one")
-    return found[0]
-
-
-def _check_column(row: dict[str, Any], column: str, place: str) -> None:
-    if row.get(column) is None:
-        raise TaskError(f"{place}: no column {column!r}; the row has {', '.join(map(str, row))}")
+def _each(task: Task, rows: Iterable[Any], where: str) -> Iterator[Any]:
+    """Rows, taken apart where `data.each` names a list."""
+    column = task.data.each
+    for number, row in enumerate(rows, 1):
+        if column is None or not isinstance(row, dict):
+            yield row
+            continue
+        if not isinstance(row.get(column), list):
+            raise TaskError(f"{where}, row {number}: column {column!r}: expected a list, found {str(row.get(column))[:60]!r}")
+        for value in row[column]:
+            yield {**row, column: value}
 
 
 def _parse(task: Task, rows: Numbered, where: str, *, labelled: bool = True) -> Split:
@@ -181,7 +158,9 @@ def _parse(task: Task, rows: Numbered, where: str, *, labelled: bool = True) -> 
     for number, row in rows:
         place = f"{where}, row {number}"
         split.rows.append(_input(task, row, place))
-        split.labels.append(_label(task, row, place) if labelled else UNLABELLED)
+        split.labels.append(label_of(task, row, place) if labelled and task.target is None else UNLABELLED)
+        if labelled and task.target is not None:
+            split.targets.append(targets_of(task, row, split.rows[-1], place))
     if not split.rows:
         raise TaskError(f"{where}: no rows")
     return split
@@ -212,6 +191,7 @@ def load_data(task: Task) -> TaskData:
     Raises:
         TaskError, ImageError: a file, column, label, text or image is wrong; says where.
     """
+    task = with_labels(task)
     train, *test = [_parse(task, enumerate(rows, 1), where) for rows, where in _sources(task)]
     return _both(task, _without_leakage(train, test[0]) if test else _split(task, train))
 
@@ -224,22 +204,30 @@ def load_texts(task: Task) -> TaskData:
     Raises:
         TaskError, ImageError: a file, column, text or image is wrong, or the label of a test row where others have one; says where.
     """
+    task = with_labels(task)
     sides = [(list(enumerate(rows, 1)), where) for rows, where in _sources(task)]
     train, *test = [_parse(task, rows, where, labelled=False) for rows, where in sides]
     data = _both(task, _without_leakage(train, test[0]) if test else _split(task, train))
     rows, where = sides[-1]
     tested = rows if test else [found for found, row in zip(rows, train.rows, strict=True) if _is_test(task, row)]
-    if all(row.get(task.label) is None for _, row in tested):
+    answers = [task.label] if task.target is None else task.target_columns
+    if all(row.get(column) is None for _, row in tested for column in answers):
         return data
     return TaskData(data.train, _parse(task, tested, where))
 
 
 def _sources(task: Task) -> list[tuple[Iterable[Any], str]]:
     """Rows and where they are from: the training rows, and the test rows where the data has some of its own."""
+    return [(_each(task, rows, where), where) for rows, where in _whole_sources(task)]
+
+
+def _whole_sources(task: Task) -> list[tuple[Iterable[Any], str]]:
     data = task.data
     if data.dataset is not None:
-        names = [data.train_split, *([data.test_split] if data.test_split is not None else [])]
-        return [(_hub_rows(task, name), f"{data.dataset}[{name}]") for name in names]
+        sides = [(data.dataset, data.train_split)]
+        if data.test_split is not None:
+            sides.append((data.test_dataset or data.dataset, data.test_split))
+        return [(hub_rows(task, split, dataset=dataset), f"{dataset}[{split}]") for dataset, split in sides]
     files = packaged_files(data.packaged) if data.packaged in DRAWN else data.files
     if files is not None:
         return [(_rows_of(task, path), str(path)) for path in (files["train"], files["test"])]
@@ -296,10 +284,12 @@ def _both(task: Task, data: TaskData) -> TaskData:
 
 
 def data_digest(split: Split) -> str:
-    """SHA-256 over texts, pictures, candidates and labels in order; where files lie is no part of it."""
+    """SHA-256 over texts, pictures, candidates, labels and targets in order; where files lie is no part of it."""
     sha = hashlib.sha256()
-    for row, label in zip(split.rows, split.labels, strict=True):
+    for number, (row, label) in enumerate(zip(split.rows, split.labels, strict=True)):
         sha.update(f"{label}".encode())
+        if split.targets:
+            sha.update("".join(f"\t{len(part)}\t{part}" for part in split.targets[number]).encode())
         sha.update("".join(f"\t{len(part)}\t{part}" for part in _content(row)).encode() + b"\n")
     return "sha256:" + sha.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Packaged sources: human-rated sentences of four domains (Hutto and Gilbert, ICWSM 2014; MIT licence).
+"""Packaged tasks by name, and a source of theirs: human-rated sentences of four domains (Hutto and Gilbert, ICWSM 2014; MIT licence).
 
 They travel in vaderSentiment's source distribution, fetched once with pip, checked against a pinned digest and
 kept as JSONL in the user's cache folder; afterwards no network is needed. A row's label is the sign of its mean
@@ -24,8 +24,9 @@ from typing import Any
 
 from pidep.atomic_write import write_text
 from pidep.errors import TaskError
+from pidep.tasks.suite.facts import FACTS
 
-__all__ = ["PACKAGED", "cache_folder", "packaged_rows"]
+__all__ = ["PACKAGED", "cache_folder", "locked", "packaged_rows"]
 
 _SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 _REQUIREMENT = "vaderSentiment==3.3.2"
@@ -38,16 +39,7 @@ _FILES = {
     "sentiment/nyt": "nytEditorialSnippets_GroundTruth.txt",
     "sentiment/tweets": "tweets_GroundTruth.txt",
 }
-PACKAGED: dict[str, dict[str, Any]] = {
-    name: {
-        "name": name.split("/")[1],
-        "input": "{text}",
-        "label": "label",
-        "labels": {"negative": "it was terrible", "positive": "it was great"},  # the verbaliser of LM-BFF (Gao et al., 2021)
-        "test_fraction": 0.3,
-    }
-    for name in _FILES
-}
+PACKAGED: dict[str, dict[str, Any]] = {name: dict(facts.fields) for name, facts in FACTS.items()}
 """Packaged tasks: name to the fields of a task file."""
 
 
@@ -69,14 +61,15 @@ def packaged_rows(name: str) -> Path:
     folder = cache_folder() / "sentiment" / f"{_SHA256[:12]}-{_FORM}"
     path = folder / (name.split("/")[1] + ".jsonl")
     if not path.is_file():
-        with _locked(folder):
+        with locked(folder):
             if not path.is_file():
                 _unpack(_fetch(), folder)
     return path
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder and hold its lock: of several processes one fetches or draws."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -47,7 +47,7 @@ def sdist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
 
 
 def test_fetched_once_then_offline(sdist: list[list[str]]) -> None:
-    for name in sources.PACKAGED:
+    for name in sources._FILES:
         rows = [json.loads(line) for line in sources.packaged_rows(name).read_text(encoding="utf-8").splitlines()]
         labelled = {row["text"]: row["label"] for row in rows}
         assert labelled == {"Quite good": "positive", "Quite bad": "negative", "café & tea": "positive"}

@@ -1,0 +1,26 @@
+"""Chance without a random number generator: what falls where depends on a text and a seed alone. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+__all__ = ["held_out", "in_order", "share"]
+
+Item = TypeVar("Item")
+
+
+def share(text: str, seed: int) -> float:
+    """A number in [0, 1) that depends on the text and the seed only."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{text}".encode()).digest()[:8], "big") / 2**64
+
+
+def held_out(text: str, *, fraction: float, seed: int) -> bool:
+    """Whether a text is a test row's: texts that differ in capitals and spaces only fall on the same side."""
+    return share(" ".join(text.lower().split()), seed) < fraction
+
+
+def in_order(items: Iterable[Item], key: Callable[[Item], str], *, seed: int) -> list[Item]:
+    """Items in an order drawn from their keys; more items move none past another."""
+    return sorted(items, key=lambda item: (share(key(item), seed), key(item)))

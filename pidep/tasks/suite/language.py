@@ -1,0 +1,75 @@
+"""Two tasks on the human-rated sentences of the four sentiment tasks; a sentence is on the side it has there."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from pidep.tasks.by_hash import held_out, in_order
+from pidep.tasks.sources import packaged_rows
+from pidep.tasks.suite.row import Sides, SuiteRow
+
+__all__ = ["domain", "strength"]
+
+_DOMAINS = ("amazon", "movie", "nyt", "tweets")
+_TEST_FRACTION, _SPLIT_SEED = 0.3, 0
+"""Those of the packaged sentiment tasks."""
+_STRONG, _MILD = 2.0, 1.0
+"""Least rating of a strong sentence, largest of a mild one, of at most 4."""
+
+
+@dataclass(frozen=True)
+class _Sentence:
+    domain: str
+    text: str
+    rating: float
+
+    @property
+    def held_out(self) -> bool:
+        return held_out(self.text, fraction=_TEST_FRACTION, seed=_SPLIT_SEED)
+
+
+def _sentences() -> list[_Sentence]:
+    """Every sentence that is in one domain only, once, in an order drawn from the texts."""
+    found: dict[str, list[_Sentence]] = {}
+    for name in _DOMAINS:
+        with packaged_rows(f"sentiment/{name}").open(encoding="utf-8") as stream:
+            for line in stream:
+                row = json.loads(line)
+                found.setdefault(" ".join(row["text"].lower().split()), []).append(_Sentence(name, row["text"], row["rating"]))
+    alone = [some[0] for some in found.values() if len({sentence.domain for sentence in some}) == 1]
+    return in_order(alone, lambda sentence: sentence.text, seed=1)
+
+
+def _balanced(label_of: Callable[[_Sentence], str | None], stratum_of: Callable[[_Sentence], Hashable], *, train: int, test: int) -> Sides:
+    """The first `train` and `test` sentences of every label in every stratum."""
+    sides = Sides([], [])
+    seen: Counter[Hashable] = Counter()
+    for sentence in _sentences():
+        label, held = label_of(sentence), sentence.held_out
+        place = (label, stratum_of(sentence), held)
+        if label is not None and seen[place] < (test if held else train):
+            seen[place] += 1
+            (sides.test if held else sides.train).append(SuiteRow(label, sentence.text))
+    return sides
+
+
+def domain() -> Sides:
+    """Which domain a sentence is from."""
+    return _balanced(lambda sentence: sentence.domain, lambda _: None, train=500, test=150)
+
+
+def strength() -> Sides:
+    """Whether a sentence was rated strongly or mildly; as many of each in every domain and for either sign.
+
+    Editorials are left out: few of their sentences are rated strongly.
+    """
+    return _balanced(_strength_of, lambda sentence: (sentence.domain, sentence.rating > 0), train=160, test=50)
+
+
+def _strength_of(sentence: _Sentence) -> str | None:
+    if sentence.domain == "nyt" or _MILD < abs(sentence.rating) < _STRONG:
+        return None
+    return "strong" if abs(sentence.rating) >= _STRONG else "mild"
