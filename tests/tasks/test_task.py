@@ -36,8 +36,8 @@ def test_reads_a_file(tmp_path: Path) -> None:
 def test_packaged_tasks(name: str) -> None:
     task = load_task(name)
     assert task.data.packaged == name
-    assert list(task.labels) == ["negative", "positive"]
-    assert len(set(task.labels.values())) == 2
+    assert len(set(task.labels.values())) >= 2 or task.candidates == "choices"
+    assert (list(task.labels) == ["negative", "positive"]) == name.startswith("sentiment/")
 
 
 @pytest.mark.parametrize(
