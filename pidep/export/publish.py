@@ -29,6 +29,7 @@ from pidep.export.graph import bank_groups, export_bank_graph, export_merged_gra
 from pidep.export.parity import Parity, compare, gate
 from pidep.export.recipe import Recipe, shipped
 from pidep.tasks.data import UNLABELLED, Split, limit, load_texts
+from pidep.tasks.hub import with_labels
 from pidep.tasks.task import Task, load_task
 
 __all__ = ["BANK", "Exported", "Source", "export_bank", "export_merged", "read_source"]
@@ -69,7 +70,7 @@ def read_source(run: Path, *, rows: int, task: str | None = None) -> Source:
     """
     expert = read_expert(run / "expert" if (run / "expert" / "expert.json").is_file() else run)
     if task is not None:
-        found = load_task(task)
+        found = with_labels(load_task(task))
     elif (run / "task.json").is_file():
         found = _task_of(run / "task.json")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pidep.errors import TaskError, did_you_mean
+from pidep.tasks.metrics import METRICS, Metric
 from pidep.tasks.sources import PACKAGED
 
 __all__ = ["Data", "Task", "load_task"]
@@ -28,6 +30,12 @@ class Data(BaseModel):
     revision: str | None = None
     train_split: str = "train"
     test_split: str | None = None
+    test_dataset: str | None = None
+    """The test split is of this dataset, where the two were published apart."""
+    images: Path | None = None
+    """Folder that a dataset's image paths are relative to; `$PIDEP_IMAGES` where absent."""
+    each: str | None = None
+    """Column with a list: a row stands for as many rows, each with one of its elements in that column."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -36,11 +44,13 @@ class Data(BaseModel):
             raise ValueError(f"expected exactly one of packaged, path, files, dataset; found {given or 'none'}")
         if self.files is not None and set(self.files) != {"train", "test"}:
             raise ValueError("files needs both train and test")
+        if self.test_dataset is not None and (self.dataset is None or self.test_split is None):
+            raise ValueError("test_dataset goes with dataset and test_split")
         return self
 
 
 class Task(BaseModel):
-    """Rows (a text, an image, or both), each answered by one of the labels' texts or by one of its own candidates."""
+    """Rows (a text, an image, or both), each answered by one of the labels' texts, by one of its own candidates, or by a text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,11 +66,24 @@ class Task(BaseModel):
     candidates: str | None = None
     """Column of a list: what a row's answer is chosen from, where every row has its own choices. Instead of `labels`."""
     candidates_are: Literal["text", "image"] = "text"
+    label_text: str | None = None
+    """Template of every label's text, `{label}` its name in words; the names are the data's own. Instead of `labels`."""
+    label_names: dict[str, str] = Field(default_factory=dict)
+    """With `label_text`: words for names that are none."""
+    target: str | None = None
+    """Template of the text that answers a row; where a column holds a list, there are as many right answers. Instead of `labels`."""
+    target_is: Literal["text", "box"] = "text"
+    """`box`: the target is one column, four numbers in pixels of the image; the text is their location tokens."""
+    box_format: Literal["xywh", "xyxy"] = "xywh"
     data: Data
     test_fraction: float = Field(0.2, gt=0, lt=1)
     split_seed: int = 0
-    metric: Literal["accuracy", "macro_f1"] = "accuracy"
+    metric: Metric = "accuracy"
     max_length: int = Field(48, ge=4)
+    licence: str = ""
+    """Of the data, for people."""
+    source: str = ""
+    """Where the data and its columns were described, for people."""
 
     @field_validator("labels")
     @classmethod
@@ -71,15 +94,35 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _one_kind_of_answer(self) -> Task:
-        given = [key for key in ("labels", "candidates") if getattr(self, key)]
+        given = [key for key in ("labels", "label_text", "candidates", "target") if getattr(self, key)]
         if len(given) != 1:
-            raise ValueError(f"expected labels or candidates, one of them; found {' and '.join(given) or 'neither'}")
+            raise ValueError(f"expected one of labels, label_text, candidates and target; found {' and '.join(given) or 'none'}")
+        if self.label_text is not None and _fields(self.label_text) != ["label"]:
+            raise ValueError(f"label_text {self.label_text!r}: expected a template with {{label}} and nothing else in brackets")
+        return self
+
+    @model_validator(mode="after")
+    def _metric_fits(self) -> Task:
+        if self.target_is == "box" and (self.target is None or self.image is None or len(self.target_columns) != 1):
+            raise ValueError("target_is box: expected a target of one column, such as '{bbox}', and an image")
+        answers = "labels" if self.target is None else "boxes" if self.target_is == "box" else "texts"
+        if self.metric not in METRICS[answers]:
+            raise ValueError(f"metric {self.metric!r}: answers that are {answers} have {', '.join(METRICS[answers])}")
         return self
 
     @property
     def columns(self) -> list[str]:
         """Text columns: those the input template names."""
-        return [field for _, field, _, _ in string.Formatter().parse(self.input) if field]
+        return _fields(self.input)
+
+    @property
+    def target_columns(self) -> list[str]:
+        """Columns the target template names."""
+        return [re.split(r"[.\[]", field)[0] for field in _fields(self.target or "")]
+
+
+def _fields(template: str) -> list[str]:
+    return [field for _, field, _, _ in string.Formatter().parse(template) if field]
 
 
 def _unknown_key(where: str, values: dict[str, Any]) -> None:
@@ -94,7 +137,7 @@ def _unknown_key(where: str, values: dict[str, Any]) -> None:
 
 
 def load_task(reference: str | Path) -> Task:
-    """A task from a YAML file, or a packaged one by name (`sentiment/movie`).
+    """A task from a YAML file, or a packaged one by name (`sentiment/movie`, or `paper/food101` for data on a hub).
 
     Raises:
         TaskError: no such task, or the file is wrong.
@@ -102,10 +145,11 @@ def load_task(reference: str | Path) -> Task:
     name = str(reference)
     if name in PACKAGED:
         return Task.model_validate({**PACKAGED[name], "data": {"packaged": name}})
-    path = Path(reference)
+    path = _paper().get(name, Path(reference))
     if not path.is_file():
         known = ", ".join(PACKAGED)
-        raise TaskError(f"task {name!r}: no such file, and not a packaged task ({known}){did_you_mean(name, PACKAGED)}")
+        similar = did_you_mean(name, {**PACKAGED, **_paper()})
+        raise TaskError(f"task {name!r}: no such file, and not a packaged task ({known}; paper/NAME for data on a hub){similar}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -129,12 +173,18 @@ def load_task(reference: str | Path) -> Task:
     return task.model_copy(update={"data": _beside(task.data, path.parent)})
 
 
+def _paper() -> dict[str, Path]:
+    """The task files of the paper's datasets, by name."""
+    return {f"paper/{path.stem}": path for path in sorted((Path(__file__).parent / "paper").glob("*.yaml"))}
+
+
 def _beside(data: Data, folder: Path) -> Data:
     """Relative paths are relative to the task file; absolute from here on, so that a run can be exported from any folder."""
     folder = folder.absolute()
     update: dict[str, Any] = {}
-    if data.path is not None:
-        update["path"] = folder / data.path
+    for key in ("path", "images"):
+        if getattr(data, key) is not None:
+            update[key] = folder / getattr(data, key)
     if data.files is not None:
         update["files"] = {split: folder / path for split, path in data.files.items()}
     return data.model_copy(update=update)

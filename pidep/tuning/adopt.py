@@ -8,6 +8,7 @@ from pidep.backbones.load import load_backbone
 from pidep.experts.folder import Expert, check_expert_place, check_name, write_expert
 from pidep.experts.mixture import Mixture, find_sites
 from pidep.experts.peft_format import read_peft
+from pidep.tasks.hub import with_labels
 from pidep.tasks.task import load_task
 from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
 
@@ -21,7 +22,7 @@ def adopt(folder: Path, *, task: str, out: Path, name: str | None = None, backbo
         ExpertError: nothing pidep can honour, or it does not fit the backbone; nothing was written.
     """
     check_expert_place(out)
-    found = load_task(task)
+    found = with_labels(load_task(task))
     adapter = read_peft(folder)
     encoder = load_backbone(backbone)
     places = [] if adapter.kind == "lora" else find_sites(encoder.model, kind=adapter.kind)

@@ -16,6 +16,7 @@ from pidep.errors import TaskError, UsageError, did_you_mean
 from pidep.experts.mixture import find_sites
 from pidep.similarity.pool import PoolEntry, read_pool
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data
+from pidep.tasks.hub import with_labels
 from pidep.tasks.task import Task, load_task
 from pidep.tuning.baselines import Recipe
 from pidep.tuning.compare_config import LORA_ONLY, CompareConfig, Method
@@ -215,6 +216,7 @@ class Grid:
 
 
 def _target(task: Task, config: CompareConfig, backbone: Backbone) -> Target:
+    task = with_labels(task)
     data = load_data(task)
     train, test = limit(data.train, config.train_limit, seed=0), limit(data.test, config.test_limit, seed=0)
     missing = set(range(len(task.labels))) - set(train.labels)

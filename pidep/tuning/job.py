@@ -20,6 +20,7 @@ from pidep.experts.mixture import Mixture, find_sites
 from pidep.experts.places import peft_can
 from pidep.experts.site import Tensors
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data, load_texts
+from pidep.tasks.hub import with_labels
 from pidep.tasks.metrics import score
 from pidep.tasks.task import Task, load_task
 from pidep.tuning.config import TuneConfig
@@ -118,7 +119,7 @@ def prepare(config: TuneConfig, backbone: Backbone, out: Path) -> Job:
     Raises:
         TaskError, ExpertError: something of it is not there or does not fit together.
     """
-    task = load_task(config.task)
+    task = with_labels(load_task(config.task))
     unlabelled = config.policy == "zero-shot"
     data = load_texts(task) if unlabelled else load_data(task)
     max_length = min(config.max_length or task.max_length, backbone.max_positions)

@@ -1,0 +1,40 @@
+"""Boxes: the share that lie on the right one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pidep.backbones.locations import Box, text_to_box
+from pidep.errors import TaskError
+
+__all__ = ["acc_at_half", "iou"]
+
+
+def iou(left: Box, right: Box) -> float:
+    """Intersection over union; the same in pixels and in shares of the image, because both axes scale alike above and below."""
+    width = min(left[2], right[2]) - max(left[0], right[0])
+    height = min(left[3], right[3]) - max(left[1], right[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = width * height
+    return both / (_area(left) + _area(right) - both)
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def acc_at_half(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
+    """Acc@0.5 of RefCOCO: the share of texts whose first box has IoU ≥ 0.5 with a reference box. No box is a wrong box.
+
+    ≥ as in OFA's and MDETR's evaluation. References are location tokens, too, so that their edges are right to 1/1000 of the image.
+    """
+    return sum(_right(row, text) for row, text in zip(references, predictions, strict=True)) / len(predictions)
+
+
+def _right(references: Sequence[str], text: str) -> bool:
+    try:
+        found = text_to_box(text)
+    except TaskError:  # whatever a model says that is no box
+        return False
+    return any(iou(found, text_to_box(reference, where="reference")) >= 0.5 for reference in references)
