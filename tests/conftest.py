@@ -48,7 +48,7 @@ def tiny_mini(text):  # type: ignore[no-untyped-def]
     from pidep.backbones.mini import Mini
 
     class TinyStem(nn.Module):
-        """`[B, 3, 64, 64]` to `[B, 8, 2, 2]` and `[B, 4, 4, 4]`."""
+        """`[B, 3, 64, 64]` to `[B, 8, 2, 2]`, `[B, 4, 4, 4]` and `[B, 8]`."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -58,10 +58,15 @@ def tiny_mini(text):  # type: ignore[no-untyped-def]
         def forward(self, pixels):  # type: ignore[no-untyped-def]
             if not torch.compiler.is_compiling():
                 self.calls += len(pixels)
-            return self.last(pixels), self.middle(pixels)
+            last = self.last(pixels)
+            return last, self.middle(pixels), last.mean((2, 3))
 
     torch.manual_seed(0)
-    connector = Connector(channels=8, channels_middle=4, width=text.hidden_size, num_tokens=4).requires_grad_(False)
+    shape = {"channels": 8, "channels_middle": 4, "channels_summary": 8, "axes": 3, "points": 5, "num_tokens": 4}
+    connector = Connector(**shape, width=text.hidden_size).requires_grad_(False)
+    for name in ("axes", "points", "vectors"):
+        nn.init.normal_(connector.past.get_buffer(name))
+    connector.past.sharpness.fill_(0.2)
     return Mini("mini", text, TinyStem().requires_grad_(False), connector, Preprocess(size=64), "sha256:mini")
 
 

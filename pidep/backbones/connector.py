@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from pidep.atomic_write import write_bytes, write_json
 from pidep.errors import BackboneError
 
-__all__ = ["SHIPPED", "Connector", "read_connector", "write_connector"]
+__all__ = ["SHIPPED", "Connector", "Past", "as_kept", "read_connector", "write_connector"]
 
 SHIPPED = Path(__file__).parent / "mini_connector.safetensors"
+_POINTS, _LARGEST = "past.points", "past.points.largest"
 
 
 class Connector(nn.Module):
-    """A feature map and the one half-way at twice its sides, to one token for each place of the map."""
+    """A stem's maps to one token for each place of the last, and its summary to a vector that passes the transformer by."""
 
-    def __init__(self, *, channels: int, channels_middle: int, width: int, num_tokens: int) -> None:
+    def __init__(
+        self, *, channels: int, channels_middle: int, channels_summary: int, width: int, num_tokens: int, axes: int, points: int = 0
+    ) -> None:
         super().__init__()
         features = channels + 4 * channels_middle
         self.num_tokens = num_tokens
@@ -32,14 +35,16 @@ class Connector(nn.Module):
         self.project = nn.Linear(features, width)
         self.place = nn.Parameter(torch.zeros(num_tokens, width))
         self.out = nn.LayerNorm(width)
+        self.past = Past(features=channels_summary, axes=axes, points=points, width=width)
 
     def forward(
         self,
         last: Tensor,  # [B, C, H, W]
         middle: Tensor,  # [B, M, 2H, 2W]
-    ) -> Tensor:  # [B, H * W, D]
-        """Tokens row by row; four places of the half-way map join the one above them, so that small marks are seen."""
-        return self.tokens(gathered(last, middle))
+        summary: Tensor,  # [B, F]
+    ) -> Tensor:  # [B, H * W + 1, D]
+        """Tokens row by row, then what `Past` gives; four places of the half-way map join the one above them: small marks are seen."""
+        return torch.cat([self.tokens(gathered(last, middle)), self.past(summary).unsqueeze(1)], 1)
 
     def tokens(self, features: Tensor, places: Tensor | None = None) -> Tensor:
         """`gathered` features `[B, V, C + 4M]` to tokens `[B, V, D]`; of all places, or of those given."""
@@ -48,14 +53,66 @@ class Connector(nn.Module):
         return out
 
 
+class Past(nn.Module):
+    """What an image says without the transformer: kernel ridge regression from its summary `[B, F]` to a text's embedding `[B, D]`.
+
+    The summary is standardised and turned to Q axes; Gaussians around the N points of the training icons weigh N vectors.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    axes: Tensor
+    points: Tensor
+    vectors: Tensor
+    sharpness: Tensor
+    size: Tensor
+
+    def __init__(self, *, features: int, axes: int, points: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
+        self.register_buffer("axes", torch.zeros(features, axes))
+        self.register_buffer("points", torch.zeros(points, axes))
+        self.register_buffer("vectors", torch.zeros(points, width))
+        self.register_buffer("sharpness", torch.zeros(()))
+        self.register_buffer("size", torch.ones(()))
+
+    def turned(self, summary: Tensor) -> Tensor:  # [B, Q]
+        """Standardised by the training icons, outliers cut, on the axes."""
+        out: Tensor = self.standard(summary) @ self.axes
+        return out
+
+    def standard(self, summary: Tensor) -> Tensor:  # [B, F]
+        """Standardised by the training icons, outliers cut."""
+        return ((summary - self.mean) / self.deviation).clamp(-5.0, 5.0)
+
+    def near(self, turned: Tensor) -> Tensor:  # [B, N]
+        """How near each point is: 1 is there."""
+        lengths = turned.square().sum(1, keepdim=True) + self.points.square().sum(1)
+        return torch.exp(-self.sharpness * (lengths - 2.0 * turned @ self.points.T).clamp(min=0.0))
+
+    def forward(self, summary: Tensor) -> Tensor:
+        """`[B, F]` to `[B, D]`, all of one length."""
+        return self.size * nn.functional.normalize(self.near(self.turned(summary)) @ self.vectors, dim=1)
+
+
 def gathered(last: Tensor, middle: Tensor) -> Tensor:
     """`[B, C, H, W]` and `[B, M, 2H, 2W]` to `[B, H * W, C + 4M]`."""
     return torch.cat([last, nn.functional.pixel_unshuffle(middle, 2)], 1).flatten(2).transpose(1, 2)
 
 
 def write_connector(path: Path, connector: Connector, made: Mapping[str, Any]) -> str:
-    """The connector as fp16 safetensors, and beside it a record with its digest and how it was made; gives the digest."""
-    data = save({name: value.detach().half().contiguous() for name, value in sorted(connector.state_dict().items())})
+    """The connector as safetensors, fp16 and its many points int8, and beside it a record with its digest and how it was made.
+
+    Gives the digest.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, value in sorted(connector.state_dict().items()):
+        if name == _POINTS and len(value):
+            tensors[name], tensors[_LARGEST] = _eight_bits(value)
+        else:
+            tensors[name] = value.detach().half().contiguous()
+    data = save(tensors)
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     write_bytes(path, data)
     write_json(path.with_suffix(".json"), {"digest": digest, **made})
@@ -83,12 +140,34 @@ def read_connector(connector: Connector, path: Path = SHIPPED, *, expected: Mapp
         if record.get(part) != value:
             raise BackboneError(f"{path}: trained with {part} {record.get(part)}, found {value}; run: make mini-backbone")
     try:
-        tensors = load(data)
-        connector.load_state_dict({name: value.float() for name, value in tensors.items()})
+        tensors = _floats(load(data))
+        count = len(tensors.get(_POINTS, ()))  # as many as were trained on
+        past = connector.past
+        past.points, past.vectors = (torch.zeros(count, old.shape[1]) for old in (past.points, past.vectors))
+        connector.load_state_dict(tensors)
     except (RuntimeError, SafetensorError) as error:
         raise BackboneError(f"{path}: does not fit ({' '.join(str(error).split())[:200]}); run: make mini-backbone") from error
     connector.requires_grad_(False).eval()
     return digest
+
+
+def _eight_bits(points: Tensor) -> tuple[Tensor, Tensor]:
+    """`[N, Q]` as int8, 127 being the largest of its column, and these, fp16."""
+    largest = points.abs().amax(0).half()
+    return (points / largest.float() * 127.0).round().clamp(-127.0, 127.0).to(torch.int8).contiguous(), largest
+
+
+def as_kept(points: Tensor) -> Tensor:
+    """Points as they come back from a file: what is fitted around them must be fitted around these."""
+    eight, largest = _eight_bits(points)
+    return eight.float() * (largest.float() / 127.0)
+
+
+def _floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    out = {name: value.float() for name, value in tensors.items() if name != _LARGEST}
+    if _LARGEST in tensors and _POINTS in out:
+        out[_POINTS] *= tensors[_LARGEST].float() / 127.0
+    return out
 
 
 def _record(path: Path) -> dict[str, Any]:

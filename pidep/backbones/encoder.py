@@ -128,14 +128,12 @@ def encode_sorted(rows: Sequence[Input], width: int, embed: Callable[[list[int]]
     return out
 
 
-def pool(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """`[B, T, D]` to unit rows `[B, D]`."""
-    if pooling == "cls":
-        pooled = hidden[:, 0]
-    else:
-        weight = attention_mask.to(hidden.dtype).unsqueeze(-1)
-        pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1.0)
-    return nn.functional.normalize(pooled, dim=-1)
+def pool(hidden: Tensor, attention_mask: Tensor, pooling: str, beside: Tensor | None = None) -> Tensor:
+    """`[B, T, D]` to unit rows `[B, D]`; `beside` [B, D] is a sum that joins the tokens', for what passed the model by."""
+    weight = attention_mask.to(hidden.dtype).unsqueeze(-1)
+    total = weight.sum(1).clamp(min=1.0)
+    pooled = hidden[:, 0] if pooling == "cls" else (hidden * weight).sum(1) / total
+    return nn.functional.normalize(pooled if beside is None else pooled + beside / total, dim=-1)
 
 
 def _packaged_minilm() -> Path:

@@ -1,6 +1,7 @@
 """`pidep-mini`: texts, images, and both at once through one transformer, MiniLM's six layers.
 
-An image passes EfficientNet-Lite0 and the connector and becomes visual tokens that stand beside the words: `[CLS] words [SEP] image`.
+An image passes EfficientNet-Lite0 and the connector and becomes visual tokens that stand beside the words: `[CLS] words [SEP] image`,
+and one vector that joins their last states past the transformer.
 Rows without an image are embedded exactly as `Encoder` does. Experts sit on `model`, the transformer that every row passes, whatever
 it holds, so the sites and shapes are the same for every task.
 """
@@ -32,6 +33,7 @@ MINI = "pidep-mini"
 PREPROCESS = Preprocess(size=128)
 """How the stem sees an image: 128 × 128, four by four places in its last map."""
 _PLACES = 16
+_PAST_AXES = 256
 _KEPT_IMAGES = 20_000  # 16 tokens of 384 floats each: half a gigabyte
 
 
@@ -101,21 +103,22 @@ class Mini:
         self,
         input_ids: Tensor,  # [B, T] int64
         attention_mask: Tensor,  # [B, T] int64
-        visual: Tensor,  # [B, V, D]; V is 0 where no row has an image
-        visual_mask: Tensor,  # [B, V] int64
+        visual: Tensor,  # [B, V + 1, D], the last of each row past the transformer; [B, 0, D] where no row has an image
+        visual_mask: Tensor,  # [B, V + 1] int64
         *,
         places: Tensor | None = None,  # [V] int64
     ) -> Tensor:  # [B, D] fp32, unit rows
         """Words and visual tokens through the transformer; `places` says which of an image's tokens these are, when not all."""
-        mask = torch.cat([attention_mask, visual_mask], 1)
+        shown, past = _parted(visual, visual_mask)
+        mask = torch.cat([attention_mask, shown], 1)
         hidden = self._states(input_ids, mask, visual, places)
-        return pool(hidden, mask, self.text.pooling)
+        return pool(hidden, mask, self.text.pooling, past / attention_mask.sum(1, keepdim=True))
 
     def _states(self, input_ids: Tensor, mask: Tensor, visual: Tensor, places: Tensor | None = None) -> Tensor:
-        """Last hidden states `[B, T + V, D]`."""
+        """Last hidden states `[B, T + V + 1, D]`; nothing attends to the last."""
         words = self.model.get_input_embeddings()(input_ids)
         # an image's places are numbered like words from 1, so that a text beside it changes nothing about them
-        numbered = torch.arange(visual.shape[1]) if places is None else places
+        numbered = torch.arange(visual.shape[1]) if places is None else nn.functional.pad(places, (0, 1))
         positions = torch.cat([torch.arange(words.shape[1]), numbered + 1]).unsqueeze(0)
         states: Tensor = self.model(
             inputs_embeds=torch.cat([words, visual], 1), attention_mask=mask, position_ids=positions
@@ -123,14 +126,14 @@ class Mini:
         return states
 
     def visual(self, pixels: Tensor) -> Tensor:
-        """`[N, 3, S, S]` to visual tokens `[N, V, D]`."""
+        """`[N, 3, S, S]` to visual tokens and, as the last, the part past the transformer: `[N, V + 1, D]`."""
         # frozen parts, below every expert: no gradient is wanted here; what is kept must serve training after `encode`, too
         with torch.inference_mode(mode=False), torch.no_grad():
             tokens: Tensor = self.connector(*self.stem(pixels))
         return tokens
 
     def _tokens_of(self, images: Sequence[tuple[str, ImageSource]]) -> Tensor:
-        """Visual tokens `[N, V, D]` of images with where they are from; inside `cached_images`, of those seen before, kept ones."""
+        """What `visual` gives for images with where they are from; inside `cached_images`, of those seen before, kept ones."""
         kept = self._kept
         keys = [image_key(image) if kept is not None else str(place) for place, (_, image) in enumerate(images)]
         missing = {key: place for place, key in enumerate(keys) if kept is None or key not in kept}
@@ -177,11 +180,23 @@ class Mini:
 
         def prepare(missing: list[int]) -> tuple[Tensor, Callable[[], object]]:
             batch = self.prepare([rows[row] for row in missing], max_length=max_length, numbers=[called[row] for row in missing])
-            mask = torch.cat([batch["attention_mask"], batch["visual_mask"]], 1)
+            shown, _ = _parted(batch["visual"], batch["visual_mask"])
+            mask = torch.cat([batch["attention_mask"], shown], 1)
             return mask, lambda: self._states(batch["input_ids"], mask, batch["visual"])
 
         hidden, mask = self._cache.last_hidden([(*row_key(row), max_length) for row in rows], prepare)
-        return pool(hidden, mask, self.text.pooling)
+        return pool(hidden, mask, self.text.pooling, self._past(rows, mask.sum(1, keepdim=True)))
+
+    def _past(self, rows: Sequence[Input], counts: Tensor) -> Tensor:  # [B, D]
+        """What passes the transformer by, of rows of so many tokens [B, 1]; only where the layer cache holds the rest."""
+        seen = [(place, row.image) for place, row in enumerate(map(as_row, rows)) if row.image is not None]
+        out = torch.zeros(len(rows), self.hidden_size)
+        if seen:
+            visual = self._tokens_of([(f"row {place + 1}", image) for place, image in seen])
+            _, past = _parted(visual, torch.ones(visual.shape[:2], dtype=torch.int64))
+            places = [place for place, _ in seen]
+            out[places] = past / (counts[places] - visual.shape[1] + 1)
+        return out
 
     def encode(self, rows: Sequence[Input], *, max_length: int, batch_size: int = 64) -> Tensor:
         """Embed rows `[B, D]` without gradients, alike ones together so that little is padding; raises as `prepare`."""
@@ -192,6 +207,17 @@ class Mini:
         return encode_sorted(rows, self.hidden_size, embed, batch_size=batch_size)
 
 
+def _parted(visual: Tensor, visual_mask: Tensor) -> tuple[Tensor, Tensor]:  # [B, V + 1], [B, D]
+    """The mask of what the transformer sees, and what joins its last states past it: each row's last vector, twice for every token.
+
+    It is shared among the tokens of the words, [CLS] and [SEP] being two: alone an image has all of it, and beside a text the text counts.
+    """
+    last = torch.arange(visual.shape[1]) == visual.shape[1] - 1  # no slices: in a graph the axis may be empty
+    shown = visual_mask * ~last
+    past = (visual * (visual_mask * last).unsqueeze(-1)).sum(1)
+    return shown, past * (2 * shown.sum(1, keepdim=True))
+
+
 def _inputs(input_ids: Tensor, attention_mask: Tensor, visual: Tensor, visual_mask: Tensor) -> dict[str, Tensor]:
     return {"input_ids": input_ids, "attention_mask": attention_mask, "visual": visual, "visual_mask": visual_mask}
 
@@ -199,7 +225,14 @@ def _inputs(input_ids: Tensor, attention_mask: Tensor, visual: Tensor, visual_ma
 def new_connector(width: int) -> Connector:
     """A connector of the shape the mini backbone has, untrained."""
     stem = EfficientNetLite0
-    return Connector(channels=stem.channels, channels_middle=stem.channels_middle, width=width, num_tokens=_PLACES)
+    return Connector(
+        channels=stem.channels,
+        channels_middle=stem.channels_middle,
+        channels_summary=stem.channels_summary,
+        width=width,
+        num_tokens=_PLACES,
+        axes=_PAST_AXES,
+    )
 
 
 def load_mini() -> Mini:

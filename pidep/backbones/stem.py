@@ -32,6 +32,10 @@ _STAGES = (
     (4, 5, 2, 6, 112, 192),
     (1, 3, 1, 6, 192, 320),
 )
+_EARLY = (2, 4, 7, 10)  # the last blocks at strides 4, 8, 16 (80 channels) and 16 (112)
+_LATE = (14, 15)  # stride 32
+_MIDDLE = 10
+_KEPT = (*_EARLY, *_LATE)
 
 
 class _SameConv(nn.Conv2d):
@@ -67,10 +71,14 @@ class _Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """`[B, 3, S, S]` to `[B, 1280, S/32, S/32]`, and the map half-way at stride 16, `[B, 112, S/16, S/16]`."""
+    """`[B, 3, S, S]` to `[B, 1280, S/32, S/32]`, the map half-way at stride 16, `[B, 112, S/16, S/16]`, and a summary `[B, 2816]`.
+
+    S is 17 at least.
+    """
 
     channels = 1280
     channels_middle = 112
+    channels_summary = 2816
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,15 +101,34 @@ class EfficientNetLite0(nn.Module):
     def forward(
         self,
         pixels: Tensor,  # [B, 3, S, S] fp32, normalised
-    ) -> tuple[Tensor, Tensor]:  # [B, 1280, S/32, S/32], [B, 112, S/16, S/16]
-        """The last feature map, and the one half-way."""
+    ) -> tuple[Tensor, Tensor, Tensor]:  # [B, 1280, S/32, S/32], [B, 112, S/16, S/16], [B, 2816]
+        """The last feature map, the one half-way, and what all depths say of the whole image."""
         x = nn.functional.relu6(self.first(pixels))
-        middle = x
+        maps: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks):
             x = block(x)
-            if number == 10:  # the last block at stride 16
-                middle = x
-        return nn.functional.relu6(self.head(x)), middle
+            if number in _KEPT:
+                maps[number] = x
+        last = nn.functional.relu6(self.head(x))
+        return last, maps[_MIDDLE], _summary(maps)
+
+
+def _summary(maps: Mapping[int, Tensor]) -> Tensor:  # [B, 2816]
+    """Mean and maximum of every channel; of early maps, where lines and corners are, spread, minimum, and where it is, too."""
+    early, (late, end) = [maps[number] for number in _EARLY], [maps[number] for number in _LATE]
+    found = [end.mean((2, 3)), end.amax((2, 3))]
+    for x in early:
+        found += [x.mean((2, 3)), x.amax((2, 3)), x.std((2, 3))]
+    found += [late.mean((2, 3)), late.amax((2, 3))]
+    found += [x.amin((2, 3)) for x in early]
+    found += [_quarters(maps[_MIDDLE]), _quarters(maps[7])]
+    return torch.cat(found, 1)
+
+
+def _quarters(x: Tensor) -> Tensor:  # [B, 4C]
+    """Every channel's maximum in each quarter; the line in the middle of an odd side counts in both halves."""
+    side = x.shape[-1]
+    return nn.functional.max_pool2d(x, -(-side // 2), stride=side // 2).flatten(1)
 
 
 def _folded(state: Mapping[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tensor]:

@@ -77,13 +77,31 @@ def test_training_and_serving_see_the_same_pixels_whatever_the_source(mini: Mini
 def test_some_of_an_images_places_are_where_they_were(mini: Mini) -> None:
     batch = mini.prepare([Row(image=picture(0))], max_length=LENGTH)
     tokens, mask, places = batch["visual"], batch["visual_mask"], torch.tensor([3, 1])
+    ours, swapped = [3, 1, 4], [1, 3, 4]  # the last goes past the transformer
     words = (batch["input_ids"], batch["attention_mask"])
     every = mini.forward(*words, tokens, mask, places=torch.arange(4))
     torch.testing.assert_close(every, mini.forward(**batch))
-    some = mini.forward(*words, tokens[:, places], mask[:, :2], places=places)
-    turned = mini.forward(*words, tokens[:, [1, 3]], mask[:, :2], places=torch.tensor([1, 3]))
+    some = mini.forward(*words, tokens[:, ours], mask[:, :3], places=places)
+    turned = mini.forward(*words, tokens[:, swapped], mask[:, :3], places=torch.tensor([1, 3]))
     torch.testing.assert_close(some, turned)
-    assert (some - mini.forward(*words, tokens[:, places], mask[:, :2])).abs().max() > 1e-4
+    assert (some - mini.forward(*words, tokens[:, ours], mask[:, :3])).abs().max() > 1e-4
+
+
+def test_what_goes_past_the_transformer_is_shared_among_words_and_seen_by_none(mini: Mini) -> None:
+    batch = mini.prepare([Row("good film", picture(0)), "bad"], max_length=LENGTH)
+    words, visual, mask = (batch["input_ids"], batch["attention_mask"]), batch["visual"], batch["visual_mask"]
+    assert visual.shape == (2, 5, 16)
+    assert mask.tolist() == [[1] * 5, [0] * 5]
+    without = visual.clone()
+    without[:, -1] = 0.0
+    shown = mask * torch.tensor([1, 1, 1, 1, 0])
+    seen = torch.cat([words[1], shown], 1)
+    states = mini._states(words[0], seen, without)
+    sums = (states * seen.unsqueeze(-1)).sum(1) + 4 * visual[:, -1] * 2 / words[1].sum(1, keepdim=True)
+    torch.testing.assert_close(mini.forward(**batch), nn.functional.normalize(sums, dim=1))
+    moved = (mini.forward(*words, without, mask) - mini.forward(**batch)).norm(dim=1)
+    assert moved[0] > 0.05
+    assert moved[1] == 0.0
 
 
 def test_nothing_to_encode(mini: Mini) -> None:

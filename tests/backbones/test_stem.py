@@ -21,9 +21,23 @@ def stem() -> EfficientNetLite0:
 @pytest.mark.parametrize(("size", "last", "middle"), [(64, 2, 4), (96, 3, 6), (50, 2, 4)])
 def test_shapes(stem: EfficientNetLite0, size: int, last: int, middle: int) -> None:
     with torch.inference_mode():
-        top, half = stem(torch.zeros(2, 3, size, size))
+        top, half, summary = stem(torch.zeros(2, 3, size, size))
+    assert summary.shape == (2, stem.channels_summary)
+    assert summary.isfinite().all()
     assert top.shape == (2, stem.channels, last, last)
     assert half.shape == (2, stem.channels_middle, middle, middle)
+
+
+def test_the_summary_is_of_all_depths(stem: EfficientNetLite0) -> None:
+    maps = {number: torch.randn(2, count, side, side) for number, count, side in
+            [(2, 24, 32), (4, 40, 16), (7, 80, 8), (10, 112, 8), (14, 192, 4), (15, 320, 4)]}  # fmt: skip
+    found = stem_module._summary(maps)
+    torch.testing.assert_close(found[:, :320], maps[15].mean((2, 3)))
+    torch.testing.assert_close(found[:, 640:664], maps[2].mean((2, 3)))
+    quarters = torch.stack([maps[7][:, :, i : i + 4, j : j + 4].amax((2, 3)) for i in (0, 4) for j in (0, 4)], 2).flatten(1)
+    torch.testing.assert_close(found[:, -320:], quarters)
+    assert found.shape[1] == stem.channels_summary
+    assert stem_module._quarters(torch.arange(9.0).reshape(1, 1, 3, 3)).tolist() == [[4.0, 5.0, 7.0, 8.0]]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

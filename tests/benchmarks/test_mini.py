@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.bench_mini import SHARES, Data, Settings, ask, claims_of, loss_of, recalls, train
+from benchmarks.bench_mini import SHARES, Data, Settings, ask, claims_of, fit_past, loss_of, parts_of, recalls, train
 from pidep.backbones.connector import Connector
 from pidep.backbones.images import Preprocess
 from pidep.backbones.mini import Mini
@@ -30,12 +30,13 @@ def data(tiny: Any) -> Data:
     embedded = torch.stack([tiny.encode([phrase.format(name) for name in NAMES], max_length=12) for phrase in ("{}", "a {}")])
     part = ["train" if row < 24 else "validation" if row < 36 else "test" for row in range(48)]
     icons = [Icon("material", "default", str(row), Path("x")) for row in range(48)]
-    return Data(icons, part, [NAMES[name] for name in names], features, embedded, torch.tensor(names))
+    summary = torch.from_numpy(features).float().mean(1)
+    return Data(icons, part, [NAMES[name] for name in names], features, summary, embedded, torch.tensor(names))
 
 
 @pytest.fixture
 def mini(tiny: Any) -> Mini:
-    connector = Connector(channels=8, channels_middle=4, width=16, num_tokens=4)
+    connector = Connector(channels=8, channels_middle=4, channels_summary=24, width=16, num_tokens=4, axes=8)
     return Mini("mini", tiny, torch.nn.Identity(), connector, Preprocess(size=64), "")
 
 
@@ -49,6 +50,18 @@ def test_it_learns_and_the_seed_decides_everything(mini: Mini, data: Data) -> No
     assert train(mini, data, SETTINGS) == losses
     assert all(torch.equal(value, first[name]) for name, value in mini.connector.state_dict().items())
     assert not any(parameter.grad is not None for parameter in mini.model.parameters())
+
+
+def test_what_goes_past_the_transformer_is_fitted_to_names_of_training_icons(mini: Mini, data: Data) -> None:
+    fit_past(mini, data, SETTINGS)
+    first = mini.connector.past.vectors.clone()
+    assert len(first) == len(data.rows("train"))
+    found = parts_of(mini, data, ask(data, "test", per_base=True))
+    assert found["past_alone"]["image_to_text_recall_at_1"] > 60.0 > found["transformer_alone"]["image_to_text_recall_at_1"]
+    assert found["length"]["past"] == pytest.approx(SETTINGS.past * found["length"]["transformer"], rel=0.3)
+    torch.manual_seed(99)
+    fit_past(mini, data, SETTINGS)
+    assert torch.equal(mini.connector.past.vectors, first)
 
 
 def test_icons_of_one_name_are_no_negatives_of_each_other() -> None:
