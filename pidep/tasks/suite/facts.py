@@ -32,11 +32,21 @@ class Facts:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def metric(self) -> str:
+        """What it is measured by."""
+        return str(self.fields.get("metric", "accuracy"))
+
+    @property
+    def terms(self) -> str:
+        """The licences by name alone."""
+        return ", ".join(dict.fromkeys(part.rpartition(": ")[2].split(",")[0] for part in self.licence.split("; ")))
+
+    @property
     def choices(self) -> str:
-        """Labels, or what each row brings."""
+        """Labels, or what each row brings of its own."""
         if "labels" in self.fields:
             return ", ".join(self.fields["labels"])
-        return f"four {self.fields['candidates_are']}s of each row's own"
+        return f"four {self.fields['candidates_are']}s"
 
 
 def _sentiment(asks: str, train: int, test: int, name: str) -> Facts:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -12,7 +14,7 @@ from pidep.atomic_write import write_text
 from pidep.errors import TaskError, did_you_mean
 from pidep.tasks.sources import cache_folder, locked
 from pidep.tasks.suite import language, vision, vision_language
-from pidep.tasks.suite.facts import DRAWN
+from pidep.tasks.suite.pictures import Picture, picture_file
 from pidep.tasks.suite.row import Sides, SuiteRow, columns
 
 __all__ = ["packaged_files", "sides_of"]
@@ -20,6 +22,7 @@ __all__ = ["packaged_files", "sides_of"]
 _FORM = 1  # of the rows; part of the cache's path
 _PACKAGES = ("mkdocs-material", "fontawesomefree", "resvg-py", "scikit-learn", "pillow")
 _CHOOSE: dict[str, Callable[[], Sides]] = {
+    **{f"sentiment/{name}": partial(language.sentiment, name) for name in language.DOMAINS},
     "vision/digits": vision.digits,
     "vision/family": vision.family,
     "vision/filled": vision.filled,
@@ -42,7 +45,7 @@ def sides_of(name: str) -> Sides:
         TaskError: no such task, or a package it is drawn from is not installed.
     """
     if name not in _CHOOSE:
-        raise TaskError(f"packaged task {name!r}: expected one of {', '.join(DRAWN)}{did_you_mean(name, DRAWN)}")
+        raise TaskError(f"packaged task {name!r}: expected one of {', '.join(_CHOOSE)}{did_you_mean(name, _CHOOSE)}")
     return _CHOOSE[name]()
 
 
@@ -77,8 +80,10 @@ def _made_with() -> str:
 
 
 def _write(path: Path, rows: list[SuiteRow]) -> None:
-    lines = [json.dumps(columns(row, beside=path.parent), ensure_ascii=False) for row in rows]
-    write_text(path, "".join(line + "\n" for line in lines))
+    def path_of(picture: Picture) -> str:
+        return Path(os.path.relpath(picture_file(picture), path.parent)).as_posix()
+
+    write_text(path, "".join(json.dumps(columns(row, path_of=path_of), ensure_ascii=False) + "\n" for row in rows))
 
 
 def _is_whole(path: Path) -> bool:

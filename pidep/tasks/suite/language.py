@@ -1,21 +1,21 @@
-"""Two tasks on the human-rated sentences of the four sentiment tasks; a sentence is on the side it has there."""
+"""Six tasks on the human-rated sentences of four domains; a sentence is on the same side in all of them."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 from pidep.tasks.by_hash import held_out, in_order
 from pidep.tasks.sources import packaged_rows
 from pidep.tasks.suite.row import Sides, SuiteRow
 
-__all__ = ["domain", "strength"]
+__all__ = ["DOMAINS", "domain", "sentiment", "strength"]
 
-_DOMAINS = ("amazon", "movie", "nyt", "tweets")
+DOMAINS = ("amazon", "movie", "nyt", "tweets")
 _TEST_FRACTION, _SPLIT_SEED = 0.3, 0
-"""Those of the packaged sentiment tasks."""
+"""As those of the task files, whose rows are divided by this rule, too."""
 _STRONG, _MILD = 2.0, 1.0
 """Least rating of a strong sentence, largest of a mild one, of at most 4."""
 
@@ -31,14 +31,27 @@ class _Sentence:
         return held_out(self.text, fraction=_TEST_FRACTION, seed=_SPLIT_SEED)
 
 
+def _of_domain(name: str) -> Iterator[_Sentence]:
+    with packaged_rows(f"sentiment/{name}").open(encoding="utf-8") as stream:
+        for line in stream:
+            row = json.loads(line)
+            yield _Sentence(name, row["text"], row["rating"])
+
+
+def sentiment(name: str) -> Sides:
+    """All sentences of a domain, by the sign of their rating."""
+    sides = Sides([], [])
+    for sentence in _of_domain(name):
+        row = SuiteRow("positive" if sentence.rating > 0 else "negative", sentence.text)
+        (sides.test if sentence.held_out else sides.train).append(row)
+    return sides
+
+
 def _sentences() -> list[_Sentence]:
     """Every sentence that is in one domain only, once, in an order drawn from the texts."""
     found: dict[str, list[_Sentence]] = {}
-    for name in _DOMAINS:
-        with packaged_rows(f"sentiment/{name}").open(encoding="utf-8") as stream:
-            for line in stream:
-                row = json.loads(line)
-                found.setdefault(" ".join(row["text"].lower().split()), []).append(_Sentence(name, row["text"], row["rating"]))
+    for sentence in (sentence for name in DOMAINS for sentence in _of_domain(name)):
+        found.setdefault(" ".join(sentence.text.lower().split()), []).append(sentence)
     alone = [some[0] for some in found.values() if len({sentence.domain for sentence in some}) == 1]
     return in_order(alone, lambda sentence: sentence.text, seed=1)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pidep.tasks.suite.pictures import Picture, digest_of, picture_file
+from pidep.tasks.suite.pictures import Picture, digest_of
 
 __all__ = ["Sides", "SuiteRow", "columns", "rows_digest"]
 
@@ -33,20 +31,16 @@ class Sides:
     test: list[SuiteRow]
 
 
-def columns(row: SuiteRow, *, beside: Path) -> dict[str, Any]:
-    """As a JSON object; pictures are drawn and become paths relative to a folder, what a row does not have is left out."""
+def columns(row: SuiteRow, *, path_of: Callable[[Picture], str]) -> dict[str, Any]:
+    """As a JSON object with pictures as paths; what a row does not have is left out."""
     found: dict[str, Any] = {}
     if row.image is not None:
-        found["image"] = _relative(row.image, beside)
+        found["image"] = path_of(row.image)
     if row.text:
         found["text"] = row.text
     if row.choices:
-        found["choices"] = [choice if isinstance(choice, str) else _relative(choice, beside) for choice in row.choices]
+        found["choices"] = [choice if isinstance(choice, str) else path_of(choice) for choice in row.choices]
     return {**found, "label": row.label}
-
-
-def _relative(picture: Picture, folder: Path) -> str:
-    return Path(os.path.relpath(picture_file(picture), folder)).as_posix()
 
 
 def rows_digest(rows: Sequence[SuiteRow]) -> str:

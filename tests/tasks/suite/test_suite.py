@@ -249,7 +249,7 @@ def test_a_digest_does_not_depend_on_where_pictures_lie(small: Sides, monkeypatc
 
 
 def test_unknown_names_and_missing_packages_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TaskError, match=r"packaged task 'vl/fit': expected one of vision/digits.*did you mean 'vl/fits'\?"):
+    with pytest.raises(TaskError, match=r"packaged task 'vl/fit': expected one of sentiment/amazon.*did you mean 'vl/fits'\?"):
         packaged_files("vl/fit")
 
     def missing(*_: object) -> None:
