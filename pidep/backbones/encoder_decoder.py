@@ -10,7 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -66,6 +66,11 @@ class EncoderDecoder:
                 part.generation_config = GenerationConfig(**neutral)  # type: ignore[no-untyped-call]
 
     @property
+    def fitting(self) -> tuple[str, ...]:
+        """As `Backbone.fitting`: its own digest."""
+        return (self.digest,)
+
+    @property
     def max_positions(self) -> int:
         """Longest text, in tokens."""
         return self._reader.positions or 512
@@ -81,15 +86,24 @@ class EncoderDecoder:
         labels = [self._answer(text, limit=max_target_length) for text in targets]
         return -self._log_likelihood(self._encode(rows, max_length=max_length), labels).sum(1)
 
-    def score(self, rows: Sequence[Input], candidates: Candidates, *, max_length: int, normalise: Normalise = "none") -> Tensor:
+    def score(
+        self,
+        rows: Sequence[Input],
+        candidates: Candidates,
+        *,
+        max_length: int,
+        normalise: Normalise = "none",
+        max_target_length: int | None = None,
+    ) -> Tensor:
         """`[B, C]` log p(candidate | row) in nats, with gradients to whatever is attached; the encoder runs once a row.
 
-        Rows with fewer candidates of their own than others have -inf in the places left over.
+        Rows with fewer candidates of their own than others have -inf in the places left over. Candidates are whole, or cut at
+        `max_target_length` tokens.
 
         Raises:
             BackboneError, ImageError: a row is of a kind the backbone cannot read, or a candidate is; says which.
         """
-        answers = self._answers(candidates, len(rows))
+        answers = self._answers(candidates, len(rows), limit=max_target_length)
         count = max(len(own) for own in answers)
         encoded = self._encode(rows, max_length=max_length)
         together = max(1, _DECODED_TOGETHER // max(1, len(rows)))
@@ -143,6 +157,10 @@ class EncoderDecoder:
                     for row, ids in zip(numbers, self._decode(encoded.take(group), own, settings), strict=True):
                         found[row] = self._text(ids, None if answers is None or texts is None else (answers[row], texts[row]))
         return found
+
+    def around(self, model: Any) -> EncoderDecoder:
+        """The same backbone with another model in the place of `model`, and no cache."""
+        return replace(self, model=model)
 
     @contextmanager
     def cached_below(self, sites: Sequence[str]) -> Iterator[None]:
@@ -201,12 +219,12 @@ class EncoderDecoder:
         ids = self._ids(text, longest + self._reader.cuts_opening)[int(self._reader.cuts_opening) :]
         return ids if ids and ids[-1] == special.end else [*ids[: longest - 1], special.end]
 
-    def _answers(self, candidates: Candidates, num_rows: int) -> list[list[list[int]]]:
+    def _answers(self, candidates: Candidates, num_rows: int, *, limit: int | None = None) -> list[list[list[int]]]:
         """Tokens of every row's candidates."""
         kept: dict[str, list[int]] = {}
         for text in (text for own in _by_row(candidates, num_rows) for text in own):
             if text not in kept:
-                kept[text] = self._answer(text)
+                kept[text] = self._answer(text, limit=limit)
                 room = self._reader.positions
                 if room is not None and len(kept[text]) >= room:
                     raise BackboneError(
@@ -244,7 +262,11 @@ class EncoderDecoder:
         assert self.preprocess is not None
         pixels = torch.from_numpy(
             np.stack(
-                [self.preprocess.one(row.image, where=f"row {n}") for n, row in zip(numbers, rows, strict=True) if row.image is not None]
+                [
+                    self.preprocess.one(row.image, where=row.where or f"row {n}")
+                    for n, row in zip(numbers, rows, strict=True)
+                    if row.image is not None
+                ]
             )
         )
         if self._kept is None:

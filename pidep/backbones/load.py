@@ -1,12 +1,15 @@
-"""A backbone by its name."""
+"""A backbone by its name: one that embeds, or also one that generates."""
 
 from __future__ import annotations
 
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.encoder import MINILM, load_encoder
+from pidep.backbones.encoder_decoder import EncoderDecoder
+from pidep.backbones.load_encoder_decoder import is_encoder_decoder, load_encoder_decoder
 from pidep.backbones.mini import MINI, load_mini
+from pidep.errors import BackboneError
 
-__all__ = ["load_backbone"]
+__all__ = ["load_any_backbone", "load_backbone"]
 
 
 def load_backbone(name: str = MINILM) -> Backbone:
@@ -15,4 +18,16 @@ def load_backbone(name: str = MINILM) -> Backbone:
     Raises:
         BackboneError: nothing loadable is there, its digest is wrong, or it is of a kind that is not served.
     """
-    return load_mini() if name == MINI else load_encoder(name)
+    found = load_any_backbone(name)
+    if isinstance(found, EncoderDecoder):
+        raise BackboneError(
+            f"backbone {name!r}: {type(found.model).__name__} scores and generates texts, and a backbone that embeds is needed"
+        )
+    return found
+
+
+def load_any_backbone(name: str = MINILM) -> Backbone | EncoderDecoder:
+    """As `load_backbone`, or an encoder-decoder by folder or hub id (T5, BART, Florence-2, BLIP), which scores and generates texts."""
+    if name == MINI:
+        return load_mini()
+    return load_encoder_decoder(name) if name != MINILM and is_encoder_decoder(name) else load_encoder(name)

@@ -23,9 +23,9 @@ Size = tuple[float, float]
 """Width and height of the image a box lies in; (1, 1) for boxes in [0, 1]."""
 _UNIT: Size = (1.0, 1.0)
 _SLACK = 0.01  # annotations are off by a pixel; a box in pixels without its size is off by far more
-_FOUR = re.compile(r"<loc_(\d+)><loc_(\d+)><loc_(\d+)><loc_(\d+)>")
+_FOUR = re.compile(r"<loc_(\d+)>\s*<loc_(\d+)>\s*<loc_(\d+)>\s*<loc_(\d+)>")  # some tokenizers put spaces between tokens
 _LOCATION = re.compile(r"<loc_(\d+)>")
-_LABELLED = re.compile(r"([^<]*)((?:<loc_\d+>)+)")
+_LABELLED = re.compile(r"([^<]*)((?:<loc_\d+>\s*)+)")
 
 
 def box_to_text(box: Sequence[float], *, size: Size = _UNIT, where: str = "box") -> str:

@@ -8,7 +8,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from pidep import __version__
-from pidep.cli import adopt, compare, doctor, export, fold, graph, infer, report, serve, sites, swap, tune
+from pidep.cli import adopt, compare, doctor, export, fold, generate, graph, infer, report, serve, sites, swap, tasks, tune
 from pidep.errors import PidepError
 
 __all__ = ["app", "main"]
@@ -38,7 +38,9 @@ def _root(
 
 for command in (tune.tune, graph.graph, sites.sites, compare.compare, fold.fold, export.export, serve.serve, infer.infer, swap.swap):
     app.command()(command)
+app.command()(generate.generate)
 app.command()(report.report)
+app.command()(tasks.tasks)
 app.command()(doctor.doctor)
 app.command(name="import")(adopt.adopt)
 

@@ -42,6 +42,7 @@ def tune(
     train_limit: Annotated[int | None, typer.Option(help="Use at most this many training rows.")] = None,
     test_limit: Annotated[int | None, typer.Option(help="Use at most this many test rows.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a text is cut to; the task's own when absent.")] = None,
+    max_answer_length: Annotated[int | None, typer.Option(help="Tokens of a free answer, where the task has targets. Default 32.")] = None,
     add_to_pool: Annotated[bool | None, typer.Option(help="Put the own expert into the pool; default: unless few-shot.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

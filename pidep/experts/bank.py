@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.errors import ExpertError
-from pidep.experts.folder import Expert
+from pidep.experts.folder import Expert, require_embeddings
 
 __all__ = ["Group", "check_fits", "fill_row", "pack", "require_lora"]
 
@@ -52,8 +52,9 @@ def require_lora(expert: Expert) -> None:
     """Refuse other kinds.
 
     Raises:
-        ExpertError: the expert is not a LoRA.
+        ExpertError: the expert is not a LoRA, or is an encoder-decoder's.
     """
+    require_embeddings(expert)
     if expert.kind != "lora":
         raise ExpertError(f"expert {expert.name!r}: is of kind {expert.kind!r}, this bank holds LoRA; export it with --form merged")
 

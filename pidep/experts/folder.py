@@ -3,9 +3,12 @@
 adapter_config.json         (LoRA, prompt, prefix) PEFT's, as PEFT writes it
 adapter_model.safetensors   (LoRA, prompt, prefix) PEFT's tensors: see `peft_format`
 expert.safetensors          (what PEFT cannot run) <site>.<tensor>, fp32
-labels.safetensors          label_embeddings [C, D] fp32, unit rows: the bare backbone's reading of the label texts
+labels.safetensors          label_embeddings [C, D] fp32, unit rows: the bare backbone's reading of the label texts; schema 1 only
 expert.json                 what PEFT has no room for: backbone digest, sites, labels, metrics, provenance, digest
 fisher.safetensors          (optional) the task embedding, one fp32 tensor per expert tensor
+
+Schema 1 is an expert of a backbone that embeds. Schema 2 is one of an encoder-decoder, which scores label texts or answers freely: it has
+no label embeddings, its label texts and the length of its answers are in the digest instead.
 """
 
 from __future__ import annotations
@@ -28,9 +31,21 @@ from pidep.errors import ExpertError
 from pidep.experts.peft_format import lora_names, peft_config, peft_tensors, read_peft, read_peft_lora
 from pidep.experts.tensor_file import read_json, read_tensors, tensor_bytes
 
-__all__ = ["KIND_NAMES", "SCHEMA", "Expert", "check_name", "read_expert", "read_peft_lora", "read_tensors", "write_expert"]
+__all__ = [
+    "KIND_NAMES",
+    "SCHEMA",
+    "TEXT_SCHEMA",
+    "Expert",
+    "check_name",
+    "read_expert",
+    "read_peft_lora",
+    "read_tensors",
+    "require_embeddings",
+    "write_expert",
+]
 
 SCHEMA = 1
+TEXT_SCHEMA = 2
 KIND_NAMES = tuple(found.name for found in iter_modules([str(Path(__file__).parent / "kinds")]))
 """The files of `kinds`: importing them would import torch."""
 Array = npt.NDArray[np.float32]
@@ -50,7 +65,7 @@ class Expert:
     labels: tuple[str, ...]
     label_texts: tuple[str, ...]
     label_embeddings: Array
-    """[C, D] fp32, unit rows."""
+    """[C, D] fp32, unit rows; D is 0 where an encoder-decoder scores the label texts themselves."""
     logit_scale: float
     max_length: int
     """Tokens a text is cut to; the server cuts at the same place."""
@@ -63,6 +78,18 @@ class Expert:
     no, a prefix if this says yes. It decides the files, not the digest."""
     rank_stabilized: bool = False
     """Whether a LoRA's scaling is rsLoRA's; PEFT's config says so then. The scaling itself is in the digest, this is not."""
+    max_answer_length: int | None = None
+    """Tokens of a free answer, where an encoder-decoder gives free answers."""
+
+    @property
+    def schema(self) -> int:
+        """1 for a backbone that embeds, 2 for an encoder-decoder."""
+        return TEXT_SCHEMA if self.scores_texts else SCHEMA
+
+    @property
+    def scores_texts(self) -> bool:
+        """Whether it is an encoder-decoder's, which scores and generates texts and embeds nothing."""
+        return self.label_embeddings.ndim == 2 and self.label_embeddings.shape[1] == 0
 
     @property
     def in_peft_format(self) -> bool:
@@ -83,15 +110,17 @@ class Expert:
     @property
     def digest(self) -> str:
         """SHA-256 over everything that decides an answer; metrics and provenance are not part of it."""
-        head = {
+        head: dict[str, Any] = {
             "backbone": self.backbone_digest,
             "kind": self.kind,
             "labels": self.labels,
             "logit_scale": self.logit_scale,
             "max_length": self.max_length,
             "scaling": self.scaling,
-            "schema": SCHEMA,
+            "schema": self.schema,
         }
+        if self.scores_texts:
+            head |= {"label_texts": self.label_texts, "max_answer_length": self.max_answer_length}
         sha = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         named = {**self.tensors(), "label_embeddings": self.label_embeddings}
         for name in sorted(named):
@@ -108,6 +137,19 @@ def check_name(name: str) -> str:
             f"expert name {name[:40]!r}: expected letters, digits, '.', '_' or '-' (1 to 128, not starting with '.'); choose another name"
         )
     return name
+
+
+def require_embeddings(expert: Expert) -> None:
+    """Refuse an expert that cannot be exported or served.
+
+    Raises:
+        ExpertError: it is an encoder-decoder's.
+    """
+    if expert.scores_texts:
+        raise ExpertError(
+            f"expert {expert.name!r}: is of the encoder-decoder {expert.backbone!r}; graphs, banks and servers hold experts of backbones "
+            "that embed, use pidep generate"
+        )
 
 
 def _read_sites(folder: Path) -> dict[str, Mapping[str, Array]]:
@@ -136,16 +178,18 @@ def read_expert(folder: str | Path) -> Expert:
     record = read_json(folder / "expert.json")
     where = folder / "expert.json"
     kind = record.get("kind")
-    if record.get("schema") != SCHEMA or kind not in KIND_NAMES:
+    schema = record.get("schema")
+    if schema not in (SCHEMA, TEXT_SCHEMA) or kind not in KIND_NAMES:
         raise ExpertError(
-            f"{where}: schema {record.get('schema')!r}, kind {kind!r}; this pidep reads schema {SCHEMA}, kinds {', '.join(KIND_NAMES)}"
+            f"{where}: schema {schema!r}, kind {kind!r}; this pidep reads schema {SCHEMA} and {TEXT_SCHEMA}, kinds {', '.join(KIND_NAMES)}"
         )
     in_peft = kind == "lora" or (folder / "adapter_config.json").is_file()
     try:
         sites, scaling, stabilized = _read_peft_sites(folder, record) if in_peft else (_read_sites(folder), 1.0, False)
     except (KeyError, TypeError, ValueError) as error:
         raise _malformed(where, error) from error
-    labels = read_tensors(folder / "labels.safetensors").get("label_embeddings")
+    texts_only = schema == TEXT_SCHEMA
+    labels = None if texts_only else read_tensors(folder / "labels.safetensors").get("label_embeddings")
     try:
         expert = Expert(
             name=check_name(record["name"]),
@@ -155,7 +199,7 @@ def read_expert(folder: str | Path) -> Expert:
             scaling=scaling,
             labels=tuple(record["labels"]),
             label_texts=tuple(record["label_texts"]),
-            label_embeddings=np.ascontiguousarray(labels, dtype=np.float32),
+            label_embeddings=np.zeros((len(record["labels"]), 0), np.float32) if texts_only else np.ascontiguousarray(labels, np.float32),
             logit_scale=float(record["logit_scale"]),
             max_length=int(record["max_length"]),
             metrics=record.get("metrics", {}),
@@ -163,6 +207,7 @@ def read_expert(folder: str | Path) -> Expert:
             kind=kind,
             peft=True if in_peft else None,
             rank_stabilized=stabilized,
+            max_answer_length=record["max_answer_length"] if texts_only else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _malformed(where, error) from error
@@ -214,7 +259,7 @@ def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array]
     folder = Path(folder)
     check_expert_place(folder)
     record = {
-        "schema": SCHEMA,
+        "schema": expert.schema,
         "name": expert.name,
         "kind": expert.kind,
         "digest": expert.digest,
@@ -229,6 +274,8 @@ def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array]
         "metrics": expert.metrics,
         "provenance": expert.provenance,
     }
+    if expert.scores_texts:
+        record["max_answer_length"] = expert.max_answer_length
     with atomic_folder(folder) as temporary:
         if expert.in_peft_format:
             config = peft_config(
@@ -239,7 +286,8 @@ def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array]
         else:
             name, tensors = "expert.safetensors", expert.tensors()
         (temporary / name).write_bytes(tensor_bytes(tensors, metadata={"format": "pt"}))
-        (temporary / "labels.safetensors").write_bytes(tensor_bytes({"label_embeddings": expert.label_embeddings}))
+        if not expert.scores_texts:
+            (temporary / "labels.safetensors").write_bytes(tensor_bytes({"label_embeddings": expert.label_embeddings}))
         if fisher is not None:
             (temporary / "fisher.safetensors").write_bytes(tensor_bytes(fisher))
         (temporary / "expert.json").write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

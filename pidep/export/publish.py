@@ -22,7 +22,7 @@ from pidep.backbones.load import load_backbone
 from pidep.backbones.mini import Mini
 from pidep.errors import ExpertError, ParityError, UsageError
 from pidep.experts.bank import Group, pack, require_lora
-from pidep.experts.folder import Expert, check_name, read_expert
+from pidep.experts.folder import Expert, check_name, read_expert, require_embeddings
 from pidep.experts.mixture import Mixture, attached
 from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.graph import bank_groups, export_bank_graph, export_merged_graph, export_vision_graph
@@ -67,8 +67,10 @@ def read_source(run: Path, *, rows: int, task: str | None = None) -> Source:
 
     Raises:
         UsageError: an expert folder without a task, and none given.
+        ExpertError: it is no expert, or one of an encoder-decoder.
     """
     expert = read_expert(run / "expert" if (run / "expert" / "expert.json").is_file() else run)
+    require_embeddings(expert)
     if task is not None:
         found = with_labels(load_task(task))
     elif (run / "task.json").is_file():

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.backbones.backbone import Backbone
+from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.backbones.row import Input
 from pidep.experts.folder import Expert
 from pidep.similarity.cache_file import read_cached, write_cached
@@ -24,7 +25,7 @@ FORMAT = 1
 
 def cached_fisher(
     cache: Path,
-    backbone: Backbone,
+    backbone: Backbone | EncoderDecoder,
     expert: Expert,
     rows: Sequence[Input],
     labels: Sequence[int] | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.choices import Choices
+from pidep.backbones.encoder_decoder import EncoderDecoder
+from pidep.backbones.likelihoods import Likelihoods
 from pidep.backbones.row import Input, Row, size_key
 from pidep.errors import ExpertError, UsageError, did_you_mean
 from pidep.experts.folder import Expert
@@ -25,7 +27,7 @@ FisherKind = Literal["empirical", "true", "batch_squared"]
 
 
 def diagonal_fisher(
-    backbone: Backbone,
+    backbone: Backbone | EncoderDecoder,
     expert: Expert,
     rows: Sequence[Input],
     labels: Sequence[int] | None = None,
@@ -50,8 +52,7 @@ def diagonal_fisher(
     """
     _check(expert, rows, labels, kind)
     mixture = Mixture.of([expert])
-    choices = Choices(backbone, torch.from_numpy(expert.label_embeddings))
-    choices.learn(rows)
+    logits_of = _logits(backbone, expert, rows)
     together = kind == "batch_squared"
     # one number a row, drawn before anything is batched: the labels of `true` are the same whatever the batch size
     drawn = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed))
@@ -61,8 +62,7 @@ def diagonal_fisher(
     with attached(backbone.model, mixture):
         for numbers in _batches(rows, batch_size=batch_size, shuffle_seed=seed if together else None):
             leaves = _row_leaves(mixture, expert, num_rows=1 if together else len(numbers))
-            some = [rows[number] for number in numbers]
-            logits = expert.logit_scale * choices.cosines(backbone.embed(some, max_length=expert.max_length), some)
+            logits = logits_of([rows[number] for number in numbers])
             targets = _draw(logits, drawn[numbers]) if kind == "true" else given[numbers]
             loss = cross_entropy(logits, targets, reduction="mean" if together else "sum")
             gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
@@ -76,6 +76,20 @@ def diagonal_fisher(
     return {name: (total / count).float().numpy() for name, total in totals.items()}
 
 
+def _logits(backbone: Backbone | EncoderDecoder, expert: Expert, rows: Sequence[Input]) -> Callable[[Sequence[Input]], Tensor]:
+    """What some of the rows' answers are to the backbone with the expert, `[B, C]`."""
+    length = expert.max_length
+    if isinstance(backbone, EncoderDecoder):
+        found = Likelihoods(
+            backbone, expert.label_texts, free=expert.max_answer_length is not None, max_target_length=expert.max_answer_length or 1
+        )
+        found.learn(rows)
+        return lambda some: found.logits(some, max_length=length)
+    choices = Choices(backbone, torch.from_numpy(expert.label_embeddings))
+    choices.learn(rows)
+    return lambda some: expert.logit_scale * choices.cosines(backbone.embed(some, max_length=length), some)
+
+
 def _check(expert: Expert, rows: Sequence[Input], labels: Sequence[int] | None, kind: str) -> None:
     if kind not in get_args(FisherKind):
         raise UsageError(
@@ -84,6 +98,8 @@ def _check(expert: Expert, rows: Sequence[Input], labels: Sequence[int] | None, 
     if not rows:
         raise UsageError(f"expert {expert.name!r}: a task embedding needs at least one row, found none")
     if kind == "true":
+        if expert.max_answer_length is not None:
+            raise UsageError(f"expert {expert.name!r}: answers with free texts, which the true Fisher does not draw; use 'empirical'")
         return
     if labels is None or len(labels) != len(rows):
         found = "none" if labels is None else str(len(labels))

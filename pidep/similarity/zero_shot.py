@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.backbones.backbone import Backbone
+from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.backbones.row import Input
 from pidep.errors import UsageError
 from pidep.similarity.compare import Neighbour, scale_free, similarity
@@ -26,7 +27,7 @@ __all__ = ["weights", "without_labels"]
 
 
 def without_labels(
-    backbone: Backbone, helpers: Mapping[str, PoolEntry], rows: Sequence[Input], *, seed: int = 0, batch_size: int = 16
+    backbone: Backbone | EncoderDecoder, helpers: Mapping[str, PoolEntry], rows: Sequence[Input], *, seed: int = 0, batch_size: int = 16
 ) -> list[Neighbour]:
     """Every helper with its similarity to the target's unlabelled rows, best first; ties by name.
 

@@ -20,7 +20,9 @@ class TuneConfig(BaseModel):
 
     task: str = Field(description="A task YAML, or a packaged task such as sentiment/movie.")
     name: str | None = Field(None, description="Name of the expert; the task's name when absent.")
-    backbone: str = Field("minilm", description="'minilm', 'pidep-mini' (texts and images), a folder, or a hub id of a text encoder.")
+    backbone: str = Field(
+        "minilm", description="'minilm', 'pidep-mini' (texts and images), a folder, or a hub id of a text encoder or encoder-decoder."
+    )
     pool: Path | None = Field(None, description="Folder of experts to pick neighbours from.")
     helpers: list[str] = Field(default_factory=list, description="Tasks whose experts are trained into the pool first when missing.")
     kind: Literal["lora", "adapter", "prefix", "prompt", "bitfit"] = Field("lora", description="Kind of expert.")
@@ -44,6 +46,7 @@ class TuneConfig(BaseModel):
     shots: int | None = Field(None, ge=1, description="Few-shot run: this many training rows of each label.")
     seed: int = Field(0, ge=0, description="Seed of the shots, the held-back part and the batches.")
     max_length: int | None = Field(None, ge=4, description="Tokens a text is cut to; the task's own when absent.")
+    max_answer_length: int = Field(32, ge=1, description="Tokens of a free answer, where the task has targets; longer ones are cut.")
     top_k: int = Field(3, ge=0, description="How many of the most similar tasks' experts to interpolate with; 0 for none.")
     policy: Literal["auto", "frozen", "anchored", "free", "uniform", "zero-shot"] = Field(
         "auto",

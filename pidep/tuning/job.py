@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pidep.backbones.backbone import Backbone
+from pidep.backbones.encoder_decoder import EncoderDecoder
+from pidep.backbones.row import as_row
 from pidep.errors import TaskError
 from pidep.experts.folder import Expert, check_name
 from pidep.experts.kinds import kind_named
@@ -21,12 +23,12 @@ from pidep.experts.places import peft_can
 from pidep.experts.site import Tensors
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data, load_texts
 from pidep.tasks.hub import with_labels
-from pidep.tasks.metrics import score
+from pidep.tasks.metrics import score, score_texts
 from pidep.tasks.task import Task, load_task
 from pidep.tuning.config import TuneConfig
-from pidep.tuning.trainer import Schedule, Scorer, few_shot_share, predict_logits
+from pidep.tuning.trainer import Schedule, Scorer, few_shot_share, predict_answers, predict_logits
 
-__all__ = ["LOGIT_SCALE", "Job", "as_expert", "evaluate", "label_embeddings", "prepare"]
+__all__ = ["LOGIT_SCALE", "Job", "as_expert", "evaluate", "label_embeddings", "prepare", "scorer_of"]
 
 LOGIT_SCALE = 20.0
 """Cosines are multiplied by this before the softmax (a temperature of 0.05, as sentence encoders are trained with)."""
@@ -85,15 +87,22 @@ class Job:
         )
 
 
-def label_embeddings(backbone: Backbone, task: Task) -> torch.Tensor:
-    """`[C, D]`: the bare backbone's reading of the label texts; they stay fixed, whatever the expert. None for a task of candidates."""
+def label_embeddings(backbone: Backbone | EncoderDecoder, task: Task) -> torch.Tensor:
+    """`[C, D]`: the bare backbone's reading of the label texts; they stay fixed, whatever the expert. None for a task of candidates.
+
+    D is 0 for an encoder-decoder, which scores the texts themselves.
+    """
+    if isinstance(backbone, EncoderDecoder):
+        return torch.zeros(len(task.labels), 0)
     if not task.labels:
         return torch.zeros(0, backbone.hidden_size)
     return backbone.encode(list(task.labels.values()), max_length=backbone.max_positions)
 
 
 def evaluate(scorer: Scorer, split: Split, metric: str, mixture: Mixture | None = None) -> float:
-    """The metric of a mixture (or the bare backbone) on a split."""
+    """The metric of a mixture (or the bare backbone) on a split; free answers are generated."""
+    if scorer.max_answer_length is not None:
+        return score_texts(metric, split.targets, predict_answers(scorer, split.rows, mixture))
     predictions = predict_logits(scorer, split.rows, mixture).argmax(1).tolist()
     return score(metric, split.labels, predictions)
 
@@ -113,7 +122,7 @@ def _rows(task: Task, config: TuneConfig, data: TaskData) -> tuple[Split, Split 
     return train, validation
 
 
-def prepare(config: TuneConfig, backbone: Backbone, out: Path) -> Job:
+def prepare(config: TuneConfig, backbone: Backbone | EncoderDecoder, out: Path) -> Job:
     """Read the task and its rows, embed its labels, find the sites.
 
     Raises:
@@ -121,7 +130,11 @@ def prepare(config: TuneConfig, backbone: Backbone, out: Path) -> Job:
     """
     task = with_labels(load_task(config.task))
     unlabelled = config.policy == "zero-shot"
+    free = task.target is not None
+    _check_answers(task, config, backbone)
     data = load_texts(task) if unlabelled else load_data(task)
+    if free:
+        data = TaskData(_with_targets(data.train), _with_targets(data.test))
     max_length = min(config.max_length or task.max_length, backbone.max_positions)
     data = TaskData(data.train, limit(data.test, config.test_limit, seed=0))
     train, validation = (limit(data.train, config.train_limit, seed=config.seed), None) if unlabelled else _rows(task, config, data)
@@ -132,10 +145,36 @@ def prepare(config: TuneConfig, backbone: Backbone, out: Path) -> Job:
         data=data,
         train=train,
         validation=validation,
-        scorer=Scorer(backbone, label_embeddings(backbone, task), LOGIT_SCALE, max_length),
+        scorer=scorer_of(backbone, task, max_length=max_length, max_answer_length=config.max_answer_length if free else None),
         sites=find_sites(backbone.model, config.sites, kind=config.kind),
         out=out,
     )
+
+
+def scorer_of(backbone: Backbone | EncoderDecoder, task: Task, *, max_length: int, max_answer_length: int | None) -> Scorer:
+    """How rows of a task are scored: by cosines with embedded labels, or by what an encoder-decoder makes of texts."""
+    scale = 1.0 if isinstance(backbone, EncoderDecoder) else LOGIT_SCALE
+    return Scorer(backbone, label_embeddings(backbone, task), scale, max_length, tuple(task.labels.values()), max_answer_length)
+
+
+def _check_answers(task: Task, config: TuneConfig, backbone: Backbone | EncoderDecoder) -> None:
+    """Refuse a task that the backbone has no answers for."""
+    if task.target is not None and not isinstance(backbone, EncoderDecoder):
+        raise TaskError(
+            f"task {task.name!r}: its answers are free texts (target), and backbone {backbone.name!r} embeds; "
+            "give an encoder-decoder with --backbone, or a task with labels or candidates"
+        )
+    if task.target is not None and (config.fisher == "true" or config.policy == "zero-shot"):
+        asked = "--policy zero-shot" if config.policy == "zero-shot" else "--fisher true"
+        raise TaskError(f"task {task.name!r}: its answers are free texts, which {asked} would have to draw; use the default")
+    if task.candidates_are == "image" and task.candidates is not None and isinstance(backbone, EncoderDecoder):
+        raise TaskError(f"task {task.name!r}: its candidates are images, and backbone {backbone.name!r} scores texts; use pidep-mini")
+
+
+def _with_targets(split: Split) -> Split:
+    """Rows whose one candidate is the first text that answers them, at label 0."""
+    rows = [replace(as_row(row), candidates=(targets[0],)) for row, targets in zip(split.rows, split.targets, strict=True)]
+    return replace(split, rows=list(rows), labels=[0] * len(rows))
 
 
 def as_expert(job: Job, sites: Mapping[str, Tensors], scaling: float, provenance: dict[str, Any], *, stabilized: bool = False) -> Expert:
@@ -152,7 +191,8 @@ def as_expert(job: Job, sites: Mapping[str, Tensors], scaling: float, provenance
         labels=tuple(job.task.labels),
         label_texts=tuple(job.task.labels.values()),
         label_embeddings=job.scorer.label_embeddings.numpy(),
-        logit_scale=LOGIT_SCALE,
+        logit_scale=job.scorer.logit_scale,
         max_length=job.scorer.max_length,
+        max_answer_length=job.scorer.max_answer_length,
         provenance=provenance,
     )

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.choices import Choices
+from pidep.backbones.encoder_decoder import EncoderDecoder
+from pidep.backbones.likelihoods import Likelihoods
 from pidep.backbones.row import Input, size_key
 from pidep.errors import PidepError
 from pidep.experts.mixture import Mixture, attached
 from pidep.tasks.data import Split
 from pidep.tuning.checkpoint import Progress, load_checkpoint, save_checkpoint
 
-__all__ = ["Schedule", "Scorer", "TrainReport", "few_shot_share", "fit", "predict_logits"]
+__all__ = ["Schedule", "Scorer", "TrainReport", "few_shot_share", "fit", "predict_answers", "predict_logits"]
 
 OnStep = Callable[[str, int, int, float], None]
 """Called with phase, step, total steps and loss."""
@@ -44,22 +46,35 @@ class Schedule:
 class Scorer:
     """Scores rows against the texts of a task's labels, or against their own candidates."""
 
-    backbone: Backbone
-    label_embeddings: Tensor  # [C, D] fp32, unit rows; no rows where a task has candidates instead
+    backbone: Backbone | EncoderDecoder
+    label_embeddings: Tensor  # [C, D] fp32, unit rows; no rows where a task has candidates instead; D = 0 for an encoder-decoder
     logit_scale: float
     max_length: int
+    label_texts: tuple[str, ...] = ()
+    """What an encoder-decoder scores instead of embeddings."""
+    max_answer_length: int | None = None
+    """Tokens of a free answer, where rows are answered by texts and not by a choice; encoder-decoders only."""
 
     @cached_property
-    def choices(self) -> Choices:
+    def choices(self) -> Choices | Likelihoods:
         """What rows are scored against."""
+        if isinstance(self.backbone, EncoderDecoder):
+            limit = self.max_answer_length
+            return Likelihoods(self.backbone, self.label_texts, free=limit is not None, max_target_length=limit or 1)
         return Choices(self.backbone, self.label_embeddings)
 
     def logits(self, rows: Sequence[Input]) -> Tensor:
         """`[B, C]`, with gradients to whatever is attached."""
+        if isinstance(self.choices, Likelihoods):
+            return self.choices.logits(rows, max_length=self.max_length)
+        assert not isinstance(self.backbone, EncoderDecoder)
         return self.logit_scale * self.choices.cosines(self.backbone.embed(rows, max_length=self.max_length), rows)
 
     def encoded_logits(self, rows: Sequence[Input]) -> Tensor:
         """`[N, C]` without gradients, for any number of rows."""
+        if isinstance(self.choices, Likelihoods):
+            return self.choices.all_logits(rows, max_length=self.max_length)
+        assert not isinstance(self.backbone, EncoderDecoder)
         return self.logit_scale * self.choices.cosines(self.backbone.encode(rows, max_length=self.max_length), rows)
 
 
@@ -86,6 +101,13 @@ def predict_logits(scorer: Scorer, rows: Sequence[Input], mixture: Mixture | Non
     scorer.choices.learn(rows)
     with attached(scorer.backbone.model, mixture):
         return scorer.encoded_logits(rows)
+
+
+def predict_answers(scorer: Scorer, rows: Sequence[Input], mixture: Mixture | None = None) -> list[str]:
+    """The likeliest text of each row, token by token, of a mixture or of the bare encoder-decoder."""
+    assert isinstance(scorer.backbone, EncoderDecoder)
+    with attached(scorer.backbone.model, mixture):
+        return scorer.backbone.generate(rows, max_length=scorer.max_length, max_new_tokens=scorer.max_answer_length or 1)
 
 
 def _batches(split: Split, *, batch_size: int, seed: int, start: int) -> Iterator[list[int]]:

@@ -12,7 +12,8 @@ import torch
 from pidep import __version__
 from pidep.atomic_write import check_place
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.load import load_backbone
+from pidep.backbones.encoder_decoder import EncoderDecoder
+from pidep.backbones.load import load_any_backbone
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, check_expert_place, write_expert
 from pidep.experts.mixture import Mixture, fresh
@@ -106,14 +107,16 @@ def _missing_helpers(config: TuneConfig) -> dict[str, str]:
     return {name: task for name, task in named.items() if config.pool and not (config.pool / name / "expert.json").is_file()}
 
 
-def _train_helper(config: TuneConfig, name: str, task: str, backbone: Backbone, *, resume: bool, on_step: OnStep | None) -> None:
+def _train_helper(
+    config: TuneConfig, name: str, task: str, backbone: Backbone | EncoderDecoder, *, resume: bool, on_step: OnStep | None
+) -> None:
     assert config.pool is not None
     update: dict[str, Any] = {"task": task, "name": None, "helpers": [], "add_to_pool": True, **_ON_FULL_DATA}
     tune(config.model_copy(update=update), config.pool / ".runs" / name, resume=resume, backbone=backbone, on_step=on_step)
 
 
 def tune(
-    config: TuneConfig, out: Path, *, resume: bool = False, backbone: Backbone | None = None, on_step: OnStep | None = None
+    config: TuneConfig, out: Path, *, resume: bool = False, backbone: Backbone | EncoderDecoder | None = None, on_step: OnStep | None = None
 ) -> TuneResult:
     """Train, predict, interpolate, evaluate; write `out` and (unless few-shot) the pool.
 
@@ -128,7 +131,7 @@ def tune(
         zero_shot.check_request(config)
     missing = _missing_helpers(config)
     torch.manual_seed(config.seed)
-    backbone = backbone or load_backbone(config.backbone)
+    backbone = backbone or load_any_backbone(config.backbone)
     job = prepare(config, backbone, out)
     if config.pool is not None:
         check_expert_place(config.pool / job.name)

@@ -62,6 +62,7 @@ def test_labelled_boxes() -> None:
     assert found[0][1] == (0.0005, 0.0005, 0.5005, 0.5005)
     both = text_to_boxes("dog<loc_1><loc_2><loc_3><loc_4><loc_5><loc_6><loc_7><loc_8>")
     assert [label for label, _ in both] == ["dog", "dog"]
+    assert text_to_boxes("dog <loc_1> <loc_2> <loc_3> <loc_4> <loc_5> <loc_6> <loc_7> <loc_8>") == both
     assert text_to_boxes("no boxes at all") == []
 
 

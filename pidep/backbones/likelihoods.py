@@ -1,0 +1,53 @@
+"""What an encoder-decoder makes of answers, as logits: of the texts of a task's labels, of each row's own candidates, or of free texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pidep.backbones.encoder_decoder import EncoderDecoder
+from pidep.backbones.row import Input, Row, size_key
+
+__all__ = ["Likelihoods"]
+
+_SURE = -1e-5  # log p of a text that is all but certain: beyond it log(1 - p) has no use and an endless gradient
+
+
+class Likelihoods:
+    """Logits of rows whose softmax is how likely each answer is.
+
+    Labels and candidates: log p(text | row), so that the softmax is over them alone. Free texts (`free`): a row's one candidate is its
+    target, and the logits are log p and log(1 - p) with p the mean of its tokens (the geometric one), so that the cross-entropy at
+    label 0 is the target's mean negative log-likelihood a token.
+    """
+
+    def __init__(self, backbone: EncoderDecoder, label_texts: Sequence[str], *, free: bool = False, max_target_length: int = 32) -> None:
+        self._backbone, self._label_texts = backbone, tuple(label_texts)
+        self._free, self._limit = free, max_target_length
+        self._most = len(self._label_texts)
+
+    def learn(self, rows: Sequence[Input]) -> None:
+        """How many candidates a row has at most: logits of every batch are as wide."""
+        self._most = max([self._most, *(len(row.candidates) for row in rows if isinstance(row, Row))])
+
+    def logits(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
+        """`[B, C]` with gradients to whatever is attached; places left over are -inf."""
+        own = [tuple(row.candidates) if isinstance(row, Row) and row.candidates else self._label_texts for row in rows]
+        if self._free:
+            mean = self._backbone.score(rows, own, max_length=max_length, normalise="tokens", max_target_length=self._limit)
+            return torch.cat([mean, torch.log(-torch.expm1(mean.clamp(max=_SURE)))], 1)
+        scores = self._backbone.score(rows, own, max_length=max_length)
+        return nn.functional.pad(scores, (0, max(self._most - scores.shape[1], 0)), value=-torch.inf)
+
+    def all_logits(self, rows: Sequence[Input], *, max_length: int, batch_size: int = 16) -> Tensor:
+        """`[N, C]` without gradients, alike rows together so that little is padding."""
+        self.learn(rows)
+        order = sorted(range(len(rows)), key=lambda row: size_key(rows[row]))
+        out = torch.empty(len(rows), 2 if self._free else self._most)
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                out[chosen] = self.logits([rows[row] for row in chosen], max_length=max_length)
+        return out
