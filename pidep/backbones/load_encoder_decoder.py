@@ -13,7 +13,7 @@ from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.backbones.preprocessor_config import read_preprocess
 from pidep.errors import BackboneError
 
-__all__ = ["is_encoder_decoder", "load_encoder_decoder"]
+__all__ = ["class_of", "is_encoder_decoder", "load_encoder_decoder"]
 
 _BLIP = ("BlipForConditionalGeneration", "BlipForQuestionAnswering")
 _EXPECTED = "expected a folder or a hub id of an encoder-decoder: T5, BART, Florence-2, BLIP for captions or answers"
@@ -27,7 +27,7 @@ def is_encoder_decoder(name: str | Path) -> bool:
         config: Any = AutoConfig.from_pretrained(name)
     except Exception:  # whoever loads it next says what is wrong
         return False
-    return _class_of(config) is not None
+    return class_of(config) is not None
 
 
 def load_encoder_decoder(name: str) -> EncoderDecoder:
@@ -43,7 +43,7 @@ def load_encoder_decoder(name: str) -> EncoderDecoder:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config: Any = transformers.AutoConfig.from_pretrained(name)
-        maker = _class_of(config)
+        maker = class_of(config)
         if maker is None:
             heads = ", ".join(config.architectures or ["no head"])
             raise BackboneError(f"backbone {name!r}: {_EXPECTED}; found {config.model_type} ({heads})")
@@ -66,8 +66,8 @@ def load_encoder_decoder(name: str) -> EncoderDecoder:
     return EncoderDecoder(name=name, model=model, tokenizer_json=backend.to_str(), digest=digest, preprocess=preprocess)
 
 
-def _class_of(config: Any) -> str | None:
-    """Name of the class in transformers that generates with it."""
+def class_of(config: Any) -> str | None:
+    """Name of the class in transformers that generates with a config; None where it is no encoder-decoder that is served."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
     if config.model_type == "florence2":

@@ -22,17 +22,20 @@ _ON_MINILM = (MINILM, "pidep-mini")
 
 
 def sites(
-    backbone: Annotated[str, typer.Argument(help="'minilm', 'pidep-mini', a folder with a config.json (weights are not needed), or a hub id.")] = MINILM,
+    backbone: Annotated[
+        str, typer.Argument(help="'minilm', 'pidep-mini', a folder with a config.json (weights are not needed), or a hub id.")
+    ] = MINILM,
     kind: Annotated[str | None, typer.Option(help="lora, adapter, prefix, prompt or bitfit: every site of it. Default: all kinds.")] = None,
     pattern: Annotated[list[str] | None, typer.Option(help="Only sites that match this shell pattern, as --sites would; repeat.")] = None,
     size: Annotated[int, typer.Option(min=1, help="LoRA rank, adapter width, or number of virtual tokens.")] = 8,
     json: Annotated[bool, typer.Option("--json", help="Print every site as JSON.")] = False,
 ) -> None:
     """List where experts can act on a backbone, and what they would weigh."""
+    from pidep.backbones.load_encoder_decoder import class_of
     from pidep.experts.kinds import KINDS
     from pidep.experts.places import parameters_of, skeleton, survey
 
-    model = skeleton(_source(backbone))
+    model = skeleton(_source(backbone), class_of=class_of)
     total = parameters_of(model)
     found: dict[str, Survey | ExpertError] = {}
     for name in [kind] if kind else KINDS:

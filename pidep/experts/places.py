@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,21 +128,24 @@ def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str
     return Survey(kind, found.changes, size, found.learning_rate, found.in_peft(model, sites), places)
 
 
-def skeleton(source: str | Path) -> nn.Module:
+def skeleton(source: str | Path, *, class_of: Callable[[Any], str | None] = lambda _: None) -> nn.Module:
     """The modules of a transformers backbone without its weights, on the `meta` device: what a survey needs, in milliseconds.
 
     Args:
         source: a folder with a config.json, or a hub id.
+        class_of: the class in transformers that a config is for, where it is not AutoModel's.
 
     Raises:
         BackboneError: there is no config, or transformers has no model for it.
     """
+    import transformers
     from transformers import AutoConfig, AutoModel
 
     try:
         config: Any = AutoConfig.from_pretrained(source)
+        name = class_of(config)
         with torch.device("meta"):
-            model: nn.Module = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+            model: nn.Module = AutoModel.from_config(config) if name is None else getattr(transformers, name)._from_config(config)  # type: ignore[no-untyped-call]
     except Exception as error:  # a config from anywhere can fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackboneError(f"backbone {str(source)!r}: expected 'minilm', a folder with a config.json or a hub id; {reason}") from error

@@ -40,13 +40,17 @@ def test_a_config_is_enough(name: str, tmp_path: Path) -> None:
             assert [place.site for place in found.places] == find_sites(real, kind=kind)
 
 
-@pytest.mark.parametrize("name", BY_CONFIG)
+@pytest.mark.parametrize("name", ZOO)
 def test_the_command_knows_every_architecture(
     name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    ZOO[name].config().save_pretrained(tmp_path)
+    config = ZOO[name].config()
+    config.architectures = [ZOO[name].model_type] if ZOO[name].model_type else None
+    config.save_pretrained(tmp_path)
     code, out, err = run(monkeypatch, capfd, tmp_path)
     assert (code, err) == (0, "")
+    family = ZOO[name].family
+    assert ("ForConditionalGeneration, " in out.splitlines()[0]) == (family in ("encoder-decoder", "image and text to text"))
     for kind, fits in FITS[name].items():
         sites = "1 site" if fits == 1 else f"{fits} sites"
         expected = rf"; {sites}, " if isinstance(fits, int) else f"has no .*{fits}.*; use another kind$"
@@ -142,10 +146,10 @@ def test_the_command_lists_every_kind(monkeypatch: pytest.MonkeyPatch, capfd: py
     ZOO["T5"].config().save_pretrained(tmp_path)
     code, out, err = run(monkeypatch, capfd, tmp_path, "--size", 2)
     assert (code, err) == (0, "")
-    assert out.startswith(f"{tmp_path}: T5Model, 10,176 parameters\n")
+    assert out.startswith(f"{tmp_path}: T5ForConditionalGeneration, 10,176 parameters\n")
     assert re.search(r"^  encoder\.block\.\*\.layer\.\*\.SelfAttention\.q +2 × Linear  lora_A 2×16, lora_B 16×2 +128$", out, re.MULTILINE)
     assert "prompt: adds P virtual tokens to the input; 1 site, 32 parameters, 0.314% of the backbone" in out
-    assert "bitfit: T5Model has no Linear or LayerNorm with a bias; use another kind\n" in out
+    assert "bitfit: T5ForConditionalGeneration has no Linear or LayerNorm with a bias; use another kind\n" in out
     starred = re.findall(r"^  (\S+\*\S*)", out, re.MULTILINE)
     assert all(find_sites(model_of("T5"), [name], kind="lora") for name in starred if name[-1] in "qkvo")
 
