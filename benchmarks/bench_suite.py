@@ -1,0 +1,301 @@
+"""Own expert and π on the sixteen packaged tasks of vision, language and both (issue 5): writes `benchmarks/results/suite.json`.
+
+    python -m benchmarks.bench_suite --prepare               # the helpers, one a task; --part I/N shares them out
+    python -m benchmarks.bench_suite --part 0/2              # half of the cells, one thread; the other half beside it
+    python -m benchmarks.bench_suite --part 1/2
+    python -m benchmarks.bench_suite --pairs                 # each few-shot cell's own expert with one helper at a time
+    python -m benchmarks.bench_suite --summarise             # claims, task graph, helpers of other modalities, every single run
+    python -m benchmarks.bench_suite --restore               # the cells of suite.json back into the folder, to go on from them
+
+Stopped and started again it goes on where it was. `--redo pi` measures one method again in every cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import RESULTS, Claim, write_result
+from pidep.atomic_write import write_json
+from pidep.errors import PidepError
+from pidep.tasks.suite.facts import FACTS
+from pidep.tuning.compare_config import CompareConfig, check_methods
+from pidep.tuning.compare_summary import summarise
+
+__all__ = ["GRID", "MODALITY", "claims", "crossing", "main", "modalities", "read_cells"]
+
+OUT = Path("runs/suite")
+COMMAND = "python -m benchmarks.bench_suite --prepare, then --part 0/2 beside --part 1/2, then --pairs, then --summarise"
+SHOTS = 16
+GRID = CompareConfig(
+    tasks=tuple(FACTS),
+    backbone="pidep-mini",
+    kinds=("lora",),
+    shots=(SHOTS,),
+    full=True,
+    seeds=(0, 1, 2),
+    full_seeds=(0,),
+    methods=("backbone", "own", "uniform", "pi"),
+    sites=("encoder.layer.[45].*",),
+    max_length=32,
+    train_limit=1000,
+    test_limit=300,
+    full_steps=150,
+    validation_rows=100,
+)
+MODALITY = {str(facts.fields["name"]): facts.modality for facts in FACTS.values()}
+"""Of each task, by the name cells call it."""
+
+Cells = Sequence[Mapping[str, Any]]
+Pairs = Sequence[Mapping[str, Any]]
+
+
+def read_cells(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every finished cell, and what is missing."""
+    from pidep.tuning.compare_grid import cells_of
+
+    cells, missing = [], []
+    for key in cells_of(GRID, list(MODALITY)):
+        path = out / key.path
+        cell = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"methods": {}}
+        if set(GRID.methods) <= cell["methods"].keys():
+            cells.append(cell)
+        else:
+            missing.append(str(key))
+    return cells, missing
+
+
+def claims(cells: Cells, missing: Sequence[str] = ()) -> list[Claim]:
+    """The issue's two: π against the own expert on average, at few shots and on full data."""
+    found: list[Claim] = []
+    for shots, points in ((SHOTS, 3.0), (None, 0.0)):
+        gains = [_gain(cell) for cell in cells if cell["shots"] == shots]
+        what = f"suite, {_column(shots)}: π minus own expert, average of {len(MODALITY)} tasks, points of accuracy"
+        whole = bool(gains) and not any(f", {_column(shots)}, " in key for key in missing)
+        value = round(100 * statistics.fmean(gains), 6) if whole else None
+        measured = "not measured yet" if value is None else round(value, 2)
+        found.append({"claim": what, "target": f">= {points:g}", "measured": measured, "met": value is not None and value >= points})
+    return found
+
+
+def _column(shots: int | None) -> str:
+    return f"{shots} shots" if shots else "full data"
+
+
+def _gain(cell: Mapping[str, Any], method: str = "pi", minus: str = "own") -> float:
+    return float(cell["methods"][method]["score"] - cell["methods"][minus]["score"])
+
+
+def modalities(cells: Cells) -> list[dict[str, Any]]:
+    """By shots, modality (and all) and method: the mean over the tasks, its deviation over the seeds; tasks where π is below own."""
+    found = []
+    for shots in (SHOTS, None):
+        for modality in (*dict.fromkeys(MODALITY.values()), "all"):
+            some = [cell for cell in cells if cell["shots"] == shots and modality in (MODALITY[cell["task"]], "all")]
+            if some:
+                scores = {method: _over_seeds(some, method) for method in GRID.methods}
+                gains = {task: statistics.fmean(_gain(cell) for cell in some if cell["task"] == task) for task in _tasks(some)}
+                losing = {task: gain for task, gain in gains.items() if gain < 0}
+                mean = statistics.fmean(gains.values())
+                row = {"shots": shots, "modality": modality, "scores": scores, "pi_minus_own": mean, "tasks": gains, "losing": losing}
+                found.append(row)
+    return found
+
+
+def _tasks(cells: Cells) -> list[str]:
+    return list(dict.fromkeys(cell["task"] for cell in cells))
+
+
+def _over_seeds(cells: Cells, method: str) -> dict[str, float | None]:
+    seeds = sorted({cell["seed"] for cell in cells})
+    means = [statistics.fmean(cell["methods"][method]["score"] for cell in cells if cell["seed"] == seed) for seed in seeds]
+    return {"mean": statistics.fmean(means), "sd": statistics.stdev(means) if len(means) > 1 else None}
+
+
+def crossing(cells: Cells, pairs: Pairs) -> dict[str, Any]:
+    """How often a helper among the nearest is of another modality than its target, and what that brought.
+
+    `helpers`: counts by target's and helper's modality. `pi_minus_own`: means of cells with such a helper, and without.
+    `pairs`: what the own expert gains by the plain mean with one helper, by whether its modality is another.
+    """
+    found: dict[str, Any] = {}
+    for shots in (SHOTS, None):
+        some = [cell for cell in cells if cell["shots"] == shots]
+        count = Counter((MODALITY[cell["task"]], MODALITY[helper["task"]]) for cell in some for helper in cell["helpers"])
+        with_other = [_gain(cell) for cell in some if _crosses(cell)]
+        without = [_gain(cell) for cell in some if not _crosses(cell)]
+        found[_column(shots)] = {
+            "helpers": [{"target": target, "helper": helper, "count": number} for (target, helper), number in sorted(count.items())],
+            "share_of_other_modality": _mean(
+                [float(MODALITY[cell["task"]] != MODALITY[one["task"]]) for cell in some for one in cell["helpers"]]
+            ),
+            "pi_minus_own": {
+                "cells_with": len(with_other),
+                "with": _mean(with_other),
+                "cells_without": len(without),
+                "without": _mean(without),
+            },
+        }
+    gains = [(MODALITY[pair["task"]] != MODALITY[helper], score - pair["own"]) for pair in pairs for helper, score in pair["with"].items()]
+    for other, name in ((True, "other_modality"), (False, "same_modality")):
+        some_gains = [gain for crosses, gain in gains if crosses == other]
+        helped = sum(gain > 0 for gain in some_gains)
+        found.setdefault("pairs", {})[name] = {"pairs": len(some_gains), "mean_gain": _mean(some_gains), "helped": helped}
+    return found
+
+
+def _crosses(cell: Mapping[str, Any]) -> bool:
+    return any(MODALITY[helper["task"]] != MODALITY[cell["task"]] for helper in cell["helpers"])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _graph(out: Path) -> list[dict[str, Any]]:
+    """Similarities of every two tasks, most alike first."""
+    from pidep.similarity.pool import task_graph
+
+    edges = [(a, b, data["similarity"]) for a, b, data in task_graph(out / "pool" / "lora").edges(data=True)]
+    return [{"tasks": [a, b], "similarity": value} for a, b, value in sorted(edges, key=lambda edge: -edge[2])]
+
+
+def _read_pairs(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "pairs").glob("*.json"))]
+
+
+def _summarise(out: Path) -> int:
+    cells, missing = read_cells(out)
+    for key in missing[:1]:
+        print(f"{out}: {len(missing)} of {len(missing) + len(cells)} cells are missing, the first is {key}", file=sys.stderr)
+    pairs = _read_pairs(out)
+    raw = {
+        "settings": GRID.model_dump(mode="json"),
+        "modalities": modalities(cells),
+        "summary": summarise(cells),
+        "graph": _graph(out),
+        "other_modality": crossing(cells, pairs),
+        "pairs": pairs,
+        "cells": cells,
+        "missing": missing,
+    }
+    found = claims(cells, missing)
+    path = write_result("suite", command=COMMAND, raw=raw, claims=found)
+    for claim in found:
+        print(f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} (target {claim['target']})")
+    for row in raw["modalities"]:
+        losing = ", ".join(f"{task} {100 * by:+.1f}" for task, by in row["losing"].items()) or "none"
+        print(f"{_column(row['shots'])}, {row['modality']}: π minus own {100 * row['pi_minus_own']:+.2f}, loses at {losing}")
+    print(path)
+    return 0
+
+
+def _restore(out: Path) -> int:
+    """Write the cells and pairs of `suite.json` that the folder lacks; what was measured elsewhere need not be measured again."""
+    raw = json.loads((RESULTS / "suite.json").read_text(encoding="utf-8"))["raw"]
+    places = {
+        out / "cells" / cell["kind"] / cell["task"] / str(cell["shots"] or "full") / f"{cell['seed']}.json": cell for cell in raw["cells"]
+    }
+    places |= {out / "pairs" / f"{pair['task']}.json": pair for pair in raw["pairs"]}
+    left = {path: value for path, value in places.items() if not path.is_file()}
+    for path, value in left.items():
+        write_json(path, value)
+    print(f"{out}: {len(left)} of {len(places)} cells and pairs restored")
+    return 0
+
+
+def _say(started: float, done: int, total: int, what: str) -> None:
+    print(f"{time.monotonic() - started:7.0f} s  {done}/{total}  {what}", file=sys.stderr, flush=True)
+
+
+def _run(out: Path, *, part: str | None, prepare: bool, redo: Sequence[str], overwrite: bool) -> None:
+    import torch
+
+    from pidep.tuning.compare import compare
+    from pidep.tuning.compare_grid import Part
+
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    share = None if part is None else Part(*map(int, part.split("/")))
+    again = check_methods(redo)
+    on_cell = lambda done, total, what: _say(started, done, total, what)  # noqa: E731
+    compare(GRID, out, part=share, prepare=prepare, redo=again, overwrite=overwrite, on_cell=on_cell)
+
+
+def _pairs(out: Path) -> None:
+    """For every task's first few-shot cell: its own expert again, and the plain mean of it and each of its helpers."""
+    import torch
+
+    from pidep.backbones.load import load_backbone
+    from pidep.experts.mixture import Mixture
+    from pidep.similarity.pool import read_pool
+    from pidep.tasks.metrics import score
+    from pidep.tuning.baselines import train_expert
+    from pidep.tuning.compare_grid import Grid
+    from pidep.tuning.trainer import predict_logits
+
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    grid = Grid(GRID, load_backbone(GRID.backbone))
+    pool = read_pool(out / "pool" / "lora")
+    keys = [key for key in grid.cells if (key.shots, key.seed) == (SHOTS, GRID.seeds[0])]
+    with grid.backbone.cached_below(grid.sites["lora"]):
+        for done, key in enumerate(keys):
+            path, cell_path = out / "pairs" / f"{key.task}.json", out / key.path
+            if path.is_file():
+                continue
+            if not cell_path.is_file():
+                raise PidepError(f"{cell_path}: this cell is not measured yet; run --part first")
+            cell, target = json.loads(cell_path.read_text(encoding="utf-8")), grid.targets[key.task]
+            _say(started, done, len(keys), f"pairs of {key.task}")
+            train, _ = grid.rows(key)
+            own, _ = train_expert(target.scorer, target.task, grid.recipe(key, num_rows=len(train.rows)), train, None, seed=key.seed)
+            if own.digest != cell["own"]["digest"]:
+                raise PidepError(
+                    f"{cell_path}: the own expert trained again is {own.digest}, expected {cell['own']['digest']}; run --overwrite"
+                )
+            found = {}
+            for helper in (one["task"] for one in cell["helpers"]):
+                logits = predict_logits(target.scorer, target.data.test.rows, Mixture.of([own, pool[helper].expert]))
+                found[helper] = score(target.task.metric, target.data.test.labels, logits.argmax(1).tolist())
+            write_json(
+                path, {"task": key.task, "shots": key.shots, "seed": key.seed, "own": cell["methods"]["own"]["score"], "with": found}
+            )
+
+
+def main() -> int:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description="π on sixteen tasks; run it with --prepare, then --part, --pairs, --summarise.")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"folder of helpers and cells (default {OUT})")
+    parser.add_argument("--prepare", action="store_true", help="train the helpers and stop")
+    parser.add_argument("--part", metavar="I/N", help="every N-th cell (with --prepare: helper) from I on")
+    parser.add_argument("--redo", action="append", default=[], metavar="METHOD", help="measure this method again in every cell")
+    parser.add_argument("--overwrite", action="store_true", help="measure what was made with other settings anew")
+    parser.add_argument("--pairs", action="store_true", help="measure each few-shot cell's own expert with one helper at a time")
+    parser.add_argument("--summarise", action="store_true", help="write benchmarks/results/suite.json")
+    parser.add_argument("--restore", action="store_true", help="write the cells of suite.json into the folder")
+    options = parser.parse_args()
+    try:
+        if options.restore:
+            return _restore(options.out)
+        if options.summarise:
+            return _summarise(options.out)
+        if options.pairs:
+            _pairs(options.out)
+        else:
+            _run(options.out, part=options.part, prepare=options.prepare, redo=options.redo, overwrite=options.overwrite)
+    except PidepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
