@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pidep.backbones.locations import box_to_text
+from pidep.backbones.locations import box_to_text, text_to_box
 from pidep.errors import TaskError
 from pidep.tasks.metrics import METRICS, score, score_texts
 from pidep.tasks.metrics.boxes import iou
@@ -51,13 +51,19 @@ def test_intersection_over_union(left: tuple[float, ...], right: tuple[float, ..
     assert iou(right, left) == pytest.approx(expected)  # type: ignore[arg-type]
 
 
-def test_acc_at_half_counts_a_half_as_right() -> None:
-    whole, half, less = ((0.0, 0.0, 1.0, side) for side in (0.999, 0.5, 0.498))
-    reference = (box_to_text(whole),)
-    assert score_texts("acc@0.5", [reference], [box_to_text(half)]) == 1.0
-    assert score_texts("acc@0.5", [reference], [box_to_text(less)]) == 0.0
-    texts = ["", "the dog", "<loc_1><loc_2>", "<loc_0><loc_0><loc_999><loc_1000>", "dog" + reference[0], reference[0] + box_to_text(less)]
-    assert score_texts("acc@0.5", [reference] * 6, texts) == pytest.approx(2 / 6)  # what is no box is wrong; the first box counts
+@pytest.mark.parametrize("side", [998, 102, 250])
+def test_acc_at_half_counts_a_half_as_right(side: int) -> None:
+    reference, half, less = (f"<loc_0><loc_0><loc_{side}><loc_{bottom}>" for bottom in (side, side // 2, side // 2 - 1))
+    assert iou(text_to_box(reference), text_to_box(half)) == pytest.approx(0.5)
+    assert score_texts("acc@0.5", [(reference,)], [half]) == 1.0
+    assert score_texts("acc@0.5", [(reference,)], [less]) == 0.0
+
+
+def test_what_is_no_box_is_wrong_and_the_first_box_counts() -> None:
+    right, wrong = box_to_text((0.0, 0.0, 1.0, 1.0)), box_to_text((0.0, 0.0, 0.1, 0.1))
+    texts = ["", "the dog", "<loc_1><loc_2>", "<loc_0><loc_0><loc_999><loc_1000>", "dog" + right, right + wrong, wrong + right]
+    assert score_texts("acc@0.5", [(right,)] * 7, texts) == pytest.approx(2 / 7)
+    assert score_texts("acc@0.5", [(wrong, right)], [right]) == 1.0
 
 
 def test_a_reference_that_is_no_box_is_the_tasks_mistake() -> None:
