@@ -19,8 +19,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.record import RESULTS, Claim, write_result
 from pidep.atomic_write import write_json
@@ -28,6 +29,9 @@ from pidep.errors import PidepError
 from pidep.tasks.suite.facts import FACTS
 from pidep.tuning.compare_config import CompareConfig, check_methods
 from pidep.tuning.compare_summary import summarise
+
+if TYPE_CHECKING:
+    from pidep.tuning.compare_grid import Grid, Key
 
 __all__ = ["GRID", "MODALITY", "claims", "crossing", "main", "modalities", "read_cells"]
 
@@ -47,6 +51,8 @@ GRID = CompareConfig(
     max_length=32,
     train_limit=1000,
     test_limit=300,
+    steps=30,
+    epochs=3,
     full_steps=150,
     validation_rows=100,
 )
@@ -128,14 +134,11 @@ def crossing(cells: Cells, pairs: Pairs) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for shots in (SHOTS, None):
         some = [cell for cell in cells if cell["shots"] == shots]
-        count = Counter((MODALITY[cell["task"]], MODALITY[helper["task"]]) for cell in some for helper in cell["helpers"])
-        with_other = [_gain(cell) for cell in some if _crosses(cell)]
-        without = [_gain(cell) for cell in some if not _crosses(cell)]
+        helpers = [(MODALITY[cell["task"]], MODALITY[helper["task"]]) for cell in some for helper in cell["helpers"]]
+        with_other, without = ([_gain(cell) for cell in some if _crosses(cell) == crosses] for crosses in (True, False))
         found[_column(shots)] = {
-            "helpers": [{"target": target, "helper": helper, "count": number} for (target, helper), number in sorted(count.items())],
-            "share_of_other_modality": _mean(
-                [float(MODALITY[cell["task"]] != MODALITY[one["task"]]) for cell in some for one in cell["helpers"]]
-            ),
+            "helpers": [{"target": pair[0], "helper": pair[1], "count": count} for pair, count in sorted(Counter(helpers).items())],
+            "share_of_other_modality": _mean([float(target != helper) for target, helper in helpers]),
             "pi_minus_own": {
                 "cells_with": len(with_other),
                 "with": _mean(with_other),
@@ -200,15 +203,19 @@ def _summarise(out: Path) -> int:
 def _restore(out: Path) -> int:
     """Write the cells and pairs of `suite.json` that the folder lacks; what was measured elsewhere need not be measured again."""
     raw = json.loads((RESULTS / "suite.json").read_text(encoding="utf-8"))["raw"]
-    places = {
-        out / "cells" / cell["kind"] / cell["task"] / str(cell["shots"] or "full") / f"{cell['seed']}.json": cell for cell in raw["cells"]
-    }
+    places = {_cell_path(out, cell): cell for cell in raw["cells"]}
     places |= {out / "pairs" / f"{pair['task']}.json": pair for pair in raw["pairs"]}
     left = {path: value for path, value in places.items() if not path.is_file()}
     for path, value in left.items():
         write_json(path, value)
     print(f"{out}: {len(left)} of {len(places)} cells and pairs restored")
     return 0
+
+
+def _cell_path(out: Path, cell: Mapping[str, Any]) -> Path:
+    from pidep.tuning.compare_grid import Key
+
+    return out / Key(cell["kind"], cell["task"], cell["shots"], cell["seed"]).path
 
 
 def _say(started: float, done: int, total: int, what: str) -> None:
@@ -225,8 +232,7 @@ def _run(out: Path, *, part: str | None, prepare: bool, redo: Sequence[str], ove
     started = time.monotonic()
     share = None if part is None else Part(*map(int, part.split("/")))
     again = check_methods(redo)
-    on_cell = lambda done, total, what: _say(started, done, total, what)  # noqa: E731
-    compare(GRID, out, part=share, prepare=prepare, redo=again, overwrite=overwrite, on_cell=on_cell)
+    compare(GRID, out, part=share, prepare=prepare, redo=again, overwrite=overwrite, on_cell=partial(_say, started))
 
 
 def _pairs(out: Path) -> None:
@@ -234,40 +240,40 @@ def _pairs(out: Path) -> None:
     import torch
 
     from pidep.backbones.load import load_backbone
-    from pidep.experts.mixture import Mixture
-    from pidep.similarity.pool import read_pool
-    from pidep.tasks.metrics import score
-    from pidep.tuning.baselines import train_expert
     from pidep.tuning.compare_grid import Grid
-    from pidep.tuning.trainer import predict_logits
 
     torch.set_num_threads(1)
     started = time.monotonic()
     grid = Grid(GRID, load_backbone(GRID.backbone))
-    pool = read_pool(out / "pool" / "lora")
     keys = [key for key in grid.cells if (key.shots, key.seed) == (SHOTS, GRID.seeds[0])]
+    missing = [out / key.path for key in keys if not (out / key.path).is_file()]
+    if missing:
+        raise PidepError(f"{missing[0]}: this cell is not measured yet; run --part first")
     with grid.backbone.cached_below(grid.sites["lora"]):
         for done, key in enumerate(keys):
-            path, cell_path = out / "pairs" / f"{key.task}.json", out / key.path
-            if path.is_file():
-                continue
-            if not cell_path.is_file():
-                raise PidepError(f"{cell_path}: this cell is not measured yet; run --part first")
-            cell, target = json.loads(cell_path.read_text(encoding="utf-8")), grid.targets[key.task]
-            _say(started, done, len(keys), f"pairs of {key.task}")
-            train, _ = grid.rows(key)
-            own, _ = train_expert(target.scorer, target.task, grid.recipe(key, num_rows=len(train.rows)), train, None, seed=key.seed)
-            if own.digest != cell["own"]["digest"]:
-                raise PidepError(
-                    f"{cell_path}: the own expert trained again is {own.digest}, expected {cell['own']['digest']}; run --overwrite"
-                )
-            found = {}
-            for helper in (one["task"] for one in cell["helpers"]):
-                logits = predict_logits(target.scorer, target.data.test.rows, Mixture.of([own, pool[helper].expert]))
-                found[helper] = score(target.task.metric, target.data.test.labels, logits.argmax(1).tolist())
-            write_json(
-                path, {"task": key.task, "shots": key.shots, "seed": key.seed, "own": cell["methods"]["own"]["score"], "with": found}
-            )
+            path = out / "pairs" / f"{key.task}.json"
+            if not path.is_file():
+                _say(started, done, len(keys), f"pairs of {key.task}")
+                write_json(path, _pairs_of(grid, key, out))
+
+
+def _pairs_of(grid: Grid, key: Key, out: Path) -> dict[str, Any]:
+    from pidep.experts.mixture import Mixture
+    from pidep.similarity.pool import read_pool
+    from pidep.tasks.metrics import score
+    from pidep.tuning.baselines import train_expert
+    from pidep.tuning.trainer import predict_logits
+
+    cell = json.loads((out / key.path).read_text(encoding="utf-8"))
+    target, (train, _), pool = grid.targets[key.task], grid.rows(key), read_pool(out / "pool" / "lora")
+    own, _ = train_expert(target.scorer, target.task, grid.recipe(key, num_rows=len(train.rows)), train, None, seed=key.seed)
+    if own.digest != cell["own"]["digest"]:
+        raise PidepError(f"{out / key.path}: its own expert trained again is another ({own.digest}); run with --overwrite")
+    found = {}
+    for helper in (one["task"] for one in cell["helpers"]):
+        logits = predict_logits(target.scorer, target.data.test.rows, Mixture.of([own, pool[helper].expert]))
+        found[helper] = score(target.task.metric, target.data.test.labels, logits.argmax(1).tolist())
+    return {"task": key.task, "shots": key.shots, "seed": key.seed, "own": cell["methods"]["own"]["score"], "with": found}
 
 
 def main() -> int:
