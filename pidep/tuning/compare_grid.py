@@ -217,6 +217,8 @@ class Grid:
 
 def _target(task: Task, config: CompareConfig, backbone: Backbone) -> Target:
     task = with_labels(task)
+    if task.target is not None:
+        raise TaskError(f"task {task.name!r}: its answers are free texts (target), and classifiers are compared; tune it with pidep tune")
     data = load_data(task)
     train, test = limit(data.train, config.train_limit, seed=0), limit(data.test, config.test_limit, seed=0)
     missing = set(range(len(task.labels))) - set(train.labels)

@@ -28,7 +28,7 @@ from pidep.tasks.task import Task, load_task
 from pidep.tuning.config import TuneConfig
 from pidep.tuning.trainer import Schedule, Scorer, few_shot_share, predict_answers, predict_logits
 
-__all__ = ["LOGIT_SCALE", "Job", "as_expert", "evaluate", "label_embeddings", "prepare", "scorer_of"]
+__all__ = ["LOGIT_SCALE", "Job", "as_expert", "evaluate", "label_embeddings", "prepare", "scorer_of", "with_targets"]
 
 LOGIT_SCALE = 20.0
 """Cosines are multiplied by this before the softmax (a temperature of 0.05, as sentence encoders are trained with)."""
@@ -134,7 +134,7 @@ def prepare(config: TuneConfig, backbone: Backbone | EncoderDecoder, out: Path) 
     _check_answers(task, config, backbone)
     data = load_texts(task) if unlabelled else load_data(task)
     if free:
-        data = TaskData(_with_targets(data.train), _with_targets(data.test))
+        data = with_targets(data)
     max_length = min(config.max_length or task.max_length, backbone.max_positions)
     data = TaskData(data.train, limit(data.test, config.test_limit, seed=0))
     train, validation = (limit(data.train, config.train_limit, seed=config.seed), None) if unlabelled else _rows(task, config, data)
@@ -171,8 +171,12 @@ def _check_answers(task: Task, config: TuneConfig, backbone: Backbone | EncoderD
         raise TaskError(f"task {task.name!r}: its candidates are images, and backbone {backbone.name!r} scores texts; use pidep-mini")
 
 
+def with_targets(data: TaskData) -> TaskData:
+    """Rows whose one candidate is the first text that answers them, at label 0: what a task of free answers is trained on."""
+    return TaskData(_with_targets(data.train), _with_targets(data.test))
+
+
 def _with_targets(split: Split) -> Split:
-    """Rows whose one candidate is the first text that answers them, at label 0."""
     rows = [replace(as_row(row), candidates=(targets[0],)) for row, targets in zip(split.rows, split.targets, strict=True)]
     return replace(split, rows=list(rows), labels=[0] * len(rows))
 

@@ -20,6 +20,7 @@ from tests.cli.conftest import inside  # noqa: F401
 from tests.cli.run import Done, assert_refused, pidep
 from tests.conftest import make_expert
 from tests.experts.test_kinds import make
+from tests.tuning.text_tasks import answered, labelled
 
 TEXTS = ["the red cat", "is the dog blue"]
 
@@ -107,6 +108,37 @@ def test_the_command_line_in_all_its_forms(inside: Callable[..., Done], run_fold
     rows = [Row("what", tmp_path / "a.png"), Row("red cat", tmp_path / "a.png")]
     assert seen.out.splitlines() == [answer.text for answer in generate(str(folder_of("Florence-2")), rows)]
     assert rows_of("Florence-2")
+
+
+def test_tune_generate_and_report_from_the_command_line(
+    inside: Callable[..., Done],  # noqa: F811
+    tiny_folder: Path,
+    tmp_path: Path,
+) -> None:
+    task, run = answered(tmp_path, count=40), tmp_path / "run"
+    done = inside("tune", task, "--backbone", folder_of("T5"), "--out", run, "--steps", 2, "--rank", 2, "--max-answer-length", 3, "--json")
+    assert json.loads(done.out)["metrics"].keys() == {"backbone", "own_expert"}
+    answers = inside("generate", run, "--text", "the red cat").out.splitlines()
+    assert answers == [answer.text for answer in generate(str(run), ["the red cat"])]
+    assert inside("report", run).code == 0
+    assert "is of the encoder-decoder" not in (run / "report.html").read_text()
+    assert_refused(
+        inside("report", run, "--path"), "its answers are free texts, and a path is walked between classifiers; run without --path"
+    )
+    assert_refused(inside("export", run), "expert 'both': is of the encoder-decoder .*, use pidep generate")
+    assert_refused(
+        inside("compare", task, labelled(tmp_path), "--full", "--backbone", folder_of("T5"), "--out", tmp_path / "c"),
+        "scores and generates texts, and a backbone that embeds",
+    )
+    free = inside("compare", task, labelled(tmp_path), "--full", "--backbone", tiny_folder, "--out", tmp_path / "c")
+    assert_refused(free, r"task 'both': its answers are free texts \(target\), and classifiers are compared; tune it with pidep tune")
+
+
+def test_a_run_with_labels_is_reported_with_its_confusions(inside: Callable[..., Done], tmp_path: Path) -> None:  # noqa: F811
+    task, run = labelled(tmp_path, count=40), tmp_path / "run"
+    assert inside("tune", task, "--backbone", folder_of("T5"), "--out", run, "--steps", 2, "--rank", 2).code == 0
+    assert inside("report", run).code == 0
+    assert "as the run says" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,15 @@ import numpy.typing as npt
 import torch
 
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.load import load_backbone
+from pidep.backbones.encoder_decoder import EncoderDecoder
+from pidep.backbones.load import load_any_backbone
 from pidep.errors import BackboneError, TaskError, UsageError
 from pidep.experts.folder import Expert, read_expert
 from pidep.experts.mixture import Mixture
 from pidep.tasks.data import UNLABELLED, Split, data_digest, few_shot, hold_out, limit, load_data, load_texts
 from pidep.tasks.metrics import score
 from pidep.tasks.task import Task
+from pidep.tuning.job import with_targets
 from pidep.tuning.path import ExpertPath, walk
 from pidep.tuning.report.run import Run
 from pidep.tuning.trainer import Scorer, predict_logits
@@ -73,10 +75,13 @@ def evaluate_run(run: Run, *, pool: Path | None, paths: bool = False, on_step: O
         BackboneError: the backbone is gone, or not that of the run.
     """
     rows = _rows(run)
-    backbone = load_backbone(str(run.config.get("backbone", run.expert.backbone)))
+    backbone = load_any_backbone(str(run.config.get("backbone", run.expert.backbone)))
     if backbone.digest != run.expert.backbone_digest:
         raise BackboneError(f"{run.folder}: tuned on {run.expert.backbone_digest[:19]}…, {backbone.name!r} is {backbone.digest[:19]}…")
-    experts = {} if UNLABELLED in rows.test.labels else run.experts
+    free = run.expert.max_answer_length is not None
+    if free and paths:
+        raise UsageError(f"{run.folder}: its answers are free texts, and a path is walked between classifiers; run without --path")
+    experts = {} if free or UNLABELLED in rows.test.labels else run.experts
     with backbone.cached_below(sorted(run.expert.sites)):
         confusions = tuple(_confusion(run, backbone, name, expert, rows.test) for name, expert in experts.items())
         found = _paths(run, backbone, pool, rows, on_step) if paths else None
@@ -90,6 +95,7 @@ def _rows(run: Run) -> _Rows:
     try:
         task = Task.model_validate(run.task)
         data = load_texts(task) if run.zero_shot else load_data(task)
+        data = data if task.target is None else with_targets(data)
     except TaskError as error:
         raise TaskError(f"{error}; pidep report --no-evaluate does without the rows") from error
     except ValueError as error:
@@ -109,11 +115,11 @@ def _rows(run: Run) -> _Rows:
     return _Rows(test, held_back if data_digest(train) == given.get("train") else None)
 
 
-def _scorer(backbone: Backbone, expert: Expert) -> Scorer:
-    return Scorer(backbone, torch.from_numpy(expert.label_embeddings), expert.logit_scale, expert.max_length)
+def _scorer(backbone: Backbone | EncoderDecoder, expert: Expert) -> Scorer:
+    return Scorer(backbone, torch.from_numpy(expert.label_embeddings), expert.logit_scale, expert.max_length, expert.label_texts)
 
 
-def _confusion(run: Run, backbone: Backbone, name: str, expert: Expert, rows: Split) -> Confusion:
+def _confusion(run: Run, backbone: Backbone | EncoderDecoder, name: str, expert: Expert, rows: Split) -> Confusion:
     predictions = predict_logits(_scorer(backbone, expert), rows.rows, Mixture.of([expert])).argmax(1).tolist()
     size = len(run.labels) or 1 + max(*rows.labels, *predictions)  # candidates have no names, only places
     counts = np.zeros((size, size), np.int64)
@@ -121,7 +127,7 @@ def _confusion(run: Run, backbone: Backbone, name: str, expert: Expert, rows: Sp
     return Confusion(name, counts, score(run.metric, rows.labels, predictions))
 
 
-def _paths(run: Run, backbone: Backbone, pool: Path | None, rows: _Rows, on_step: OnStep | None) -> Paths:
+def _paths(run: Run, backbone: Backbone | EncoderDecoder, pool: Path | None, rows: _Rows, on_step: OnStep | None) -> Paths:
     if run.own is None:
         raise UsageError(f"{run.folder}: no path to walk, a zero-shot run has no own expert to start from; run without --path")
     ends, missing = _ends(run, pool)
