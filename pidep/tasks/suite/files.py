@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -19,7 +20,11 @@ from pidep.tasks.suite.row import Sides, SuiteRow, columns
 
 __all__ = ["packaged_files", "sides_of"]
 
-_FORM = 1  # of the rows; part of the cache's path
+_CHOOSING = (
+    *("by_hash", "icons/catalog", "icons/digits", "icons/names", "icons/split"),
+    *(f"suite/{module}" for module in ("files", "icons", "language", "pictures", "row", "statements", "vision", "vision_language")),
+)
+"""Modules that decide the rows: rows kept by another version of them are not read."""
 _PACKAGES = ("mkdocs-material", "fontawesomefree", "resvg-py", "scikit-learn", "pillow")
 _CHOOSE: dict[str, Callable[[], Sides]] = {
     **{f"sentiment/{name}": partial(language.sentiment, name) for name in language.DOMAINS},
@@ -69,14 +74,17 @@ def packaged_files(name: str) -> dict[Literal["train", "test"], Path]:
 
 
 def _made_with() -> str:
-    """Versions of all that the rows depend on."""
-    found = []
+    """Versions of all that the rows depend on: packages, and the modules that choose."""
+    sha = hashlib.sha256()
+    for module in _CHOOSING:
+        sha.update((Path(__file__).parents[1] / f"{module}.py").read_bytes())
+    found = [sha.hexdigest()[:12]]
     for package in _PACKAGES:
         try:
             found.append(version(package))
         except PackageNotFoundError:
             found.append("none")
-    return "-".join([str(_FORM), *found])
+    return "-".join(found)
 
 
 def _write(path: Path, rows: list[SuiteRow]) -> None:

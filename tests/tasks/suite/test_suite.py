@@ -135,17 +135,18 @@ def test_a_sentence_is_on_the_same_side_in_every_task() -> None:
     test: set[str] = set()
     for name in FACTS:
         if FACTS[name].modality == "language":
-            data = load_data(load_task(name))
-            train |= {" ".join(str(row).lower().split()) for row in data.train.rows}
-            test |= {" ".join(str(row).lower().split()) for row in data.test.rows}
+            sides = sides_of(name)
+            train |= {" ".join(row.text.lower().split()) for row in sides.train}
+            test |= {" ".join(row.text.lower().split()) for row in sides.test}
     assert len(train) > 13_000
     assert not train & test
 
 
 @pytest.mark.parametrize("name", some(name for name in FACTS if name not in DRAWN))
 def test_sizes_of_sentences_as_they_come(name: str) -> None:
-    data = load_data(load_task(name))
+    data, sides = load_data(load_task(name)), sides_of(name)
     assert (len(data.train.rows), len(data.test.rows)) == (FACTS[name].train, FACTS[name].test)
+    assert [row.text for row in sides.test] == data.test.rows, "the rule that divides them is that of task files"
 
 
 @pytest.mark.parametrize("name", ["vl/fits", "vl/entail"])
