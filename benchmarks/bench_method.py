@@ -39,9 +39,11 @@ COMMON: dict[str, Any] = {
     "test_limit": 800,
     "finetune_steps": 40,
 }
-REST = tuple(method for method in METHODS if method not in LORA_ONLY)
+EVERY = tuple(method for method in METHODS if method != "pi_trial")
+"""With three helpers in all there is nobody to choose."""
+REST = tuple(method for method in EVERY if method not in LORA_ONLY)
 GRIDS = (
-    CompareConfig(**COMMON, kinds=("lora",), shots=(8, 128)),
+    CompareConfig(**COMMON, kinds=("lora",), shots=(8, 128), methods=EVERY),
     CompareConfig(**COMMON, kinds=("lora",), shots=(32,), full=True, methods=REST),
     CompareConfig(**COMMON, kinds=("adapter", "prefix"), shots=(8, 128), methods=("backbone", "own", "uniform", "joint", "pi")),
 )

@@ -3,7 +3,7 @@
     python -m benchmarks.bench_suite --prepare               # the helpers, one a task; --part I/N shares them out
     python -m benchmarks.bench_suite --part 0/2              # half of the cells, one thread; the other half beside it
     python -m benchmarks.bench_suite --part 1/2
-    python -m benchmarks.bench_suite --pairs                 # each few-shot cell's own expert with one helper at a time
+    python -m benchmarks.bench_suite --pairs                 # each task's own expert of 16 shots with every helper, one at a time
     python -m benchmarks.bench_suite --summarise             # claims, task graph, helpers of other modalities, every single run
     python -m benchmarks.bench_suite --restore               # the cells of suite.json back into the folder, to go on from them
 
@@ -23,6 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from benchmarks import transfer_statistics
 from benchmarks.record import RESULTS, Claim, write_result
 from pidep.atomic_write import write_json
 from pidep.errors import PidepError
@@ -46,7 +49,7 @@ GRID = CompareConfig(
     full=True,
     seeds=(0, 1, 2),
     full_seeds=(0,),
-    methods=("backbone", "own", "uniform", "pi"),
+    methods=("backbone", "own", "uniform", "pi", "pi_trial"),
     sites=("encoder.layer.[45].*",),
     max_length=32,
     train_limit=1000,
@@ -58,6 +61,8 @@ GRID = CompareConfig(
 )
 MODALITY = {str(facts.fields["name"]): facts.modality for facts in FACTS.values()}
 """Of each task, by the name cells call it."""
+
+PI = {"pi": "π", "pi_trial": "π with helpers by trial"}
 
 Cells = Sequence[Mapping[str, Any]]
 Pairs = Sequence[Mapping[str, Any]]
@@ -79,15 +84,16 @@ def read_cells(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def claims(cells: Cells, missing: Sequence[str] = ()) -> list[Claim]:
-    """The issue's two: π against the own expert on average, at few shots and on full data."""
+    """π against the own expert on average, at few shots and on full data; helpers by the Fisher as in the paper, and by trial."""
     found: list[Claim] = []
-    for shots, points in ((SHOTS, 3.0), (None, 0.0)):
-        gains = [_gain(cell) for cell in cells if cell["shots"] == shots]
-        what = f"suite, {_column(shots)}: π minus own expert, average of {len(MODALITY)} tasks, points of accuracy"
-        whole = bool(gains) and not any(f", {_column(shots)}, " in key for key in missing)
-        value = round(100 * statistics.fmean(gains), 6) if whole else None
-        measured = "not measured yet" if value is None else round(value, 2)
-        found.append({"claim": what, "target": f">= {points:g}", "measured": measured, "met": value is not None and value >= points})
+    for method, name in PI.items():
+        for shots, points in ((SHOTS, 3.0), (None, 0.0)):
+            gains = [_gain(cell, method) for cell in cells if cell["shots"] == shots]
+            what = f"suite, {_column(shots)}: {name} minus own expert, average of {len(MODALITY)} tasks, points of accuracy"
+            whole = bool(gains) and not any(f", {_column(shots)}, " in key for key in missing)
+            value = round(100 * statistics.fmean(gains), 6) if whole else None
+            measured = "not measured yet" if value is None else round(value, 2)
+            found.append({"claim": what, "target": f">= {points:g}", "measured": measured, "met": value is not None and value >= points})
     return found
 
 
@@ -107,12 +113,16 @@ def modalities(cells: Cells) -> list[dict[str, Any]]:
             some = [cell for cell in cells if cell["shots"] == shots and modality in (MODALITY[cell["task"]], "all")]
             if some:
                 scores = {method: _over_seeds(some, method) for method in GRID.methods}
-                gains = {task: statistics.fmean(_gain(cell) for cell in some if cell["task"] == task) for task in _tasks(some)}
-                losing = {task: gain for task, gain in gains.items() if gain < 0}
-                mean = statistics.fmean(gains.values())
-                row = {"shots": shots, "modality": modality, "scores": scores, "pi_minus_own": mean, "tasks": gains, "losing": losing}
-                found.append(row)
+                found.append(
+                    {"shots": shots, "modality": modality, "scores": scores, **{method: _against_own(some, method) for method in PI}}
+                )
     return found
+
+
+def _against_own(cells: Cells, method: str) -> dict[str, Any]:
+    gains = {task: statistics.fmean(_gain(cell, method) for cell in cells if cell["task"] == task) for task in _tasks(cells)}
+    losing = {task: gain for task, gain in gains.items() if gain < 0}
+    return {"minus_own": statistics.fmean(gains.values()), "tasks": gains, "losing": losing}
 
 
 def _tasks(cells: Cells) -> list[str]:
@@ -129,7 +139,7 @@ def crossing(cells: Cells, pairs: Pairs) -> dict[str, Any]:
     """How often a helper among the nearest is of another modality than its target, and what that brought.
 
     `helpers`: counts by target's and helper's modality. `pi_minus_own`: means of cells with such a helper, and without.
-    `pairs`: what the own expert gains by the plain mean with one helper, by whether its modality is another.
+    `pairs`: what the own expert gains by the plain mean with one of the nearest, by whether its modality is another.
     """
     found: dict[str, Any] = {}
     for shots in (SHOTS, None):
@@ -146,12 +156,35 @@ def crossing(cells: Cells, pairs: Pairs) -> dict[str, Any]:
                 "without": _mean(without),
             },
         }
-    gains = [(MODALITY[pair["task"]] != MODALITY[helper], score - pair["own"]) for pair in pairs for helper, score in pair["with"].items()]
+    gains = [
+        (MODALITY[pair["task"]] != MODALITY[helper], score - pair["own"]) for pair in pairs for helper, score in _nearest(pair).items()
+    ]
     for other, name in ((True, "other_modality"), (False, "same_modality")):
         some_gains = [gain for crosses, gain in gains if crosses == other]
         helped = sum(gain > 0 for gain in some_gains)
         found.setdefault("pairs", {})[name] = {"pairs": len(some_gains), "mean_gain": _mean(some_gains), "helped": helped}
     return found
+
+
+def _nearest(pair: Mapping[str, Any]) -> dict[str, float]:
+    return {helper: pair["with"][helper] for helper in pair["nearest"]}
+
+
+def prediction(pairs: Pairs) -> dict[str, Any]:
+    """How well each predictor orders the helpers of a target by what they bring it: all ordered pairs, one seed of 16 shots."""
+    tasks = [pair["task"] for pair in pairs]
+    if len(tasks) < len(MODALITY):
+        return {}
+    transfer = np.zeros((len(tasks), len(tasks)))
+    predicted = {name: np.zeros_like(transfer) for name in ("fisher", "trial", "random")}
+    for column, pair in enumerate(pairs):
+        for row, helper in enumerate(tasks):
+            if helper != pair["task"]:
+                transfer[row, column] = pair["with"][helper] - pair["own"]
+                for name in ("fisher", "trial"):
+                    predicted[name][row, column] = pair[name][helper]
+    found = {name: transfer_statistics.statistics(matrix[None], transfer) for name, matrix in predicted.items()}
+    return {name: {figure: value.to_json() for figure, value in figures.items()} for name, figures in found.items()}
 
 
 def _crosses(cell: Mapping[str, Any]) -> bool:
@@ -185,6 +218,7 @@ def _summarise(out: Path) -> int:
         "summary": summarise(cells),
         "graph": _graph(out),
         "other_modality": crossing(cells, pairs),
+        "prediction": prediction(pairs),
         "pairs": pairs,
         "cells": cells,
         "missing": missing,
@@ -194,8 +228,9 @@ def _summarise(out: Path) -> int:
     for claim in found:
         print(f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} (target {claim['target']})")
     for row in raw["modalities"]:
-        losing = ", ".join(f"{task} {100 * by:+.1f}" for task, by in row["losing"].items()) or "none"
-        print(f"{_column(row['shots'])}, {row['modality']}: π minus own {100 * row['pi_minus_own']:+.2f}, loses at {losing}")
+        for method, name in PI.items():
+            losing = ", ".join(f"{task} {100 * by:+.1f}" for task, by in row[method]["losing"].items()) or "none"
+            print(f"{_column(row['shots'])}, {row['modality']}: {name} minus own {100 * row[method]['minus_own']:+.2f}, loses at {losing}")
     print(path)
     return 0
 
@@ -236,7 +271,7 @@ def _run(out: Path, *, part: str | None, prepare: bool, redo: Sequence[str], ove
 
 
 def _pairs(out: Path) -> None:
-    """For every task's first few-shot cell: its own expert again, and the plain mean of it and each of its helpers."""
+    """For every task's first few-shot cell: its own expert again, the plain mean of it and each other expert, and both predictions."""
     import torch
 
     from pidep.backbones.load import load_backbone
@@ -259,21 +294,35 @@ def _pairs(out: Path) -> None:
 
 def _pairs_of(grid: Grid, key: Key, out: Path) -> dict[str, Any]:
     from pidep.experts.mixture import Mixture
+    from pidep.similarity.compare import most_similar
+    from pidep.similarity.fisher import diagonal_fisher
     from pidep.similarity.pool import read_pool
+    from pidep.tasks.data import limit
     from pidep.tasks.metrics import score
     from pidep.tuning.baselines import train_expert
     from pidep.tuning.trainer import predict_logits
+    from pidep.tuning.trial import tried
 
     cell = json.loads((out / key.path).read_text(encoding="utf-8"))
     target, (train, _), pool = grid.targets[key.task], grid.rows(key), read_pool(out / "pool" / "lora")
     own, _ = train_expert(target.scorer, target.task, grid.recipe(key, num_rows=len(train.rows)), train, None, seed=key.seed)
     if own.digest != cell["own"]["digest"]:
         raise PidepError(f"{out / key.path}: its own expert trained again is another ({own.digest}); run with --overwrite")
+    helpers = {name: entry for name, entry in pool.items() if name != key.task}
     found = {}
-    for helper in (one["task"] for one in cell["helpers"]):
-        logits = predict_logits(target.scorer, target.data.test.rows, Mixture.of([own, pool[helper].expert]))
-        found[helper] = score(target.task.metric, target.data.test.labels, logits.argmax(1).tolist())
-    return {"task": key.task, "shots": key.shots, "seed": key.seed, "own": cell["methods"]["own"]["score"], "with": found}
+    for name, entry in helpers.items():
+        logits = predict_logits(target.scorer, target.data.test.rows, Mixture.of([own, entry.expert]))
+        found[name] = score(target.task.metric, target.data.test.labels, logits.argmax(1).tolist())
+    sample = limit(train, GRID.fisher_samples, seed=key.seed)
+    embedding = diagonal_fisher(grid.backbone, own, sample.rows, sample.labels)
+    fisher = most_similar(embedding, {name: entry.embedding for name, entry in helpers.items()}, top_k=len(helpers))
+    trial = tried(target.scorer, train, {name: entry.expert for name, entry in helpers.items()})
+    return {
+        **{"task": key.task, "shots": key.shots, "seed": key.seed, "own": cell["methods"]["own"]["score"], "with": found},
+        "nearest": [helper["task"] for helper in cell["helpers"]],
+        "fisher": {one.name: one.similarity for one in fisher},
+        "trial": {one.name: one.similarity for one in trial},
+    }
 
 
 def main() -> int:

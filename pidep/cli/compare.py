@@ -30,6 +30,7 @@ NAMES = {
     "peft_cat": "PEFT cat",
     "lorahub": "LoraHub",
     "pi": "π",
+    "pi_trial": "π, by trial",
 }
 PLAIN = ("backbone", "finetune_steps", "full_steps", "max_length", "pool", "sites", "size", "steps", "test_limit", "top_k", "train_limit")
 """Options that are settings as they are."""

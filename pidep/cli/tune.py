@@ -30,6 +30,7 @@ def tune(
     shots: Annotated[int | None, typer.Option(help="Few-shot run: training rows of each label.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of shots, held-back rows and batches. Default 0.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Experts to interpolate with. Default 3; 0 for none.")] = None,
+    predict_by: Annotated[str | None, typer.Option(help="Who the nearest are: fisher (default), or trial on the training rows.")] = None,
     policy: Annotated[
         str | None, typer.Option(help="auto (default), frozen, anchored, free, uniform or zero-shot: how to interpolate.")
     ] = None,

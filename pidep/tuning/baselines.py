@@ -7,7 +7,7 @@ import hashlib
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -29,6 +29,7 @@ from pidep.tasks.data import Split, data_digest, limit
 from pidep.tasks.task import Task
 from pidep.tuning.interpolate import InterpolateSettings, interpolate
 from pidep.tuning.trainer import OnStep, Schedule, Scorer, TrainReport, fit, predict_logits, snapshot
+from pidep.tuning.trial import by_trial
 
 __all__ = [
     "BASELINES",
@@ -100,6 +101,8 @@ class Cell:
     train: Split
     validation: Split | None
     seed: int
+    pool: Mapping[str, Expert] = field(default_factory=dict)
+    """Everyone who could help, by name."""
     similarities: tuple[float, ...] | None = None
     """Predicted similarity of each helper's task."""
     on_step: OnStep | None = None
@@ -332,6 +335,17 @@ def pi(cell: Cell, **settings: Any) -> Predictor:
     return replace(predictor, decision=found.decision.to_json())
 
 
+def pi_trial(cell: Cell, **settings: Any) -> Predictor:
+    """As `pi`, the helpers chosen by trial on the cell's rows instead of by the Fisher; the own expert where none of them helps."""
+    near = by_trial(cell.scorer, cell.train, cell.pool, top_k=len(cell.helpers))
+    chosen = {"helpers": [{"task": one.name, "similarity": one.similarity} for one in near]}
+    if not near:
+        return replace(own_expert(cell), details=chosen)
+    helped = replace(cell, helpers=tuple(cell.pool[one.name] for one in near), similarities=tuple(one.similarity for one in near))
+    predictor = pi(helped, **settings)
+    return replace(predictor, details={**predictor.details, **chosen})
+
+
 BASELINES: dict[str, Callable[..., Predictor]] = {
     "backbone": backbone,
     "own": own_expert,
@@ -344,6 +358,7 @@ BASELINES: dict[str, Callable[..., Predictor]] = {
     "peft_cat": partial(merged_by_peft, combination="cat"),
     "lorahub": lorahub,
     "pi": pi,
+    "pi_trial": pi_trial,
 }
 """Every method by its name in `pidep.tuning.compare_config.METHODS`."""
 

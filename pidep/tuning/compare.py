@@ -231,6 +231,7 @@ class _Run:
             train=train,
             validation=validation,
             seed=key.seed,
+            pool={name: entry.expert for name, entry in pool.items()},
         )
         found = dict(record["methods"])
         for method, settings in methods_of(self.grid.config, key.kind).items():

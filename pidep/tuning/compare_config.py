@@ -13,7 +13,9 @@ from pidep.errors import UsageError, did_you_mean
 __all__ = ["LORA_ONLY", "METHODS", "CompareConfig", "Method", "check_methods", "compare_config"]
 
 Kind = Literal["lora", "adapter", "prefix", "prompt", "bitfit"]
-Method = Literal["backbone", "own", "bitfit", "full", "uniform", "joint", "peft_linear", "peft_svd", "peft_cat", "lorahub", "pi"]
+Method = Literal[
+    "backbone", "own", "bitfit", "full", "uniform", "joint", "peft_linear", "peft_svd", "peft_cat", "lorahub", "pi", "pi_trial"
+]
 METHODS: tuple[Method, ...] = get_args(Method)
 """In the order of the table."""
 LORA_ONLY = frozenset({"peft_linear", "peft_svd", "peft_cat", "lorahub"})

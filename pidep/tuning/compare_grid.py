@@ -86,6 +86,7 @@ def methods_of(config: CompareConfig, kind: str) -> dict[Method, dict[str, Any]]
         "full": {"learning_rate": config.finetune_rate, "steps": config.finetune_steps},
         "lorahub": {"budget": config.lorahub_budget, "max_rows": config.lorahub_rows},
         "pi": _interpolation(config),
+        "pi_trial": _interpolation(config),
     }
     return {method: settings.get(method, {}) for method in config.methods if kind == "lora" or method not in LORA_ONLY}
 

@@ -48,6 +48,11 @@ class TuneConfig(BaseModel):
     max_length: int | None = Field(None, ge=4, description="Tokens a text is cut to; the task's own when absent.")
     max_answer_length: int = Field(32, ge=1, description="Tokens of a free answer, where the task has targets; longer ones are cut.")
     top_k: int = Field(3, ge=0, description="How many of the most similar tasks' experts to interpolate with; 0 for none.")
+    predict_by: Literal["fisher", "trial"] = Field(
+        "fisher",
+        description="Who the nearest are: fisher compares task embeddings; trial tries each expert on the training rows and takes those "
+        "that beat the bare backbone.",
+    )
     policy: Literal["auto", "frozen", "anchored", "free", "uniform", "zero-shot"] = Field(
         "auto",
         description="How to interpolate: auto decides by held-out rows; else α is learned and experts are frozen, anchored "

@@ -18,7 +18,7 @@ from pidep.errors import UsageError
 from pidep.experts.folder import Expert, check_expert_place, write_expert
 from pidep.experts.mixture import Mixture, fresh
 from pidep.experts.site import Tensors
-from pidep.similarity.compare import Neighbour
+from pidep.similarity.compare import Embedding, Neighbour
 from pidep.similarity.embedding_cache import cached_fisher
 from pidep.tasks.data import Split, data_digest, limit
 from pidep.tasks.task import load_task
@@ -29,6 +29,7 @@ from pidep.tuning.interpolate import Interpolated, InterpolateSettings, interpol
 from pidep.tuning.job import LOGIT_SCALE, Job, as_expert, evaluate, label_embeddings, prepare
 from pidep.tuning.run_folder import Laps, Mixed, TuneResult, run_expert, write_run
 from pidep.tuning.trainer import OnStep, TrainReport, fit
+from pidep.tuning.trial import SHORT_LIST, by_trial
 
 __all__ = ["LOGIT_SCALE", "TuneResult", "evaluate", "label_embeddings", "run_expert", "tune"]
 
@@ -167,7 +168,7 @@ def _learn(job: Job, pool: Helpers, started: float, *, resume: bool, on_step: On
     cache = job.out / "checkpoint" / "fisher"
     digest = data_digest(sample)
     embedding = cached_fisher(cache, job.scorer.backbone, own, sample.rows, sample.labels, data_digest=digest, kind=config.fisher)
-    neighbours = pool.nearest(embedding, top_k=config.top_k)
+    neighbours = _neighbours(job, pool, embedding, sample)
     laps.lap("predict")
     metrics = {"backbone": tested(None), "own_expert": tested(Mixture.of([own]))}
     laps.lap("evaluate")
@@ -195,6 +196,14 @@ def _learn(job: Job, pool: Helpers, started: float, *, resume: bool, on_step: On
     result = TuneResult(job.out, job.name, final.digest, metric, metrics, neighbours, round(time.monotonic() - started, 3))
     write_run(job, result, _mixed(job, mixed), reports, laps.seconds)
     return result
+
+
+def _neighbours(job: Job, pool: Helpers, embedding: Embedding, sample: Split) -> list[Neighbour]:
+    config = job.config
+    if config.predict_by == "fisher" or config.top_k == 0:
+        return pool.nearest(embedding, top_k=config.top_k)
+    tried = pool.nearest(embedding, top_k=SHORT_LIST)
+    return by_trial(job.scorer, sample, {near.name: pool.expert(near.name) for near in tried}, top_k=config.top_k)
 
 
 def _mixed(job: Job, found: Interpolated | None) -> Mixed:

@@ -191,7 +191,7 @@ def test_a_text_model_refuses_images(tiny_folder: Path, tmp_path: Path) -> None:
 def test_an_expert_of_the_text_encoder_is_served_beside(served) -> None:  # type: ignore[no-untyped-def]
     from pidep.backbones.load import load_backbone
 
-    server, repo, _, backbone, _ = served
+    server, repo, _, _, _ = served
     minilm = load_backbone("minilm")
     expert = make_expert(minilm, name="text-only", seed=4, scaling=0.5, sites=("encoder.layer.5.attention.*",))
     swap("text-only", expert, repo, server.grpc_url)

@@ -48,7 +48,18 @@ def make_cell(tiny, *, kind: str = "lora", patterns: tuple[str, ...] = ("encoder
         return replace(train_expert(scorer, TASK, recipe, ROWS, None, seed=seed)[0], name=name)
 
     helpers = tuple(expert(f"helper{seed}", seed) for seed in (1, 2))
-    return Cell(scorer, TASK, recipe, expert("film", 0), helpers, ROWS, None, seed=0, similarities=(0.8, 0.4))
+    return Cell(
+        scorer,
+        TASK,
+        recipe,
+        expert("film", 0),
+        helpers,
+        ROWS,
+        None,
+        seed=0,
+        pool={one.name: one for one in helpers},
+        similarities=(0.8, 0.4),
+    )
 
 
 def logits_of(cell: Cell, method: str) -> torch.Tensor:
