@@ -180,7 +180,10 @@ def test_wrong_candidates_are_named(tmp_path: Path, change: dict[str, Any], mess
     ("fields", "message"),
     [
         ("", "expected one of labels, label_text, candidates and target; found none"),
-        ("labels: {a: x, b: y}\ncandidates: choices\n", "expected one of labels, label_text, candidates and target; found labels and candidates"),
+        (
+            "labels: {a: x, b: y}\ncandidates: choices\n",
+            "expected one of labels, label_text, candidates and target; found labels and candidates",
+        ),
         ("labels: {a: x, b: y}\ninput: ''\n", "input '' names no column; expected a template such as '{text}', or an image column"),
         ("labels: {a: x, b: y}\nimages: image\n", r"unknown key 'images' \(did you mean 'image'\?\)"),
         ("candidates: choices\ncandidates_are: sounds\n", "candidates_are: Input should be 'text' or 'image'"),

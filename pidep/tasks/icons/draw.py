@@ -63,8 +63,8 @@ def drawn_file(icon: Icon, *, size: int = 128) -> Path:
     """
     key = hashlib.sha256(f"{_FORM} {version('resvg-py')} {size}\n".encode() + icon.path.read_bytes()).hexdigest()
     path = cache_folder() / "icons" / str(size) / key[:2] / f"{key[2:34]}.png"
-    if not path.is_file():
-        write_bytes(path, render(icon, size=size))
+    if not path.is_file() or path.stat().st_size == 0:
+        write_bytes(path, render(icon, size=size), durable=False)  # thousands of files that can be drawn again
     return path
 
 

@@ -49,11 +49,11 @@ def picture_file(picture: Picture) -> Path:
     else:
         key = hashlib.sha256(picture.pixels.tobytes()).hexdigest()
     path = cache_folder() / "suite" / "pictures" / key[:2] / f"{key[2:34]}.png"
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size == 0:
         image = _turned(upright, picture.quarters) if isinstance(picture, Turned) else Image.fromarray(picture.pixels)
         out = io.BytesIO()
         image.save(out, "PNG")
-        write_bytes(path, out.getvalue())
+        write_bytes(path, out.getvalue(), durable=False)
     return path
 
 
