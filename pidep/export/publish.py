@@ -18,6 +18,7 @@ import torch
 
 from pidep.atomic_write import atomic_folder, check_place
 from pidep.backbones.backbone import Backbone
+from pidep.backbones.choices import Choices
 from pidep.backbones.load import load_backbone
 from pidep.backbones.mini import Mini
 from pidep.errors import ExpertError, ParityError, UsageError
@@ -35,6 +36,7 @@ from pidep.tasks.task import Task, load_task
 __all__ = ["BANK", "Exported", "Source", "export_bank", "export_merged", "read_source"]
 
 BANK = "pidep_bank"
+_FAR_BELOW = -1e4
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,15 @@ def _torch_logits(backbone: Backbone, source: Source) -> npt.NDArray[np.float32]
     expert = source.expert
     with attached(backbone.model, Mixture.of([expert])):
         embeddings = backbone.encode(source.rows.rows, max_length=expert.max_length)
-    logits: npt.NDArray[np.float32] = (expert.logit_scale * embeddings @ torch.from_numpy(expert.label_embeddings).T).numpy()
-    return logits
+    return _logits(backbone, source, embeddings)
+
+
+def _logits(backbone: Backbone, source: Source, embeddings: torch.Tensor) -> npt.NDArray[np.float32]:
+    """`[N, C]` of embeddings `[N, D]` against the labels, or against each row's own candidates; places left over are far below."""
+    choices = Choices(backbone, torch.from_numpy(source.expert.label_embeddings))
+    choices.learn(source.rows.rows)
+    logits = source.expert.logit_scale * choices.cosines(embeddings, source.rows.rows)
+    return np.nan_to_num(logits.numpy(), neginf=_FAR_BELOW)
 
 
 def _session(path: Path) -> Any:
@@ -166,6 +175,10 @@ def export_merged(
     model = check_name(name or expert.name)
     if model == BANK:
         raise UsageError(f"export: a merged model cannot be called {BANK!r}, the name of the bank; rename the expert")
+    if not expert.labels:
+        raise UsageError(
+            f"expert {expert.name!r}: its rows bring their own candidates, which a merged graph has no input for; use --form bank"
+        )
     check_place(repo, "--repo")
     with tempfile.TemporaryDirectory() as temporary:
         graph = Path(temporary) / "model.onnx"
@@ -304,6 +317,5 @@ def _bank_parity(graph: Path, backbone: Backbone, sources: Sequence[Source], gro
     parity = {}
     for row, source in enumerate(sources, 1):
         embeddings = _exported_logits(session, backbone, source, feeds, row)
-        logits = source.expert.logit_scale * embeddings @ source.expert.label_embeddings.T
-        parity[source.expert.name] = _parity(backbone, source, logits)
+        parity[source.expert.name] = _parity(backbone, source, _logits(backbone, source, torch.from_numpy(embeddings)))
     return parity

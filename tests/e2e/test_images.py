@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pidep.backbones.row import Input, Row, as_row
-from pidep.errors import ServingError
+from pidep.errors import ServingError, UsageError
 from pidep.experts.mixture import Mixture, attached
 from pidep.export.publish import Source, export_bank, export_merged
 from pidep.export.recipe import load_recipe
@@ -44,12 +45,26 @@ def served(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     sites = ("encoder.layer.5.attention.*",)
     experts = {name: make_expert(backbone, name=name, seed=seed, scaling=0.5, sites=sites) for seed, name in enumerate(sorted(set(NAMES)))}
     sources = [Source(expert, TASK, Split(ROWS, [0, 1, 0, 1])) for expert in experts.values()]
+    sources.append(choosing(backbone, sites))
+    experts["chooses"] = sources[-1].expert
     exported = export_bank(sources, repo, load_recipe("bank-onnx-fp32"), expert_store="../../../expert_store")
     export_merged(sources[1], repo, load_recipe("merged-onnx-fp32"))
     for name, expert in experts.items():
         publish(name, expert, repo)
     with TritonServer(repo, free_ports()) as server:
         yield server, repo, experts, backbone, exported
+
+
+CANDIDATES: tuple[Input, ...] = ("an anchor", Row("", png(6)), "a fine day")
+
+
+def choosing(backbone: Any, sites: tuple[str, ...]) -> Source:
+    """An expert whose rows bring their own candidates, and so has no labels."""
+    expert = replace(make_expert(backbone, name="chooses", seed=7, scaling=0.5, sites=sites), labels=(), label_texts=())
+    expert = replace(expert, label_embeddings=np.zeros((0, backbone.hidden_size), np.float32))
+    task = Task.model_validate({"name": "chooses", "candidates": "choices", "data": {"path": "x.jsonl"}})
+    rows: list[Input] = [Row("something", candidates=CANDIDATES), Row("good", candidates=CANDIDATES[:2])]
+    return Source(expert, task, Split(rows, [0, 1]))
 
 
 def requests() -> list[Request]:
@@ -141,16 +156,25 @@ def test_a_wrong_row_is_named_and_the_server_goes_on(served, text, image, messag
 
 
 def test_candidates_are_chosen_by_the_bare_backbone(served) -> None:  # type: ignore[no-untyped-def]
-    server, _, experts, backbone, _ = served
-    candidates: list[Input] = ["an anchor", Row("", png(6)), "a fine day"]
-    asked = [Request(row.text, "", row.image) for row in map(as_row, candidates)]  # type: ignore[arg-type]
+    server, _, experts, backbone, exported = served
+    assert exported.parity["chooses"].argmax_flips == 0
+    asked = [Request(row.text, "", row.image) for row in map(as_row, CANDIDATES)]  # type: ignore[arg-type]
     with Client(server.grpc_url) as client:
-        found = client.choose(Request("something", "words"), asked)
-    with attached(backbone.model, Mixture.of([experts["words"]])):
+        found = client.choose(Request("something", "chooses"), asked)
+        (plain,) = client.infer([Request("something", "chooses")])
+    with attached(backbone.model, Mixture.of([experts["chooses"]])):
         query = backbone.encode(["something"], max_length=12)[0]
-    cosines = backbone.encode(candidates, max_length=32) @ query
+    cosines = backbone.encode(CANDIDATES, max_length=32) @ query
     assert list(found.scores.values()) == pytest.approx(cosines.tolist(), abs=1e-4)
-    assert (found.label, found.digest) == (str(int(cosines.argmax())), experts["words"].digest)
+    assert (found.label, found.digest) == (str(int(cosines.argmax())), experts["chooses"].digest)
+    assert (plain.label, plain.scores, plain.digest) == ("", {}, experts["chooses"].digest)
+
+
+def test_a_merged_model_needs_labels(served, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    _, _, _, backbone, _ = served
+    with pytest.raises(UsageError, match=r"its rows bring their own candidates, .* use --form bank"):
+        export_merged(choosing(backbone, ("encoder.layer.5.attention.*",)), tmp_path / "repo", load_recipe("merged-onnx-fp32"))
+    assert not (tmp_path / "repo").exists()
 
 
 def test_images_from_the_command_line_and_a_swap(served, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
