@@ -93,7 +93,7 @@ def test_asking_nobody_in_particular(inside: Inside) -> None:
 def test_rows_that_are_none(inside: Inside, line: bytes) -> None:
     rows = b'{"text": "a film"}\n' + line + b"\n"
     done = inside("infer", "--expert", "film", "--url", nobody(), stdin=rows)
-    assert_refused(done, r"standard input, line 2: expected \{\"text\": …, \"image\": PATH, \"expert\": …\} \(a text, an image or both\), found")
+    assert_refused(done, r"standard input, line 2: expected \{\"text\": …, \"image\": PATH, \"expert\": …\} \(a text, an image or both\)")
 
 
 def test_a_text_that_is_no_text(inside: Inside) -> None:
