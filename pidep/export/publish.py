@@ -299,6 +299,7 @@ def export_bank(
             "also_fitting": backbone.fitting[1:],
             "graph_digest": _sha256(graph),
             "hidden_size": backbone.hidden_size,
+            "max_positions": backbone.max_positions,
             "max_rank": rank,
             "expert_store": expert_store,
             "groups": [asdict(group) for group in groups],

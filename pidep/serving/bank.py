@@ -15,16 +15,13 @@ import onnxruntime
 from pidep.errors import ExpertError, PidepError, ServingError
 from pidep.experts.bank import Group, check_fits, fill_row
 from pidep.experts.folder import Expert
+from pidep.serving.names import BACKBONE
 from pidep.serving.reader import Question, Reader
 from pidep.serving.session import open_session
 
-__all__ = ["BACKBONE", "Answer", "Bank", "BankSpec", "Generation", "softmax"]
-
-BACKBONE = "@backbone"
-"""Asked for in the place of an expert: the bare backbone, which has no labels but embeds candidates."""
+__all__ = ["Answer", "Bank", "BankSpec", "Generation", "softmax"]
 
 Array = npt.NDArray[np.float32]
-_LONGEST = 128  # tokens of a text that the bare backbone embeds
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,8 @@ class BankSpec:
     store: Path
     also_fitting: tuple[str, ...] = ()
     """Digests of other backbones whose experts act on this one as they do there."""
+    max_positions: int = 512
+    """Longest text that the bare backbone embeds, in tokens: candidates are cut where training cut them."""
     vision: dict[str, Any] | None = None
     """Where images can be asked about: digests, preprocessing and size of the vision graph."""
 
@@ -53,8 +52,9 @@ class BankSpec:
             record = json.loads(path.read_text(encoding="utf-8"))
             groups = tuple(Group(**{**group, "sites": tuple(group["sites"])}) for group in record["groups"])
             store = (version_folder / record["expert_store"]).resolve()
-            also, vision = tuple(record.get("also_fitting", ())), record.get("vision")
-            return cls(record["backbone_digest"], record["graph_digest"], int(record["max_rank"]), groups, store, also, vision)
+            digests = (record["backbone_digest"], record["graph_digest"])
+            also, longest = tuple(record.get("also_fitting", ())), int(record.get("max_positions", 512))
+            return cls(*digests, int(record["max_rank"]), groups, store, also, longest, record.get("vision"))
         except FileNotFoundError as error:
             raise ServingError(f"{path}: no such file; make the bank with pidep export --form bank") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -148,7 +148,7 @@ class Bank:
         if not good:
             return answers
         rows = [row for row, _ in good]
-        lengths = [generation.experts[names[row]].max_length if names[row] != BACKBONE else _LONGEST for row in rows]
+        lengths = [generation.experts[names[row]].max_length if names[row] != BACKBONE else self.spec.max_positions for row in rows]
         feeds = self.reader.feeds([questions[row] for row in rows], [visual for _, visual in good], max_length=lengths)
         feeds["expert_index"] = np.array([known[names[row]] for row in rows], dtype=np.int64)
         values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}

@@ -12,12 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from pidep.errors import ServingError, UsageError
+from pidep.serving.names import BACKBONE, BANK
 
 __all__ = ["BACKBONE", "BANK", "Client", "Request", "Result"]
-
-BANK = "pidep_bank"
-BACKBONE = "@backbone"
-"""The bare backbone in the place of an expert; it embeds candidates."""
 Protocol = Literal["grpc", "http"]
 
 

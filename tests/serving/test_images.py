@@ -17,7 +17,8 @@ from pidep.experts.mixture import Mixture, attached, find_sites
 from pidep.export.graph import bank_groups, export_bank_graph
 from pidep.export.publish import _sha256, _vision
 from pidep.export.recipe import load_recipe
-from pidep.serving.bank import BACKBONE, Answer, Bank
+from pidep.serving.bank import Answer, Bank
+from pidep.serving.names import BACKBONE
 from pidep.serving.reader import Question, Reader
 from tests.conftest import make_expert, png, tiny_mini
 
@@ -38,6 +39,7 @@ def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "backbone_digest": backbone.digest,
         "graph_digest": _sha256(folder / "model.onnx"),
         "max_rank": 4,
+        "max_positions": backbone.max_positions,
         "expert_store": "../../../expert_store",
         "groups": [asdict(group) for group in groups],
         "vision": _vision(backbone, folder, load_recipe("bank-onnx-fp32")),
@@ -113,6 +115,14 @@ def test_the_bare_backbone_embeds_candidates_and_has_no_label(mini: Any, folder:
     found = answered(Bank(folder), {"a": make_expert(mini)}, QUESTIONS, [BACKBONE] * len(QUESTIONS))
     np.testing.assert_allclose([answer.embedding for answer in found], mini.encode(rows(), max_length=12), atol=2e-5)
     assert {(answer.label, answer.labels, answer.digest) for answer in found} == {("", (), mini.digest)}
+
+
+def test_a_long_candidate_is_cut_where_training_cuts_it(mini: Any, folder: Path) -> None:
+    long = "the film was very " * 10 + "good"
+    (found,) = answered(Bank(folder), {}, [Question(long)], [BACKBONE])
+    expected = mini.encode([long], max_length=mini.max_positions)[0]
+    np.testing.assert_allclose(found.embedding, expected, atol=2e-5)
+    assert (mini.encode([long], max_length=16)[0] - expected).abs().max() > 1e-3
 
 
 def test_a_picture_passes_the_stem_once(folder: Path) -> None:
