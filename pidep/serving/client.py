@@ -95,19 +95,23 @@ class Client:
             for index, row in enumerate(rows)
         ]
 
-    def choose(self, row: Request, candidates: Sequence[Request]) -> Result:
-        """Which candidate answers the row: all of them in one batch, the candidates embedded by the bare backbone as in training.
+    def choose(self, row: Request, candidates: Sequence[Request], *, batch_size: int = 32) -> Result:
+        """Which candidate answers the row: the candidates are embedded by the bare backbone, as in training, a batch at a time.
 
         `scores` are cosines by candidate number, `label` is the number of the best.
 
         Raises:
+            UsageError: no candidates.
             ServingError: as `infer`.
         """
+        if not candidates:
+            raise UsageError("choose: expected at least one candidate, found none")
         asked = [row, *(replace(candidate, expert=BACKBONE) for candidate in candidates)]
-        embeddings, digest = self._ask(asked, ("EMBEDDING", "DIGEST"))
+        batches = [self._ask(asked[at : at + batch_size], ("EMBEDDING", "DIGEST")) for at in range(0, len(asked), batch_size)]
+        embeddings = np.concatenate([embedded for embedded, _ in batches])
         cosines = embeddings[1:] @ embeddings[0]
         scores = {str(number): float(value) for number, value in enumerate(cosines)}
-        return Result(row.expert, str(int(cosines.argmax())), scores, digest[0, 0].decode())
+        return Result(row.expert, str(int(cosines.argmax())), scores, batches[0][1][0, 0].decode())
 
     def _ask(self, rows: Sequence[Request], wanted: Sequence[str]) -> list[Any]:
         """One request; the outputs asked for, as arrays."""

@@ -162,11 +162,15 @@ def test_candidates_are_chosen_by_the_bare_backbone(served) -> None:  # type: ig
     with Client(server.grpc_url) as client:
         found = client.choose(Request("something", "chooses"), asked)
         (plain,) = client.infer([Request("something", "chooses")])
+        many = client.choose(Request("something", "chooses"), asked * 30)  # more than a batch holds
+        with pytest.raises(UsageError, match="expected at least one candidate, found none"):
+            client.choose(Request("something", "chooses"), [])
     with attached(backbone.model, Mixture.of([experts["chooses"]])):
         query = backbone.encode(["something"], max_length=12)[0]
     cosines = backbone.encode(CANDIDATES, max_length=32) @ query
     assert list(found.scores.values()) == pytest.approx(cosines.tolist(), abs=1e-4)
     assert (found.label, found.digest) == (str(int(cosines.argmax())), experts["chooses"].digest)
+    assert list(many.scores.values()) == pytest.approx(list(found.scores.values()) * 30, abs=1e-4)
     assert (plain.label, plain.scores, plain.digest) == ("", {}, experts["chooses"].digest)
 
 
