@@ -11,23 +11,19 @@ Stopped and started again it goes on where it was. `--redo pi` measures one meth
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import RESULTS, Claim, write_result
-from pidep.atomic_write import write_json
+from benchmarks.grid_command import GridCommand, column_name, read_cells
+from benchmarks.record import Claim, write_result
 from pidep.errors import PidepError
-from pidep.tuning.compare_config import LORA_ONLY, METHODS, CompareConfig, check_methods
+from pidep.tuning.compare_config import METHODS, ONLY_FOR, CompareConfig
 from pidep.tuning.compare_summary import summarise
 
-__all__ = ["GRIDS", "claims", "main", "read_cells"]
+__all__ = ["GRIDS", "claims"]
 
-OUT = Path("runs/method")
 COMMAND = "python -m benchmarks.bench_method --prepare, then --part 0/2 beside --part 1/2, then --summarise"
 DOMAINS = ("amazon", "movie", "nyt", "tweets")
 COMMON: dict[str, Any] = {
@@ -41,31 +37,17 @@ COMMON: dict[str, Any] = {
 }
 EVERY = tuple(method for method in METHODS if method != "pi_trial")
 """With three helpers in all there is nobody to choose."""
-REST = tuple(method for method in EVERY if method not in LORA_ONLY)
+REST = tuple(method for method in EVERY if method not in ONLY_FOR)
 GRIDS = (
     CompareConfig(**COMMON, kinds=("lora",), shots=(8, 128), methods=EVERY),
     CompareConfig(**COMMON, kinds=("lora",), shots=(32,), full=True, methods=REST),
-    CompareConfig(**COMMON, kinds=("adapter", "prefix"), shots=(8, 128), methods=("backbone", "own", "uniform", "joint", "pi")),
+    CompareConfig(
+        **COMMON, kinds=("adapter", "prefix"), shots=(8, 128), methods=("backbone", "own", "uniform", "uniform_outputs", "joint", "pi")
+    ),
 )
 """The merging baselines at 8 and 128 shots; BitFit and full fine-tuning do not depend on the kind."""
 
 Cells = Sequence[Mapping[str, Any]]
-
-
-def read_cells(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Every finished cell of the grids, with its own methods; and what is missing."""
-    from pidep.tuning.compare_grid import cells_of, methods_of
-
-    cells, missing = [], []
-    for grid in GRIDS:
-        for key in cells_of(grid, DOMAINS):
-            path, methods = out / key.path, methods_of(grid, key.kind)
-            cell = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"methods": {}}
-            if methods.keys() <= cell["methods"].keys():
-                cells.append({**cell, "methods": {method: cell["methods"][method] for method in methods}})
-            else:
-                missing.append(str(key))
-    return cells, missing
 
 
 def claims(summary: Mapping[str, Any], missing: Sequence[str] = ()) -> list[Claim]:
@@ -73,15 +55,15 @@ def claims(summary: Mapping[str, Any], missing: Sequence[str] = ()) -> list[Clai
     found: list[Claim] = []
     for kind, columns in (("lora", (8, 32, 128, None)), ("adapter", (8, 128)), ("prefix", (8, 128))):
         for shots in columns:
-            whole = not any(key.startswith(f"{kind}, ") and f", {_column(shots)}, " in key for key in missing)
+            whole = not any(key.startswith(f"{kind}, ") and f", {column_name(shots)}, " in key for key in missing)
             if shots == 8:
                 for other, points in (("own", 9.0), ("uniform", 1.0), ("joint", 3.0)):
                     what = f"{kind}, 8 shots: π minus {NAMES[other]}, average of 4 targets × 3 seeds"
                     found.append(_at_least(what, points, _minus(summary, kind, 8, other)["mean"] if whole else None))
-            what = f"{kind}, {_column(shots)}: π minus the best of own expert and uniform mixture, worst target's mean"
+            what = f"{kind}, {column_name(shots)}: π minus the best of own expert and uniform mixture, worst target's mean"
             found.append(_at_least(what, -1.0, min(_under_the_best(summary, kind, shots).values()) if whole else None))
             if shots in (128, None):
-                what = f"{kind}, {_column(shots)}: π minus own expert, worst target's mean"
+                what = f"{kind}, {column_name(shots)}: π minus own expert, worst target's mean"
                 found.append(_at_least(what, 0.0, min(_minus(summary, kind, shots, "own")["tasks"].values()) if whole else None))
     return found
 
@@ -89,15 +71,11 @@ def claims(summary: Mapping[str, Any], missing: Sequence[str] = ()) -> list[Clai
 NAMES = {"own": "own expert", "uniform": "uniform mixture", "joint": "naive joint training"}
 
 
-def _column(shots: int | None) -> str:
-    return f"{shots} shots" if shots else "full data"
-
-
 def _minus(summary: Mapping[str, Any], kind: str, shots: int | None, other: str) -> dict[str, Any]:
     for row in summary["differences"]:
         if (row["kind"], row["shots"], row["minus"]) == (kind, shots, other):
             return dict(row)
-    raise PidepError(f"method: no cell of {kind}, {_column(shots)} has both π and {other!r}; run the missing cells first")
+    raise PidepError(f"method: no cell of {kind}, {column_name(shots)} has both π and {other!r}; run the missing cells first")
 
 
 def _under_the_best(summary: Mapping[str, Any], kind: str, shots: int | None) -> dict[str, float]:
@@ -118,7 +96,7 @@ def _cost(cells: Cells) -> dict[str, dict[str, float]]:
     """CPU seconds of each method in a mean cell, by kind and column; the own expert's are in `own_expert`."""
     found: dict[str, dict[str, list[float]]] = {}
     for cell in cells:
-        column = found.setdefault(f"{cell['kind']}, {_column(cell['shots'])}", {})
+        column = found.setdefault(f"{cell['kind']}, {column_name(cell['shots'])}", {})
         column.setdefault("own_expert", []).append(cell["own"]["cpu_seconds"])
         for method, result in cell["methods"].items():
             column.setdefault(method, []).append(result["cpu_seconds"])
@@ -127,10 +105,8 @@ def _cost(cells: Cells) -> dict[str, dict[str, float]]:
 
 
 def _summarise(out: Path) -> int:
-    cells, missing = read_cells(out)
+    cells, missing = read_cells(GRIDS, DOMAINS, out)
     summary = summarise(cells)
-    for key in missing[:1]:
-        print(f"{out}: {len(missing)} of {len(missing) + len(cells)} cells are missing, the first is {key}", file=sys.stderr)
     found = claims(summary, missing)
     raw = {
         "settings": [grid.model_dump(mode="json") for grid in GRIDS],
@@ -147,61 +123,10 @@ def _summarise(out: Path) -> int:
     return 0
 
 
-def _restore(out: Path) -> int:
-    """Write the cells of `method.json` that the folder lacks; what was measured elsewhere need not be measured again."""
-    cells = json.loads((RESULTS / "method.json").read_text(encoding="utf-8"))["raw"]["cells"]
-    written = 0
-    for cell in cells:
-        path = out / "cells" / cell["kind"] / cell["task"] / str(cell["shots"] or "full") / f"{cell['seed']}.json"
-        if not path.is_file():
-            write_json(path, cell)
-            written += 1
-    print(f"{out}: {written} of {len(cells)} cells restored")
-    return 0
-
-
-def _run(out: Path, *, part: str | None, prepare: bool, redo: Sequence[str], overwrite: bool) -> None:
-    import torch
-
-    from pidep.backbones.load import load_backbone
-    from pidep.tuning.compare import compare
-    from pidep.tuning.compare_grid import Part
-
-    torch.set_num_threads(1)
-    started = time.monotonic()
-    backbone = load_backbone()
-
-    def say(done: int, total: int, what: str) -> None:
-        print(f"{time.monotonic() - started:7.0f} s  {done}/{total}  {what}", file=sys.stderr, flush=True)
-
-    share = None if part is None else Part(*map(int, part.split("/")))
-    for grid in GRIDS:
-        again = check_methods(redo)
-        compare(grid, out, part=share, prepare=prepare, redo=again, overwrite=overwrite, backbone=backbone, on_cell=say)
-
-
-def main() -> int:
-    """Parse and run."""
-    parser = argparse.ArgumentParser(description="π against every baseline; run it with --prepare, then --part, then --summarise.")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"folder of helpers and cells (default {OUT})")
-    parser.add_argument("--prepare", action="store_true", help="train the helpers and stop")
-    parser.add_argument("--part", metavar="I/N", help="every N-th cell (with --prepare: helper) from I on")
-    parser.add_argument("--redo", action="append", default=[], metavar="METHOD", help="measure this method again in every cell")
-    parser.add_argument("--overwrite", action="store_true", help="measure what was made with other settings anew")
-    parser.add_argument("--summarise", action="store_true", help="write benchmarks/results/method.json")
-    parser.add_argument("--restore", action="store_true", help="write the cells of method.json into the folder")
-    options = parser.parse_args()
-    try:
-        if options.restore:
-            return _restore(options.out)
-        if options.summarise:
-            return _summarise(options.out)
-        _run(options.out, part=options.part, prepare=options.prepare, redo=options.redo, overwrite=options.overwrite)
-    except PidepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+COMMAND_LINE = GridCommand(
+    "method", "π against every baseline; run it with --prepare, then --part, then --summarise.", GRIDS, Path("runs/method"), _summarise
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(COMMAND_LINE.main())

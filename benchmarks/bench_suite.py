@@ -12,33 +12,30 @@ Stopped and started again it goes on where it was. `--redo pi` measures one meth
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks import transfer_statistics
-from benchmarks.record import RESULTS, Claim, write_result
+from benchmarks.grid_command import GridCommand, Say, column_name, read_cells
+from benchmarks.record import Claim, write_result
 from pidep.atomic_write import write_json
 from pidep.errors import PidepError
 from pidep.tasks.suite.facts import FACTS
-from pidep.tuning.compare_config import CompareConfig, check_methods
+from pidep.tuning.compare_config import CompareConfig
 from pidep.tuning.compare_summary import summarise
 
 if TYPE_CHECKING:
     from pidep.tuning.compare_grid import Grid, Key
 
-__all__ = ["GRID", "MODALITY", "claims", "crossing", "main", "modalities", "read_cells"]
+__all__ = ["GRID", "MODALITY", "claims", "crossing", "modalities", "prediction"]
 
-OUT = Path("runs/suite")
 COMMAND = "python -m benchmarks.bench_suite --prepare, then --part 0/2 beside --part 1/2, then --pairs, then --summarise"
 SHOTS = 16
 GRID = CompareConfig(
@@ -68,37 +65,18 @@ Cells = Sequence[Mapping[str, Any]]
 Pairs = Sequence[Mapping[str, Any]]
 
 
-def read_cells(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Every finished cell, and what is missing."""
-    from pidep.tuning.compare_grid import cells_of
-
-    cells, missing = [], []
-    for key in cells_of(GRID, list(MODALITY)):
-        path = out / key.path
-        cell = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"methods": {}}
-        if set(GRID.methods) <= cell["methods"].keys():
-            cells.append(cell)
-        else:
-            missing.append(str(key))
-    return cells, missing
-
-
 def claims(cells: Cells, missing: Sequence[str] = ()) -> list[Claim]:
     """π against the own expert on average, at few shots and on full data; helpers by the Fisher as in the paper, and by trial."""
     found: list[Claim] = []
     for method, name in PI.items():
         for shots, points in ((SHOTS, 3.0), (None, 0.0)):
             gains = [_gain(cell, method) for cell in cells if cell["shots"] == shots]
-            what = f"suite, {_column(shots)}: {name} minus own expert, average of {len(MODALITY)} tasks, points of accuracy"
-            whole = bool(gains) and not any(f", {_column(shots)}, " in key for key in missing)
+            what = f"suite, {column_name(shots)}: {name} minus own expert, average of {len(MODALITY)} tasks, points of accuracy"
+            whole = bool(gains) and not any(f", {column_name(shots)}, " in key for key in missing)
             value = round(100 * statistics.fmean(gains), 6) if whole else None
             measured = "not measured yet" if value is None else round(value, 2)
             found.append({"claim": what, "target": f">= {points:g}", "measured": measured, "met": value is not None and value >= points})
     return found
-
-
-def _column(shots: int | None) -> str:
-    return f"{shots} shots" if shots else "full data"
 
 
 def _gain(cell: Mapping[str, Any], method: str = "pi", minus: str = "own") -> float:
@@ -146,7 +124,7 @@ def crossing(cells: Cells, pairs: Pairs) -> dict[str, Any]:
         some = [cell for cell in cells if cell["shots"] == shots]
         helpers = [(MODALITY[cell["task"]], MODALITY[helper["task"]]) for cell in some for helper in cell["helpers"]]
         with_other, without = ([_gain(cell) for cell in some if _crosses(cell) == crosses] for crosses in (True, False))
-        found[_column(shots)] = {
+        found[column_name(shots)] = {
             "helpers": [{"target": pair[0], "helper": pair[1], "count": count} for pair, count in sorted(Counter(helpers).items())],
             "share_of_other_modality": _mean([float(target != helper) for target, helper in helpers]),
             "pi_minus_own": {
@@ -208,9 +186,7 @@ def _read_pairs(out: Path) -> list[dict[str, Any]]:
 
 
 def _summarise(out: Path) -> int:
-    cells, missing = read_cells(out)
-    for key in missing[:1]:
-        print(f"{out}: {len(missing)} of {len(missing) + len(cells)} cells are missing, the first is {key}", file=sys.stderr)
+    cells, missing = read_cells((GRID,), list(MODALITY), out)
     pairs = _read_pairs(out)
     raw = {
         "settings": GRID.model_dump(mode="json"),
@@ -230,47 +206,18 @@ def _summarise(out: Path) -> int:
     for row in raw["modalities"]:
         for method, name in PI.items():
             losing = ", ".join(f"{task} {100 * by:+.1f}" for task, by in row[method]["losing"].items()) or "none"
-            print(f"{_column(row['shots'])}, {row['modality']}: {name} minus own {100 * row[method]['minus_own']:+.2f}, loses at {losing}")
+            print(
+                f"{column_name(row['shots'])}, {row['modality']}: {name} minus own {100 * row[method]['minus_own']:+.2f}, loses at {losing}"
+            )
     print(path)
     return 0
 
 
-def _restore(out: Path) -> int:
-    """Write the cells and pairs of `suite.json` that the folder lacks; what was measured elsewhere need not be measured again."""
-    raw = json.loads((RESULTS / "suite.json").read_text(encoding="utf-8"))["raw"]
-    places = {_cell_path(out, cell): cell for cell in raw["cells"]}
-    places |= {out / "pairs" / f"{pair['task']}.json": pair for pair in raw["pairs"]}
-    left = {path: value for path, value in places.items() if not path.is_file()}
-    for path, value in left.items():
-        write_json(path, value)
-    print(f"{out}: {len(left)} of {len(places)} cells and pairs restored")
-    return 0
+def _pair_paths(out: Path, raw: Mapping[str, Any]) -> dict[Path, Any]:
+    return {out / "pairs" / f"{pair['task']}.json": pair for pair in raw["pairs"]}
 
 
-def _cell_path(out: Path, cell: Mapping[str, Any]) -> Path:
-    from pidep.tuning.compare_grid import Key
-
-    return out / Key(cell["kind"], cell["task"], cell["shots"], cell["seed"]).path
-
-
-def _say(started: float, done: int, total: int, what: str) -> None:
-    print(f"{time.monotonic() - started:7.0f} s  {done}/{total}  {what}", file=sys.stderr, flush=True)
-
-
-def _run(out: Path, *, part: str | None, prepare: bool, redo: Sequence[str], overwrite: bool) -> None:
-    import torch
-
-    from pidep.tuning.compare import compare
-    from pidep.tuning.compare_grid import Part
-
-    torch.set_num_threads(1)
-    started = time.monotonic()
-    share = None if part is None else Part(*map(int, part.split("/")))
-    again = check_methods(redo)
-    compare(GRID, out, part=share, prepare=prepare, redo=again, overwrite=overwrite, on_cell=partial(_say, started))
-
-
-def _pairs(out: Path) -> None:
+def _pairs(out: Path, say: Say) -> None:
     """For every task's first few-shot cell: its own expert again, the plain mean of it and each other expert, and both predictions."""
     import torch
 
@@ -278,7 +225,6 @@ def _pairs(out: Path) -> None:
     from pidep.tuning.compare_grid import Grid
 
     torch.set_num_threads(1)
-    started = time.monotonic()
     grid = Grid(GRID, load_backbone(GRID.backbone))
     keys = [key for key in grid.cells if (key.shots, key.seed) == (SHOTS, GRID.seeds[0])]
     missing = [out / key.path for key in keys if not (out / key.path).is_file()]
@@ -288,7 +234,7 @@ def _pairs(out: Path) -> None:
         for done, key in enumerate(keys):
             path = out / "pairs" / f"{key.task}.json"
             if not path.is_file():
-                _say(started, done, len(keys), f"pairs of {key.task}")
+                say(done, len(keys), f"pairs of {key.task}")
                 write_json(path, _pairs_of(grid, key, out))
 
 
@@ -325,32 +271,16 @@ def _pairs_of(grid: Grid, key: Key, out: Path) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Parse and run."""
-    parser = argparse.ArgumentParser(description="π on sixteen tasks; run it with --prepare, then --part, --pairs, --summarise.")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"folder of helpers and cells (default {OUT})")
-    parser.add_argument("--prepare", action="store_true", help="train the helpers and stop")
-    parser.add_argument("--part", metavar="I/N", help="every N-th cell (with --prepare: helper) from I on")
-    parser.add_argument("--redo", action="append", default=[], metavar="METHOD", help="measure this method again in every cell")
-    parser.add_argument("--overwrite", action="store_true", help="measure what was made with other settings anew")
-    parser.add_argument("--pairs", action="store_true", help="measure each few-shot cell's own expert with one helper at a time")
-    parser.add_argument("--summarise", action="store_true", help="write benchmarks/results/suite.json")
-    parser.add_argument("--restore", action="store_true", help="write the cells of suite.json into the folder")
-    options = parser.parse_args()
-    try:
-        if options.restore:
-            return _restore(options.out)
-        if options.summarise:
-            return _summarise(options.out)
-        if options.pairs:
-            _pairs(options.out)
-        else:
-            _run(options.out, part=options.part, prepare=options.prepare, redo=options.redo, overwrite=options.overwrite)
-    except PidepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+COMMAND_LINE = GridCommand(
+    "suite",
+    "π on sixteen tasks; run it with --prepare, then --part, --pairs, --summarise.",
+    (GRID,),
+    Path("runs/suite"),
+    _summarise,
+    {"pairs": ("measure each few-shot cell's own expert with one helper at a time", _pairs)},
+    _pair_paths,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(COMMAND_LINE.main())

@@ -24,6 +24,7 @@ NAMES = {
     "bitfit": "BitFit",
     "full": "full fine-tuning",
     "uniform": "uniform mixture",
+    "uniform_outputs": "uniform, outputs",
     "joint": "joint training",
     "peft_linear": "PEFT linear",
     "peft_svd": "PEFT svd",

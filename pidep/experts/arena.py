@@ -134,7 +134,10 @@ class Arena(nn.Module):
 
     def stacked(self, site: int) -> dict[str, Tensor]:
         """`[K, …]` every expert's tensors at a site."""
-        return self.unpacked(self.rows() if len(self.frozen) else self.learned, site)
+        if not len(self.frozen):
+            return self.unpacked(self.learned, site)
+        learned, frozen = self.unpacked(self.learned, site), self.unpacked(self.frozen, site)
+        return {name: torch.cat([value, frozen[name]]) for name, value in learned.items()}
 
     def unpacked(self, rows: Tensor, site: int) -> dict[str, Tensor]:
         """The tensors at a site of rows `[n, P]`."""

@@ -37,6 +37,7 @@ class Mixture(nn.Module):
         scalings: s of each expert (1 for every kind but LoRA).
         per: whether α is one softmax a site (the default), a layer, or for the whole backbone.
         num_learned: how many experts, from the first, can be learned; the others are given no gradient. All when absent.
+        on_outputs: mix what the experts add instead of their parameters, where the kind can (adapters; LoRA always does).
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Mixture(nn.Module):
         kind: str = "lora",
         per: AlphaPer = "site",
         num_learned: int | None = None,
+        on_outputs: bool = False,
     ) -> None:
         super().__init__()
         if len({tuple(sorted(expert)) for expert in experts}) != 1:
@@ -61,6 +63,7 @@ class Mixture(nn.Module):
         for name, site in self.by_name():
             group = {"site": name, "layer": _layer_of(name), "global": ""}[per]
             site.alpha_logits = shared.setdefault(group, site.alpha_logits)
+            site.on_outputs = on_outputs and kind_named(kind).mixes_outputs
         self.arena = None if kind_named(kind).keeps_tensors else self._arena_of(experts, learned)
 
     def _arena_of(self, experts: Sequence[Mapping[str, Tensors]], num_learned: int) -> Arena:
@@ -71,7 +74,7 @@ class Mixture(nn.Module):
         return arena
 
     @classmethod
-    def of(cls, experts: Sequence[Expert], *, per: AlphaPer = "site", num_learned: int | None = None) -> Mixture:
+    def of(cls, experts: Sequence[Expert], *, per: AlphaPer = "site", num_learned: int | None = None, on_outputs: bool = False) -> Mixture:
         """The uniform mixture of experts on disk.
 
         Raises:
@@ -81,7 +84,8 @@ class Mixture(nn.Module):
         if len(kinds) != 1:
             raise ExpertError(f"mixture: experts of different kinds ({', '.join(kinds)}) cannot be interpolated; use one kind")
         scalings = [expert.scaling for expert in experts]
-        return cls([expert.sites for expert in experts], scalings, kind=kinds[0], per=per, num_learned=num_learned)
+        sites = [expert.sites for expert in experts]
+        return cls(sites, scalings, kind=kinds[0], per=per, num_learned=num_learned, on_outputs=on_outputs)
 
     def by_name(self) -> Iterator[tuple[str, ExpertSite]]:
         """Site names with their modules."""
@@ -107,7 +111,7 @@ class Mixture(nn.Module):
         return {name: site.part(index) for name, site in self.by_name()}
 
     def folded(self) -> dict[str, dict[str, Array]]:
-        """The mixture as one expert of scaling 1, exactly: LoRA by concatenation (rank Σ rank_k), other kinds on the parameters."""
+        """The mixture as one expert of scaling 1, exactly: on outputs by concatenation (rank Σ rank_k), else on the parameters."""
         return {name: site.folded() for name, site in self.by_name()}
 
     def check(self, model: nn.Module) -> None:

@@ -34,6 +34,8 @@ class ExpertSite(nn.Module, ABC):
     """s of each expert, where the kind has one."""
     place = ""
     """Name of its site in the backbone it was checked against."""
+    on_outputs: bool = False
+    """Mix what the experts add, Σₖ αₖ fₖ(x), instead of their parameters, where the kind can. LoRA always does."""
     knows_rows: bool | None = None
     """Whether rows of the batch stay apart at this site, which `Layout` finds out; None when it could not."""
 
@@ -197,6 +199,8 @@ class Kind:
     """Words that stand for a choice among the candidates."""
     around: Callable[[nn.Module, Mapping[str, ExpertSite]], Undo] | None = None
     """What changes on the model as a whole while sites of this kind are attached, once for all of them."""
+    mixes_outputs: bool = False
+    """Whether a mixture can be on outputs instead of parameters, and still fold into one expert of this kind."""
     keeps_tensors: bool = False
     """Whether sites keep the experts' tensors themselves, because something else than the parameters is mixed."""
     in_peft: Callable[[nn.Module, Sequence[str]], bool] = nowhere

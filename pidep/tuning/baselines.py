@@ -27,7 +27,7 @@ from pidep.experts.mixture import Mixture, find_sites, fresh
 from pidep.experts.site import ExpertSite
 from pidep.tasks.data import Split, data_digest, limit
 from pidep.tasks.task import Task
-from pidep.tuning.interpolate import InterpolateSettings, interpolate
+from pidep.tuning.interpolate import InterpolateSettings, interpolate, train_together
 from pidep.tuning.trainer import OnStep, Schedule, Scorer, TrainReport, fit, predict_logits, snapshot
 from pidep.tuning.trial import by_trial
 
@@ -46,6 +46,7 @@ __all__ = [
     "pi",
     "train_expert",
     "uniform",
+    "uniform_outputs",
 ]
 
 _LORAHUB_BOUND = 1.5
@@ -218,12 +219,17 @@ def uniform(cell: Cell) -> Predictor:
     return cell.of(Mixture.of(cell.experts))
 
 
+def uniform_outputs(cell: Cell) -> Predictor:
+    """As `uniform`, on outputs instead of parameters. Adapters only."""
+    return cell.of(Mixture.of(cell.experts, on_outputs=True))
+
+
 def joint(cell: Cell) -> Predictor:
     """α and all experts trained together at the own expert's learning rate, as the authors do."""
-    mixture, rate = Mixture.of(cell.experts), cell.recipe.learning_rate
-    groups = [(mixture.alpha_parameters(), rate), (mixture.expert_parameters(), rate)]
     schedule = cell.recipe.schedule(f"{cell.task.name}: joint training", cell.seed)
-    report = fit(cell.scorer, mixture, groups, cell.train, cell.validation, schedule, on_step=cell.on_step)
+    mixture, report = train_together(
+        cell.scorer, cell.experts, cell.train, cell.validation, schedule, cell.recipe.learning_rate, on_step=cell.on_step
+    )
     return cell.of(mixture, alpha=_mean_alpha(mixture), **_trained(report))
 
 
@@ -352,6 +358,7 @@ BASELINES: dict[str, Callable[..., Predictor]] = {
     "bitfit": bitfit,
     "full": full_fine_tuning,
     "uniform": uniform,
+    "uniform_outputs": uniform_outputs,
     "joint": joint,
     "peft_linear": partial(merged_by_peft, combination="linear"),
     "peft_svd": partial(merged_by_peft, combination="svd"),
@@ -380,5 +387,5 @@ def _key(mixture: Mixture) -> str:
         sha.update(f"\n{name} {tuple(value.shape)} ".encode())
         sha.update(value.contiguous().numpy().tobytes())
     for name, site in mixture.by_name():
-        sha.update(f"\n{name} {site.scalings} {site.alpha().tolist()}".encode())
+        sha.update(f"\n{name} {site.scalings} {site.on_outputs} {site.alpha().tolist()}".encode())
     return sha.hexdigest()

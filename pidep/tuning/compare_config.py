@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -10,16 +10,34 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pidep.errors import UsageError, did_you_mean
 
-__all__ = ["LORA_ONLY", "METHODS", "CompareConfig", "Method", "check_methods", "compare_config"]
+__all__ = ["METHODS", "ONLY_FOR", "CompareConfig", "Method", "check_methods", "compare_config"]
 
 Kind = Literal["lora", "adapter", "prefix", "prompt", "bitfit"]
 Method = Literal[
-    "backbone", "own", "bitfit", "full", "uniform", "joint", "peft_linear", "peft_svd", "peft_cat", "lorahub", "pi", "pi_trial"
+    "backbone",
+    "own",
+    "bitfit",
+    "full",
+    "uniform",
+    "uniform_outputs",
+    "joint",
+    "peft_linear",
+    "peft_svd",
+    "peft_cat",
+    "lorahub",
+    "pi",
+    "pi_trial",
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
 """In the order of the table."""
-LORA_ONLY = frozenset({"peft_linear", "peft_svd", "peft_cat", "lorahub"})
-"""Methods that merge LoRAs and nothing else; the cells of other kinds go without."""
+ONLY_FOR: Mapping[str, Kind] = {
+    "uniform_outputs": "adapter",
+    "peft_linear": "lora",
+    "peft_svd": "lora",
+    "peft_cat": "lora",
+    "lorahub": "lora",
+}
+"""Methods for one kind of expert; the cells of other kinds go without."""
 
 
 class CompareConfig(BaseModel):

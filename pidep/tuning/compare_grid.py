@@ -19,7 +19,7 @@ from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, l
 from pidep.tasks.hub import with_labels
 from pidep.tasks.task import Task, load_task
 from pidep.tuning.baselines import Recipe
-from pidep.tuning.compare_config import LORA_ONLY, CompareConfig, Method
+from pidep.tuning.compare_config import ONLY_FOR, CompareConfig, Method
 from pidep.tuning.interpolate import InterpolateSettings
 from pidep.tuning.trainer import Scorer, few_shot_share
 from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
@@ -88,7 +88,7 @@ def methods_of(config: CompareConfig, kind: str) -> dict[Method, dict[str, Any]]
         "pi": _interpolation(config),
         "pi_trial": _interpolation(config),
     }
-    return {method: settings.get(method, {}) for method in config.methods if kind == "lora" or method not in LORA_ONLY}
+    return {method: settings.get(method, {}) for method in config.methods if ONLY_FOR.get(method, kind) == kind}
 
 
 def _interpolation(config: CompareConfig) -> dict[str, Any]:

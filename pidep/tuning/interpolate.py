@@ -5,9 +5,12 @@ Fixed policies (`frozen`, `anchored`, `free`) train α and, with it, nothing, a 
 
 1. *in context*: the own expert is learned again from nothing inside the mixture, the helpers frozen, so that it takes up only what
    they leave undone. Rates are scaled by the trust N / (N + 64) that N rows deserve.
-2. *average*: own expert, uniform mixture and in-context mixture are averaged in weight space (all are mixtures of the same experts, so
-   this is one more mixture), weighted by held-out evidence: held-back rows where there are any, else cross-validation inside the shots.
-3. *guard*: where held-out rows say clearly that the own expert or the uniform mixture alone is better, that one is taken instead.
+2. *average*: own expert, uniform mixture and in-context mixture are averaged (all are mixtures of the same experts, so this is one more
+   mixture, on outputs where the kind can), weighted by held-out evidence: held-back rows where there are any, else cross-validation
+   inside the shots.
+3. *joint*, where rows suffice: α and every expert trained together from the uniform mixture, as the authors do.
+4. *guard*: where held-out rows say clearly that the own expert, the uniform mixture or the joint one alone is better than the average,
+   that one is taken instead.
 """
 
 from __future__ import annotations
@@ -28,11 +31,13 @@ from pidep.experts.mixture import AlphaPer, Mixture, fresh
 from pidep.tasks.data import Split
 from pidep.tuning.trainer import OnStep, Schedule, Scorer, TrainReport, fit, predict_logits
 
-__all__ = ["Decision", "InterpolateSettings", "Interpolated", "Policy", "folds_of", "interpolate", "trust"]
+__all__ = ["Decision", "InterpolateSettings", "Interpolated", "Policy", "folds_of", "interpolate", "train_together", "trust"]
 
 Policy = Literal["auto", "frozen", "anchored", "free", "uniform"]
 TrainOwn = Callable[[Split], Expert]
 _PRIOR_ROWS = 64
+_ENOUGH_ROWS = 128
+"""With fewer, training all experts together throws away what mixing gained (decision 004)."""
 _NEGLIGIBLE = 1e-6
 
 
@@ -57,7 +62,7 @@ class Decision:
 
     policy: Policy
     chosen: str
-    """`mixture`, or what the guard fell back to: `own_expert` or `uniform`."""
+    """`mixture`, the average, or what the guard took instead: `own_expert`, `uniform` or `joint`."""
     why: str
     rows: int = 0
     """Held-out rows behind the losses."""
@@ -90,11 +95,13 @@ class _Candidates:
     own: Expert
     in_context: Mixture
     """The own expert learned in the mixture, then the helpers."""
+    joint: Mixture | None = None
+    """All of them trained together, where rows suffice."""
 
     def average(self, helpers: Sequence[Expert], weights: Mapping[str, float]) -> Mixture:
         """Σ_c w_c θ_c as one mixture of own, in-context own, and helpers."""
         learned = replace(self.own, sites=dict(self.in_context.part(0)))
-        mixture = Mixture.of([self.own, learned, *helpers])
+        mixture = Mixture.of([self.own, learned, *helpers], on_outputs=True)
         count = 1 + len(helpers)
         uniform = weights["uniform"] / count
         with torch.no_grad():
@@ -185,14 +192,15 @@ def _auto(
     kept: tuple[Path | None, bool],
     on_step: OnStep | None,
 ) -> Interpolated:
-    candidates, report = _learn(scorer, own, helpers, train, validation, settings, on_step, *kept)
+    together = len(train.labels) >= _ENOUGH_ROWS
+    candidates, reports = _learn(scorer, own, helpers, train, validation, settings, on_step, *kept, together=together)
     held: list[tuple[_Candidates, Split]] = []
     if validation is not None:
         held.append((candidates, validation))
     else:
         for rows in folds_of(train.labels, count=settings.folds, seed=settings.schedule.seed):
             rest = train.take(row for row in range(len(train.labels)) if row not in set(rows))
-            held.append((_learn(scorer, train_own(rest), helpers, rest, None, settings, on_step)[0], train.take(rows)))
+            held.append((_learn(scorer, train_own(rest), helpers, rest, None, settings, on_step, together=together)[0], train.take(rows)))
     believed = trust(len(train.labels))
     num_held = sum(len(split.labels) for _, split in held)
     # folds of the shots judge other experts than those that are averaged, on rows chosen balanced: far less evidence than rows held back
@@ -200,14 +208,17 @@ def _auto(
     weights, losses, temperature = _weigh(scorer, helpers, held, believed=believed, evidence=evidence)
     average = torch.cat([_row_losses(scorer, found.average(helpers, weights), rows, temperature) for found, rows in held])
     decision = _guard(losses, weights, average, believed=believed)
-    mixture = {
+    choices: dict[str, Callable[[], Mixture | None]] = {
         "own_expert": lambda: Mixture.of([own]),
         "uniform": lambda: Mixture.of([own, *helpers]),
+        "joint": lambda: candidates.joint,
         "mixture": lambda: candidates.average(helpers, weights),
-    }[decision.chosen]()
+    }
+    mixture = choices[decision.chosen]()
+    assert mixture is not None
     names = tuple(helper.name for helper in helpers)
-    mixed = {"own_expert": (own.name,), "uniform": (own.name, *names), "mixture": (own.name, f"{own.name} (in context)", *names)}
-    return Interpolated(mixture, uniform, mixed[decision.chosen], decision, {"in_context": report})
+    mixed = {"own_expert": (own.name,), "mixture": (own.name, f"{own.name} (in context)", *names)}
+    return Interpolated(mixture, uniform, mixed.get(decision.chosen, (own.name, *names)), decision, reports)
 
 
 def _learn(
@@ -220,70 +231,94 @@ def _learn(
     on_step: OnStep | None,
     checkpoint: Path | None = None,
     resume: bool = False,
-) -> tuple[_Candidates, TrainReport]:
-    """Learn the own expert again, from nothing, inside the mixture; helpers stay as they are, α moves a little."""
+    *,
+    together: bool = False,
+) -> tuple[_Candidates, dict[str, TrainReport]]:
+    """Learn the own expert again, from nothing, inside the mixture; helpers stay as they are, α moves a little. Then all together."""
     kind = kind_named(own.kind)
     size = kind.size_of(next(iter(own.sites.values())))
     start = fresh(scorer.backbone.model, sorted(own.sites), kind=own.kind, size=size)
-    mixture = Mixture.of([replace(own, sites=dict(start)), *helpers], per=settings.alpha_per, num_learned=1)
+    mixture = Mixture.of([replace(own, sites=dict(start)), *helpers], per=settings.alpha_per, num_learned=1, on_outputs=True)
     believed = trust(len(train.labels))
     groups = [
         (mixture.alpha_parameters(), settings.alpha_learning_rate * believed / 2),
         (mixture.expert_parameters(), settings.own_learning_rate * believed),
     ]
     schedule = replace(settings.schedule, weight_decay=0.0)  # it would pull α to uniform, and a fresh expert is small anyway
-    report = fit(scorer, mixture, groups, train, validation, schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
-    return _Candidates(own, mixture), report
+    kept: dict[str, Any] = {"resume": resume, "on_step": on_step}
+    reports = {"in_context": fit(scorer, mixture, groups, train, validation, schedule, checkpoint=checkpoint, **kept)}
+    if not together:
+        return _Candidates(own, mixture), reports
+    beside = None if checkpoint is None else checkpoint.with_name("joint")
+    schedule = replace(settings.schedule, phase=f"{settings.schedule.phase}, all together")
+    joint, reports["joint"] = train_together(
+        scorer, [own, *helpers], train, validation, schedule, settings.own_learning_rate, checkpoint=beside, **kept
+    )
+    return _Candidates(own, mixture, joint), reports
 
 
-def _row_logits(scorer: Scorer, mixture: Mixture, rows: Split) -> Tensor:
-    return predict_logits(scorer, rows.rows, mixture)
+def train_together(
+    scorer: Scorer, experts: Sequence[Expert], train: Split, validation: Split | None, schedule: Schedule, rate: float, **kept: Any
+) -> tuple[Mixture, TrainReport]:
+    """α and all experts from the uniform mixture on, at one peak learning rate, as the authors do. `kept` goes to `fit`."""
+    mixture = Mixture.of(experts)
+    groups = [(mixture.alpha_parameters(), rate), (mixture.expert_parameters(), rate)]
+    return mixture, fit(scorer, mixture, groups, train, validation, schedule, **kept)
 
 
 def _row_losses(scorer: Scorer, mixture: Mixture, rows: Split, temperature: float) -> Tensor:
-    logits = _row_logits(scorer, mixture, rows)
+    logits = predict_logits(scorer, rows.rows, mixture)
     return nn.functional.cross_entropy(logits / temperature, torch.tensor(rows.labels), reduction="none")
 
 
 def _weigh(
     scorer: Scorer, helpers: Sequence[Expert], held: Sequence[tuple[_Candidates, Split]], *, believed: float, evidence: float
 ) -> tuple[dict[str, float], dict[str, Tensor], float]:
-    """Weights of the candidates, their held-out losses by row, and the temperature at which logits of this task are calibrated.
+    """Weights of what is averaged, held-out losses of every candidate by row, and the temperature at which the averaged are calibrated.
 
     w ∝ prior · exp(-evidence · mean loss): pseudo-Bayesian model averaging (Yao et al., 2018), which takes evidence = rows and is known
-    to be too sure of itself.
+    to be too sure of itself. The joint mixture has a temperature of its own, for it is of another confidence.
     """
-    logits: dict[str, list[Tensor]] = {"own_expert": [], "uniform": [], "in_context": []}
-    for found, rows in held:
-        logits["own_expert"].append(_row_logits(scorer, Mixture.of([found.own]), rows))
-        logits["uniform"].append(_row_logits(scorer, Mixture.of([found.own, *helpers]), rows))
-        logits["in_context"].append(_row_logits(scorer, found.in_context, rows))
     labels = torch.tensor([label for _, rows in held for label in rows.labels])
-    joined = {name: torch.cat(parts) for name, parts in logits.items()}
 
-    def losses_at(temperature: float) -> dict[str, Tensor]:
-        return {name: nn.functional.cross_entropy(value / temperature, labels, reduction="none") for name, value in joined.items()}
+    def logits(mixture_of: Callable[[_Candidates], Mixture]) -> Tensor:
+        return torch.cat([predict_logits(scorer, rows.rows, mixture_of(found)) for found, rows in held])
 
-    temperature = min((1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), key=lambda value: sum(float(loss.sum()) for loss in losses_at(value).values()))
-    losses = losses_at(temperature)
+    averaged = {
+        "own_expert": logits(lambda found: Mixture.of([found.own])),
+        "uniform": logits(lambda found: Mixture.of([found.own, *helpers])),
+        "in_context": logits(lambda found: found.in_context),
+    }
+    losses, temperature = _calibrated(averaged, labels)
     prior = {"own_expert": believed**2, "uniform": 1.0, "in_context": 1.0}
     score = {name: math.log(prior[name]) - evidence * float(loss.mean()) for name, loss in losses.items()}
     top = max(score.values())
     raw = {name: math.exp(value - top) for name, value in score.items()}
+    joint = [(found.joint, rows) for found, rows in held if found.joint is not None]
+    if joint:
+        losses |= _calibrated({"joint": torch.cat([predict_logits(scorer, rows.rows, mixture) for mixture, rows in joint])}, labels)[0]
     return {name: value / sum(raw.values()) for name, value in raw.items()}, losses, temperature
 
 
+def _calibrated(logits: Mapping[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], float]:
+    """Cross-entropies by row at the one of a few temperatures where their sum is least, and it."""
+
+    def losses_at(temperature: float) -> dict[str, Tensor]:
+        return {name: nn.functional.cross_entropy(value / temperature, labels, reduction="none") for name, value in logits.items()}
+
+    temperature = min((1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), key=lambda value: sum(float(loss.sum()) for loss in losses_at(value).values()))
+    return losses_at(temperature), temperature
+
+
 def _guard(losses: Mapping[str, Tensor], weights: Mapping[str, float], average: Tensor, *, believed: float) -> Decision:
-    """Take the average unless held-out rows say that a simpler choice is better, by more standard errors the fewer rows there are."""
+    """Take the average unless held-out rows say that another choice is better, by more standard errors the fewer rows there are."""
     means = {name: float(loss.mean()) for name, loss in losses.items()} | {"mixture": float(average.mean())}
     rows = len(average)
-    simple = min(("own_expert", "uniform"), key=lambda name: means[name])
-    gap = average - losses[simple]
+    other = min((name for name in losses if name != "in_context"), key=lambda name: means[name])
+    gap = average - losses[other]
     needed = float(gap.std() / math.sqrt(rows)) / believed if rows > 1 else math.inf
-    chosen = simple if float(gap.mean()) > needed else "mixture"
-    figures = (
-        f"held-out loss {means['mixture']:.3f}, {simple.replace('_', ' ')} {means[simple]:.3f} (counts from {needed:.3f}, {rows} rows)"
-    )
-    why = f"nothing simpler is clearly better: {figures}" if chosen == "mixture" else f"the mixture is clearly worse: {figures}"
+    chosen = other if float(gap.mean()) > needed else "mixture"
+    figures = f"held-out loss {means['mixture']:.3f}, {other.replace('_', ' ')} {means[other]:.3f} (counts from {needed:.3f}, {rows} rows)"
+    why = f"nothing else is clearly better: {figures}" if chosen == "mixture" else f"the average is clearly worse: {figures}"
     rounded = {name: round(value, 4) for name, value in weights.items()}
     return Decision("auto", chosen, why, rows, {name: round(value, 5) for name, value in means.items()}, rounded)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_suite
-from benchmarks.bench_suite import GRID, MODALITY, claims, crossing, modalities, prediction, read_cells
+from benchmarks import bench_suite, record
+from benchmarks.bench_suite import COMMAND_LINE, GRID, MODALITY, claims, crossing, modalities, prediction
+from benchmarks.grid_command import read_cells
 from pidep.errors import PidepError
 from pidep.tasks.suite.facts import FACTS
 
@@ -107,9 +108,9 @@ def test_cells_are_found_again_and_what_is_missing_is_named(tmp_path: Path, monk
     cells = whole()[:-1]
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "suite.json").write_text(json.dumps({"raw": {"cells": cells, "pairs": [{"task": "digits"}]}}))
-    monkeypatch.setattr(bench_suite, "RESULTS", tmp_path / "results")
-    assert bench_suite._restore(tmp_path / "out") == 0
-    found, missing = read_cells(tmp_path / "out")
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    assert COMMAND_LINE.restore(tmp_path / "out") == 0
+    found, missing = read_cells((GRID,), list(MODALITY), tmp_path / "out")
     assert len(found) == 63
     assert missing == ["lora, find, full data, seed 0"]
     assert json.loads((tmp_path / "out" / "pairs" / "digits.json").read_text()) == {"task": "digits"}
@@ -117,8 +118,8 @@ def test_cells_are_found_again_and_what_is_missing_is_named(tmp_path: Path, monk
     (tmp_path / "out" / "cells" / "lora" / "digits" / "16" / "0.json").write_text(
         json.dumps({**cells[0], "methods": {"own": {"score": 1.0}}})
     )
-    assert bench_suite._restore(tmp_path / "out") == 0, "what is there is left alone"
-    assert read_cells(tmp_path / "out")[1][0] == "lora, digits, 16 shots, seed 0"
+    assert COMMAND_LINE.restore(tmp_path / "out") == 0, "what is there is left alone"
+    assert read_cells((GRID,), list(MODALITY), tmp_path / "out")[1][0] == "lora, digits, 16 shots, seed 0"
 
 
 def test_pairs_need_their_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,4 +133,4 @@ def test_pairs_need_their_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(compare_grid, "Grid", NoGrid)
     monkeypatch.setattr("pidep.backbones.load.load_backbone", lambda _: None)
     with pytest.raises(PidepError, match=r"lora/digits/16/0\.json: this cell is not measured yet; run --part first"):
-        bench_suite._pairs(tmp_path)
+        bench_suite._pairs(tmp_path, print)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pidep.errors import ExpertError
 from pidep.experts.kinds.lora import LoraSite
-from pidep.experts.mixture import Mixture, attached, find_sites
+from pidep.experts.mixture import Mixture, attached, find_sites, fresh
 from pidep.interpolation.fold import folded_into
 from tests.conftest import make_expert
 
@@ -84,6 +84,56 @@ def test_mixture_is_of_products_never_of_factors(count: int, seed: int) -> None:
     )
     want = site.base(x).double() + x.double() @ torch.from_numpy(delta).T
     torch.testing.assert_close(site(x).double(), want, atol=1e-5, rtol=1e-5)
+
+
+def adapters(tiny, count: int) -> Mixture:
+    """A mixture on outputs of random adapters, the first of them learned, α uneven."""
+    rng = np.random.default_rng(count)
+    start = fresh(tiny.model, find_sites(tiny.model, kind="adapter"), kind="adapter", size=3)
+    drawn = [
+        {site: {name: rng.normal(0, 0.3, value.shape).astype(np.float32) for name, value in part.items()} for site, part in start.items()}
+        for _ in range(count)
+    ]
+    mixture = Mixture(drawn, [1.0] * count, kind="adapter", num_learned=1, on_outputs=True)
+    with torch.no_grad():
+        for logits in mixture.alpha_parameters():
+            logits.copy_(torch.linspace(-1, 1, count))
+    return mixture
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_adapters_on_outputs_add_what_each_of_them_adds(tiny, count: int) -> None:
+    mixture = adapters(tiny, count)
+    alpha = torch.softmax(torch.linspace(-1, 1, count), 0)
+    for name, site in mixture.by_name():
+        y = torch.randn(2, 5, site.shape("up")[0])
+        want = y.clone()
+        for index in range(count):
+            (_, alone) = next(iter(Mixture([{name: mixture.part(index)[name]}], [1.0], kind="adapter").by_name()))
+            want += alpha[index] * (alone.act(y, y) - y)
+        torch.testing.assert_close(site.act(y, y), want, atol=1e-5, rtol=0)
+
+
+def test_adapters_on_outputs_fold_into_one_wide_adapter(tiny) -> None:
+    mixture = adapters(tiny, 3)
+    folded = mixture.folded()
+    assert {tensors["down"].shape[0] for tensors in folded.values()} == {9}
+    torch.testing.assert_close(embed(tiny, Mixture([folded], [1.0], kind="adapter")), embed(tiny, mixture), atol=1e-5, rtol=0)
+
+
+def test_adapters_on_outputs_are_learned_alone_and_alpha_exactly(tiny) -> None:
+    mixture = adapters(tiny, 3).double()
+    _, site = next(mixture.by_name())
+    y = torch.randn(2, 5, site.shape("up")[0], dtype=torch.float64)
+
+    def run(logits: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(site, {"alpha_logits": logits}, (y, y))
+
+    site.forward = site.act
+    assert torch.autograd.gradcheck(run, (site.alpha_logits.detach().clone().requires_grad_(),))
+    site.act(y, y).square().sum().backward()
+    assert mixture.arena.learned.grad is not None
+    assert mixture.arena.learned.grad.any()
 
 
 def test_alpha_gradient_in_float64() -> None:

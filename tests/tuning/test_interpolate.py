@@ -104,6 +104,40 @@ def test_the_guard_falls_back_on_clear_evidence_only() -> None:
     assert _guard(losses, weights, noise - 0.1, believed=trust(400)).chosen == "mixture"
 
 
+def test_the_guard_takes_joint_training_on_clear_evidence_only() -> None:
+    weights = {"own_expert": 0.2, "uniform": 0.4, "in_context": 0.4}
+    noise = torch.randn(400, generator=torch.Generator().manual_seed(0)).abs()
+    losses = {"own_expert": noise + 0.3, "uniform": noise + 0.2, "in_context": noise + 0.1, "joint": noise}
+    assert _guard(losses, weights, noise + 0.1 + 0.1 * noise, believed=trust(400)).chosen == "joint"
+    uncertain = noise + torch.randn(400, generator=torch.Generator().manual_seed(1))
+    assert _guard(losses, weights, uncertain, believed=trust(400)).chosen == "mixture"
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_all_experts_are_trained_together_where_rows_suffice(parts, monkeypatch, count: int) -> None:
+    monkeypatch.setattr("pidep.tuning.interpolate._ENOUGH_ROWS", 6)
+    scorer, own, helpers = parts
+    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
+    rows = ROWS.take(range(count))
+    found = interpolate(scorer, own, helpers, rows, None, settings, train_own=lambda _: own)
+    assert ("joint" in found.decision.losses) == ("joint" in found.reports) == (count == 8)
+
+
+def test_joint_training_that_is_clearly_better_is_what_comes_out(parts, monkeypatch) -> None:
+    monkeypatch.setattr("pidep.tuning.interpolate._ENOUGH_ROWS", 6)
+    guard = _guard
+    monkeypatch.setattr(
+        "pidep.tuning.interpolate._guard",
+        lambda losses, weights, average, *, believed: guard({**losses, "joint": average * 0}, weights, average, believed=believed),
+    )
+    found = run(parts, "auto")
+    assert found.decision.chosen == "joint"
+    assert found.experts == ("target", "one", "two")
+    _, own, helpers = parts
+    for index, expert in enumerate([own, *helpers]):
+        assert any(not np.array_equal(t["lora_B"], expert.sites[site]["lora_B"]) for site, t in found.mixture.part(index).items())
+
+
 def test_frozen_moves_alpha_only_and_uniform_nothing(parts) -> None:
     _, own, helpers = parts
     frozen = run(parts, "frozen").mixture

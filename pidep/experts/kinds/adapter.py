@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pidep.experts.dense import dense_layers, widths
-from pidep.experts.site import Kind, LayerSite
+from pidep.experts.site import Array, Kind, LayerSite, to_array
 
 __all__ = ["KIND", "AdapterSite"]
 
@@ -27,13 +27,30 @@ _FEED_FORWARD = re.compile(r"(^|\.)((ffn|mlp|feed_forward)\.\w+|fc2|lin2|wo|down
 
 
 class AdapterSite(LayerSite):
-    """A dense layer followed by a mixture of adapters, interpolated on the parameters."""
+    """A dense layer followed by a mixture of adapters: on the parameters, or on the outputs by putting them side by side."""
 
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         """y + up(relu(down(y)))."""
-        own = self.tensors()
+        own = self.side_by_side() if self.on_outputs and self.rows is None else self.tensors()
         hidden = torch.relu(y @ own["down"].transpose(-1, -2) + own["down_bias"].unsqueeze(-2))
         return y + hidden @ own["up"].transpose(-1, -2) + own["up_bias"].unsqueeze(-2)
+
+    def side_by_side(self) -> dict[str, Tensor]:
+        """One adapter of width Σ widthₖ that adds Σₖ αₖ upₖ(relu(downₖ(y))): down `[K·W, D]`, up `[D, K·W]`."""
+        all_of, alpha = self.experts, self.alpha()
+        return {
+            "down": all_of["down"].flatten(0, 1),
+            "down_bias": all_of["down_bias"].flatten(),
+            "up": (alpha[:, None, None] * all_of["up"]).transpose(0, 1).flatten(1),
+            "up_bias": alpha @ all_of["up_bias"],
+        }
+
+    def folded(self) -> dict[str, Array]:
+        """The mixture as one adapter; on outputs a wider one."""
+        if not self.on_outputs:
+            return super().folded()
+        with torch.no_grad():
+            return {name: to_array(value) for name, value in self.side_by_side().items()}
 
 
 def _candidates(model: nn.Module) -> list[str]:
@@ -69,5 +86,6 @@ KIND = Kind(
     start=_start,
     size_of=lambda tensors: len(tensors["down"]),
     learning_rate=1e-3,
+    mixes_outputs=True,
     named_patterns={"houlsby": list, "pfeiffer": _feed_forward},
 )

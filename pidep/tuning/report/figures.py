@@ -35,7 +35,7 @@ NAMED = 30
 NEAREST = 3
 LABELLED = 6
 """Tasks up to which the graph holds every pair and its lines carry figures; above, lines go to the `NEAREST`."""
-NAMES_OF_PHASES = {"own": "own expert", "interpolation": "interpolation", "in_context": "own expert, in context"}
+NAMES_OF_PHASES = {"own": "own expert", "interpolation": "interpolation", "in_context": "own expert, in context", "joint": "all together"}
 
 
 def curves(phases: Sequence[Phase]) -> str:

@@ -32,7 +32,12 @@ SECTIONS = {
     "cost": "Cost",
     "provenance": "Provenance",
 }
-CANDIDATES = {**METHODS, "in_context": "own expert, learned in the mixture", "mixture": "mixture"}
+CANDIDATES = {
+    **METHODS,
+    "in_context": "own expert, learned in the mixture",
+    "joint": "all experts trained together",
+    "mixture": "average of the first three",
+}
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
