@@ -31,6 +31,22 @@ SIZE = 8
 WIDTH = 32
 
 
+DAVIT = {
+    "depths": [1, 1],
+    "patch_size": [3, 3],
+    "patch_stride": [2, 2],
+    "patch_padding": [1, 1],
+    "patch_prenorm": [False, True],
+    "embed_dim": [8, 16],
+    "num_heads": [1, 2],
+    "num_groups": [1, 2],
+    "window_size": 2,
+    "drop_path_rate": 0.0,
+    "max_position_embeddings": 60,  # what experts are found with is an image of 224 pixels
+}
+"""Florence-2's images; its config knows no image size."""
+
+
 def words_of(name: str) -> list[str]:
     """The vocabulary; boxes are Florence-2's alone."""
     return [*SPECIAL, *WORDS, *(LOCATIONS if name == "Florence-2" else ())]
@@ -63,20 +79,7 @@ def config_of(name: str) -> Any:
     if name == "BART":
         return transformers.BartConfig(**size, **_BART)
     if name == "Florence-2":
-        davit = {
-            "depths": [1, 1],
-            "patch_size": [3, 3],
-            "patch_stride": [2, 2],
-            "patch_padding": [1, 1],
-            "patch_prenorm": [False, True],
-            "embed_dim": [8, 16],
-            "num_heads": [1, 2],
-            "num_groups": [1, 2],
-            "window_size": 2,
-            "drop_path_rate": 0.0,
-            "projection_dim": WIDTH,
-            "max_position_embeddings": 60,  # what experts are found with is an image of 224 pixels
-        }
+        davit = {**DAVIT, "projection_dim": WIDTH}
         return transformers.Florence2Config(text_config={"model_type": "bart", **size, **_BART}, vision_config=davit, image_token_id=4)
     text = {
         **size,

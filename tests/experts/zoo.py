@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.backbones.tiny_models import DAVIT
+
 VOCAB, WIDTH, HEADS, LAYERS = 40, 16, 2, 2
 BATCH, LENGTH, IMAGE = 3, 7, 8
 PLACE = 4  # the token an image's features stand in for
@@ -104,6 +106,9 @@ def logits(output: Any) -> Tensor:
     return output.logits  # type: ignore[no-any-return]
 
 
+_DAVIT = {**DAVIT, "projection_dim": WIDTH}
+
+
 def _config(name: str, **options: Any) -> Callable[[], Any]:
     def build() -> Any:
         import transformers
@@ -165,21 +170,6 @@ _BLIP = _config(
     vision_config=_VIT,
     projection_dim=12,
 )
-_DAVIT = {
-    "depths": [1, 1],
-    "patch_size": [3, 3],
-    "patch_stride": [2, 2],
-    "patch_padding": [1, 1],
-    "patch_prenorm": [False, True],
-    "embed_dim": [8, 16],
-    "num_heads": [1, 2],
-    "num_groups": [1, 2],
-    "window_size": 2,
-    "drop_path_rate": 0.0,
-    "projection_dim": WIDTH,
-    "max_position_embeddings": 60,
-}
-"""Florence-2's images; its config knows no image size."""
 
 ZOO: Mapping[str, Architecture] = {
     found.name: found
@@ -301,7 +291,12 @@ ZOO: Mapping[str, Architecture] = {
         Architecture(
             "Florence-2",
             "image and text to text",
-            _config("Florence2Config", text_config={"model_type": "bart", **_BART}, vision_config=_DAVIT, image_token_id=PLACE),
+            _config(
+                "Florence2Config",
+                text_config={"model_type": "bart", **_BART},
+                vision_config=_DAVIT,
+                image_token_id=PLACE,
+            ),
             places_and_target,
             hidden,
         ),

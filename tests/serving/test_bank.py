@@ -1,6 +1,5 @@
 """The bank through a real exported graph of a tiny backbone."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +7,12 @@ import pytest
 
 from pidep.errors import ExpertError, ServingError
 from pidep.experts.folder import write_expert
-from pidep.experts.mixture import find_sites
-from pidep.export.graph import bank_groups, export_bank_graph
-from pidep.export.publish import _sha256
 from pidep.serving.bank import Answer, Bank, Generation
 from pidep.serving.reader import Question
 from pidep.serving.store import ExpertStore
 from pidep.serving.watcher import Watcher
 from tests.conftest import make_expert
+from tests.serving.exported import export_bank_folder
 
 pytestmark = pytest.mark.slow  # a graph is compiled
 
@@ -24,25 +21,9 @@ TEXTS = ["the film was good", "awful", "a very bad film was the great film", "gr
 
 @pytest.fixture(scope="session")
 def bank_folder(tiny_folder, tmp_path_factory) -> Path:
-    from dataclasses import asdict
-
     from pidep.backbones.load import load_backbone
 
-    backbone = load_backbone(str(tiny_folder))
-    folder = tmp_path_factory.mktemp("repo") / "pidep_bank" / "1"
-    folder.mkdir(parents=True)
-    groups = bank_groups(backbone.model, find_sites(backbone.model))
-    export_bank_graph(backbone, groups, folder / "model.onnx", max_rank=4, opset=20)
-    (folder / "tokenizer.json").write_text(backbone.tokenizer_json)
-    record = {
-        "backbone_digest": backbone.digest,
-        "graph_digest": _sha256(folder / "model.onnx"),
-        "max_rank": 4,
-        "expert_store": "../../../expert_store",
-        "groups": [asdict(group) for group in groups],
-    }
-    (folder / "bank.json").write_text(json.dumps(record))
-    return folder
+    return export_bank_folder(load_backbone(str(tiny_folder)), tmp_path_factory.mktemp("repo"))
 
 
 def answers(bank: Bank, generation: Generation, texts: list[str], names: list[str]) -> list[Answer]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ import torch
 
 from pidep.backbones.row import Input, Row
 from pidep.errors import ExpertError, ImageError, PidepError, ServingError
-from pidep.experts.mixture import Mixture, attached, find_sites
-from pidep.export.graph import bank_groups, export_bank_graph
-from pidep.export.publish import _sha256, _vision
+from pidep.experts.mixture import Mixture, attached
+from pidep.export.publish import _vision
 from pidep.export.recipe import load_recipe
 from pidep.serving.bank import Answer, Bank
 from pidep.serving.names import BACKBONE
 from pidep.serving.reader import Question, Reader
 from tests.conftest import make_expert, png, tiny_mini
+from tests.serving.exported import export_bank_folder
 
 pytestmark = pytest.mark.slow  # graphs are compiled
 
@@ -30,20 +29,10 @@ def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pidep.backbones.load import load_backbone
 
     backbone = tiny_mini(load_backbone(str(tiny_folder)))
-    folder = tmp_path_factory.mktemp("repo") / "pidep_bank" / "1"
-    folder.mkdir(parents=True)
-    groups = bank_groups(backbone.model, find_sites(backbone.model))
-    export_bank_graph(backbone, groups, folder / "model.onnx", max_rank=4, opset=20)
-    (folder / "tokenizer.json").write_text(backbone.tokenizer_json)
-    record = {
-        "backbone_digest": backbone.digest,
-        "graph_digest": _sha256(folder / "model.onnx"),
-        "max_rank": 4,
-        "max_positions": backbone.max_positions,
-        "expert_store": "../../../expert_store",
-        "groups": [asdict(group) for group in groups],
-        "vision": _vision(backbone, folder, load_recipe("bank-onnx-fp32")),
-    }
+    root = tmp_path_factory.mktemp("repo")
+    folder = export_bank_folder(backbone, root, max_positions=backbone.max_positions)
+    record = json.loads((folder / "bank.json").read_text())
+    record["vision"] = _vision(backbone, folder, load_recipe("bank-onnx-fp32"))
     (folder / "bank.json").write_text(json.dumps(record))
     return folder
 
