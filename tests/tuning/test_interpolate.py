@@ -153,7 +153,9 @@ def test_alpha_can_start_from_the_similarities(parts) -> None:
     assert all(np.allclose(alpha, np.array([1, 0.5, 0.25]) / 1.75) for alpha in start.values())
 
 
-def test_auto_resumes_what_it_learned_in_context(parts, tmp_path) -> None:
+@pytest.mark.parametrize(("enough", "learned"), [(128, 1), (6, 2)])
+def test_auto_resumes_what_it_learned(parts, tmp_path, monkeypatch, enough: int, learned: int) -> None:
+    monkeypatch.setattr("pidep.tuning.interpolate._ENOUGH_ROWS", enough)
     scorer, own, helpers = parts
     settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
     steps: list[str] = []
@@ -175,6 +177,6 @@ def test_auto_resumes_what_it_learned_in_context(parts, tmp_path) -> None:
 
     first, count = again(resume=False), len(steps)
     second = again(resume=True)
-    assert len(steps) == count - SCHEDULE.steps  # the folds are learned again, the mixture is not
+    assert len(steps) == count - learned * SCHEDULE.steps  # the folds are learned again, the mixtures are not
     assert first.decision == second.decision
     assert first.mixture.alphas() == second.mixture.alphas()
