@@ -36,7 +36,7 @@ def shrink(run: Path, out: Path, *, rank: int, max_error: float) -> Shrunk:
     """
     expert = run_expert(run)
     if expert.kind != "lora":
-        raise ExpertError(f"{run}: is of kind {expert.kind!r}, whose mixtures fold without growing; only a LoRA has a rank to reduce")
+        raise ExpertError(f"{run}: is of kind {expert.kind!r}; only a LoRA has a rank to reduce, by SVD")
     found = truncate(expert.sites, scaling=expert.scaling, rank=rank, max_error=max_error)
     provenance = {**expert.provenance, "folded_from": expert.digest, "folded_error": found.worst[1]}
     small = replace(expert, sites=dict(found.sites), scaling=1.0, metrics={}, provenance=provenance)
