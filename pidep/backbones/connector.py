@@ -56,7 +56,8 @@ class Connector(nn.Module):
 class Past(nn.Module):
     """What an image says without the transformer: kernel ridge regression from its summary `[B, F]` to a text's embedding `[B, D]`.
 
-    The summary is standardised and turned to Q axes; Gaussians around the N points of the training icons weigh N vectors.
+    The summary is standardised and turned to Q axes; Gaussians around the N points of the training icons weigh N vectors. All icons get
+    one length; a picture far from every training icon gets less, for its direction means little.
     """
 
     mean: Tensor
@@ -66,6 +67,7 @@ class Past(nn.Module):
     vectors: Tensor
     sharpness: Tensor
     size: Tensor
+    enough: Tensor
 
     def __init__(self, *, features: int, axes: int, points: int, width: int) -> None:
         super().__init__()
@@ -76,6 +78,7 @@ class Past(nn.Module):
         self.register_buffer("vectors", torch.zeros(points, width))
         self.register_buffer("sharpness", torch.zeros(()))
         self.register_buffer("size", torch.ones(()))
+        self.register_buffer("enough", torch.ones(()))
 
     def turned(self, summary: Tensor) -> Tensor:  # [B, Q]
         """Standardised by the training icons, outliers cut, on the axes."""
@@ -92,8 +95,12 @@ class Past(nn.Module):
         return torch.exp(-self.sharpness * (lengths - 2.0 * turned @ self.points.T).clamp(min=0.0))
 
     def forward(self, summary: Tensor) -> Tensor:
-        """`[B, F]` to `[B, D]`, all of one length."""
-        return self.size * nn.functional.normalize(self.near(self.turned(summary)) @ self.vectors, dim=1)
+        """`[B, F]` to `[B, D]`, of length `size` where the nearest point is near `enough`, and falling with the square below."""
+        if not len(self.points):  # not fitted yet
+            return summary.new_zeros(len(summary), self.vectors.shape[1])
+        near = self.near(self.turned(summary))
+        known = (near.amax(1, keepdim=True) / self.enough).clamp(max=1.0)
+        return self.size * known.square() * nn.functional.normalize(near @ self.vectors, dim=1)
 
 
 def gathered(last: Tensor, middle: Tensor) -> Tensor:

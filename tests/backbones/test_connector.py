@@ -37,13 +37,32 @@ def test_what_goes_past_the_transformer_is_a_sum_of_gaussians() -> None:
     past = made().past
     past.deviation.fill_(2.0)
     past.size.fill_(7.0)
+    past.enough.fill_(1e-9)
     summary = torch.randn(4, 6)
+    summary[:3] *= 0.1
     summary[3] = 1e4  # an outlier is cut
     standard = ((summary - past.mean) / 2.0).clamp(-5.0, 5.0).double()
     near = torch.exp(-0.5 * torch.cdist(standard @ past.axes.double(), past.points.double()) ** 2)
     expected = 7.0 * torch.nn.functional.normalize(near @ past.vectors.double(), dim=1)
     torch.testing.assert_close(past(summary).double(), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(past.near(past.points).diagonal(), torch.ones(5))
+
+
+def test_what_is_far_from_every_point_is_shorter_and_keeps_its_direction() -> None:
+    past = made().past
+    past.size.fill_(7.0)
+    past.enough.fill_(0.1)
+    summary = torch.linspace(0.0, 4.0, 9).unsqueeze(1) * torch.ones(6)
+    found, nearest = past(summary), past.near(past.turned(summary)).amax(1)
+    assert nearest.min() < 0.1 < nearest.max()
+    torch.testing.assert_close(found.norm(dim=1), 7.0 * (nearest / 0.1).clamp(max=1.0).square())
+    past.enough.fill_(1e-30)
+    torch.testing.assert_close(torch.nn.functional.cosine_similarity(found, past(summary))[nearest > 1e-9], torch.ones(9)[nearest > 1e-9])
+
+
+def test_what_was_not_fitted_says_nothing() -> None:
+    empty = Connector(channels=8, channels_middle=4, channels_summary=6, width=16, num_tokens=4, axes=3)
+    assert torch.equal(empty.past(torch.ones(2, 6)), torch.zeros(2, 16))
 
 
 def test_save_then_load_is_the_identity_at_half_precision(tmp_path: Path) -> None:

@@ -9,7 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.bench_mini import SHARES, Data, Settings, ask, claims_of, fit_past, loss_of, parts_of, recalls, train
+from benchmarks.bench_mini import (
+    SHARES,
+    Data,
+    Settings,
+    ask,
+    claims_of,
+    fit_past,
+    left_out_errors,
+    loss_of,
+    parts_of,
+    recalls,
+    train,
+    whitening,
+)
 from pidep.backbones.connector import Connector
 from pidep.backbones.images import Preprocess
 from pidep.backbones.mini import Mini
@@ -62,6 +75,27 @@ def test_what_goes_past_the_transformer_is_fitted_to_names_of_training_icons(min
     torch.manual_seed(99)
     fit_past(mini, data, SETTINGS)
     assert torch.equal(mini.connector.past.vectors, first)
+
+
+def test_errors_of_groups_left_out_are_those_of_regressions_without_them() -> None:
+    torch.manual_seed(0)
+    points, names, ridge = torch.randn(12, 3).double(), torch.randn(12, 5).double(), torch.diag(torch.rand(12).double() + 0.1)
+    group = torch.tensor([0, 1, 2, 0, 3, 3, 1, 0, 2, 2, 3, 1])
+    near = torch.exp(-torch.cdist(points, points))
+    factor = torch.linalg.cholesky(near + ridge)
+    errors = left_out_errors(factor, torch.cholesky_solve(names, factor), group)
+    for number in range(4):
+        out, kept = group == number, group != number
+        found = near[out][:, kept] @ torch.linalg.solve((near + ridge)[kept][:, kept], names[kept])
+        torch.testing.assert_close(errors[out], names[out] - found)
+
+
+def test_directions_that_pictures_do_not_tell_count_less() -> None:
+    errors = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0, 0.1])
+    found = whitening(errors, Settings(whitening=0.5, whitening_floor=0.0))
+    flat = (errors @ found).T @ (errors @ found)
+    torch.testing.assert_close(flat / flat[0, 0], torch.eye(3), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(whitening(errors, Settings(whitening=0.0)), torch.eye(3))
 
 
 def test_icons_of_one_name_are_no_negatives_of_each_other() -> None:
