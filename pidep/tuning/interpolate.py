@@ -206,8 +206,11 @@ def _auto(
     # folds of the shots judge other experts than those that are averaged, on rows chosen balanced: far less evidence than rows held back
     evidence = believed * (num_held if validation is not None else math.sqrt(num_held))
     weights, losses, temperature = _weigh(scorer, helpers, held, believed=believed, evidence=evidence)
-    average = torch.cat([_row_losses(scorer, found.average(helpers, weights), rows, temperature) for found, rows in held])
-    decision = _guard(losses, weights, average, believed=believed)
+    labels = torch.tensor([label for _, rows in held for label in rows.labels])
+    logits = torch.cat([predict_logits(scorer, rows.rows, found.average(helpers, weights)) for found, rows in held])
+    average = nn.functional.cross_entropy(logits / temperature, labels, reduction="none")
+    at_its_best = _calibrated({"mixture": logits}, labels)[0]["mixture"]
+    decision = _guard(losses, weights, {"joint": at_its_best}, average, believed=believed)
     choices: dict[str, Callable[[], Mixture | None]] = {
         "own_expert": lambda: Mixture.of([own]),
         "uniform": lambda: Mixture.of([own, *helpers]),
@@ -266,11 +269,6 @@ def train_together(
     return mixture, fit(scorer, mixture, groups, train, validation, schedule, **kept)
 
 
-def _row_losses(scorer: Scorer, mixture: Mixture, rows: Split, temperature: float) -> Tensor:
-    logits = predict_logits(scorer, rows.rows, mixture)
-    return nn.functional.cross_entropy(logits / temperature, torch.tensor(rows.labels), reduction="none")
-
-
 def _weigh(
     scorer: Scorer, helpers: Sequence[Expert], held: Sequence[tuple[_Candidates, Split]], *, believed: float, evidence: float
 ) -> tuple[dict[str, float], dict[str, Tensor], float]:
@@ -310,15 +308,24 @@ def _calibrated(logits: Mapping[str, Tensor], labels: Tensor) -> tuple[dict[str,
     return losses_at(temperature), temperature
 
 
-def _guard(losses: Mapping[str, Tensor], weights: Mapping[str, float], average: Tensor, *, believed: float) -> Decision:
-    """Take the average unless held-out rows say that another choice is better, by more standard errors the fewer rows there are."""
+def _guard(
+    losses: Mapping[str, Tensor], weights: Mapping[str, float], against: Mapping[str, Tensor], average: Tensor, *, believed: float
+) -> Decision:
+    """Take the average unless held-out rows say that another choice is better, by more standard errors the fewer rows there are.
+
+    Args:
+        against: losses of the average for a candidate that another temperature than the average's was used for.
+    """
     means = {name: float(loss.mean()) for name, loss in losses.items()} | {"mixture": float(average.mean())}
     rows = len(average)
-    other = min((name for name in losses if name != "in_context"), key=lambda name: means[name])
-    gap = average - losses[other]
-    needed = float(gap.std() / math.sqrt(rows)) / believed if rows > 1 else math.inf
-    chosen = other if float(gap.mean()) > needed else "mixture"
-    figures = f"held-out loss {means['mixture']:.3f}, {other.replace('_', ' ')} {means[other]:.3f} (counts from {needed:.3f}, {rows} rows)"
+    simple = min(("own_expert", "uniform"), key=lambda name: means[name])
+    gaps = {name: against.get(name, average) - losses[name] for name in (simple, "joint") if name in losses}
+    needed = {name: float(gap.std() / math.sqrt(rows)) / believed if rows > 1 else math.inf for name, gap in gaps.items()}
+    clear = [name for name, gap in gaps.items() if float(gap.mean()) > needed[name]]
+    other = min(clear or gaps, key=lambda name: means[name])
+    chosen = other if clear else "mixture"
+    of_average = float(against.get(other, average).mean())
+    figures = f"held-out loss {of_average:.3f}, {other.replace('_', ' ')} {means[other]:.3f} (counts from {needed[other]:.3f}, {rows} rows)"
     why = f"nothing else is clearly better: {figures}" if chosen == "mixture" else f"the average is clearly worse: {figures}"
     rounded = {name: round(value, 4) for name, value in weights.items()}
     return Decision("auto", chosen, why, rows, {name: round(value, 5) for name, value in means.items()}, rounded)

@@ -96,21 +96,23 @@ def test_the_guard_falls_back_on_clear_evidence_only() -> None:
     weights = {"own_expert": 0.2, "uniform": 0.4, "in_context": 0.4}
     noise = torch.randn(400, generator=torch.Generator().manual_seed(0)).abs()
     losses = {"own_expert": noise, "uniform": noise + 0.2, "in_context": noise + 0.1}
-    clear = _guard(losses, weights, noise + 0.1 + 0.1 * noise, believed=trust(400))
+    clear = _guard(losses, weights, {}, noise + 0.1 + 0.1 * noise, believed=trust(400))
     assert clear.chosen == "own_expert"
     assert "clearly worse: held-out loss" in clear.why
     few = {name: loss[:8] for name, loss in losses.items()}
-    assert _guard(few, weights, few["own_expert"] + 0.1 * noise[:8], believed=trust(8)).chosen == "mixture"
-    assert _guard(losses, weights, noise - 0.1, believed=trust(400)).chosen == "mixture"
+    assert _guard(few, weights, {}, few["own_expert"] + 0.1 * noise[:8], believed=trust(8)).chosen == "mixture"
+    assert _guard(losses, weights, {}, noise - 0.1, believed=trust(400)).chosen == "mixture"
 
 
 def test_the_guard_takes_joint_training_on_clear_evidence_only() -> None:
     weights = {"own_expert": 0.2, "uniform": 0.4, "in_context": 0.4}
     noise = torch.randn(400, generator=torch.Generator().manual_seed(0)).abs()
     losses = {"own_expert": noise + 0.3, "uniform": noise + 0.2, "in_context": noise + 0.1, "joint": noise}
-    assert _guard(losses, weights, noise + 0.1 + 0.1 * noise, believed=trust(400)).chosen == "joint"
+    assert _guard(losses, weights, {}, noise + 0.1 + 0.1 * noise, believed=trust(400)).chosen == "joint"
+    at_its_best = noise + 0.01 * torch.randn(400, generator=torch.Generator().manual_seed(2))
+    assert _guard(losses, weights, {"joint": at_its_best}, noise + 0.1 + 0.1 * noise, believed=trust(400)).chosen == "mixture"
     uncertain = noise + torch.randn(400, generator=torch.Generator().manual_seed(1))
-    assert _guard(losses, weights, uncertain, believed=trust(400)).chosen == "mixture"
+    assert _guard(losses, weights, {}, uncertain, believed=trust(400)).chosen == "mixture"
 
 
 @pytest.mark.parametrize("count", [4, 8])
@@ -128,7 +130,7 @@ def test_joint_training_that_is_clearly_better_is_what_comes_out(parts, monkeypa
     guard = _guard
     monkeypatch.setattr(
         "pidep.tuning.interpolate._guard",
-        lambda losses, weights, average, *, believed: guard({**losses, "joint": average * 0}, weights, average, believed=believed),
+        lambda losses, *more, **options: guard({**losses, "joint": losses["joint"] * 0}, *more, **options),
     )
     found = run(parts, "auto")
     assert found.decision.chosen == "joint"
