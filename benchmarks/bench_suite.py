@@ -34,7 +34,7 @@ from pidep.tuning.compare_summary import summarise
 if TYPE_CHECKING:
     from pidep.tuning.compare_grid import Grid, Key
 
-__all__ = ["GRID", "MODALITY", "claims", "crossing", "modalities", "prediction"]
+__all__ = ["GRID", "MODALITY", "ceiling", "claims", "crossing", "modalities", "prediction"]
 
 COMMAND = "python -m benchmarks.bench_suite --prepare, then --part 0/2 beside --part 1/2, then --pairs, then --summarise"
 SHOTS = 16
@@ -165,6 +165,15 @@ def prediction(pairs: Pairs) -> dict[str, Any]:
     return {name: {figure: value.to_json() for figure, value in figures.items()} for name, figures in found.items()}
 
 
+def ceiling(pairs: Pairs) -> dict[str, float | None]:
+    """What the own expert gains by the plain mean with helpers chosen on the test rows: means over targets.
+
+    `best_helper`: the one that brings most; `or_none`: as that, and nothing where every helper costs.
+    """
+    best = [max(pair["with"].values()) - pair["own"] for pair in pairs]
+    return {"best_helper": _mean(best), "or_none": _mean([max(gain, 0.0) for gain in best])}
+
+
 def _crosses(cell: Mapping[str, Any]) -> bool:
     return any(MODALITY[helper["task"]] != MODALITY[cell["task"]] for helper in cell["helpers"])
 
@@ -195,6 +204,7 @@ def _summarise(out: Path) -> int:
         "graph": _graph(out),
         "other_modality": crossing(cells, pairs),
         "prediction": prediction(pairs),
+        "ceiling": ceiling(pairs),
         "pairs": pairs,
         "cells": cells,
         "missing": missing,
