@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import bench_suite, record
-from benchmarks.bench_suite import COMMAND_LINE, GRID, MODALITY, claims, crossing, modalities, prediction
+from benchmarks.bench_suite import COMMAND_LINE, GRID, MODALITY, ceiling, claims, crossing, modalities, prediction
 from benchmarks.grid_command import read_cells
 from pidep.errors import PidepError
 from pidep.tasks.suite.facts import FACTS
@@ -85,6 +85,12 @@ def test_helpers_of_other_modalities_are_counted_and_what_they_brought() -> None
     assert found["full data"]["share_of_other_modality"] is None
     assert found["pairs"]["other_modality"] == {"pairs": 2, "mean_gain": pytest.approx(0.05), "helped": 1}
     assert found["pairs"]["same_modality"] == {"pairs": 1, "mean_gain": pytest.approx(-0.1), "helped": 0}
+
+
+def test_the_ceiling_is_the_best_helper_chosen_on_the_test_rows() -> None:
+    pairs = [{"own": 0.5, "with": {"a": 0.6, "b": 0.4}}, {"own": 0.5, "with": {"a": 0.3, "b": 0.4}}]
+    assert ceiling(pairs) == {"best_helper": pytest.approx(0.0), "or_none": pytest.approx(0.05)}
+    assert ceiling([]) == {"best_helper": None, "or_none": None}
 
 
 def test_predictions_are_held_against_what_helpers_bring() -> None:
