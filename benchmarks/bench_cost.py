@@ -222,7 +222,7 @@ def _arms(experts: Sequence[Expert]) -> Iterator[tuple[str, Any, list[tuple[list
     yield "single", single, [(single.expert_parameters(), RATE)]
     joint = Mixture.of(experts).requires_grad_(False)
     yield "joint", joint, [(joint.alpha_parameters(), RATE), (joint.expert_parameters(), RATE)]
-    # as `auto` trains
+    # as `auto` trains, but for adapters, which it mixes on outputs
     own = Mixture.of(experts, num_learned=1).requires_grad_(False)
     yield "helpers frozen", own, [(own.alpha_parameters(), RATE), (own.expert_parameters(), RATE)]
     alone = Mixture.of(experts).requires_grad_(False)

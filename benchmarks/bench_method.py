@@ -22,7 +22,7 @@ from pidep.errors import PidepError
 from pidep.tuning.compare_config import METHODS, ONLY_FOR, CompareConfig
 from pidep.tuning.compare_summary import summarise
 
-__all__ = ["GRIDS", "claims"]
+__all__ = ["COMMAND_LINE", "GRIDS", "claims"]
 
 COMMAND = "python -m benchmarks.bench_method --prepare, then --part 0/2 beside --part 1/2, then --summarise"
 DOMAINS = ("amazon", "movie", "nyt", "tweets")

@@ -34,14 +34,15 @@ from pidep.tuning.compare_summary import summarise
 if TYPE_CHECKING:
     from pidep.tuning.compare_grid import Grid, Key
 
-__all__ = ["GRID", "GRIDS", "MODALITY", "ceiling", "claims", "crossing", "modalities", "prediction"]
+__all__ = ["COMMAND_LINE", "GRID", "MODALITY", "ceiling", "claims", "crossing", "modalities", "prediction"]
 
 COMMAND = "python -m benchmarks.bench_suite --prepare, then --part 0/2 beside --part 1/2, then --pairs, then --summarise"
 SHOTS = 16
-_ALL_ROWS = CompareConfig(
+GRID = CompareConfig(
     tasks=tuple(FACTS),
     backbone="pidep-mini",
     kinds=("lora",),
+    shots=(SHOTS,),
     full=True,
     seeds=(0, 1, 2),
     full_seeds=(0,),
@@ -55,26 +56,22 @@ _ALL_ROWS = CompareConfig(
     full_steps=150,
     validation_rows=100,
 )
-GRID = _ALL_ROWS.model_copy(update={"shots": (SHOTS,), "full": False, "methods": (*_ALL_ROWS.methods, "pi_trial")})
-GRIDS = (GRID, _ALL_ROWS)
-"""Few shots, where helpers are tried on the target's rows, too; and all rows."""
 MODALITY = {str(facts.fields["name"]): facts.modality for facts in FACTS.values()}
 """Of each task, by the name cells call it."""
 
-PI = {"pi": "π", "pi_trial": "π with helpers by trial"}
-AGAINST_OWN = (("pi", SHOTS, 3.0), ("pi", None, 0.0), ("pi_trial", SHOTS, 3.0))
-"""Methods, columns, and the points they are to gain over the own expert."""
+POINTS = {SHOTS: 3.0, None: 0.0}
+"""What π is to gain over the own expert, by column."""
 
 Cells = Sequence[Mapping[str, Any]]
 Pairs = Sequence[Mapping[str, Any]]
 
 
 def claims(cells: Cells, missing: Sequence[str] = ()) -> list[Claim]:
-    """π against the own expert on average, at few shots and on full data; helpers by the Fisher as in the paper, and by trial."""
+    """π against the own expert on average, at few shots and on full data."""
     found: list[Claim] = []
-    for method, shots, points in AGAINST_OWN:
-        gains = [_gain(cell, method) for cell in cells if cell["shots"] == shots]
-        what = f"suite, {column_name(shots)}: {PI[method]} minus own expert, average of {len(MODALITY)} tasks, points of accuracy"
+    for shots, points in POINTS.items():
+        gains = [_gain(cell) for cell in cells if cell["shots"] == shots]
+        what = f"suite, {column_name(shots)}: π minus own expert, average of {len(MODALITY)} tasks, points of accuracy"
         whole = bool(gains) and not any(f", {column_name(shots)}, " in key for key in missing)
         value = round(100 * statistics.fmean(gains), 6) if whole else None
         measured = "not measured yet" if value is None else round(value, 2)
@@ -82,8 +79,8 @@ def claims(cells: Cells, missing: Sequence[str] = ()) -> list[Claim]:
     return found
 
 
-def _gain(cell: Mapping[str, Any], method: str = "pi", minus: str = "own") -> float:
-    return float(cell["methods"][method]["score"] - cell["methods"][minus]["score"])
+def _gain(cell: Mapping[str, Any]) -> float:
+    return float(cell["methods"]["pi"]["score"] - cell["methods"]["own"]["score"])
 
 
 def modalities(cells: Cells) -> list[dict[str, Any]]:
@@ -93,15 +90,13 @@ def modalities(cells: Cells) -> list[dict[str, Any]]:
         for modality in (*dict.fromkeys(MODALITY.values()), "all"):
             some = [cell for cell in cells if cell["shots"] == shots and modality in (MODALITY[cell["task"]], "all")]
             if some:
-                methods = [method for method in GRID.methods if all(method in cell["methods"] for cell in some)]
-                scores = {method: _over_seeds(some, method) for method in methods}
-                against = {method: _against_own(some, method) for method in PI if method in methods}
-                found.append({"shots": shots, "modality": modality, "scores": scores, **against})
+                scores = {method: _over_seeds(some, method) for method in GRID.methods}
+                found.append({"shots": shots, "modality": modality, "scores": scores, "pi": _against_own(some)})
     return found
 
 
-def _against_own(cells: Cells, method: str) -> dict[str, Any]:
-    gains = {task: statistics.fmean(_gain(cell, method) for cell in cells if cell["task"] == task) for task in _tasks(cells)}
+def _against_own(cells: Cells) -> dict[str, Any]:
+    gains = {task: statistics.fmean(_gain(cell) for cell in cells if cell["task"] == task) for task in _tasks(cells)}
     losing = {task: gain for task, gain in gains.items() if gain < 0}
     return {"minus_own": statistics.fmean(gains.values()), "tasks": gains, "losing": losing}
 
@@ -198,10 +193,10 @@ def _read_pairs(out: Path) -> list[dict[str, Any]]:
 
 
 def _summarise(out: Path) -> int:
-    cells, missing = read_cells(GRIDS, list(MODALITY), out)
+    cells, missing = read_cells((GRID,), list(MODALITY), out)
     pairs = _read_pairs(out)
     raw = {
-        "settings": [grid.model_dump(mode="json") for grid in GRIDS],
+        "settings": GRID.model_dump(mode="json"),
         "modalities": modalities(cells),
         "summary": summarise(cells),
         "graph": _graph(out),
@@ -217,10 +212,9 @@ def _summarise(out: Path) -> int:
     for claim in found:
         print(f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} (target {claim['target']})")
     for row in raw["modalities"]:
-        for method in PI.keys() & row.keys():
-            losing = ", ".join(f"{task} {100 * by:+.1f}" for task, by in row[method]["losing"].items()) or "none"
-            where = f"{column_name(row['shots'])}, {row['modality']}"
-            print(f"{where}: {PI[method]} minus own {100 * row[method]['minus_own']:+.2f}, loses at {losing}")
+        losing = ", ".join(f"{task} {100 * by:+.1f}" for task, by in row["pi"]["losing"].items()) or "none"
+        where = f"{column_name(row['shots'])}, {row['modality']}"
+        print(f"{where}: π minus own {100 * row['pi']['minus_own']:+.2f}, loses at {losing}")
     print(path)
     return 0
 
@@ -286,7 +280,7 @@ def _pairs_of(grid: Grid, key: Key, out: Path) -> dict[str, Any]:
 COMMAND_LINE = GridCommand(
     "suite",
     "π on sixteen tasks; run it with --prepare, then --part, --pairs, --summarise.",
-    GRIDS,
+    (GRID,),
     Path("runs/suite"),
     _summarise,
     {"pairs": ("measure each few-shot cell's own expert with one helper at a time", _pairs)},

@@ -75,6 +75,7 @@ class GridCommand:
     def _run(self, options: argparse.Namespace) -> None:
         import torch
 
+        from pidep.backbones.load import load_backbone
         from pidep.tuning.compare import compare
         from pidep.tuning.compare_grid import Part
 
@@ -91,8 +92,10 @@ class GridCommand:
             return
         share = None if options.part is None else Part(*map(int, options.part.split("/")))
         again = check_methods(options.redo)
+        backbones = {name: load_backbone(name) for name in {grid.backbone for grid in self.grids}}
         for grid in self.grids:
-            compare(grid, options.out, part=share, prepare=options.prepare, redo=again, overwrite=options.overwrite, on_cell=say)
+            how: dict[str, Any] = {"part": share, "prepare": options.prepare, "redo": again, "overwrite": options.overwrite}
+            compare(grid, options.out, **how, backbone=backbones[grid.backbone], on_cell=say)
 
 
 def read_cells(grids: Sequence[CompareConfig], tasks: Sequence[str], out: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -56,8 +56,8 @@ class Connector(nn.Module):
 class Past(nn.Module):
     """What an image says without the transformer: kernel ridge regression from its summary `[B, F]` to a text's embedding `[B, D]`.
 
-    The summary is standardised and turned to Q axes; Gaussians around the N points of the training icons weigh N vectors. All icons get
-    one length; a picture far from every training icon gets less, for its direction means little.
+    The summary is standardised and turned to Q axes; Gaussians around the N points of the training icons weigh N vectors. Nearly all
+    icons get one length; a picture far from every training icon gets less, for its direction means little.
     """
 
     mean: Tensor

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
+import numpy as np
 from torch import nn
 
 from pidep.errors import ExpertError
@@ -54,6 +55,7 @@ class Mixture(nn.Module):
         if len({tuple(sorted(expert)) for expert in experts}) != 1:
             raise ExpertError("mixture: the experts act on different sites; train them with the same sites")
         self.kind = kind
+        experts = _of_one_width(experts, kind)
         self.site_names = sorted(experts[0])
         self.num_experts = len(experts)
         learned = len(experts) if num_learned is None else num_learned
@@ -136,6 +138,22 @@ class Mixture(nn.Module):
                         "it belongs to another backbone"
                     )
             site.place, site.knows_rows = name, None if apart is None else name in apart
+
+
+def _of_one_width(experts: Sequence[Mapping[str, Tensors]], kind: str) -> Sequence[Mapping[str, Tensors]]:
+    """Kinds that can be mixed on outputs may be of different widths: idle units, all zeros, make up for it."""
+    found = kind_named(kind)
+    if not found.mixes_outputs or len(experts) < 2:
+        return experts
+    return [{site: _padded(part, [other[site] for other in experts]) for site, part in expert.items()} for expert in experts]
+
+
+def _padded(part: Tensors, others: Sequence[Tensors]) -> Tensors:
+    shapes = {name: np.max([other[name].shape for other in others], axis=0) for name in part}
+    return {
+        name: np.pad(value, [(0, int(more)) for more in shapes[name] - value.shape]) if tuple(shapes[name]) != value.shape else value
+        for name, value in part.items()
+    }
 
 
 @contextmanager

@@ -25,7 +25,10 @@ Undo = Callable[[], None]
 
 
 class ExpertSite(nn.Module, ABC):
-    """K experts at one site. Parameters are interpolated: φ̄ = Σₖ αₖ φₖ, α = softmax of the site's logits (π-Tuning, section 3.3)."""
+    """K experts at one site. Parameters are interpolated: φ̄ = Σₖ αₖ φₖ, α = softmax of the site's logits (π-Tuning, section 3.3).
+
+    Kinds whose outputs can be mixed (`on_outputs`) do that instead where they are asked to.
+    """
 
     rows: Mapping[str, Tensor] | None = None
     """One expert a row of the batch, `[B, …]` a tensor, in the place of the mixture: how per-sample gradients are had.
@@ -66,7 +69,7 @@ class ExpertSite(nn.Module, ABC):
         return torch.softmax(self.alpha_logits, 0)
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """What acts now: the rows where they are set, else the mixture. Every use must broadcast over a leading batch axis."""
+        """The rows where they are set, else the mixture on parameters. Every use must broadcast over a leading batch axis."""
         if self.rows is not None:
             return self.rows
         assert self._arena is not None

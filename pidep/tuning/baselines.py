@@ -227,9 +227,8 @@ def uniform_outputs(cell: Cell) -> Predictor:
 def joint(cell: Cell) -> Predictor:
     """α and all experts trained together at the own expert's learning rate, as the authors do."""
     schedule = cell.recipe.schedule(f"{cell.task.name}: joint training", cell.seed)
-    mixture, report = train_together(
-        cell.scorer, cell.experts, cell.train, cell.validation, schedule, cell.recipe.learning_rate, on_step=cell.on_step
-    )
+    mixture, rate = Mixture.of(cell.experts), cell.recipe.learning_rate
+    report = train_together(cell.scorer, mixture, cell.train, cell.validation, schedule, rate, on_step=cell.on_step)
     return cell.of(mixture, alpha=_mean_alpha(mixture), **_trained(report))
 
 

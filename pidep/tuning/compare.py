@@ -254,7 +254,7 @@ class _Run:
     def _method(self, cell: Cell, target: Target, method: Method, settings: Record) -> Record:
         """Score one method on the test rows; what gives the same answers as a method before is not run again."""
         with _clock() as cost:
-            predictor = BASELINES[method](cell, **settings)
+            predictor = BASELINES[method](cell, **{name: value for name, value in settings.items() if name != "revision"})
         known = None if predictor.key is None else self._scores.get((target.task.name, predictor.key))
         with _clock() as test_cost:
             value = _score(target, predictor) if known is None else known

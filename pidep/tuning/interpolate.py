@@ -34,10 +34,13 @@ from pidep.tuning.trainer import OnStep, Schedule, Scorer, TrainReport, fit, pre
 __all__ = ["Decision", "InterpolateSettings", "Interpolated", "Policy", "folds_of", "interpolate", "train_together", "trust"]
 
 Policy = Literal["auto", "frozen", "anchored", "free", "uniform"]
+Chosen = Literal["mixture", "own_expert", "uniform", "joint"]
 TrainOwn = Callable[[Split], Expert]
 _PRIOR_ROWS = 64
-_ENOUGH_ROWS = 128
-"""With fewer, training all experts together throws away what mixing gained (decision 004)."""
+_ENOUGH_ROWS = 32
+"""With fewer, folds cannot tell whether training all experts together throws away what mixing gained (decision 004)."""
+_WHERE_HELD_BACK = 2.0
+"""Standard errors by which joint training must lead on rows held back, which have chosen its best step already."""
 _NEGLIGIBLE = 1e-6
 
 
@@ -61,7 +64,7 @@ class Decision:
     """What was taken, and the held-out figures it was taken on."""
 
     policy: Policy
-    chosen: str
+    chosen: Chosen
     """`mixture`, the average, or what the guard took instead: `own_expert`, `uniform` or `joint`."""
     why: str
     rows: int = 0
@@ -118,17 +121,20 @@ def trust(rows: int) -> float:
 
 
 def folds_of(labels: Sequence[int], *, count: int, seed: int) -> list[list[int]]:
-    """Row numbers in `count` stratified folds (fewer where a class has fewer rows)."""
+    """Row numbers in `count` stratified folds (fewer, but two at least, where a class has fewer rows)."""
     classes: dict[int, list[int]] = {}
     for row, label in enumerate(labels):
         classes.setdefault(label, []).append(row)
-    count = min(count, *(len(rows) for rows in classes.values()))
+    smallest = min(len(rows) for rows in classes.values())
+    count = max(2, min(count, smallest))
     folds: list[list[int]] = [[] for _ in range(count)]
-    shuffler = random.Random(seed)
+    shuffler, dealt = random.Random(seed), 0
     for label in sorted(classes):
         shuffler.shuffle(classes[label])
-        for position, row in enumerate(classes[label]):
+        start = dealt if smallest < count else 0  # no fold is empty where every class has one row
+        for position, row in enumerate(classes[label], start):
             folds[position % count].append(row)
+        dealt += len(classes[label])
     return folds
 
 
@@ -205,23 +211,17 @@ def _auto(
     num_held = sum(len(split.labels) for _, split in held)
     # folds of the shots judge other experts than those that are averaged, on rows chosen balanced: far less evidence than rows held back
     evidence = believed * (num_held if validation is not None else math.sqrt(num_held))
-    weights, losses, temperature = _weigh(scorer, helpers, held, believed=believed, evidence=evidence)
-    labels = torch.tensor([label for _, rows in held for label in rows.labels])
-    logits = torch.cat([predict_logits(scorer, rows.rows, found.average(helpers, weights)) for found, rows in held])
-    average = nn.functional.cross_entropy(logits / temperature, labels, reduction="none")
-    at_its_best = _calibrated({"mixture": logits}, labels)[0]["mixture"]
-    decision = _guard(losses, weights, {"joint": at_its_best}, average, believed=believed)
-    choices: dict[str, Callable[[], Mixture | None]] = {
-        "own_expert": lambda: Mixture.of([own]),
-        "uniform": lambda: Mixture.of([own, *helpers]),
-        "joint": lambda: candidates.joint,
-        "mixture": lambda: candidates.average(helpers, weights),
-    }
-    mixture = choices[decision.chosen]()
-    assert mixture is not None
-    names = tuple(helper.name for helper in helpers)
-    mixed = {"own_expert": (own.name,), "mixture": (own.name, f"{own.name} (in context)", *names)}
-    return Interpolated(mixture, uniform, mixed.get(decision.chosen, (own.name, *names)), decision, reports)
+    lead = 1.0 if validation is None else _WHERE_HELD_BACK
+    decision, weights = _decide(scorer, helpers, held, believed=believed, evidence=evidence, lead=lead)
+    names = (own.name, *(helper.name for helper in helpers))
+    if decision.chosen == "own_expert":
+        return Interpolated(Mixture.of([own]), uniform, (own.name,), decision, reports)
+    if decision.chosen == "uniform":
+        return Interpolated(Mixture.of([own, *helpers], on_outputs=True), uniform, names, decision, reports)
+    if decision.chosen == "joint" and candidates.joint is not None:
+        return Interpolated(candidates.joint, uniform, names, decision, reports)
+    average = candidates.average(helpers, weights)
+    return Interpolated(average, uniform, (own.name, f"{own.name} (in context)", *names[1:]), decision, reports)
 
 
 def _learn(
@@ -247,35 +247,47 @@ def _learn(
         (mixture.alpha_parameters(), settings.alpha_learning_rate * believed / 2),
         (mixture.expert_parameters(), settings.own_learning_rate * believed),
     ]
-    schedule = replace(settings.schedule, weight_decay=0.0)  # it would pull α to uniform, and a fresh expert is small anyway
-    kept: dict[str, Any] = {"resume": resume, "on_step": on_step}
-    reports = {"in_context": fit(scorer, mixture, groups, train, validation, schedule, checkpoint=checkpoint, **kept)}
+    whole = settings.schedule
+    # weight decay would pull α to uniform, and a fresh expert is small anyway
+    schedule = replace(whole, weight_decay=0.0, fingerprint=f"{whole.fingerprint} in context, on outputs")
+    report = fit(scorer, mixture, groups, train, validation, schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
+    reports = {"in_context": report}
     if not together:
         return _Candidates(own, mixture), reports
-    beside = None if checkpoint is None else checkpoint.with_name("joint")
-    schedule = replace(settings.schedule, phase=f"{settings.schedule.phase}, all together")
-    joint, reports["joint"] = train_together(
-        scorer, [own, *helpers], train, validation, schedule, settings.own_learning_rate, checkpoint=beside, **kept
+    beside = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-joint")
+    schedule = replace(whole, phase=f"{whole.phase}, all together", fingerprint=f"{whole.fingerprint} joint")
+    joint = Mixture.of([own, *helpers], per=settings.alpha_per)
+    reports["joint"] = train_together(
+        scorer, joint, train, validation, schedule, settings.own_learning_rate, checkpoint=beside, resume=resume, on_step=on_step
     )
     return _Candidates(own, mixture, joint), reports
 
 
 def train_together(
-    scorer: Scorer, experts: Sequence[Expert], train: Split, validation: Split | None, schedule: Schedule, rate: float, **kept: Any
-) -> tuple[Mixture, TrainReport]:
-    """α and all experts from the uniform mixture on, at one peak learning rate, as the authors do. `kept` goes to `fit`."""
-    mixture = Mixture.of(experts)
+    scorer: Scorer,
+    mixture: Mixture,
+    train: Split,
+    validation: Split | None,
+    schedule: Schedule,
+    rate: float,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+) -> TrainReport:
+    """Train α and all experts at one peak learning rate, as the authors do."""
     groups = [(mixture.alpha_parameters(), rate), (mixture.expert_parameters(), rate)]
-    return mixture, fit(scorer, mixture, groups, train, validation, schedule, **kept)
+    return fit(scorer, mixture, groups, train, validation, schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
 
 
-def _weigh(
-    scorer: Scorer, helpers: Sequence[Expert], held: Sequence[tuple[_Candidates, Split]], *, believed: float, evidence: float
-) -> tuple[dict[str, float], dict[str, Tensor], float]:
-    """Weights of what is averaged, held-out losses of every candidate by row, and the temperature at which the averaged are calibrated.
+def _decide(
+    scorer: Scorer, helpers: Sequence[Expert], held: Sequence[tuple[_Candidates, Split]], *, believed: float, evidence: float, lead: float
+) -> tuple[Decision, dict[str, float]]:
+    """What to take, and the weights of what is averaged, by held-out losses.
 
     w ∝ prior · exp(-evidence · mean loss): pseudo-Bayesian model averaging (Yao et al., 2018), which takes evidence = rows and is known
-    to be too sure of itself. The joint mixture has a temperature of its own, for it is of another confidence.
+    to be too sure of itself. What is averaged has one temperature. Joint training, which is of another confidence, is held against
+    the best of the others, each at a temperature of its own.
     """
     labels = torch.tensor([label for _, rows in held for label in rows.labels])
 
@@ -284,7 +296,7 @@ def _weigh(
 
     averaged = {
         "own_expert": logits(lambda found: Mixture.of([found.own])),
-        "uniform": logits(lambda found: Mixture.of([found.own, *helpers])),
+        "uniform": logits(lambda found: Mixture.of([found.own, *helpers], on_outputs=True)),
         "in_context": logits(lambda found: found.in_context),
     }
     losses, temperature = _calibrated(averaged, labels)
@@ -292,10 +304,18 @@ def _weigh(
     score = {name: math.log(prior[name]) - evidence * float(loss.mean()) for name, loss in losses.items()}
     top = max(score.values())
     raw = {name: math.exp(value - top) for name, value in score.items()}
+    weights = {name: value / sum(raw.values()) for name, value in raw.items()}
+    average = logits(lambda found: found.average(helpers, weights))
+    losses["mixture"] = nn.functional.cross_entropy(average / temperature, labels, reduction="none")
     joint = [(found.joint, rows) for found, rows in held if found.joint is not None]
-    if joint:
-        losses |= _calibrated({"joint": torch.cat([predict_logits(scorer, rows.rows, mixture) for mixture, rows in joint])}, labels)[0]
-    return {name: value / sum(raw.values()) for name, value in raw.items()}, losses, temperature
+    if not joint:
+        return _guard(losses, weights, {}, believed=believed), weights
+    together = {"joint": torch.cat([predict_logits(scorer, rows.rows, mixture) for mixture, rows in joint])}
+    rivals = {"mixture": average, **{name: averaged[name] for name in ("own_expert", "uniform")}}
+    at_best = {name: _calibrated({name: value}, labels)[0][name] for name, value in (rivals | together).items()}
+    losses["joint"] = at_best["joint"]
+    rival = min((at_best[name] for name in rivals), key=lambda loss: float(loss.mean()))
+    return _guard(losses, weights, {"joint": rival}, believed=believed, lead=lead), weights
 
 
 def _calibrated(logits: Mapping[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], float]:
@@ -309,23 +329,29 @@ def _calibrated(logits: Mapping[str, Tensor], labels: Tensor) -> tuple[dict[str,
 
 
 def _guard(
-    losses: Mapping[str, Tensor], weights: Mapping[str, float], against: Mapping[str, Tensor], average: Tensor, *, believed: float
+    losses: Mapping[str, Tensor], weights: Mapping[str, float], rivals: Mapping[str, Tensor], *, believed: float, lead: float = 1.0
 ) -> Decision:
     """Take the average unless held-out rows say that another choice is better, by more standard errors the fewer rows there are.
 
     Args:
-        against: losses of the average for a candidate that another temperature than the average's was used for.
+        losses: of every candidate and of the average (`mixture`), by row.
+        rivals: losses that a candidate is held against instead of the average's.
+        lead: standard errors, beside those for few rows, that joint training needs.
     """
-    means = {name: float(loss.mean()) for name, loss in losses.items()} | {"mixture": float(average.mean())}
+    means = {name: float(loss.mean()) for name, loss in losses.items()}
+    average = losses["mixture"]
     rows = len(average)
-    simple = min(("own_expert", "uniform"), key=lambda name: means[name])
-    gaps = {name: against.get(name, average) - losses[name] for name in (simple, "joint") if name in losses}
+    simple: Chosen = "own_expert" if means["own_expert"] <= means["uniform"] else "uniform"
+    contenders: tuple[Chosen, ...] = ("joint", simple) if "joint" in losses else (simple,)
+    gaps = {name: rivals.get(name, average) - losses[name] for name in contenders}
     needed = {name: float(gap.std() / math.sqrt(rows)) / believed if rows > 1 else math.inf for name, gap in gaps.items()}
-    clear = [name for name, gap in gaps.items() if float(gap.mean()) > needed[name]]
-    other = min(clear or gaps, key=lambda name: means[name])
-    chosen = other if clear else "mixture"
-    of_average = float(against.get(other, average).mean())
-    figures = f"held-out loss {of_average:.3f}, {other.replace('_', ' ')} {means[other]:.3f} (counts from {needed[other]:.3f}, {rows} rows)"
+    needed |= {"joint": needed["joint"] * lead} if "joint" in needed else {}
+    clear = [name for name in contenders if float(gaps[name].mean()) > needed[name]]
+    # joint training that is clear is better than the simple choice, too
+    other: Chosen = clear[0] if clear else min(contenders, key=lambda name: means[name])
+    chosen: Chosen = other if clear else "mixture"
+    against = float(rivals.get(other, average).mean())
+    figures = f"held-out loss {against:.3f}, {other.replace('_', ' ')} {means[other]:.3f} (counts from {needed[other]:.3f}, {rows} rows)"
     why = f"nothing else is clearly better: {figures}" if chosen == "mixture" else f"the average is clearly worse: {figures}"
     rounded = {name: round(value, 4) for name, value in weights.items()}
     return Decision("auto", chosen, why, rows, {name: round(value, 5) for name, value in means.items()}, rounded)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import bench_suite, record
-from benchmarks.bench_suite import COMMAND_LINE, GRID, GRIDS, MODALITY, ceiling, claims, crossing, modalities, prediction
+from benchmarks.bench_suite import COMMAND_LINE, GRID, MODALITY, ceiling, claims, crossing, modalities, prediction
 from benchmarks.grid_command import read_cells
 from pidep.errors import PidepError
 from pidep.tasks.suite.facts import FACTS
@@ -18,7 +18,7 @@ from pidep.tasks.suite.facts import FACTS
 def cell(
     task: str, *, shots: int | None = 16, seed: int = 0, own: float = 0.5, pi: float = 0.6, helpers: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    scores = {"backbone": 0.4, "own": own, "uniform": 0.55, "pi": pi} | ({} if shots is None else {"pi_trial": own})
+    scores = {"backbone": 0.4, "own": own, "uniform": 0.55, "pi": pi}
     return {
         "kind": "lora",
         "task": task,
@@ -37,20 +37,17 @@ def whole(pi: float = 0.6) -> list[dict[str, Any]]:
 def test_the_grid_is_the_suite() -> None:
     assert set(GRID.tasks) == set(FACTS)
     assert len(MODALITY) == 16
-    assert {(grid.shots, grid.full, grid.full_seeds, grid.seeds, grid.backbone) for grid in GRIDS} == {
-        ((16,), False, (0,), (0, 1, 2), "pidep-mini"),
-        ((), True, (0,), (0, 1, 2), "pidep-mini"),
-    }
+    assert (GRID.shots, GRID.seeds, GRID.full, GRID.backbone) == ((16,), (0, 1, 2), True, "pidep-mini")
 
 
 def test_claims_are_averages_of_all_tasks() -> None:
     found = claims(whole(pi=0.53))
-    assert [(claim["measured"], claim["met"]) for claim in found] == [(3.0, True), (3.0, True), (0.0, False)]
+    assert [(claim["measured"], claim["met"]) for claim in found] == [(3.0, True), (3.0, True)]
     assert [claim["met"] for claim in claims(whole(pi=0.529))[:2]] == [False, True]
     assert [claim["met"] for claim in claims(whole(pi=0.4999))[:2]] == [False, False]
     found = claims(whole(), missing=["lora, digits, full data, seed 0"])
     assert [(claim["measured"], claim["met"]) for claim in found[:2]] == [(10.0, True), ("not measured yet", False)]
-    assert [claim["met"] for claim in claims([])] == [False] * 3
+    assert [claim["met"] for claim in claims([])] == [False] * 2
 
 
 def test_modalities_name_the_tasks_that_lose_and_the_spread_of_their_means() -> None:
@@ -119,7 +116,7 @@ def test_cells_are_found_again_and_what_is_missing_is_named(tmp_path: Path, monk
     (tmp_path / "results" / "suite.json").write_text(json.dumps({"raw": {"cells": cells, "pairs": [{"task": "digits"}]}}))
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
     assert COMMAND_LINE.restore(tmp_path / "out") == 0
-    found, missing = read_cells(GRIDS, list(MODALITY), tmp_path / "out")
+    found, missing = read_cells((GRID,), list(MODALITY), tmp_path / "out")
     assert len(found) == 63
     assert missing == ["lora, find, full data, seed 0"]
     assert json.loads((tmp_path / "out" / "pairs" / "digits.json").read_text()) == {"task": "digits"}
@@ -128,7 +125,7 @@ def test_cells_are_found_again_and_what_is_missing_is_named(tmp_path: Path, monk
         json.dumps({**cells[0], "methods": {"own": {"score": 1.0}}})
     )
     assert COMMAND_LINE.restore(tmp_path / "out") == 0, "what is there is left alone"
-    assert read_cells(GRIDS, list(MODALITY), tmp_path / "out")[1][0] == "lora, digits, 16 shots, seed 0"
+    assert read_cells((GRID,), list(MODALITY), tmp_path / "out")[1][0] == "lora, digits, 16 shots, seed 0"
 
 
 def test_pairs_need_their_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pidep.experts.mixture import Mixture
+from pidep.experts.mixture import Mixture, find_sites, fresh
 from pidep.tasks.data import Split
 from pidep.tuning.interpolate import InterpolateSettings, _Candidates, _guard, _learn, folds_of, interpolate, trust
 from pidep.tuning.trainer import Schedule, Scorer, predict_logits
@@ -32,6 +34,8 @@ def run(parts, policy: str, **more):
 def test_folds_hold_every_row_once_and_every_class_evenly(labels: list[int], count: int, seed: int) -> None:
     folds = folds_of(labels, count=count, seed=seed)
     assert sorted(row for fold in folds for row in fold) == list(range(len(labels)))
+    assert len(folds) >= 2
+    assert all(folds)
     for label in set(labels):
         sizes = [sum(labels[row] == label for row in fold) for fold in folds]
         assert max(sizes) - min(sizes) <= 1
@@ -59,10 +63,6 @@ def test_in_context_leaves_the_helpers_as_they_are(parts) -> None:
 
 @pytest.mark.parametrize("kind", ["adapter", "prefix", "bitfit"])
 def test_every_kind_is_learned_in_context(tiny, parts, kind: str) -> None:
-    from dataclasses import replace
-
-    from pidep.experts.mixture import find_sites, fresh
-
     scorer, own, _ = parts
     rng = np.random.default_rng(0)
     experts = []
@@ -77,6 +77,48 @@ def test_every_kind_is_learned_in_context(tiny, parts, kind: str) -> None:
     assert predict_logits(scorer, ROWS.rows, found.mixture).isfinite().all()
     inner = _learn(scorer, experts[0], experts[1:], ROWS, None, InterpolateSettings(SCHEDULE, own_learning_rate=1e-1), None)[0].in_context
     assert all(np.array_equal(value, experts[1].sites[site][key]) for site, t in inner.part(1).items() for key, value in t.items())
+
+
+def adapters(tiny, own) -> list:
+    """Three random adapters."""
+    start = fresh(tiny.model, find_sites(tiny.model, kind="adapter"), kind="adapter", size=2)
+    rng = np.random.default_rng(3)
+    drawn = [
+        {site: {key: rng.normal(0, 0.2, value.shape).astype(np.float32) for key, value in part.items()} for site, part in start.items()}
+        for _ in range(3)
+    ]
+    return [replace(own, name=name, kind="adapter", scaling=1.0, sites=sites) for name, sites in zip("abc", drawn, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["own_expert", "uniform", "in_context"])
+@torch.no_grad()
+def test_all_weight_on_one_candidate_is_that_candidate_of_adapters(parts, name: str) -> None:
+    scorer, lora, _ = parts
+    own, *helpers = adapters(scorer.backbone, lora)
+    inner = Mixture.of([adapters(scorer.backbone, lora)[2], *helpers], on_outputs=True)
+    for logits in inner.alpha_parameters():
+        logits.copy_(torch.tensor([0.2, -0.5, 0.9]))
+    uniform = Mixture.of([own, *helpers], on_outputs=True)
+    whole = {"own_expert": Mixture.of([own]), "uniform": uniform, "in_context": inner}[name]
+    weights = dict.fromkeys(("own_expert", "uniform", "in_context"), 0.0) | {name: 1.0}
+    average = _Candidates(own, inner).average(helpers, weights)
+    torch.testing.assert_close(predict_logits(scorer, ROWS.rows, average), predict_logits(scorer, ROWS.rows, whole), atol=2e-3, rtol=0)
+    if name == "uniform":
+        on_parameters = predict_logits(scorer, ROWS.rows, Mixture.of([own, *helpers]))
+        assert (predict_logits(scorer, ROWS.rows, average) - on_parameters).abs().max() > 2e-3
+
+
+def test_auto_mixes_adapters_on_outputs(parts) -> None:
+    scorer, lora, _ = parts
+    own, *helpers = adapters(scorer.backbone, lora)
+    found = interpolate(scorer, own, helpers, ROWS, None, InterpolateSettings(SCHEDULE), train_own=lambda _: own)
+    assert found.decision.chosen == "mixture"
+    folded = found.mixture.folded()
+    assert {len(tensors["down"]) for tensors in folded.values()} == {8}  # own, own in context, two helpers
+    saved = replace(own, sites=folded)
+    torch.testing.assert_close(
+        predict_logits(scorer, ROWS.rows, Mixture.of([saved])), predict_logits(scorer, ROWS.rows, found.mixture), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["own_expert", "uniform", "in_context"])
@@ -96,23 +138,25 @@ def test_the_guard_falls_back_on_clear_evidence_only() -> None:
     weights = {"own_expert": 0.2, "uniform": 0.4, "in_context": 0.4}
     noise = torch.randn(400, generator=torch.Generator().manual_seed(0)).abs()
     losses = {"own_expert": noise, "uniform": noise + 0.2, "in_context": noise + 0.1}
-    clear = _guard(losses, weights, {}, noise + 0.1 + 0.1 * noise, believed=trust(400))
+    clear = _guard(losses | {"mixture": noise + 0.1 + 0.1 * noise}, weights, {}, believed=trust(400))
     assert clear.chosen == "own_expert"
     assert "clearly worse: held-out loss" in clear.why
     few = {name: loss[:8] for name, loss in losses.items()}
-    assert _guard(few, weights, {}, few["own_expert"] + 0.1 * noise[:8], believed=trust(8)).chosen == "mixture"
-    assert _guard(losses, weights, {}, noise - 0.1, believed=trust(400)).chosen == "mixture"
+    assert _guard(few | {"mixture": few["own_expert"] + 0.1 * noise[:8]}, weights, {}, believed=trust(8)).chosen == "mixture"
+    assert _guard(losses | {"mixture": noise - 0.1}, weights, {}, believed=trust(400)).chosen == "mixture"
 
 
 def test_the_guard_takes_joint_training_on_clear_evidence_only() -> None:
     weights = {"own_expert": 0.2, "uniform": 0.4, "in_context": 0.4}
     noise = torch.randn(400, generator=torch.Generator().manual_seed(0)).abs()
     losses = {"own_expert": noise + 0.3, "uniform": noise + 0.2, "in_context": noise + 0.1, "joint": noise}
-    assert _guard(losses, weights, {}, noise + 0.1 + 0.1 * noise, believed=trust(400)).chosen == "joint"
-    at_its_best = noise + 0.01 * torch.randn(400, generator=torch.Generator().manual_seed(2))
-    assert _guard(losses, weights, {"joint": at_its_best}, noise + 0.1 + 0.1 * noise, believed=trust(400)).chosen == "mixture"
-    uncertain = noise + torch.randn(400, generator=torch.Generator().manual_seed(1))
-    assert _guard(losses, weights, {}, uncertain, believed=trust(400)).chosen == "mixture"
+    worse = noise + 0.1 + 0.1 * noise
+    assert _guard(losses | {"mixture": worse}, weights, {"joint": worse}, believed=trust(400)).chosen == "joint"
+    assert _guard(losses | {"mixture": worse}, weights, {"joint": worse}, believed=trust(400), lead=1e3).chosen == "mixture"
+    rival = noise + 0.01 * torch.randn(400, generator=torch.Generator().manual_seed(2))
+    assert _guard(losses | {"mixture": worse}, weights, {"joint": rival}, believed=trust(400)).chosen == "mixture"
+    assert _guard(losses | {"mixture": worse + 0.4}, weights, {"joint": rival}, believed=trust(400)).chosen == "uniform"
+    assert _guard(losses | {"mixture": worse + 0.4}, weights, {"joint": worse}, believed=trust(400)).chosen == "joint"
 
 
 @pytest.mark.parametrize("count", [4, 8])
@@ -130,7 +174,7 @@ def test_joint_training_that_is_clearly_better_is_what_comes_out(parts, monkeypa
     guard = _guard
     monkeypatch.setattr(
         "pidep.tuning.interpolate._guard",
-        lambda losses, *more, **options: guard({**losses, "joint": losses["joint"] * 0}, *more, **options),
+        lambda losses, *more, **options: guard(losses | {"joint": losses["joint"] * 0}, *more, **options),
     )
     found = run(parts, "auto")
     assert found.decision.chosen == "joint"

@@ -37,7 +37,8 @@ class AdapterSite(LayerSite):
 
     def side_by_side(self) -> dict[str, Tensor]:
         """One adapter of width Σ widthₖ that adds Σₖ αₖ upₖ(relu(downₖ(y))): down `[K·W, D]`, up `[D, K·W]`."""
-        all_of, alpha = self.experts, self.alpha()
+        all_of = self.experts
+        alpha = self.alpha().to(all_of["up"].dtype)
         return {
             "down": all_of["down"].flatten(0, 1),
             "down_bias": all_of["down_bias"].flatten(),

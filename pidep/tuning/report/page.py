@@ -36,7 +36,7 @@ CANDIDATES = {
     **METHODS,
     "in_context": "own expert, learned in the mixture",
     "joint": "all experts trained together",
-    "mixture": "average of the first three",
+    "mixture": "average of own expert, uniform and in context",
 }
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -187,9 +187,10 @@ def _decision(run: Run) -> str:
             "Nothing was interpolated: the run had no neighbours, so its own expert is the result." if not run.neighbours else "–"
         )
     chosen = str(found.get("chosen", "?"))
+    label = CANDIDATES.get(chosen, chosen) if found.get("policy") == "auto" else "the mixture as it was asked for"
     body = _pairs(
         [
-            ("chosen", CANDIDATES.get(chosen, chosen)),
+            ("chosen", label),
             ("why", str(found.get("why", "?"))),
             ("policy", str(found.get("policy", "?"))),
             ("held-out rows", str(found.get("rows") or "none")),
