@@ -122,6 +122,11 @@ class Grid:
         self._extra = {} if config.pool is None else read_pool(config.pool)
         self._settings: dict[Key, str] = {}
         for kind in config.kinds:
+            if not methods_of(config, kind):
+                raise UsageError(
+                    f"compare: none of the methods {', '.join(config.methods)} is for experts of kind {kind!r}; add one, as own"
+                )
+        for kind in config.kinds:
             if config.pool is not None and not self.extra(kind):
                 raise UsageError(f"{config.pool}: no expert of kind {kind!r} of this backbone on these sites; run without --pool")
 

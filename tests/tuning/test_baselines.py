@@ -100,6 +100,13 @@ def test_other_kinds(tiny, kind: str) -> None:
     assert not torch.allclose(found["own"], found["joint"])
 
 
+def test_adapters_mixed_on_outputs_are_not_those_mixed_on_parameters(tiny) -> None:
+    cell = make_cell(tiny, kind="adapter", patterns=("*",))
+    on_parameters, on_outputs = (BASELINES[method](cell) for method in ("uniform", "uniform_outputs"))
+    assert on_parameters.key != on_outputs.key
+    assert not torch.equal(on_parameters.logits(TEXTS), on_outputs.logits(TEXTS))
+
+
 def test_the_cache_changes_nothing_but_full_fine_tuning_goes_without(tiny) -> None:
     cell = make_cell(tiny)
     for method in ("own", "uniform", "peft_cat", "full"):

@@ -66,6 +66,12 @@ def test_the_rate_grows_with_the_rows(tiny, tasks: list[str]) -> None:  # type: 
     assert {grid.recipe(few, num_rows=rows).rate for rows in (4, 256)} == {0.25}
 
 
+def test_a_kind_without_a_method_is_refused(tiny, tasks: list[str]) -> None:  # type: ignore[no-untyped-def]
+    for kind, method in (("lora", "uniform_outputs"), ("adapter", "lorahub")):
+        with pytest.raises(UsageError, match=f"none of the methods {method} is for experts of kind '{kind}'; add one"):
+            Grid(compare_config({**TINY, "tasks": tasks, "kinds": [kind], "methods": [method]}), tiny)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
