@@ -165,7 +165,7 @@ def test_the_page_holds_every_section_and_figure(made: Path, tmp_path: Path) -> 
         assert f'aria-label="{title}' in html
     assert html.count('aria-label="Confusion matrix of') == 2
     assert found.tags.count("svg") == 7
-    for word in ("uniform mixture", "own expert, learned in the mixture", "nothing simpler is clearly better", "95 % interval", "barrier"):
+    for word in ("uniform mixture", "own expert, learned in the mixture", "nothing else is clearly better", "95 % interval", "barrier"):
         assert word in html
     assert "not those" not in html
     assert html.count("as the run says") == 2
