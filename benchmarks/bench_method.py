@@ -42,7 +42,10 @@ GRIDS = (
     CompareConfig(**COMMON, kinds=("lora",), shots=(8, 128), methods=EVERY),
     CompareConfig(**COMMON, kinds=("lora",), shots=(32,), full=True, methods=REST),
     CompareConfig(
-        **COMMON, kinds=("adapter", "prefix"), shots=(8, 128), methods=("backbone", "own", "uniform", "uniform_outputs", "joint", "pi")
+        **COMMON,
+        kinds=("adapter", "prefix"),
+        shots=(8, 128),
+        methods=("backbone", "own", "own_tuned", "uniform", "uniform_outputs", "joint", "pi"),
     ),
 )
 """The merging baselines at 8 and 128 shots; BitFit and full fine-tuning do not depend on the kind."""

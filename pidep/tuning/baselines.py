@@ -27,7 +27,7 @@ from pidep.experts.mixture import Mixture, find_sites, fresh
 from pidep.experts.site import ExpertSite
 from pidep.tasks.data import Split, data_digest, limit
 from pidep.tasks.task import Task
-from pidep.tuning.interpolate import InterpolateSettings, interpolate, train_together
+from pidep.tuning.interpolate import InterpolateSettings, interpolate, train_together, tuned_own
 from pidep.tuning.trainer import OnStep, Schedule, Scorer, TrainReport, fit, predict_logits, snapshot
 from pidep.tuning.trial import by_trial
 
@@ -43,6 +43,7 @@ __all__ = [
     "lorahub",
     "merged_by_peft",
     "own_expert",
+    "own_tuned",
     "pi",
     "train_expert",
     "uniform",
@@ -117,6 +118,11 @@ class Cell:
         """The predictor of a mixture."""
         return Predictor(partial(predict_logits, self.scorer, mixture=mixture), details, key=_key(mixture))
 
+    def train_own(self, rows: Split, harder: float) -> Expert:
+        """An own expert of other rows, at so many times the recipe's rate."""
+        recipe = replace(self.recipe, rate=self.recipe.rate * harder)
+        return train_expert(self.scorer, self.task, recipe, rows, None, seed=self.seed, on_step=self.on_step)[0]
+
     @cached_property
     def peft(self) -> Any:
         """A `PeftModel` that holds every expert, on a copy of the backbone that shares its weights."""
@@ -171,6 +177,15 @@ def backbone(cell: Cell) -> Predictor:
 def own_expert(cell: Cell) -> Predictor:
     """The expert trained on the cell's rows alone."""
     return cell.of(Mixture.of([cell.own]))
+
+
+def own_tuned(cell: Cell, **settings: Any) -> Predictor:
+    """The own expert, of few shots at the better of two rates, as folds of them say: what π may choose, too, without any helper."""
+    if cell.validation is not None:
+        return own_expert(cell)
+    schedule = cell.recipe.schedule(f"{cell.task.name}: own expert, harder", cell.seed)
+    expert, decision = tuned_own(cell.scorer, cell.own, cell.train, InterpolateSettings(schedule, **settings), train_own=cell.train_own)
+    return replace(cell.of(Mixture.of([expert])), decision=decision.to_json())
 
 
 def bitfit(cell: Cell) -> Predictor:
@@ -321,9 +336,6 @@ def _factors_summed(experts: Sequence[Expert], weights: Sequence[float]) -> Mixt
 def pi(cell: Cell, **settings: Any) -> Predictor:
     """π: own expert and helpers interpolated under a guard, in the own expert's steps; `settings` are `InterpolateSettings`'."""
 
-    def train_own(rows: Split) -> Expert:
-        return train_expert(cell.scorer, cell.task, cell.recipe, rows, None, seed=cell.seed, on_step=cell.on_step)[0]
-
     schedule = cell.recipe.schedule(f"{cell.task.name}: interpolation", cell.seed)
     found = interpolate(
         cell.scorer,
@@ -332,7 +344,7 @@ def pi(cell: Cell, **settings: Any) -> Predictor:
         cell.train,
         cell.validation,
         InterpolateSettings(schedule, own_learning_rate=cell.recipe.learning_rate, **settings),
-        train_own=train_own,
+        train_own=cell.train_own,
         similarities=cell.similarities,
         on_step=cell.on_step,
     )
@@ -354,6 +366,7 @@ def pi_trial(cell: Cell, **settings: Any) -> Predictor:
 BASELINES: dict[str, Callable[..., Predictor]] = {
     "backbone": backbone,
     "own": own_expert,
+    "own_tuned": own_tuned,
     "bitfit": bitfit,
     "full": full_fine_tuning,
     "uniform": uniform,

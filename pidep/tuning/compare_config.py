@@ -16,6 +16,7 @@ Kind = Literal["lora", "adapter", "prefix", "prompt", "bitfit"]
 Method = Literal[
     "backbone",
     "own",
+    "own_tuned",
     "bitfit",
     "full",
     "uniform",

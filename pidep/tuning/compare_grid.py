@@ -28,7 +28,7 @@ __all__ = ["Grid", "Key", "Part", "Target", "cells_of", "methods_of"]
 
 FORMAT = 1
 """Raised whenever a cell measures something else for the same settings."""
-PI_REVISION = 2
+PI_REVISION = 3
 """Raised whenever π does something else with the same settings: cells measured before are refused, not mixed in."""
 
 
@@ -88,6 +88,7 @@ def methods_of(config: CompareConfig, kind: str) -> dict[Method, dict[str, Any]]
     settings: dict[str, dict[str, Any]] = {
         "full": {"learning_rate": config.finetune_rate, "steps": config.finetune_steps},
         "lorahub": {"budget": config.lorahub_budget, "max_rows": config.lorahub_rows},
+        "own_tuned": pi,
         "pi": pi,
         "pi_trial": pi,
     }

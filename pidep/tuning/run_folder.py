@@ -26,6 +26,7 @@ __all__ = ["METHODS", "Laps", "Mixed", "TuneResult", "run_expert", "write_run"]
 METHODS = {
     "backbone": "bare backbone",
     "own_expert": "own expert",
+    "own_tuned": "own expert, trained harder",
     "nearest": "nearest expert",
     "uniform": "uniform mixture",
     "pi": "π (interpolated)",

@@ -25,7 +25,7 @@ from pidep.tasks.task import load_task
 from pidep.tuning import zero_shot
 from pidep.tuning.config import TuneConfig
 from pidep.tuning.helpers import Helpers, helpers_of
-from pidep.tuning.interpolate import Interpolated, InterpolateSettings, interpolate
+from pidep.tuning.interpolate import Interpolated, InterpolateSettings, TrainOwn, interpolate, tuned_own
 from pidep.tuning.job import LOGIT_SCALE, Job, as_expert, evaluate, label_embeddings, prepare
 from pidep.tuning.run_folder import Laps, Mixed, TuneResult, run_expert, write_run
 from pidep.tuning.trainer import OnStep, TrainReport, fit
@@ -38,14 +38,21 @@ _ON_FULL_DATA: dict[str, Any] = {"shots": None, "top_k": 0, "policy": "auto"}
 
 
 def _train_expert(
-    job: Job, train: Split, validation: Split | None, *, checkpoint: Path | None = None, resume: bool = False, on_step: OnStep | None
+    job: Job,
+    train: Split,
+    validation: Split | None,
+    *,
+    harder: float = 1.0,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    on_step: OnStep | None,
 ) -> tuple[dict[str, Tensors], TrainReport]:
-    """A fresh expert, trained alone on the rows."""
+    """A fresh expert, trained alone on the rows, at so many times the usual rate."""
     config = job.config
     start = fresh(job.scorer.backbone.model, job.sites, kind=config.kind, size=config.rank)
     mixture = Mixture([start], [job.scaling], kind=config.kind)
     steps = config.steps if config.shots is None else min(config.steps, config.mixture_steps or config.steps)
-    groups = [(mixture.expert_parameters(), job.learning_rate)]
+    groups = [(mixture.expert_parameters(), job.learning_rate * harder)]
     schedule = job.schedule(f"{job.name}: own expert", steps)
     report = fit(job.scorer, mixture, groups, train, validation, schedule, checkpoint=checkpoint, resume=resume, on_step=on_step)
     return dict(mixture.part(0)), report
@@ -67,11 +74,28 @@ def _own_expert(job: Job, *, resume: bool, on_step: OnStep | None) -> tuple[Expe
 def _interpolate(
     job: Job, own: Expert, helpers: list[Expert], neighbours: list[Neighbour], *, resume: bool, on_step: OnStep | None
 ) -> Interpolated:
+    settings = _interpolation(job, [own, *helpers])
+    return interpolate(
+        job.scorer,
+        own,
+        helpers,
+        job.train,
+        job.validation,
+        settings,
+        train_own=_train_own(job, on_step),
+        similarities=[near.similarity for near in neighbours],
+        checkpoint=job.out / "checkpoint" / "interpolation",
+        resume=resume,
+        on_step=on_step,
+    )
+
+
+def _interpolation(job: Job, experts: list[Expert]) -> InterpolateSettings:
     config = job.config
     assert config.policy != "zero-shot"
     schedule = job.schedule(f"{job.name}: interpolation", config.mixture_steps)
-    schedule = replace(schedule, fingerprint=schedule.fingerprint + "".join(expert.digest for expert in [own, *helpers]))
-    settings = InterpolateSettings(
+    schedule = replace(schedule, fingerprint=schedule.fingerprint + "".join(expert.digest for expert in experts))
+    return InterpolateSettings(
         schedule,
         policy=config.policy,
         alpha_per=config.alpha_per,
@@ -82,22 +106,14 @@ def _interpolate(
         folds=config.folds,
     )
 
-    def train_own(rows: Split) -> Expert:
-        return as_expert(job, _train_expert(job, rows, None, on_step=on_step)[0], job.scaling, {})
 
-    return interpolate(
-        job.scorer,
-        own,
-        helpers,
-        job.train,
-        job.validation,
-        settings,
-        train_own=train_own,
-        similarities=[near.similarity for near in neighbours],
-        checkpoint=job.out / "checkpoint" / "interpolation",
-        resume=resume,
-        on_step=on_step,
-    )
+def _train_own(job: Job, on_step: OnStep | None) -> TrainOwn:
+    """The own expert's recipe, for other rows and rates."""
+
+    def train_own(rows: Split, harder: float) -> Expert:
+        return as_expert(job, _train_expert(job, rows, None, harder=harder, on_step=on_step)[0], job.scaling, {})
+
+    return train_own
 
 
 def _missing_helpers(config: TuneConfig) -> dict[str, str]:
@@ -121,7 +137,8 @@ def tune(
 ) -> TuneResult:
     """Train, predict, interpolate, evaluate; write `out` and (unless few-shot) the pool.
 
-    The test split is read once, at the end. `metrics` holds `backbone`, `own_expert`, and with neighbours `uniform` and `pi`.
+    The test split is read once, at the end. `metrics` holds `backbone`, `own_expert`, and with neighbours `uniform` and `pi`;
+    without any `own_tuned` where few shots were better learned harder.
 
     Raises:
         TaskError, BackboneError, ExpertError, UsageError: the request does not fit together; nothing was written.
@@ -187,6 +204,13 @@ def _learn(job: Job, pool: Helpers, started: float, *, resume: bool, on_step: On
             "decision": mixed.decision.to_json(),
         }
         final = as_expert(job, mixed.mixture.folded(), 1.0, provenance)
+    elif config.policy == "auto" and config.shots is not None:
+        tuned, decision = tuned_own(job.scorer, own, job.train, _interpolation(job, [own]), train_own=_train_own(job, on_step))
+        laps.lap("how hard to train")
+        if tuned is not own:
+            metrics |= {"own_tuned": tested(Mixture.of([tuned]))}
+            laps.lap("evaluate")
+        final = replace(own, sites=tuned.sites, provenance={**own.provenance, "decision": decision.to_json()})
     final = replace(final, metrics={metric: metrics})
     measured = replace(own, metrics={metric: metrics["own_expert"]})
     write_expert(measured, job.out / "own", fisher=embedding)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from pidep.experts.mixture import Mixture, find_sites, fresh
 from pidep.tasks.data import Split
-from pidep.tuning.interpolate import InterpolateSettings, _Candidates, _guard, _learn, folds_of, interpolate, trust
+from pidep.tuning.guard import folds_of, guard, trust
+from pidep.tuning.interpolate import InterpolateSettings, _Candidates, _Learner, interpolate, tuned_own
 from pidep.tuning.trainer import Schedule, Scorer, predict_logits
 from tests.conftest import make_expert
 
@@ -27,7 +28,7 @@ def parts(tiny):
 def run(parts, policy: str, **more):
     scorer, own, helpers = parts
     settings = InterpolateSettings(SCHEDULE, policy=policy, own_learning_rate=1e-2, **more)
-    return interpolate(scorer, own, helpers, ROWS, None, settings, train_own=lambda _: own, similarities=[0.5, 0.25])
+    return interpolate(scorer, own, helpers, ROWS, None, settings, train_own=lambda _rows, _harder: own, similarities=[0.5, 0.25])
 
 
 @given(st.lists(st.integers(0, 2), min_size=6, max_size=40), st.integers(2, 5), st.integers(0, 9))
@@ -51,10 +52,15 @@ def test_auto_mixes_and_says_why(parts) -> None:
         assert np.allclose([sum(alpha) for alpha in found.mixture.alphas().values()], 1)
 
 
+def in_context(scorer, own, helpers) -> Mixture:
+    """The own expert learned inside the mixture."""
+    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-1)
+    return _Learner(scorer, tuple(helpers), settings, lambda _rows, _harder: own).learn(["in_context"], own, ROWS)[0].learned["in_context"]
+
+
 def test_in_context_leaves_the_helpers_as_they_are(parts) -> None:
     scorer, own, helpers = parts
-    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-1)
-    learned = _learn(scorer, own, helpers, ROWS, None, settings, None)[0].in_context
+    learned = in_context(scorer, own, helpers)
     for index, helper in enumerate(helpers, 1):
         for site, tensors in learned.part(index).items():
             assert all(np.array_equal(value, helper.sites[site][name]) for name, value in tensors.items())
@@ -73,9 +79,11 @@ def test_every_kind_is_learned_in_context(tiny, parts, kind: str) -> None:
             for site, t in sites.items()
         }
         experts.append(replace(own, name=name, kind=kind, scaling=1.0, sites=noisy))
-    found = interpolate(scorer, experts[0], experts[1:], ROWS, None, InterpolateSettings(SCHEDULE), train_own=lambda _: experts[0])
+    found = interpolate(
+        scorer, experts[0], experts[1:], ROWS, None, InterpolateSettings(SCHEDULE), train_own=lambda _rows, _harder: experts[0]
+    )
     assert predict_logits(scorer, ROWS.rows, found.mixture).isfinite().all()
-    inner = _learn(scorer, experts[0], experts[1:], ROWS, None, InterpolateSettings(SCHEDULE, own_learning_rate=1e-1), None)[0].in_context
+    inner = in_context(scorer, experts[0], experts[1:])
     assert all(np.array_equal(value, experts[1].sites[site][key]) for site, t in inner.part(1).items() for key, value in t.items())
 
 
@@ -101,7 +109,7 @@ def test_all_weight_on_one_candidate_is_that_candidate_of_adapters(parts, name: 
     uniform = Mixture.of([own, *helpers], on_outputs=True)
     whole = {"own_expert": Mixture.of([own]), "uniform": uniform, "in_context": inner}[name]
     weights = dict.fromkeys(("own_expert", "uniform", "in_context"), 0.0) | {name: 1.0}
-    average = _Candidates(own, inner).average(helpers, weights)
+    average = _Candidates(own, {"in_context": inner}).average(helpers, weights)
     torch.testing.assert_close(predict_logits(scorer, ROWS.rows, average), predict_logits(scorer, ROWS.rows, whole), atol=2e-3, rtol=0)
     if name == "uniform":
         on_parameters = predict_logits(scorer, ROWS.rows, Mixture.of([own, *helpers]))
@@ -111,7 +119,7 @@ def test_all_weight_on_one_candidate_is_that_candidate_of_adapters(parts, name: 
 def test_auto_mixes_adapters_on_outputs(parts) -> None:
     scorer, lora, _ = parts
     own, *helpers = adapters(scorer.backbone, lora)
-    found = interpolate(scorer, own, helpers, ROWS, None, InterpolateSettings(SCHEDULE), train_own=lambda _: own)
+    found = interpolate(scorer, own, helpers, ROWS, None, InterpolateSettings(SCHEDULE), train_own=lambda _rows, _harder: own)
     assert found.decision.chosen == "mixture"
     folded = found.mixture.folded()
     assert {len(tensors["down"]) for tensors in folded.values()} == {8}  # own, own in context, two helpers
@@ -130,58 +138,131 @@ def test_all_weight_on_one_candidate_is_that_candidate(parts, name: str) -> None
             logits.copy_(torch.tensor([0.2, -0.5, 0.9]))
     whole = {"own_expert": Mixture.of([own]), "uniform": Mixture.of([own, *helpers]), "in_context": inner}[name]
     weights = dict.fromkeys(("own_expert", "uniform", "in_context"), 0.0) | {name: 1.0}
-    average = _Candidates(own, inner).average(helpers, weights)
+    average = _Candidates(own, {"in_context": inner}).average(helpers, weights)
     torch.testing.assert_close(predict_logits(scorer, ROWS.rows, average), predict_logits(scorer, ROWS.rows, whole), atol=2e-3, rtol=0)
 
 
+WEIGHTS = {"own_expert": 0.2, "uniform": 0.4, "in_context": 0.4}
+
+
 def test_the_guard_falls_back_on_clear_evidence_only() -> None:
-    weights = {"own_expert": 0.2, "uniform": 0.4, "in_context": 0.4}
     noise = torch.randn(400, generator=torch.Generator().manual_seed(0)).abs()
     losses = {"own_expert": noise, "uniform": noise + 0.2, "in_context": noise + 0.1}
-    clear = _guard(losses | {"mixture": noise + 0.1 + 0.1 * noise}, weights, {}, believed=trust(400))
+    clear = guard(losses | {"mixture": noise + 0.1 + 0.1 * noise}, WEIGHTS, believed=trust(400))
     assert clear.chosen == "own_expert"
-    assert "clearly worse: held-out loss" in clear.why
+    assert "the average is clearly worse: held-out loss" in clear.why
     few = {name: loss[:8] for name, loss in losses.items()}
-    assert _guard(few | {"mixture": few["own_expert"] + 0.1 * noise[:8]}, weights, {}, believed=trust(8)).chosen == "mixture"
-    assert _guard(losses | {"mixture": noise - 0.1}, weights, {}, believed=trust(400)).chosen == "mixture"
+    assert guard(few | {"mixture": few["own_expert"] + 0.1 * noise[:8]}, WEIGHTS, believed=trust(8)).chosen == "mixture"
+    assert guard(losses | {"mixture": noise - 0.1}, WEIGHTS, believed=trust(400)).chosen == "mixture"
 
 
-def test_the_guard_takes_joint_training_on_clear_evidence_only() -> None:
-    weights = {"own_expert": 0.2, "uniform": 0.4, "in_context": 0.4}
+@pytest.mark.parametrize("name", ["joint", "joint_harder", "own_expert_harder"])
+def test_the_guard_takes_what_was_trained_otherwise_on_clear_evidence_only(name: str) -> None:
     noise = torch.randn(400, generator=torch.Generator().manual_seed(0)).abs()
-    losses = {"own_expert": noise + 0.3, "uniform": noise + 0.2, "in_context": noise + 0.1, "joint": noise}
+    losses = {"own_expert": noise + 0.3, "uniform": noise + 0.2, "in_context": noise + 0.1, name: noise}
     worse = noise + 0.1 + 0.1 * noise
-    assert _guard(losses | {"mixture": worse}, weights, {"joint": worse}, believed=trust(400)).chosen == "joint"
-    assert _guard(losses | {"mixture": worse}, weights, {"joint": worse}, believed=trust(400), lead=1e3).chosen == "mixture"
+    believed = trust(400)
+    assert guard(losses | {"mixture": worse}, WEIGHTS, believed=believed).chosen == name
+    assert guard(losses | {"mixture": worse}, WEIGHTS, rival=worse, believed=believed).chosen == name
+    assert guard(losses | {"mixture": worse}, WEIGHTS, rival=worse, believed=believed, lead=1e3).chosen == "mixture"
     rival = noise + 0.01 * torch.randn(400, generator=torch.Generator().manual_seed(2))
-    assert _guard(losses | {"mixture": worse}, weights, {"joint": rival}, believed=trust(400)).chosen == "mixture"
-    assert _guard(losses | {"mixture": worse + 0.4}, weights, {"joint": rival}, believed=trust(400)).chosen == "uniform"
-    assert _guard(losses | {"mixture": worse + 0.4}, weights, {"joint": worse}, believed=trust(400)).chosen == "joint"
+    assert guard(losses | {"mixture": worse}, WEIGHTS, rival=rival, believed=believed).chosen == "mixture"
+    assert guard(losses | {"mixture": worse + 0.4}, WEIGHTS, rival=rival, believed=believed).chosen == "uniform"
+    assert guard(losses | {"mixture": worse + 0.4}, WEIGHTS, rival=worse, believed=believed).chosen == name
+
+
+def test_of_several_clear_choices_the_guard_takes_the_best() -> None:
+    noise = torch.randn(400, generator=torch.Generator().manual_seed(0)).abs()
+    losses = {"mixture": noise + 0.5 + 0.1 * noise, "own_expert": noise + 0.4, "uniform": noise + 0.6}
+    trained = {"joint": noise + 0.3, "own_expert_harder": noise + 0.2, "joint_harder": noise + 0.1}
+    assert guard(losses | trained, {}, believed=trust(400)).chosen == "joint_harder"
+    assert guard(losses | trained | {"own_expert_harder": noise}, {}, believed=trust(400)).chosen == "own_expert_harder"
+    assert guard(losses | trained, {}, believed=trust(400), lead=1e3).chosen == "own_expert"
+
+
+TRAINED = {"joint", "own_expert_harder", "joint_harder"}
 
 
 @pytest.mark.parametrize("count", [4, 8])
-def test_all_experts_are_trained_together_where_rows_suffice(parts, monkeypatch, count: int) -> None:
+def test_experts_are_trained_together_and_harder_where_rows_suffice(parts, monkeypatch, count: int) -> None:
     monkeypatch.setattr("pidep.tuning.interpolate._ENOUGH_ROWS", 6)
     scorer, own, helpers = parts
     settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
     rows = ROWS.take(range(count))
-    found = interpolate(scorer, own, helpers, rows, None, settings, train_own=lambda _: own)
-    assert ("joint" in found.decision.losses) == ("joint" in found.reports) == (count == 8)
+    found = interpolate(scorer, own, helpers, rows, None, settings, train_own=lambda _rows, _harder: own)
+    assert set(found.decision.losses) == {"own_expert", "uniform", "in_context", "mixture"} | (TRAINED if count == 8 else set())
 
 
-def test_joint_training_that_is_clearly_better_is_what_comes_out(parts, monkeypatch) -> None:
+def test_rows_held_back_judge_joint_training_at_the_usual_rate_only(parts, monkeypatch) -> None:
     monkeypatch.setattr("pidep.tuning.interpolate._ENOUGH_ROWS", 6)
-    guard = _guard
+    scorer, own, helpers = parts
+    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
+    found = interpolate(scorer, own, helpers, ROWS, ROWS, settings, train_own=lambda _rows, _harder: own)
+    assert set(found.decision.losses) == {"own_expert", "uniform", "in_context", "mixture", "joint"}
+    assert set(found.reports) == {"in_context", "joint"}
+
+
+def choose(monkeypatch, name: str) -> None:
+    """Let the guard see no loss at all of one choice."""
+    monkeypatch.setattr("pidep.tuning.interpolate._ENOUGH_ROWS", 6)
     monkeypatch.setattr(
-        "pidep.tuning.interpolate._guard",
-        lambda losses, *more, **options: guard(losses | {"joint": losses["joint"] * 0}, *more, **options),
+        "pidep.tuning.interpolate.guard", lambda losses, *more, **options: guard(losses | {name: losses[name] * 0}, *more, **options)
     )
+
+
+@pytest.mark.parametrize("name", ["joint", "joint_harder"])
+def test_joint_training_that_is_clearly_better_is_what_comes_out(parts, monkeypatch, name: str) -> None:
+    choose(monkeypatch, name)
     found = run(parts, "auto")
-    assert found.decision.chosen == "joint"
+    assert found.decision.chosen == name
     assert found.experts == ("target", "one", "two")
+    assert set(found.reports) == {name}
     _, own, helpers = parts
     for index, expert in enumerate([own, *helpers]):
         assert any(not np.array_equal(t["lora_B"], expert.sites[site]["lora_B"]) for site, t in found.mixture.part(index).items())
+
+
+def test_joint_training_harder_moves_further(parts, monkeypatch) -> None:
+    _, own, _ = parts
+    moved = []
+    for name in ("joint", "joint_harder"):
+        choose(monkeypatch, name)
+        part = run(parts, "auto").mixture.part(0)
+        moved.append(sum(np.abs(t["lora_B"] - own.sites[site]["lora_B"]).sum() for site, t in part.items()))
+    assert moved[1] > 2 * moved[0]
+
+
+def test_an_own_expert_trained_harder_on_all_rows_is_what_comes_out(parts, monkeypatch) -> None:
+    choose(monkeypatch, "own_expert_harder")
+    scorer, own, helpers = parts
+    asked: list[tuple[int, float]] = []
+
+    def train_own(rows: Split, harder: float):
+        asked.append((len(rows.labels), harder))
+        return make_expert(scorer.backbone, name="target", seed=7 if harder > 1 else 0)
+
+    found = interpolate(scorer, own, helpers, ROWS, None, InterpolateSettings(SCHEDULE, folds=2), train_own=train_own)
+    assert asked == [(4, 1.0), (4, 4.0), (4, 1.0), (4, 4.0), (8, 4.0)]
+    assert found.experts == ("target (harder)",)
+    assert found.reports == {}
+    expected = make_expert(scorer.backbone, seed=7).sites
+    assert all(np.array_equal(t["lora_B"], expected[site]["lora_B"]) for site, t in found.mixture.part(0).items())
+
+
+@pytest.mark.parametrize(("better", "chosen"), [(True, "own_expert_harder"), (False, "own_expert")])
+def test_without_helpers_folds_say_how_hard_to_train(parts, monkeypatch, better: bool, chosen: str) -> None:
+    if better:
+        choose(monkeypatch, "own_expert_harder")
+    monkeypatch.setattr("pidep.tuning.interpolate._ENOUGH_ROWS", 6)
+    scorer, own, _ = parts
+    harder = make_expert(scorer.backbone, name="target", seed=7)
+    settings = InterpolateSettings(SCHEDULE)
+    expert, decision = tuned_own(scorer, own, ROWS, settings, train_own=lambda _rows, rate: harder if rate > 1 and better else own)
+    assert decision.chosen == chosen
+    assert set(decision.losses) == {"own_expert", "own_expert_harder"}
+    assert expert.digest == (harder if better else own).digest
+    few, why = tuned_own(scorer, own, ROWS.take(range(4)), settings, train_own=lambda _rows, _rate: harder)
+    assert (few.digest, why.chosen, why.losses) == (own.digest, "own_expert", {})
 
 
 def test_frozen_moves_alpha_only_and_uniform_nothing(parts) -> None:
@@ -199,9 +280,9 @@ def test_alpha_can_start_from_the_similarities(parts) -> None:
     assert all(np.allclose(alpha, np.array([1, 0.5, 0.25]) / 1.75) for alpha in start.values())
 
 
-@pytest.mark.parametrize(("enough", "learned"), [(128, 1), (6, 2)])
-def test_auto_resumes_what_it_learned(parts, tmp_path, monkeypatch, enough: int, learned: int) -> None:
-    monkeypatch.setattr("pidep.tuning.interpolate._ENOUGH_ROWS", enough)
+@pytest.mark.parametrize("name", ["mixture", "joint", "joint_harder"])
+def test_auto_resumes_what_it_learned(parts, tmp_path, monkeypatch, name: str) -> None:
+    choose(monkeypatch, name)
     scorer, own, helpers = parts
     settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
     steps: list[str] = []
@@ -215,7 +296,7 @@ def test_auto_resumes_what_it_learned(parts, tmp_path, monkeypatch, enough: int,
             ROWS,
             None,
             settings,
-            train_own=lambda _: own,
+            train_own=lambda _rows, _harder: own,
             checkpoint=tmp_path / "checkpoint",
             resume=resume,
             on_step=lambda phase, step, total, loss: steps.append(phase),
@@ -223,6 +304,6 @@ def test_auto_resumes_what_it_learned(parts, tmp_path, monkeypatch, enough: int,
 
     first, count = again(resume=False), len(steps)
     second = again(resume=True)
-    assert len(steps) == count - learned * SCHEDULE.steps  # the folds are learned again, the mixtures are not
+    assert len(steps) == count - SCHEDULE.steps  # the folds are learned again, what was chosen is not
     assert first.decision == second.decision
     assert first.mixture.alphas() == second.mixture.alphas()

@@ -13,6 +13,7 @@ from pidep.similarity.compare import similarity
 from pidep.similarity.fisher import diagonal_fisher
 from pidep.tuning import tune as tuning
 from pidep.tuning.config import read_config
+from pidep.tuning.guard import guard
 from tests.conftest import make_expert
 
 TINY = {"steps": 6, "batch_size": 8, "eval_every": 2, "mixture_steps": 3, "rank": 2, "fisher_samples": 8}
@@ -41,6 +42,27 @@ def test_a_run_with_neighbours(tiny_folder: Path, task_file: Path, tmp_path: Pat
     assert decision["rows"] == 8
     assert sum(decision["weights"].values()) == pytest.approx(1, abs=1e-3)
     assert np.allclose([sum(weights) for weights in alpha["sites"].values()], 1)
+
+
+@pytest.mark.parametrize("harder", [True, False])
+def test_few_shots_without_neighbours_are_trained_as_hard_as_folds_say(
+    tiny_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harder: bool
+) -> None:
+    better = "own_expert_harder" if harder else "own_expert"
+    monkeypatch.setattr(
+        "pidep.tuning.interpolate.guard",
+        lambda losses, *more, **options: guard(losses | {better: losses[better] * 0}, *more, **options),
+    )
+    result = run(tiny_folder, task_file, tmp_path / "run", shots=16)
+    own, expert = (read_expert(tmp_path / "run" / name) for name in ("own", "expert"))
+    assert set(result.metrics) == {"backbone", "own_expert"} | ({"own_tuned"} if harder else set())
+    assert expert.provenance["decision"]["chosen"] == better
+    assert expert.provenance["decision"]["rows"] == 32
+    assert (expert.digest != own.digest) == harder
+    moved = [sum(np.abs(tensors["lora_B"]).sum() for tensors in one.sites.values()) for one in (own, expert)]
+    assert (moved[1] > 2 * moved[0]) == harder
+    once = run(tiny_folder, task_file, tmp_path / "once", shots=16, policy="free")
+    assert once.digest == own.digest
 
 
 def test_the_same_seed_gives_the_same_expert(tiny_folder: Path, task_file: Path, tmp_path: Path) -> None:

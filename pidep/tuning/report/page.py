@@ -36,6 +36,8 @@ CANDIDATES = {
     **METHODS,
     "in_context": "own expert, learned in the mixture",
     "joint": "all experts trained together",
+    "own_expert_harder": "own expert, trained harder",
+    "joint_harder": "all experts trained together, harder",
     "mixture": "average of own expert, uniform and in context",
 }
 _PAGE = Template("""<!DOCTYPE html>
