@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from pidep.experts.kinds import kind_named
 from pidep.experts.mixture import AlphaPer, Mixture, fresh
 from pidep.tasks.data import Split
 from pidep.tuning.guard import Decision, averaging_weights, calibrated, folds_of, guard, trust
-from pidep.tuning.trainer import OnStep, Schedule, Scorer, TrainReport, fit, predict_logits
+from pidep.tuning.trainer import Diverged, OnStep, Schedule, Scorer, TrainReport, fit, predict_logits
 
 __all__ = ["InterpolateSettings", "Interpolated", "Policy", "TrainOwn", "interpolate", "train_together", "tuned_own"]
 
@@ -46,6 +47,7 @@ _WHERE_HELD_BACK = 2.0
 """Standard errors by which joint training must lead on rows held back, which have chosen its best step already."""
 _HARDER = 4.0
 """Times the peak learning rate."""
+_HARD = ("own_expert_harder", "joint_harder")
 _NEGLIGIBLE = 1e-6
 
 
@@ -142,7 +144,9 @@ def tuned_own(scorer: Scorer, own: Expert, train: Split, settings: InterpolateSe
     if len(train.labels) < _ENOUGH_ROWS:
         return own, Decision("auto", "own_expert", f"with fewer than {_ENOUGH_ROWS} rows folds cannot tell", len(train.labels))
     learner = _Learner(scorer, (), settings, train_own)
-    held = [(learner.learn(["own_expert_harder"], train_own(rest, 1.0), rest)[0], fold) for rest, fold in learner.folds(train)]
+    held = learner.folds(("own_expert_harder",), train)
+    if any(not found.learned for found, _ in held):
+        return own, Decision("auto", "own_expert", "training diverged at a higher rate", len(train.labels))
     labels = torch.tensor([label for _, rows in held for label in rows.labels])
     mixtures: dict[str, Callable[[_Candidates], Mixture]] = {
         "own_expert": lambda found: Mixture.of([found.own]),
@@ -198,7 +202,11 @@ class _Learner:
     def learn(
         self, names: Sequence[str], own: Expert, train: Split, validation: Split | None = None, *, keep: bool = False
     ) -> tuple[_Candidates, dict[str, TrainReport]]:
-        """The candidates of these names, and how they were trained; `keep` checkpoints, and goes on from them."""
+        """The candidates of these names, and how they were trained; `keep` checkpoints, and goes on from them.
+
+        Raises:
+            Diverged: a loss became NaN or Inf.
+        """
         learned, reports = {}, {}
         for name in names:
             if name == "own_expert_harder":
@@ -241,13 +249,19 @@ class _Learner:
         schedule = replace(whole, phase=f"{whole.phase}, all together", fingerprint=f"{whole.fingerprint} {name}")
         return _all_at(mixture, rate), schedule, mixture
 
-    def folds(self, train: Split) -> list[tuple[Split, Split]]:
-        """(the rest, the fold), for each."""
-        found = []
+    def folds(self, names: Sequence[str], train: Split) -> list[tuple[_Candidates, Split]]:
+        """What is learned without each fold, and the fold. What is trained too hard to end well on the rest is left out."""
+        held = []
         for rows in folds_of(train.labels, count=self.settings.folds, seed=self.settings.schedule.seed):
             left_out = set(rows)
-            found.append((train.take(row for row in range(len(train.labels)) if row not in left_out), train.take(rows)))
-        return found
+            rest = train.take(row for row in range(len(train.labels)) if row not in left_out)
+            own = self.train_own(rest, 1.0)
+            learned = dict(self.learn([name for name in names if name not in _HARD], own, rest)[0].learned)
+            for name in (name for name in names if name in _HARD):
+                with suppress(Diverged):
+                    learned |= self.learn([name], own, rest)[0].learned
+            held.append((_Candidates(own, learned), train.take(rows)))
+        return held
 
 
 def _auto(learner: _Learner, own: Expert, train: Split, validation: Split | None, uniform: Mixture) -> Interpolated:
@@ -257,7 +271,7 @@ def _auto(learner: _Learner, own: Expert, train: Split, validation: Split | None
         evidence = believed * len(validation.labels)
         decision, weights = _decide(learner, [(found, validation)], believed=believed, evidence=evidence, lead=_WHERE_HELD_BACK)
     else:
-        held = [(learner.learn(names, learner.train_own(rest, 1.0), rest)[0], fold) for rest, fold in learner.folds(train)]
+        held = learner.folds(names, train)
         # they judge other experts than those that are averaged, on rows chosen balanced: far less evidence than rows held back
         decision, weights = _decide(learner, held, believed=believed, evidence=believed * math.sqrt(len(train.labels)))
         # on all of the shots only what was chosen is learned
@@ -280,7 +294,7 @@ def _names(train: Split, validation: Split | None) -> tuple[str, ...]:
     if len(train.labels) < _ENOUGH_ROWS:
         return ("in_context",)
     # rows held back stop what is trained too hard, and leave gentle training all the steps it needs
-    return ("in_context", "joint") if validation is not None else ("in_context", "joint", "own_expert_harder", "joint_harder")
+    return ("in_context", "joint") if validation is not None else ("in_context", "joint", *_HARD)
 
 
 def _decide(
@@ -302,7 +316,8 @@ def _decide(
     weights = averaging_weights(losses, {"own_expert": believed**2, "uniform": 1.0, "in_context": 1.0}, evidence=evidence)
     average = _held_logits(scorer, held, lambda found: found.average(helpers, weights))
     losses["mixture"] = nn.functional.cross_entropy(average / temperature, labels, reduction="none")
-    for name in held[0][0].learned.keys() - {"in_context"}:
+    apart = [name for name in held[0][0].learned if name != "in_context" and all(name in found.learned for found, _ in held)]
+    for name in apart:
         losses[name] = _at_its_best(_held_logits(scorer, held, partial(_learned, name=name)), labels)
     rivals = [_at_its_best(value, labels) for value in (average, averaged["own_expert"], averaged["uniform"])]
     rival = min(rivals, key=lambda loss: float(loss.mean()))

@@ -21,10 +21,14 @@ from pidep.experts.mixture import Mixture, attached
 from pidep.tasks.data import Split
 from pidep.tuning.checkpoint import Progress, load_checkpoint, save_checkpoint
 
-__all__ = ["Schedule", "Scorer", "TrainReport", "few_shot_share", "fit", "predict_answers", "predict_logits"]
+__all__ = ["Diverged", "Schedule", "Scorer", "TrainReport", "few_shot_share", "fit", "predict_answers", "predict_logits"]
 
 OnStep = Callable[[str, int, int, float], None]
 """Called with phase, step, total steps and loss."""
+
+
+class Diverged(PidepError):
+    """The loss became NaN or Inf."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def fit(
     """Train `groups` (parameters, peak learning rate) of an unattached mixture in place; the best validated state is kept.
 
     Raises:
-        PidepError: the loss became NaN or Inf.
+        Diverged: the loss became NaN or Inf.
     """
     trained = [(parameters, rate) for parameters, rate in groups if rate > 0]
     mixture.requires_grad_(False)
@@ -178,7 +182,7 @@ def fit(
         while progress.step < schedule.steps and not progress.finished:
             loss = _step(scorer, optimizer, trained, train, next(batches), _rate(progress.step, schedule))
             if not math.isfinite(loss):
-                raise PidepError(f"{schedule.phase}: the loss became {loss} at step {progress.step}; lower the learning rate")
+                raise Diverged(f"{schedule.phase}: the loss became {loss} at step {progress.step}; lower the learning rate")
             progress.step += 1
             if on_step is not None:
                 on_step(schedule.phase, progress.step, schedule.steps, loss)

@@ -204,7 +204,7 @@ def _learn(job: Job, pool: Helpers, started: float, *, resume: bool, on_step: On
             "decision": mixed.decision.to_json(),
         }
         final = as_expert(job, mixed.mixture.folded(), 1.0, provenance)
-    elif config.policy == "auto" and config.shots is not None:
+    elif config.policy == "auto" and job.validation is None:
         tuned, decision = tuned_own(job.scorer, own, job.train, _interpolation(job, [own]), train_own=_train_own(job, on_step))
         laps.lap("how hard to train")
         if tuned is not own:

@@ -10,7 +10,7 @@ from pidep.experts.mixture import Mixture, find_sites, fresh
 from pidep.tasks.data import Split
 from pidep.tuning.guard import folds_of, guard, trust
 from pidep.tuning.interpolate import InterpolateSettings, _Candidates, _Learner, interpolate, tuned_own
-from pidep.tuning.trainer import Schedule, Scorer, predict_logits
+from pidep.tuning.trainer import Diverged, Schedule, Scorer, predict_logits
 from tests.conftest import make_expert
 
 ROWS = Split(
@@ -247,6 +247,23 @@ def test_an_own_expert_trained_harder_on_all_rows_is_what_comes_out(parts, monke
     assert found.reports == {}
     expected = make_expert(scorer.backbone, seed=7).sites
     assert all(np.array_equal(t["lora_B"], expected[site]["lora_B"]) for site, t in found.mixture.part(0).items())
+
+
+def test_what_diverges_when_trained_harder_is_left_out(parts, monkeypatch) -> None:
+    monkeypatch.setattr("pidep.tuning.interpolate._ENOUGH_ROWS", 6)
+    scorer, own, helpers = parts
+
+    def train_own(rows: Split, harder: float):
+        if harder > 1:
+            raise Diverged("the loss became nan at step 2")
+        return own
+
+    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
+    found = interpolate(scorer, own, helpers, ROWS, None, settings, train_own=train_own)
+    assert set(found.decision.losses) == {"own_expert", "uniform", "in_context", "mixture", "joint", "joint_harder"}
+    expert, decision = tuned_own(scorer, own, ROWS, settings, train_own=train_own)
+    assert expert is own
+    assert "diverged" in decision.why
 
 
 @pytest.mark.parametrize(("better", "chosen"), [(True, "own_expert_harder"), (False, "own_expert")])
