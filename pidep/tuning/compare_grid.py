@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.layer_cache import layers_below
 from pidep.errors import TaskError, UsageError, did_you_mean
+from pidep.experts.kinds import kind_named
 from pidep.experts.mixture import find_sites
 from pidep.similarity.pool import PoolEntry, read_pool
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data
@@ -130,6 +131,13 @@ class Grid:
         for kind in config.kinds:
             if config.pool is not None and not self.extra(kind):
                 raise UsageError(f"{config.pool}: no expert of kind {kind!r} of this backbone on these sites; run without --pool")
+            for name, entry in self.extra(kind).items():
+                size = kind_named(kind).size_of(next(iter(entry.expert.sites.values())))
+                if size != config.size:
+                    raise UsageError(
+                        f"{config.pool}: {name!r} is of size {size}, and task embeddings compare experts of one size, here {config.size}; "
+                        f"give --size {size}, or another --pool"
+                    )
 
     def kinds_by_depth(self) -> Iterator[list[str]]:
         """Kinds that can share a layer cache."""

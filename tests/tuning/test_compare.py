@@ -205,6 +205,13 @@ def test_experts_of_another_pool_may_help(tiny, tasks: list[str], tmp_path: Path
     assert helpers == {"one": {"three", "stranger"}, "three": {"one", "stranger"}}
 
 
+def test_a_pool_of_another_size_is_refused_before_anything_is_trained(tiny, tasks: list[str], tmp_path: Path) -> None:
+    run(tiny, tasks[:2], tmp_path / "first", seeds=[0])
+    with pytest.raises(UsageError, match=r"'one' is of size 2, and task embeddings compare experts of one size, here 3; give --size 2"):
+        run(tiny, tasks[1:], tmp_path / "second", pool=tmp_path / "first" / "pool" / "lora", size=3)
+    assert not (tmp_path / "second").exists()
+
+
 def test_a_pool_that_cannot_help_is_refused(tiny, tasks: list[str], tmp_path: Path) -> None:
     run(tiny, tasks[:2], tmp_path / "first", prepare=True)
     with pytest.raises(UsageError, match="no expert of kind 'adapter' of this backbone on these sites; run without --pool"):
