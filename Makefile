@@ -56,7 +56,7 @@ bench-kernels: setup ## The kernels on this CPU: share of memcpy bandwidth, besi
 gpu-check: ## On a machine with an NVIDIA GPU: every kernel right, then how fast (under 8 minutes; nothing is installed)
 	$(GPU_PYTHON) -m benchmarks.gpu_check
 
-mini-backbone: setup ## Train the connector of pidep-mini on icons and measure it (10 minutes on two cores; shorter with kept features)
+mini-backbone: setup ## Train the connector of pidep-mini on icons and measure it (6 minutes on two cores; shorter with kept features)
 	OMP_NUM_THREADS=2 $(PY) -m benchmarks.bench_mini
 
 docs: setup ## Run every command of the quickstart

@@ -234,7 +234,7 @@ def train(mini: Mini, data: Data, settings: Settings) -> list[float]:
         losses.append(float(loss.detach()))
         if step % 100 == 99:
             seconds = time.perf_counter() - started
-            say(f"step {step + 1}: loss {np.mean(losses[-100:]):.3f}, scale {float(scale.exp()):.1f}, {seconds:.0f} s")
+            say(f"step {step + 1}: loss {np.mean(losses[-100:]):.3f}, scale {float(scale.detach().exp()):.1f}, {seconds:.0f} s")
     mini.connector.requires_grad_(False).eval()
     return losses
 
