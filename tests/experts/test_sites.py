@@ -18,6 +18,7 @@ from pidep.experts.kinds import KINDS
 from pidep.experts.layout import layout
 from pidep.experts.mixture import find_sites
 from pidep.experts.places import parameters_of, skeleton, survey
+from pidep.experts.tested import EVERY, TESTED
 from tests.experts.test_kinds import model_of
 from tests.experts.zoo import FITS, ZOO
 
@@ -146,7 +147,7 @@ def test_the_command_lists_every_kind(monkeypatch: pytest.MonkeyPatch, capfd: py
     ZOO["T5"].config().save_pretrained(tmp_path)
     code, out, err = run(monkeypatch, capfd, tmp_path, "--size", 2)
     assert (code, err) == (0, "")
-    assert out.startswith(f"{tmp_path}: T5ForConditionalGeneration, 10,176 parameters\n")
+    assert out.startswith(f"{tmp_path}: T5ForConditionalGeneration, 10,176 parameters; T5 is tested with lora, adapter, prefix, prompt\n")
     assert re.search(r"^  encoder\.block\.\*\.layer\.\*\.SelfAttention\.q +2 × Linear  lora_A 2×16, lora_B 16×2 +128$", out, re.MULTILINE)
     assert "prompt: adds P virtual tokens to the input; 1 site, 32 parameters, 0.314% of the backbone" in out
     assert "bitfit: T5ForConditionalGeneration has no Linear or LayerNorm with a bias; use another kind\n" in out
@@ -160,11 +161,36 @@ def test_the_command_in_json(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     found = json.loads(out)
     assert (code, found["model"], found["parameters"]) == (0, "BertModel", parameters_of(model_of("BERT")))
     assert [each["kind"] for each in found["kinds"]] == list(KINDS)
+    assert found["tested"] == list(EVERY)
     for each in found["kinds"]:
         assert [site["site"] for site in each["sites"]] == find_sites(model_of("BERT"), kind=each["kind"])
         assert each["parameters"] == sum(site["parameters"] for site in each["sites"])
         assert each["share"] == pytest.approx(each["parameters"] / found["parameters"])
     assert {each["kind"] for each in found["kinds"] if each["in_peft"]} == {"lora", "prefix", "prompt"}
+
+
+def test_what_is_said_to_be_tested_is_what_the_zoo_covers(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    covered: dict[str, set[tuple[str, ...]]] = {}
+    for name in ZOO:
+        kinds = tuple(kind for kind in EVERY if isinstance(FITS[name][kind], int))
+        covered.setdefault(model_of(name).config.model_type, set()).add(kinds)
+    assert covered == {model_type: {found.kinds} for model_type, found in TESTED.items()}
+    code, out, _ = run(monkeypatch, capfd, "--tested", "--json")
+    assert (code, json.loads(out)["swin"]["kinds"]) == (0, ["lora", "adapter", "prefix", "bitfit"])
+    _, out, _ = run(monkeypatch, capfd, "--tested")
+    assert all(found.name in out for found in TESTED.values())
+
+
+def test_another_architecture_is_said_not_to_be_tested(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from transformers import GemmaConfig
+
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    GemmaConfig(vocab_size=32, head_dim=8, **small).save_pretrained(tmp_path)
+    code, out, _ = run(monkeypatch, capfd, tmp_path)
+    assert code == 0
+    assert out.splitlines()[0].endswith("parameters; an architecture that is not among the tested ones (pidep sites --tested)")
 
 
 def test_one_kind_lists_every_site(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
