@@ -48,7 +48,8 @@ GRIDS = (
         methods=("backbone", "own", "uniform", "uniform_outputs", "joint", "pi"),
     ),
 )
-"""The merging baselines, and the own expert at the better of two rates, with LoRA at 8 and 128 shots; BitFit and full fine-tuning do not depend on the kind."""
+"""LoRA's 8 and 128 shots have the merging baselines and the own expert at the better of two rates as well; BitFit and full fine-tuning
+do not depend on the kind."""
 
 Cells = Sequence[Mapping[str, Any]]
 
