@@ -21,6 +21,7 @@ __all__ = ["compare"]
 NAMES = {
     "backbone": "bare backbone",
     "own": "own expert",
+    "own_tuned": "own, rate chosen",
     "bitfit": "BitFit",
     "full": "full fine-tuning",
     "uniform": "uniform mixture",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pidep.backbones.encoder import weights_digest
+from pidep.cli.compare import NAMES
 from pidep.experts.folder import Expert
 from pidep.experts.mixture import Mixture, find_sites
 from pidep.tasks.data import Split
@@ -68,7 +69,7 @@ def logits_of(cell: Cell, method: str) -> torch.Tensor:
 
 
 def test_every_method_has_a_function() -> None:
-    assert tuple(BASELINES) == METHODS
+    assert tuple(BASELINES) == METHODS == tuple(NAMES)
 
 
 @pytest.mark.parametrize("method", METHODS)
