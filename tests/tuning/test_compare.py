@@ -325,7 +325,7 @@ def test_the_grid_of_the_benchmark() -> None:
     methods = {(kind, shots): set(methods_of(config, kind)) for config in GRIDS for kind in config.kinds for shots in config.shots}
     every = set(METHODS) - {"pi_trial", "uniform_outputs"}  # with three helpers there is nobody to choose; a LoRA's uniform is on outputs
     assert methods["lora", 8] == methods["lora", 128] == every
-    assert every - methods["lora", 32] == {"peft_linear", "peft_svd", "peft_cat", "lorahub"}
+    assert every - methods["lora", 32] == {"own_tuned", "peft_linear", "peft_svd", "peft_cat", "lorahub"}
 
 
 def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
