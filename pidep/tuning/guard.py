@@ -101,7 +101,7 @@ def guard(
 ) -> Decision:
     """Take the usual choice unless held-out rows say that another is better, by more standard errors the fewer rows there are.
 
-    Of several that are clearly better the one of the least loss is taken, a simple choice last: the others were held against it.
+    Of several that are clearly better the one of the least loss is taken.
 
     Args:
         losses: `[N]` of every candidate.
@@ -119,7 +119,7 @@ def guard(
     needed = {name: float(gap.std() / math.sqrt(rows)) / believed if rows > 1 else math.inf for name, gap in gaps.items()}
     needed |= {name: needed[name] * lead for name in trained}
     clear = [name for name in against if float(gaps[name].mean()) > needed[name]]
-    other = min(clear or against, key=lambda name: (name in simple and len(clear) > 1, means[name]))
+    other = min(clear or against, key=lambda name: means[name])
     held = float(against[other].mean())
     figures = f"held-out loss {held:.3f}, {CHOICES[other]} {means[other]:.3f} (counts from {needed[other]:.3f}, {rows} rows)"
     why = f"{CHOICES[usual]} is clearly worse: {figures}" if clear else f"nothing else is clearly better: {figures}"

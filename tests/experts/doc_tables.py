@@ -9,10 +9,10 @@ from pidep.experts.kinds import KINDS
 from pidep.experts.mixture import find_sites
 from pidep.experts.peft_format import PEFT_TYPES
 from pidep.experts.places import peft_can
+from pidep.experts.tested import EVERY
 from tests.experts.zoo import FITS, ZOO
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "experts.md"
-ORDER = ("lora", "adapter", "prefix", "prompt", "bitfit")
 WEIGHS = {
     "lora": "r (in + out)",
     "adapter": "w (2 out + 1) + out",
@@ -40,7 +40,7 @@ WHY_NOT = {
 def kinds_table() -> str:
     """Kinds × what they change, weigh, are in PEFT, learn at, and fit."""
     rows = ["| kind | what it changes | numbers a site | PEFT format | default learning rate | where it fits |", "| --- " * 6 + "|"]
-    for name in ORDER:
+    for name in EVERY:
         kind = KINDS[name]
         peft = {"prefix": f"`{PEFT_TYPES['prefix']}`, see below", "adapter": "none", "bitfit": "none"}.get(name) or f"`{PEFT_TYPES[name]}`"
         rows.append(f"| `{name}` | {kind.changes} | {WEIGHS[name]} | {peft} | {kind.learning_rate:g} | {FITS_WHERE[name]} |")
@@ -49,11 +49,11 @@ def kinds_table() -> str:
 
 def architectures_table() -> str:
     """Architectures × kinds: how many sites the tests' models of two layers have."""
-    rows = ["| architecture | family | " + " | ".join(f"`{name}`" for name in ORDER) + " |", "| --- " * (len(ORDER) + 2) + "|"]
+    rows = ["| architecture | family | " + " | ".join(f"`{name}`" for name in EVERY) + " |", "| --- " * (len(EVERY) + 2) + "|"]
     for name, architecture in ZOO.items():
         model = architecture.build()
         cells = []
-        for kind in ORDER:
+        for kind in EVERY:
             fits = FITS[name][kind]
             peft = isinstance(fits, int) and kind in ("prefix", "prompt") and peft_can(model, find_sites(model, kind=kind), kind=kind)
             cells.append(f"{fits}{' (PEFT)' if peft else ''}" if isinstance(fits, int) else f"– {WHY_NOT[fits]}")
