@@ -75,7 +75,7 @@ class Expert:
     kind: str = "lora"
     peft: bool | None = None
     """Whether `peft` can run it on this backbone, where that is known (`places.peft_can`): a LoRA always, a prompt unless this says
-    no, a prefix if this says yes. It decides the files, not the digest."""
+    no, a prefix if this says yes and none of it has a bias. It decides the files, not the digest."""
     rank_stabilized: bool = False
     """Whether a LoRA's scaling is rsLoRA's; PEFT's config says so then. The scaling itself is in the digest, this is not."""
     max_answer_length: int | None = None
@@ -94,7 +94,9 @@ class Expert:
     @property
     def in_peft_format(self) -> bool:
         """Whether it is written as a PEFT adapter."""
-        return {"lora": True, "prompt": len(self.sites) == 1 and self.peft is not False, "prefix": self.peft is True}.get(self.kind, False)
+        if self.kind == "prefix":
+            return self.peft is True and not any("bias" in tensors for tensors in self.sites.values())
+        return {"lora": True, "prompt": len(self.sites) == 1 and self.peft is not False}.get(self.kind, False)
 
     @property
     def rank(self) -> int:

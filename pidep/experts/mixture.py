@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-import numpy as np
 from torch import nn
 
 from pidep.errors import ExpertError
@@ -131,7 +130,11 @@ class Mixture(nn.Module):
                     f"site {name!r}: the backbone has no {place_of(kind)} of that name; the expert belongs to another backbone"
                 )
             part = site.part(0)
-            for tensor, shape in kind.shapes(model, name, kind.size_of(part)).items():
+            shapes = kind.shapes(model, name, kind.size_of(part))
+            if not shapes.keys() <= part.keys() <= {*shapes, *kind.optional}:
+                found, expected = (", ".join(sorted(names)) for names in (part, shapes))
+                raise ExpertError(f"site {name!r}: the expert has {found}, expected {expected} of a {self.kind}; train it again")
+            for tensor, shape in shapes.items():
                 if part[tensor].shape != shape:
                     raise ExpertError(
                         f"site {name!r}: the expert's {tensor} is {part[tensor].shape}, the backbone needs {shape}; "
@@ -141,19 +144,12 @@ class Mixture(nn.Module):
 
 
 def _of_one_width(experts: Sequence[Mapping[str, Tensors]], kind: str) -> Sequence[Mapping[str, Tensors]]:
-    """Kinds that can be mixed on outputs may be of different widths: idle units, all zeros, make up for it."""
+    """Kinds that can be mixed on outputs may be of different widths."""
     found = kind_named(kind)
     if not found.mixes_outputs or len(experts) < 2:
         return experts
-    return [{site: _padded(part, [other[site] for other in experts]) for site, part in expert.items()} for expert in experts]
-
-
-def _padded(part: Tensors, others: Sequence[Tensors]) -> Tensors:
-    shapes = {name: np.max([other[name].shape for other in others], axis=0) for name in part}
-    return {
-        name: np.pad(value, [(0, int(more)) for more in shapes[name] - value.shape]) if tuple(shapes[name]) != value.shape else value
-        for name, value in part.items()
-    }
+    alike = {site: found.of_one_width([expert[site] for expert in experts]) for site in experts[0]}
+    return [{site: alike[site][number] for site in alike} for number in range(len(experts))]
 
 
 @contextmanager

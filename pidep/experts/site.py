@@ -82,6 +82,12 @@ class ExpertSite(nn.Module, ABC):
         arena, site = self._arena
         return arena.layout[site][name].shape
 
+    def has(self, name: str) -> bool:
+        """Whether the experts have a tensor of this name."""
+        assert self._arena is not None
+        arena, site = self._arena
+        return name in arena.layout[site]
+
     def parameters_of_experts(self) -> list[nn.Parameter]:
         """What is learned of the experts and kept at the site itself."""
         return []
@@ -176,6 +182,14 @@ def nowhere(_: nn.Module, __: Sequence[str]) -> bool:
     return False
 
 
+def with_idle_units(parts: Sequence[Tensors]) -> Sequence[Tensors]:
+    """Zeros behind every axis that is longer in another expert."""
+    shapes = {name: np.max([part[name].shape for part in parts], axis=0) for name in parts[0]}
+    return [
+        {name: np.pad(value, [(0, int(more)) for more in shapes[name] - value.shape]) for name, value in part.items()} for part in parts
+    ]
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of expert; a new kind is one file in `pidep/experts/kinds` that ends with one of these."""
@@ -197,6 +211,8 @@ class Kind:
     """Rank, bottleneck width or number of virtual tokens of an expert's tensors."""
     learning_rate: float
     """A peak learning rate that works on small encoders."""
+    optional: frozenset[str] = frozenset()
+    """Tensors that an expert may have beside those of `shapes`."""
     default_patterns: tuple[str, ...] = ("*",)
     named_patterns: Mapping[str, Callable[[list[str]], list[str]]] | None = None
     """Words that stand for a choice among the candidates."""
@@ -204,6 +220,8 @@ class Kind:
     """What changes on the model as a whole while sites of this kind are attached, once for all of them."""
     mixes_outputs: bool = False
     """Whether a mixture can be on outputs instead of parameters, and still fold into one expert of this kind."""
+    of_one_width: Callable[[Sequence[Tensors]], Sequence[Tensors]] = with_idle_units
+    """Where outputs are mixed: the tensors of K experts at a site brought to the same shapes, each acting as before."""
     keeps_tensors: bool = False
     """Whether sites keep the experts' tensors themselves, because something else than the parameters is mixed."""
     in_peft: Callable[[nn.Module, Sequence[str]], bool] = nowhere

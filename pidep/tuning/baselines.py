@@ -235,7 +235,7 @@ def uniform(cell: Cell) -> Predictor:
 
 
 def uniform_outputs(cell: Cell) -> Predictor:
-    """As `uniform`, on outputs instead of parameters. Adapters only."""
+    """As `uniform`, on outputs instead of parameters. Adapters and prefixes only."""
     return cell.of(Mixture.of(cell.experts, on_outputs=True))
 
 

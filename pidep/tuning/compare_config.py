@@ -31,14 +31,14 @@ Method = Literal[
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
 """In the order of the table."""
-ONLY_FOR: Mapping[str, Kind] = {
-    "uniform_outputs": "adapter",
-    "peft_linear": "lora",
-    "peft_svd": "lora",
-    "peft_cat": "lora",
-    "lorahub": "lora",
+ONLY_FOR: Mapping[str, tuple[Kind, ...]] = {
+    "uniform_outputs": ("adapter", "prefix"),
+    "peft_linear": ("lora",),
+    "peft_svd": ("lora",),
+    "peft_cat": ("lora",),
+    "lorahub": ("lora",),
 }
-"""Methods for one kind of expert; the cells of other kinds go without."""
+"""Methods for some kinds of expert; the cells of other kinds go without."""
 
 
 class CompareConfig(BaseModel):

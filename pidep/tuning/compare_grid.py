@@ -93,7 +93,7 @@ def methods_of(config: CompareConfig, kind: str) -> dict[Method, dict[str, Any]]
         "pi": pi,
         "pi_trial": pi,
     }
-    return {method: settings.get(method, {}) for method in config.methods if ONLY_FOR.get(method, kind) == kind}
+    return {method: settings.get(method, {}) for method in config.methods if kind in ONLY_FOR.get(method, (kind,))}
 
 
 def _interpolation(config: CompareConfig) -> dict[str, Any]:

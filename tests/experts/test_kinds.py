@@ -29,6 +29,7 @@ from tests.experts.zoo import BATCH, FITS, LENGTH, ZOO, Architecture
 
 CASES = [(name, kind) for name in ZOO for kind in KINDS if isinstance(FITS[name][kind], int)]
 REFUSED = [(name, kind) for name in ZOO for kind in KINDS if isinstance(FITS[name][kind], str)]
+MIXED = [(name, kind, False) for name, kind in CASES] + [(name, kind, True) for name, kind in CASES if KINDS[kind].mixes_outputs]
 TEXT_CASES = [(name, kind) for name, kind in CASES if ZOO[name].family in ("encoder", "decoder")]
 SIZE = 3
 SHARED = ("*value_proj", "*dense", "embeddings.LayerNorm")
@@ -87,8 +88,8 @@ def make(model: nn.Module, kind: str, *, seed: int, scale: float = 0.3, patterns
     return drawn
 
 
-def mixture_of(*experts: Mapping[str, Tensors], kind: str, scaling: float = 1.5) -> Mixture:
-    return Mixture(experts, [scaling if kind == "lora" else 1.0] * len(experts), kind=kind)
+def mixture_of(*experts: Mapping[str, Tensors], kind: str, scaling: float = 1.5, on_outputs: bool = False) -> Mixture:
+    return Mixture(experts, [scaling if kind == "lora" else 1.0] * len(experts), kind=kind, on_outputs=on_outputs)
 
 
 def run(architecture: Architecture, model: nn.Module, mixture: Mixture | None = None, **inputs: Tensor) -> Tensor:
@@ -129,16 +130,16 @@ def test_it_acts_and_learns(architecture: Architecture, model: nn.Module, kind: 
         assert torch.equal(run(architecture, model), bare)
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES)
+@pytest.mark.parametrize(("name", "kind", "on_outputs"), MIXED)
 @torch.no_grad()
-def test_mixtures(architecture: Architecture, model: nn.Module, kind: str) -> None:
+def test_mixtures(architecture: Architecture, model: nn.Module, kind: str, on_outputs: bool) -> None:
     experts = [make(model, kind, seed=seed) for seed in range(3)]
-    mixture = mixture_of(*experts, kind=kind)
+    mixture = mixture_of(*experts, kind=kind, on_outputs=on_outputs)
     for logits in mixture.alpha_parameters():
         logits.copy_(torch.tensor([-1e4, 0.0, -1e4]))
     alone = run(architecture, model, mixture_of(experts[1], kind=kind))
     torch.testing.assert_close(run(architecture, model, mixture), alone, atol=2e-5, rtol=1e-5)
-    turned = mixture_of(experts[2], experts[0], experts[1], kind=kind)
+    turned = mixture_of(experts[2], experts[0], experts[1], kind=kind, on_outputs=on_outputs)
     for (_, site), (_, other) in zip(mixture.by_name(), turned.by_name(), strict=True):
         site.alpha_logits.copy_(torch.tensor([0.3, -1.0, 0.7]))
         other.alpha_logits.copy_(torch.tensor([0.7, 0.3, -1.0]))

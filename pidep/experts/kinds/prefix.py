@@ -6,15 +6,20 @@ never holds it: it is put before what comes out of the cache, so it is there onc
 
 A prefix at every attention layer of a single stack is PEFT's: it takes positions 0 … P-1 and the text stands behind it. A prefix at
 some layers takes no positions, because the layers below it have never seen one.
+
+Beside `key` and `value` a prefix may have a `bias` [n, P] that is added to the attention scores of its n·P virtual tokens: it is n
+prefixes side by side then, in the same P positions, and what a mixture on outputs folds into. PEFT has no such thing.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,21 +27,57 @@ from pidep.errors import ExpertError
 from pidep.experts.attention import route
 from pidep.experts.layout import layout
 from pidep.experts.positions import shift
-from pidep.experts.site import ExpertSite, Kind, Undo
+from pidep.experts.site import Array, ExpertSite, Kind, Tensors, Undo, to_array
 
 __all__ = ["KIND", "PrefixSite"]
 
 
+_IDLE = -1e4
+"""Bias of a virtual token that is only there to fill up: e to this power is 0 in any precision, and safetensors stay finite."""
+
+
 class PrefixSite(ExpertSite):
-    """A mixture of key and value prefixes `[P, heads × head_dim]` at one attention layer."""
+    """A mixture of key and value prefixes `[P, heads × head_dim]` at one attention layer: on the parameters, or side by side."""
 
     @property
-    def length(self) -> int:
-        """P, the number of virtual tokens."""
-        return self.shape("key")[0]
+    def positions(self) -> int:
+        """P, the number of places the virtual tokens take before the text."""
+        return self.shape("bias")[1] if self.has("bias") else self.shape("key")[0]
+
+    def acting(self) -> Mapping[str, Tensor]:
+        """What the attention layer sees: `key`, `value` `[P, H]` or, of every row's own expert, `[R, P, H]`; `bias` where there is one."""
+        return self.side_by_side() if self.on_outputs and self.rows is None else self.tensors()
+
+    def side_by_side(self) -> dict[str, Tensor]:
+        """One prefix of n·K·P virtual tokens, log αₖ added to the scores of those of expert k.
+
+        That is a mixture of the experts' outputs with αₖ times the attention each of them draws: softmax weights
+        αₖ·exp(q·k) beside exp(q·k) of the text. With α one-hot it is that expert.
+        """
+        all_of = self.experts
+        strength = torch.log_softmax(self.alpha_logits, 0).to(all_of["key"].dtype)[:, None, None]
+        bias = all_of["bias"] if self.has("bias") else all_of["key"].new_zeros(len(strength), 1, self.positions)
+        return {"key": all_of["key"].flatten(0, 1), "value": all_of["value"].flatten(0, 1), "bias": (bias + strength).flatten(0, 1)}
+
+    def folded(self) -> dict[str, Array]:
+        """The mixture as one prefix; on outputs a longer one, without what is idle."""
+        if not self.on_outputs:
+            return super().folded()
+        with torch.no_grad():
+            whole = self.side_by_side()
+        acts = (whole["bias"] > _IDLE / 2).any(1)
+        tokens = acts.repeat_interleave(self.positions)
+        return {"key": to_array(whole["key"][tokens]), "value": to_array(whole["value"][tokens]), "bias": to_array(whole["bias"][acts])}
 
     def attach(self, model: nn.Module, name: str) -> Undo:
-        """Hang the prefix on the attention layer, where `_attention` finds it."""
+        """Hang the prefix on the attention layer, where `_attention` finds it.
+
+        Raises:
+            ExpertError: its bias is not of its length.
+        """
+        length = self.shape("key")[0]
+        if self.has("bias") and (len(shape := self.shape("bias")) != 2 or math.prod(shape) != length):
+            raise ExpertError(f"site {name!r}: bias {shape} for {length} virtual tokens, expected [n, P] of them; train it again")
         attention = model.get_submodule(name)
         attention.pidep_prefix = self
 
@@ -51,7 +92,7 @@ def _around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
     undo = [route(model, "pidep_prefix", _attention)]
     first = next(iter(sites.values()))
     if isinstance(first, PrefixSite) and _in_peft(model, list(sites)):
-        undo.append(shift(model, first.length))
+        undo.append(shift(model, first.positions))
 
     def back() -> None:
         for step in reversed(undo):
@@ -66,16 +107,31 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention
 
     site = getattr(module, "pidep_prefix", None)
     if site is not None:
-        prefix = site.tensors()
+        prefix = site.acting()
         if attention_mask is None:
             attention_mask = _causal_mask(module, query, key, options)
         key, value = (torch.cat([_heads(prefix[name], like), like], 2) for name, like in (("key", key), ("value", value)))
-        if attention_mask is not None:
-            seen: Any = True if attention_mask.dtype == torch.bool else 0.0
-            attention_mask = nn.functional.pad(attention_mask, (site.length, 0), value=seen)
+        attention_mask = _widened(attention_mask, key, prefix)
         if options.get("position_bias") is not None:
-            options["position_bias"] = nn.functional.pad(options["position_bias"], (site.length, 0))
+            options["position_bias"] = nn.functional.pad(options["position_bias"], (prefix["key"].shape[-2], 0))
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+def _widened(mask: Tensor | None, key: Tensor, prefix: Mapping[str, Tensor]) -> Tensor | None:
+    """The mask `[B, 1, T, S]` over prefix and text: nothing hides a prefix, its bias is added to its scores."""
+    length = prefix["key"].shape[-2]
+    if "bias" not in prefix:
+        seen: Any = True if mask is None or mask.dtype == torch.bool else 0.0
+        return None if mask is None else nn.functional.pad(mask, (length, 0), value=seen)
+    bias = _rows_like(prefix["bias"].to(key.dtype).flatten(-2)[..., None, None, :], len(key))  # [1 or B, 1, 1, P]
+    if mask is None:
+        text = key.new_zeros(1, 1, 1, key.shape[2] - length)
+    elif mask.dtype == torch.bool:
+        text = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, torch.finfo(key.dtype).min)
+    else:
+        text = mask
+    rows, queries = max(len(bias), len(text)), text.shape[2]
+    return torch.cat([bias.expand(rows, text.shape[1], queries, -1), text.expand(rows, -1, -1, -1)], -1)
 
 
 def _causal_mask(module: Any, query: Tensor, key: Tensor, options: Mapping[str, Any]) -> Tensor | None:
@@ -87,14 +143,20 @@ def _causal_mask(module: Any, query: Tensor, key: Tensor, options: Mapping[str, 
 
 
 def _heads(prefix: Tensor, like: Tensor) -> Tensor:
-    """`[P, H]` or `[R, P, H]` to `[B, heads, P, head_dim]`; where B is R × windows (Swin), each row goes to all of its windows."""
+    """`[P, H]` or `[R, P, H]` to `[B, heads, P, head_dim]`."""
     batch, heads, _, size = like.shape
     split = prefix.to(like.dtype).reshape(*prefix.shape[:-1], heads, size).transpose(-3, -2)
-    if split.dim() == 4 and len(split) not in (1, batch):
-        if batch % len(split):
-            raise ExpertError(f"prefix experts: {batch} rows at an attention layer, {len(split)} samples; use batches of one")
-        return split.repeat_interleave(batch // len(split), 0)
-    return split.expand(batch, -1, -1, -1)
+    return _rows_like(split if split.dim() == 4 else split[None], batch).expand(batch, -1, -1, -1)
+
+
+def _rows_like(rows: Tensor, batch: int) -> Tensor:
+    """`[R, …]` to `[1 or B, …]`; where B is R × windows (Swin), each row goes to all of its windows."""
+    rows = rows if rows.dim() == 4 else rows[None]
+    if len(rows) in (1, batch):
+        return rows
+    if batch % len(rows):
+        raise ExpertError(f"prefix experts: {batch} rows at an attention layer, {len(rows)} samples; use batches of one")
+    return rows.repeat_interleave(batch // len(rows), 0)
 
 
 def _candidates(model: nn.Module) -> list[str]:
@@ -111,6 +173,24 @@ def _shapes(model: nn.Module, site: str, tokens: int) -> dict[str, tuple[int, ..
 
 def _start(_: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+
+
+def _of_one_width(parts: Sequence[Tensors]) -> list[Tensors]:
+    """Prefixes of as many side by side, each with a bias, where any has one; idle virtual tokens make up for it."""
+    if not any("bias" in part for part in parts):
+        return list(parts)
+    biased = [{"bias": np.zeros((1, len(part["key"])), np.float32), **part} for part in parts]
+    beside = max(len(part["bias"]) for part in biased)
+    return [_filled_up(part, beside - len(part["bias"])) for part in biased]
+
+
+def _filled_up(part: Tensors, more: int) -> Tensors:
+    tokens = more * part["bias"].shape[1]
+    return {
+        "key": np.pad(part["key"], [(0, tokens), (0, 0)]),
+        "value": np.pad(part["value"], [(0, tokens), (0, 0)]),
+        "bias": np.pad(part["bias"], [(0, more), (0, 0)], constant_values=_IDLE),
+    }
 
 
 def _in_peft(model: nn.Module, sites: Sequence[str]) -> bool:
@@ -132,6 +212,9 @@ KIND = Kind(
     start=_start,
     size_of=lambda tensors: len(tensors["key"]),
     learning_rate=1e-2,
+    optional=frozenset({"bias"}),
+    mixes_outputs=True,
+    of_one_width=_of_one_width,
     around=_around,
     in_peft=_in_peft,
 )
