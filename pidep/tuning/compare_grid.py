@@ -29,8 +29,8 @@ __all__ = ["Grid", "Key", "Part", "Target", "cells_of", "methods_of"]
 
 FORMAT = 1
 """Raised whenever a cell measures something else for the same settings."""
-PI_REVISION = 3
-"""Raised whenever π does something else with the same settings: cells measured before are refused, not mixed in."""
+REVISIONS: Mapping[str, int] = {"own_tuned": 3, "pi": 4, "pi_trial": 4}
+"""Raised whenever a method does something else with the same settings: cells measured before are refused, not mixed in."""
 
 
 class Key(NamedTuple):
@@ -85,13 +85,11 @@ def cells_of(config: CompareConfig, tasks: Sequence[str]) -> list[Key]:
 
 def methods_of(config: CompareConfig, kind: str) -> dict[Method, dict[str, Any]]:
     """The methods measured with a kind of expert, in the order of the table, and each one's own settings."""
-    pi = {**_interpolation(config), "revision": PI_REVISION}
+    interpolation = _interpolation(config)
     settings: dict[str, dict[str, Any]] = {
         "full": {"learning_rate": config.finetune_rate, "steps": config.finetune_steps},
         "lorahub": {"budget": config.lorahub_budget, "max_rows": config.lorahub_rows},
-        "own_tuned": pi,
-        "pi": pi,
-        "pi_trial": pi,
+        **{method: {**interpolation, "revision": revision} for method, revision in REVISIONS.items()},
     }
     return {method: settings.get(method, {}) for method in config.methods if kind in ONLY_FOR.get(method, (kind,))}
 
