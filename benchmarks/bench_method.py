@@ -22,7 +22,7 @@ from pidep.errors import PidepError
 from pidep.tuning.compare_config import METHODS, ONLY_FOR, CompareConfig
 from pidep.tuning.compare_summary import summarise
 
-__all__ = ["COMMAND_LINE", "GRIDS", "claims"]
+__all__ = ["COMMAND_LINE", "GRIDS", "claims", "in_hindsight"]
 
 COMMAND = "python -m benchmarks.bench_method --prepare, then --part 0/2 beside --part 1/2, then --summarise"
 DOMAINS = ("amazon", "movie", "nyt", "tweets")
@@ -108,6 +108,20 @@ def _cost(cells: Cells) -> dict[str, dict[str, float]]:
     return {column: {name: round(sum(values) / len(values), 2) for name, values in by.items()} for column, by in found.items()}
 
 
+def in_hindsight(cells: Cells) -> dict[str, dict[str, float]]:
+    """By kind and column, in points: the best method of each cell, which only the test rows can name, and what it is ahead by on average.
+
+    What is not reached so is not to be had by choosing among the methods measured.
+    """
+    found: dict[str, list[dict[str, float]]] = {}
+    for cell in cells:
+        scores = {method: 100 * result["score"] for method, result in cell["methods"].items()}
+        best = max(scores.values())
+        ahead = {f"minus {name}": best - scores[name] for name in ("own", "uniform", "joint", "pi")}
+        found.setdefault(f"{cell['kind']}, {column_name(cell['shots'])}", []).append({"best": best, **ahead})
+    return {column: {name: round(sum(row[name] for row in rows) / len(rows), 2) for name in rows[0]} for column, rows in found.items()}
+
+
 def _summarise(out: Path) -> int:
     cells, missing = read_cells(GRIDS, DOMAINS, out)
     summary = summarise(cells)
@@ -116,6 +130,7 @@ def _summarise(out: Path) -> int:
         "settings": [grid.model_dump(mode="json") for grid in GRIDS],
         "summary": {name: rows for name, rows in summary.items() if name != "losing"},
         "losing": summary["losing"],
+        "in_hindsight": in_hindsight(cells),
         "cost_cpu_seconds": _cost(cells),
         "cells": cells,
         "missing": missing,

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from pidep.experts.folder import Expert
 from pidep.experts.mixture import Mixture
 from pidep.tasks.data import Split
+from pidep.tuning.guard import trust
 from pidep.tuning.trainer import Scorer, predict_logits
 
 __all__ = ["Stack", "stacking_weights"]
 
 _PRIOR = 2.0
-"""Rows' worth of belief that all are equally good. 1 to 4 were alike on development rows."""
+"""How strongly all are taken to be equally good, in trusted rows."""
 _USUAL_TEMPERATURE = 0.5
 """log of it: experts are surer of themselves on other tasks than they have reason to."""
 _IMPOSSIBLE = -1e4
@@ -53,9 +54,10 @@ class Stack:
 def stacking_weights(logits: Tensor, labels: Tensor) -> Tensor:
     """`[K]` weights in (0, 1) that sum to 1, at which the mixed logits `[K, N, C]` fit the labels `[N]` best.
 
-    The most probable α, and temperature, under Σₙ cross-entropy(Σₖ αₖ zₖₙ / T) and the prior KL(uniform ‖ α), which is worth `_PRIOR` rows.
+    The most probable α, and temperature, under t · Σₙ cross-entropy(Σₖ αₖ zₖₙ / T) and `_PRIOR` · KL(uniform ‖ α). The trust
+    t = N / (N + 64): few rows, drawn evenly from the classes, say less of all the others than as many drawn at random.
     """
-    count = len(logits)
+    count, believed = len(logits), trust(len(labels))
     scores = torch.zeros(count, dtype=torch.float64, requires_grad=True)
     log_temperature = torch.full((), _USUAL_TEMPERATURE, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([scores, log_temperature], max_iter=200, line_search_fn="strong_wolfe")
@@ -65,7 +67,7 @@ def stacking_weights(logits: Tensor, labels: Tensor) -> Tensor:
         mixed = torch.tensordot(torch.softmax(scores, 0), logits.double(), 1) / log_temperature.exp()
         fit = nn.functional.cross_entropy(mixed, labels, reduction="sum")
         prior = -_PRIOR * torch.log_softmax(scores, 0).mean() + (log_temperature - _USUAL_TEMPERATURE).square()
-        total: Tensor = fit + prior
+        total: Tensor = believed * fit + prior
         total.backward()  # type: ignore[no-untyped-call]
         return total
 

@@ -315,6 +315,13 @@ def test_the_claims_of_the_benchmark() -> None:
     assert not found[f"adapter, 128 shots: {below}"]["met"]
 
 
+def test_what_could_be_had_in_hindsight() -> None:
+    from benchmarks.bench_method import in_hindsight
+
+    cells = [cell("a", 0, own=0.5, uniform=0.7, joint=0.6, pi=0.8), cell("a", 1, own=0.7, uniform=0.9, joint=0.6, pi=0.8)]
+    assert in_hindsight(cells) == {"lora, 8 shots": {"best": 85, "minus own": 25, "minus uniform": 5, "minus joint": 25, "minus pi": 5}}
+
+
 def test_the_grid_of_the_benchmark() -> None:
     from benchmarks.bench_method import DOMAINS, GRIDS
     from benchmarks.grid_command import read_cells

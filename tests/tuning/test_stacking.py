@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from pidep.experts.mixture import Mixture
+from pidep.tuning.guard import trust
 from pidep.tuning.stacking import Stack, stacking_weights
 from pidep.tuning.trainer import predict_logits
 from tests.tuning.conftest import ROWS
@@ -33,7 +34,7 @@ def objective(alpha: Tensor, logits: Tensor, labels: Tensor) -> float:
 
     def at(log_temperature: float) -> float:
         mixed = torch.tensordot(alpha.double(), logits.double(), 1) / np.exp(log_temperature)
-        return float(cross_entropy(mixed, labels, reduction="sum")) + (log_temperature - 0.5) ** 2
+        return trust(len(labels)) * float(cross_entropy(mixed, labels, reduction="sum")) + (log_temperature - 0.5) ** 2
 
     return min(at(value) for value in np.linspace(-4, 5, 181)) - 2.0 * float(alpha.double().log().mean())
 
