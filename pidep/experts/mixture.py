@@ -37,7 +37,11 @@ class Mixture(nn.Module):
         scalings: s of each expert (1 for every kind but LoRA).
         per: whether α is one softmax a site (the default), a layer, or for the whole backbone.
         num_learned: how many experts, from the first, can be learned; the others are given no gradient. All when absent.
-        on_outputs: mix what the experts add instead of their parameters, where the kind can (adapters; LoRA always does).
+        on_outputs: mix what the experts add instead of their parameters, where the kind can (adapters, prefixes; LoRA always does, and
+            so do prefixes with a bias).
+
+    Raises:
+        ExpertError: the experts act on different sites, or their tensors do not go together.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class Mixture(nn.Module):
         if len({tuple(sorted(expert)) for expert in experts}) != 1:
             raise ExpertError("mixture: the experts act on different sites; train them with the same sites")
         self.kind = kind
-        experts = _of_one_width(experts, kind)
+        experts, on_outputs = _of_one_width(experts, kind), on_outputs or _only_on_outputs(experts, kind)
         self.site_names = sorted(experts[0])
         self.num_experts = len(experts)
         learned = len(experts) if num_learned is None else num_learned
@@ -130,11 +134,11 @@ class Mixture(nn.Module):
                     f"site {name!r}: the backbone has no {place_of(kind)} of that name; the expert belongs to another backbone"
                 )
             part = site.part(0)
-            shapes = kind.shapes(model, name, kind.size_of(part))
-            if not shapes.keys() <= part.keys() <= {*shapes, *kind.optional}:
-                found, expected = (", ".join(sorted(names)) for names in (part, shapes))
+            needed = kind.shapes(model, name, 1).keys()
+            if not needed <= part.keys() <= {*needed, *kind.optional}:
+                found, expected = (", ".join(sorted(names)) for names in (part, needed))
                 raise ExpertError(f"site {name!r}: the expert has {found}, expected {expected} of a {self.kind}; train it again")
-            for tensor, shape in shapes.items():
+            for tensor, shape in kind.shapes(model, name, kind.size_of(part)).items():
                 if part[tensor].shape != shape:
                     raise ExpertError(
                         f"site {name!r}: the expert's {tensor} is {part[tensor].shape}, the backbone needs {shape}; "
@@ -146,10 +150,19 @@ class Mixture(nn.Module):
 def _of_one_width(experts: Sequence[Mapping[str, Tensors]], kind: str) -> Sequence[Mapping[str, Tensors]]:
     """Kinds that can be mixed on outputs may be of different widths."""
     found = kind_named(kind)
-    if not found.mixes_outputs or len(experts) < 2:
+    for site, tensors in experts[0].items():
+        for other in experts[1:]:
+            if not tensors.keys() ^ other[site].keys() <= found.optional:
+                names = (", ".join(sorted(one)) for one in (tensors, other[site]))
+                raise ExpertError(f"site {site!r}: one expert has {' and another '.join(names)}; train them as one kind")
+    if not found.mixes_outputs:
         return experts
-    alike = {site: found.of_one_width([expert[site] for expert in experts]) for site in experts[0]}
+    alike = {site: found.of_one_width(site, [expert[site] for expert in experts]) for site in experts[0]}
     return [{site: alike[site][number] for site in alike} for number in range(len(experts))]
+
+
+def _only_on_outputs(experts: Sequence[Mapping[str, Tensors]], kind: str) -> bool:
+    return len(experts) > 1 and any(kind_named(kind).only_on_outputs(tensors) for expert in experts for tensors in expert.values())
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def tuned_own(scorer: Scorer, own: Expert, train: Split, settings: InterpolateSe
     if len(train.labels) < _ENOUGH_ROWS:
         return own, Decision("auto", "own_expert", f"with fewer than {_ENOUGH_ROWS} rows folds cannot tell", len(train.labels))
     learner = _Learner(scorer, (), settings, train_own)
-    held = learner.folds(("own_expert_harder",), train, Stack.of(scorer, (), train))
+    held = learner.folds(("own_expert_harder",), train, lambda _: torch.ones(1))
     if any(not found.learned for found, _ in held):
         return own, Decision("auto", "own_expert", "training diverged at a higher rate", len(train.labels))
     labels = torch.tensor([label for _, rows in held for label in rows.labels])
@@ -265,13 +265,17 @@ class _Learner:
         schedule = replace(whole, phase=f"{whole.phase}, all together", fingerprint=f"{whole.fingerprint} {name}, stacked")
         return _all_at(mixture, rate), schedule, mixture
 
-    def folds(self, names: Sequence[str], train: Split, stack: Stack) -> list[tuple[_Candidates, Split]]:
-        """What is learned without each fold, and the fold. What is trained too hard to end well on the rest is left out."""
+    def folds(self, names: Sequence[str], train: Split, alpha_of: Callable[[Sequence[int]], Tensor]) -> list[tuple[_Candidates, Split]]:
+        """What is learned without each fold, and the fold. What is trained too hard to end well on the rest is left out.
+
+        Args:
+            alpha_of: where α starts, by the numbers of the rows that are left.
+        """
         held = []
         for rows in folds_of(train.labels, count=self.settings.folds, seed=self.settings.schedule.seed):
             left_out = set(rows)
             kept = [row for row in range(len(train.labels)) if row not in left_out]
-            rest, alpha = train.take(kept), stack.weights(kept)
+            rest, alpha = train.take(kept), alpha_of(kept)
             own = self.train_own(rest, 1.0)
             learned = dict(self.learn([name for name in names if name not in _HARD], own, alpha, rest)[0].learned)
             for name in (name for name in names if name in _HARD):
@@ -291,7 +295,7 @@ def _auto(learner: _Learner, own: Expert, train: Split, validation: Split | None
         evidence = believed * len(validation.labels)
         decision, weights = _decide(learner, [(found, validation)], believed=believed, evidence=evidence, lead=_WHERE_HELD_BACK)
     else:
-        held = learner.folds(names, train, stack)
+        held = learner.folds(names, train, stack.weights)
         # they judge other experts than those that are averaged, on rows chosen balanced: far less evidence than rows held back
         decision, weights = _decide(learner, held, believed=believed, evidence=believed * math.sqrt(len(train.labels)))
         # on all of the shots only what was chosen is learned
@@ -333,9 +337,10 @@ def _decide(
         "stacked": _held_logits(scorer, held, lambda found: found.stacked(helpers)),
         "in_context": _held_logits(scorer, held, lambda found: found.learned["in_context"]),
     }
-    losses, temperature = calibrated(alone, labels)
     prior = {"own_expert": believed**2, "stacked": 1.0, "in_context": 1.0}
-    weights = averaging_weights({name: losses[name] for name in prior}, prior, evidence=evidence)
+    losses, temperature = calibrated({name: alone[name] for name in prior}, labels)
+    weights = averaging_weights(losses, prior, evidence=evidence)
+    losses["uniform"] = nn.functional.cross_entropy(alone["uniform"] / temperature, labels, reduction="none")
     average = _held_logits(scorer, held, lambda found: found.average(helpers, weights))
     losses["mixture"] = nn.functional.cross_entropy(average / temperature, labels, reduction="none")
     apart = [name for name in held[0][0].learned if name != "in_context" and all(name in found.learned for found, _ in held)]

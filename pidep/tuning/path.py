@@ -1,7 +1,7 @@
 """Linear connectivity: the loss along the straight line between two experts (the analysis of π-Tuning, arXiv 2304.14381).
 
-Every point of the line is a mixture, θ(t) = (1 − t)·θ₀ + t·θ₁ with α = (1 − t, t): of the products for a LoRA, of the parameters
-for other kinds. Where no hill of loss lies between two experts, mixing them costs nothing on the way.
+Every point of the line is a mixture, θ(t) = (1 − t)·θ₀ + t·θ₁ with α = (1 − t, t): of the products for a LoRA, side by side for prefixes
+of which one has a bias, of the parameters otherwise. Where no hill of loss lies between two experts, mixing them costs nothing on the way.
 """
 
 from __future__ import annotations

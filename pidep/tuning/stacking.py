@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pidep.errors import ExpertError
 from pidep.experts.folder import Expert
 from pidep.experts.mixture import Mixture
 from pidep.tasks.data import Split
@@ -40,10 +41,17 @@ class Stack:
 
     @classmethod
     def of(cls, scorer: Scorer, helpers: Sequence[Expert], rows: Split) -> Stack:
-        """One forward pass of the rows for each."""
-        alone = [None, *(Mixture.of([helper]) for helper in helpers)]
-        logits = torch.stack([predict_logits(scorer, rows.rows, mixture) for mixture in alone])
-        return cls(logits.clamp(min=_IMPOSSIBLE).double(), torch.tensor(rows.labels))
+        """One forward pass of the rows for each.
+
+        Raises:
+            ExpertError: a helper answers NaN or Inf.
+        """
+        alone = {"the bare backbone": None, **{f"expert {helper.name!r}": Mixture.of([helper]) for helper in helpers}}
+        found = {who: predict_logits(scorer, rows.rows, mixture).clamp(min=_IMPOSSIBLE) for who, mixture in alone.items()}
+        for who, logits in found.items():
+            if not logits.isfinite().all():
+                raise ExpertError(f"{who}: answers the training rows with NaN or Inf; train it again, or leave it out")
+        return cls(torch.stack([*found.values()]).double(), torch.tensor(rows.labels))
 
     def weights(self, rows: Sequence[int] | None = None) -> Tensor:
         """`[K]` weights of the own expert and the helpers, by some of the rows or all."""

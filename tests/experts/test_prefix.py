@@ -167,11 +167,29 @@ def test_what_is_idle_is_not_folded() -> None:
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (2, 2), (2, 1, 1)])
 def test_a_bias_of_another_length_is_refused(shape: tuple[int, ...], tiny: Any) -> None:
-    (first, *_), start = find_sites(tiny.model, kind="prefix"), None
-    start = dict(fresh(tiny.model, [first], kind="prefix", size=PREFIX))
-    broken = {first: {**start[first], "bias": np.zeros(shape, np.float32)}}
-    with pytest.raises(ExpertError, match=r"site '.*': bias \(.*\) for 2 virtual tokens, expected \[n, P\] of them; train it again"):
-        encoded(tiny, Mixture([broken], [1.0], kind="prefix"))
+    start = fresh(tiny.model, find_sites(tiny.model, kind="prefix"), kind="prefix", size=PREFIX)
+    broken = {site: {**tensors, "bias": np.zeros(shape, np.float32)} for site, tensors in start.items()}
+    for experts in ([broken], [start, broken]):
+        with pytest.raises(ExpertError, match=r"site '.*': bias \(.*\) for 2 virtual tokens, expected \[n, P\] of them; train it again"):
+            Mixture(experts, [1.0] * len(experts), kind="prefix")
+
+
+@pytest.mark.parametrize("kind", ["adapter", "prefix", "prompt"])
+def test_a_tensor_that_is_missing_is_named(kind: str, tiny: Any) -> None:
+    start = fresh(tiny.model, find_sites(tiny.model, kind=kind), kind=kind, size=PREFIX)
+    gone = next(iter(next(iter(start.values()))))
+    broken = {site: {"w" if name == gone else name: value for name, value in tensors.items()} for site, tensors in start.items()}
+    with pytest.raises(ExpertError, match=rf"site '.*': the expert has .*w, expected .*{gone}.* of a {kind}; train it again"):
+        encoded(tiny, Mixture([broken], [1.0], kind=kind))
+    with pytest.raises(ExpertError, match=rf"site '.*': one expert has .*{gone}.* and another .*w; train them as one kind"):
+        Mixture([start, broken], [1.0] * 2, kind=kind)
+
+
+def test_prefixes_side_by_side_are_never_mixed_on_parameters() -> None:
+    folded = layer(drawn(0), drawn(1)).pidep_prefix.folded()
+    asked, given = layer(drawn(2), folded, on_outputs=False), layer(drawn(2), folded)
+    torch.testing.assert_close(attend(asked), attend(given))
+    assert not layer(drawn(2), drawn(3), on_outputs=False).pidep_prefix.on_outputs
 
 
 def test_a_tensor_nobody_knows_is_refused(tiny: Any) -> None:

@@ -145,8 +145,12 @@ def test_the_bank_equals_pytorch(bank: Any, backbone: Any) -> None:
 
 def noisy(backbone: Any, kind: str) -> Any:
     """An expert of a kind, far enough from nothing to be seen."""
-    from pidep.experts.mixture import find_sites, fresh
+    from pidep.experts.mixture import Mixture, find_sites, fresh
 
+    if kind == "prefixes side by side":
+        drawn = noisy(backbone, "prefix")
+        other = {site: {name: -array for name, array in tensors.items()} for site, tensors in drawn.sites.items()}
+        return replace(drawn, name="beside", sites=Mixture([drawn.sites, other], [1.0] * 2, kind="prefix", on_outputs=True).folded())
     rng = np.random.default_rng(7)
     start = fresh(backbone.model, find_sites(backbone.model, kind=kind), kind=kind, size=3)
     sites = {
@@ -161,7 +165,10 @@ def noisy(backbone: Any, kind: str) -> Any:
     [
         ("lora", "python"),
         pytest.param("lora", "onnxruntime", marks=pytest.mark.slow),
-        *(pytest.param(kind, "python", marks=pytest.mark.slow) for kind in ("adapter", "prefix", "prompt", "bitfit")),
+        *(
+            pytest.param(kind, "python", marks=pytest.mark.slow)
+            for kind in ("adapter", "prefix", "prompt", "bitfit", "prefixes side by side")
+        ),
     ],
 )
 def test_a_merged_model_equals_pytorch(backbone: Any, tmp_path: Path, kind: str, platform: Any) -> None:
@@ -175,10 +182,10 @@ def test_a_merged_model_equals_pytorch(backbone: Any, tmp_path: Path, kind: str,
     np.testing.assert_allclose(together, want, atol=1e-5, rtol=0)
     np.testing.assert_allclose(alone, want, atol=1e-5, rtol=0)
     assert merged.digest == expert.digest
-    assert parsed((exported.folder / "config.pbtxt").read_text()) == parsed(f'name: "{kind}" {MERGED[platform]}')
+    assert parsed((exported.folder / "config.pbtxt").read_text()) == parsed(f'name: "{expert.name}" {MERGED[platform]}')
     assert (exported.folder / "1" / "model.py").exists() == (platform == "python")
     record = json.loads((exported.folder / "1" / "merged.json").read_text())
-    assert record["parity"] == exported.parity[kind].to_json()
+    assert record["parity"] == exported.parity[expert.name].to_json()
 
 
 # The gate.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from pidep.errors import ExpertError
 from pidep.experts.mixture import Mixture
 from pidep.tuning.guard import trust
 from pidep.tuning.stacking import Stack, stacking_weights
@@ -85,3 +87,10 @@ def test_a_stack_is_the_backbone_and_every_helper_alone_on_rows_of_their_own(par
     kept = [0, 2, 3, 5]
     torch.testing.assert_close(stack.weights(kept), Stack.of(scorer, helpers, ROWS.take(kept)).weights())
     assert stack.weights().tolist() == stack.weights(range(len(ROWS.labels))).tolist()
+
+
+def test_a_helper_that_answers_nothing_is_named(parts: Any) -> None:
+    scorer, _, (one, two) = parts
+    broken = {site: {name: np.full_like(value, np.nan) for name, value in tensors.items()} for site, tensors in two.sites.items()}
+    with pytest.raises(ExpertError, match=r"expert 'two': answers the training rows with NaN or Inf; train it again, or leave it out"):
+        Stack.of(scorer, [one, replace(two, sites=broken)], ROWS)

@@ -14,7 +14,6 @@ prefixes side by side then, in the same P positions, and what a mixture on outpu
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,14 +69,7 @@ class PrefixSite(ExpertSite):
         return {"key": to_array(whole["key"][tokens]), "value": to_array(whole["value"][tokens]), "bias": to_array(whole["bias"][acts])}
 
     def attach(self, model: nn.Module, name: str) -> Undo:
-        """Hang the prefix on the attention layer, where `_attention` finds it.
-
-        Raises:
-            ExpertError: its bias is not of its length.
-        """
-        length = self.shape("key")[0]
-        if self.has("bias") and (len(shape := self.shape("bias")) != 2 or math.prod(shape) != length):
-            raise ExpertError(f"site {name!r}: bias {shape} for {length} virtual tokens, expected [n, P] of them; train it again")
+        """Hang the prefix on the attention layer, where `_attention` finds it."""
         attention = model.get_submodule(name)
         attention.pidep_prefix = self
 
@@ -118,19 +110,20 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention
 
 
 def _widened(mask: Tensor | None, key: Tensor, prefix: Mapping[str, Tensor]) -> Tensor | None:
-    """The mask `[B, 1, T, S]` over prefix and text: nothing hides a prefix, its bias is added to its scores."""
+    """The mask `[B or 1, heads or 1, T, S]` over prefix and text: nothing hides a prefix, its bias is added to its scores."""
     length = prefix["key"].shape[-2]
     if "bias" not in prefix:
         seen: Any = True if mask is None or mask.dtype == torch.bool else 0.0
         return None if mask is None else nn.functional.pad(mask, (length, 0), value=seen)
-    bias = _rows_like(prefix["bias"].to(key.dtype).flatten(-2)[..., None, None, :], len(key))  # [1 or B, 1, 1, P]
+    bias = _rows_like(prefix["bias"].to(key.dtype).flatten(-2)[..., None, None, :], key.shape[0])  # [1 or B, 1, 1, P]
     if mask is None:
         text = key.new_zeros(1, 1, 1, key.shape[2] - length)
     elif mask.dtype == torch.bool:
         text = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, torch.finfo(key.dtype).min)
     else:
         text = mask
-    rows, queries = max(len(bias), len(text)), text.shape[2]
+    # not len(): torch.export would take the batch for a number
+    rows, queries = bias.shape[0] if text.shape[0] == 1 else text.shape[0], text.shape[2]
     return torch.cat([bias.expand(rows, text.shape[1], queries, -1), text.expand(rows, -1, -1, -1)], -1)
 
 
@@ -175,8 +168,13 @@ def _start(_: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor
     return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
 
 
-def _of_one_width(parts: Sequence[Tensors]) -> list[Tensors]:
+def _of_one_width(site: str, parts: Sequence[Tensors]) -> list[Tensors]:
     """Prefixes of as many side by side, each with a bias, where any has one; idle virtual tokens make up for it."""
+    for part in parts:
+        if "bias" in part and (part["bias"].ndim != 2 or part["bias"].size != len(part["key"])):
+            raise ExpertError(
+                f"site {site!r}: bias {part['bias'].shape} for {len(part['key'])} virtual tokens, expected [n, P] of them; train it again"
+            )
     if not any("bias" in part for part in parts):
         return list(parts)
     biased = [{"bias": np.zeros((1, len(part["key"])), np.float32), **part} for part in parts]
@@ -215,6 +213,7 @@ KIND = Kind(
     optional=frozenset({"bias"}),
     mixes_outputs=True,
     of_one_width=_of_one_width,
+    only_on_outputs=lambda tensors: "bias" in tensors,
     around=_around,
     in_peft=_in_peft,
 )
