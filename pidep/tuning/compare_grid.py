@@ -29,8 +29,13 @@ __all__ = ["Grid", "Key", "Part", "Target", "cells_of", "methods_of"]
 
 FORMAT = 1
 """Raised whenever a cell measures something else for the same settings."""
-REVISIONS: Mapping[str, int] = {"own_tuned": 3, "pi": 4, "pi_trial": 4}
-"""Raised whenever a method does something else with the same settings: cells measured before are refused, not mixed in."""
+REVISIONS: Mapping[Method, Mapping[str, int]] = {
+    "own_tuned": {"any": 3},
+    "pi": {"any": 3, "prefix": 4},
+    "pi_trial": {"any": 3, "prefix": 4},
+}
+"""By method and kind of expert; raised whenever it does something else with the same settings: cells measured before are refused, not
+mixed in."""
 
 
 class Key(NamedTuple):
@@ -89,7 +94,7 @@ def methods_of(config: CompareConfig, kind: str) -> dict[Method, dict[str, Any]]
     settings: dict[str, dict[str, Any]] = {
         "full": {"learning_rate": config.finetune_rate, "steps": config.finetune_steps},
         "lorahub": {"budget": config.lorahub_budget, "max_rows": config.lorahub_rows},
-        **{method: {**interpolation, "revision": revision} for method, revision in REVISIONS.items()},
+        **{method: {**interpolation, "revision": of.get(kind, of["any"])} for method, of in REVISIONS.items()},
     }
     return {method: settings.get(method, {}) for method in config.methods if kind in ONLY_FOR.get(method, (kind,))}
 

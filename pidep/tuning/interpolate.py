@@ -3,17 +3,15 @@
 Fixed policies (`frozen`, `anchored`, `free`) train α and, with it, nothing, a little, or everything, as the paper does.
 `auto` is for the many targets that have few rows, where all of those lose what mixing had gained:
 
-1. *stacked*: the helpers have not seen the target's rows, so these can say how much of each to take (`stacking`).
-2. *in context*: from there the own expert is learned again from nothing inside the mixture, the helpers frozen, so that it takes up
-   only what they leave undone. Rates are scaled by the trust N / (N + 64) that N rows deserve.
-3. *average*: own expert, stacked mixture and in-context mixture are averaged (all are mixtures of the same experts, so this is one more
+1. *in context*: the own expert is learned again from nothing inside the mixture, the helpers frozen, so that it takes up only what
+   they leave undone. Rates are scaled by the trust N / (N + 64) that N rows deserve.
+2. *average*: own expert, uniform mixture and in-context mixture are averaged (all are mixtures of the same experts, so this is one more
    mixture, on outputs where the kind can), weighted by held-out evidence: held-back rows where there are any, else cross-validation
    inside the shots.
-4. *trained together*, where rows suffice: α and every expert, as the authors do but from the stacked mixture (`joint`). Of few shots this
+3. *trained together*, where rows suffice: α and every expert from the uniform mixture, as the authors do (`joint`). Of few shots this
    and the own expert are also trained harder, at four times the rate: gentle training keeps what a related helper knows and learns too
    little where none is related.
-5. *guard*: where held-out rows say clearly that one of those, the own expert or the uniform mixture alone is better than the average, it
-   is taken instead.
+4. *guard*: where held-out rows say clearly that one of those alone is better than the average, it is taken instead.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ _HARDER = 4.0
 """Times the peak learning rate."""
 _HARD = ("own_expert_harder", "joint_harder")
 _STACKED_ROWS = 1024
-"""Of full data so many rows say how much of each helper to take."""
+"""Of more rows so many say how much of each helper to take."""
 _NEGLIGIBLE = 1e-6
 
 
@@ -64,7 +62,7 @@ class InterpolateSettings:
     policy: Policy = "auto"
     alpha_per: AlphaPer = "site"
     alpha_start: Literal["uniform", "similarity", "stacked"] = "uniform"
-    """Of the fixed policies; `auto` always begins stacked."""
+    """Of the fixed policies; `auto` always begins uniform."""
     alpha_learning_rate: float = 2e-2
     own_learning_rate: float = 1e-3
     expert_learning_rate: float = 1e-4
@@ -153,7 +151,7 @@ def tuned_own(scorer: Scorer, own: Expert, train: Split, settings: InterpolateSe
     if len(train.labels) < _ENOUGH_ROWS:
         return own, Decision("auto", "own_expert", f"with fewer than {_ENOUGH_ROWS} rows folds cannot tell", len(train.labels))
     learner = _Learner(scorer, (), settings, train_own)
-    held = learner.folds(("own_expert_harder",), train, lambda _: torch.ones(1))
+    held = learner.folds(("own_expert_harder",), train)
     if any(not found.learned for found, _ in held):
         return own, Decision("auto", "own_expert", "training diverged at a higher rate", len(train.labels))
     labels = torch.tensor([label for _, rows in held for label in rows.labels])
@@ -166,12 +164,11 @@ def tuned_own(scorer: Scorer, own: Expert, train: Split, settings: InterpolateSe
     return (own if decision.chosen == "own_expert" else train_own(train, _HARDER)), decision
 
 
-def _start_at(mixture: Mixture, weights: Tensor) -> Mixture:
+def _start_at(mixture: Mixture, weights: Tensor) -> None:
     """α proportional to the weights `[K]`, at every site."""
     with torch.no_grad():
         for parameter in mixture.alpha_parameters():
             parameter.copy_(weights.clamp(min=_NEGLIGIBLE).log())
-    return mixture
 
 
 @dataclass(frozen=True)
@@ -179,24 +176,19 @@ class _Candidates:
     """What one set of training rows gives."""
 
     own: Expert
-    alpha: Tensor
-    """`[K]` stacked weights of the own expert and the helpers."""
     learned: Mapping[str, Mixture] = field(default_factory=dict)
     """By name: the own expert learned in context, then the helpers; and what is not averaged, trained together or harder."""
-
-    def stacked(self, helpers: Sequence[Expert]) -> Mixture:
-        """Own expert and helpers as the rows would have them, untrained."""
-        return _start_at(Mixture.of([self.own, *helpers], on_outputs=True), self.alpha)
 
     def average(self, helpers: Sequence[Expert], weights: Mapping[str, float]) -> Mixture:
         """Σ_c w_c θ_c as one mixture of own, in-context own, and helpers."""
         learned = replace(self.own, sites=dict(self.learned["in_context"].part(0)))
         mixture = Mixture.of([self.own, learned, *helpers], on_outputs=True)
-        stacked = self.alpha * weights["stacked"]
+        count = 1 + len(helpers)
+        uniform = weights["uniform"] / count
         with torch.no_grad():
             for (_, site), (_, inner) in zip(mixture.by_name(), self.learned["in_context"].by_name(), strict=True):
                 alpha = inner.alpha() * weights["in_context"]
-                share = torch.cat([weights["own_expert"] + stacked[:1], alpha[:1], alpha[1:] + stacked[1:]])
+                share = torch.cat([torch.tensor([weights["own_expert"] + uniform]), alpha[:1], alpha[1:] + uniform])
                 site.alpha_logits.copy_(share.clamp(min=_NEGLIGIBLE).log())
         return mixture
 
@@ -214,9 +206,9 @@ class _Learner:
     on_step: OnStep | None = None
 
     def learn(
-        self, names: Sequence[str], own: Expert, alpha: Tensor, train: Split, validation: Split | None = None, *, keep: bool = False
+        self, names: Sequence[str], own: Expert, train: Split, validation: Split | None = None, *, keep: bool = False
     ) -> tuple[_Candidates, dict[str, TrainReport]]:
-        """The candidates of these names, α starting there, and how they were trained; `keep` checkpoints, and goes on from them.
+        """The candidates of these names, and how they were trained; `keep` checkpoints, and goes on from them.
 
         Raises:
             Diverged: a loss became NaN or Inf.
@@ -226,8 +218,7 @@ class _Learner:
             if name == "own_expert_harder":
                 learned[name] = Mixture.of([self.train_own(train, _HARDER)])
                 continue
-            made = self._in_context(own, alpha, train) if name == "in_context" else self._together(own, alpha, name)
-            groups, schedule, learned[name] = made
+            groups, schedule, learned[name] = self._in_context(own, train) if name == "in_context" else self._together(own, name)
             place = self.checkpoint.with_name(f"{self.checkpoint.name}-{name}") if keep and self.checkpoint is not None else None
             reports[name] = fit(
                 self.scorer,
@@ -240,75 +231,66 @@ class _Learner:
                 resume=self.resume and keep,
                 on_step=self.on_step,
             )
-        return _Candidates(own, alpha, learned), reports
+        return _Candidates(own, learned), reports
 
-    def _in_context(self, own: Expert, alpha: Tensor, train: Split) -> tuple[Groups, Schedule, Mixture]:
-        """The own expert learned again, from nothing, inside the stacked mixture; helpers stay as they are, α moves a little."""
+    def _in_context(self, own: Expert, train: Split) -> tuple[Groups, Schedule, Mixture]:
+        """The own expert learned again, from nothing, inside the mixture; helpers stay as they are, α moves a little."""
         settings, believed = self.settings, trust(len(train.labels))
         size = kind_named(own.kind).size_of(next(iter(own.sites.values())))
         start = fresh(self.scorer.backbone.model, sorted(own.sites), kind=own.kind, size=size)
         experts = [replace(own, sites=dict(start)), *self.helpers]
-        mixture = _start_at(Mixture.of(experts, per=settings.alpha_per, num_learned=1, on_outputs=True), alpha)
+        mixture = Mixture.of(experts, per=settings.alpha_per, num_learned=1, on_outputs=True)
         groups = [
             (mixture.alpha_parameters(), settings.alpha_learning_rate * believed / 2),
             (mixture.expert_parameters(), settings.own_learning_rate * believed),
         ]
         # weight decay would pull α to uniform, and a fresh expert is small anyway
-        fingerprint = f"{settings.schedule.fingerprint} in context, stacked"
+        fingerprint = f"{settings.schedule.fingerprint} in context, on outputs"
         return groups, replace(settings.schedule, weight_decay=0.0, fingerprint=fingerprint), mixture
 
-    def _together(self, own: Expert, alpha: Tensor, name: str) -> tuple[Groups, Schedule, Mixture]:
-        """α and all experts of the stacked mixture at one peak learning rate."""
+    def _together(self, own: Expert, name: str) -> tuple[Groups, Schedule, Mixture]:
+        """α and all experts at one peak learning rate."""
         rate = self.settings.own_learning_rate * (_HARDER if name == "joint_harder" else 1.0)
-        mixture = _start_at(Mixture.of([own, *self.helpers], per=self.settings.alpha_per), alpha)
-        whole = self.settings.schedule
-        schedule = replace(whole, phase=f"{whole.phase}, all together", fingerprint=f"{whole.fingerprint} {name}, stacked")
+        mixture, whole = Mixture.of([own, *self.helpers], per=self.settings.alpha_per), self.settings.schedule
+        schedule = replace(whole, phase=f"{whole.phase}, all together", fingerprint=f"{whole.fingerprint} {name}")
         return _all_at(mixture, rate), schedule, mixture
 
-    def folds(self, names: Sequence[str], train: Split, alpha_of: Callable[[Sequence[int]], Tensor]) -> list[tuple[_Candidates, Split]]:
-        """What is learned without each fold, and the fold. What is trained too hard to end well on the rest is left out.
-
-        Args:
-            alpha_of: where α starts, by the numbers of the rows that are left.
-        """
+    def folds(self, names: Sequence[str], train: Split) -> list[tuple[_Candidates, Split]]:
+        """What is learned without each fold, and the fold. What is trained too hard to end well on the rest is left out."""
         held = []
         for rows in folds_of(train.labels, count=self.settings.folds, seed=self.settings.schedule.seed):
             left_out = set(rows)
-            kept = [row for row in range(len(train.labels)) if row not in left_out]
-            rest, alpha = train.take(kept), alpha_of(kept)
+            rest = train.take(row for row in range(len(train.labels)) if row not in left_out)
             own = self.train_own(rest, 1.0)
-            learned = dict(self.learn([name for name in names if name not in _HARD], own, alpha, rest)[0].learned)
+            learned = dict(self.learn([name for name in names if name not in _HARD], own, rest)[0].learned)
             for name in (name for name in names if name in _HARD):
                 with suppress(Diverged):
-                    learned |= self.learn([name], own, alpha, rest)[0].learned
-            held.append((_Candidates(own, alpha, learned), train.take(rows)))
+                    learned |= self.learn([name], own, rest)[0].learned
+            held.append((_Candidates(own, learned), train.take(rows)))
         return held
 
 
 def _auto(learner: _Learner, own: Expert, train: Split, validation: Split | None, uniform: Mixture) -> Interpolated:
-    names, believed, helpers = _names(train, validation), trust(len(train.labels)), learner.helpers
-    known = train if validation is None else limit(train, _STACKED_ROWS, seed=learner.settings.schedule.seed)
-    stack = Stack.of(learner.scorer, helpers, known)
-    alpha = stack.weights()
+    names, believed = _names(train, validation), trust(len(train.labels))
     if validation is not None:
-        found, reports = learner.learn(names, own, alpha, train, validation, keep=True)
+        found, reports = learner.learn(names, own, train, validation, keep=True)
         evidence = believed * len(validation.labels)
         decision, weights = _decide(learner, [(found, validation)], believed=believed, evidence=evidence, lead=_WHERE_HELD_BACK)
     else:
-        held = learner.folds(names, train, stack.weights)
+        held = learner.folds(names, train)
         # they judge other experts than those that are averaged, on rows chosen balanced: far less evidence than rows held back
         decision, weights = _decide(learner, held, believed=believed, evidence=believed * math.sqrt(len(train.labels)))
         # on all of the shots only what was chosen is learned
         wanted = ["in_context" if decision.chosen == "mixture" else decision.chosen]
-        found, reports = learner.learn([name for name in names if name in wanted], own, alpha, train, keep=True)
-    everyone = (own.name, *(helper.name for helper in helpers))
+        found, reports = learner.learn([name for name in names if name in wanted], own, train, keep=True)
+    everyone = (own.name, *(helper.name for helper in learner.helpers))
     if decision.chosen == "mixture":
-        average = found.average(helpers, weights)
+        average = found.average(learner.helpers, weights)
         return Interpolated(average, uniform, (own.name, f"{own.name} (in context)", *everyone[1:]), decision, reports)
     if decision.chosen == "own_expert":
         return Interpolated(Mixture.of([own]), uniform, (own.name,), decision, reports)
     if decision.chosen == "uniform":
-        return Interpolated(Mixture.of([own, *helpers], on_outputs=True), uniform, everyone, decision, reports)
+        return Interpolated(Mixture.of([own, *learner.helpers], on_outputs=True), uniform, everyone, decision, reports)
     experts = (f"{own.name} (harder)",) if decision.chosen == "own_expert_harder" else everyone
     return Interpolated(found.learned[decision.chosen], uniform, experts, decision, reports)
 
@@ -331,22 +313,19 @@ def _decide(
     """
     scorer, helpers = learner.scorer, learner.helpers
     labels = torch.tensor([label for _, rows in held for label in rows.labels])
-    alone = {
+    averaged = {
         "own_expert": _held_logits(scorer, held, lambda found: Mixture.of([found.own])),
         "uniform": _held_logits(scorer, held, lambda found: Mixture.of([found.own, *helpers], on_outputs=True)),
-        "stacked": _held_logits(scorer, held, lambda found: found.stacked(helpers)),
         "in_context": _held_logits(scorer, held, lambda found: found.learned["in_context"]),
     }
-    prior = {"own_expert": believed**2, "stacked": 1.0, "in_context": 1.0}
-    losses, temperature = calibrated({name: alone[name] for name in prior}, labels)
-    weights = averaging_weights(losses, prior, evidence=evidence)
-    losses["uniform"] = nn.functional.cross_entropy(alone["uniform"] / temperature, labels, reduction="none")
+    losses, temperature = calibrated(averaged, labels)
+    weights = averaging_weights(losses, {"own_expert": believed**2, "uniform": 1.0, "in_context": 1.0}, evidence=evidence)
     average = _held_logits(scorer, held, lambda found: found.average(helpers, weights))
     losses["mixture"] = nn.functional.cross_entropy(average / temperature, labels, reduction="none")
     apart = [name for name in held[0][0].learned if name != "in_context" and all(name in found.learned for found, _ in held)]
     for name in apart:
         losses[name] = _at_its_best(_held_logits(scorer, held, partial(_learned, name=name)), labels)
-    rivals = [_at_its_best(value, labels) for value in (average, alone["own_expert"], alone["uniform"])]
+    rivals = [_at_its_best(value, labels) for value in (average, averaged["own_expert"], averaged["uniform"])]
     rival = min(rivals, key=lambda loss: float(loss.mean()))
     return guard(losses, weights, believed=believed, rival=rival, lead=lead), weights
 

@@ -38,7 +38,7 @@ def test_folds_hold_every_row_once_and_every_class_evenly(labels: list[int], cou
 def test_auto_mixes_and_says_why(parts) -> None:
     found = run(parts, "auto")
     assert found.decision.rows == len(ROWS.labels)
-    assert set(found.decision.losses) == {"own_expert", "uniform", "stacked", "in_context", "mixture"}
+    assert set(found.decision.losses) == {"own_expert", "uniform", "in_context", "mixture"}
     assert found.decision.why
     if found.decision.chosen == "mixture":
         assert found.experts == ("target", "target (in context)", "one", "two")
@@ -48,9 +48,7 @@ def test_auto_mixes_and_says_why(parts) -> None:
 def in_context(scorer, own, helpers) -> Mixture:
     """The own expert learned inside the mixture."""
     settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-1)
-    alpha = torch.full((1 + len(helpers),), 1 / (1 + len(helpers)))
-    learner = _Learner(scorer, tuple(helpers), settings, lambda _rows, _harder: own)
-    return learner.learn(["in_context"], own, alpha, ROWS)[0].learned["in_context"]
+    return _Learner(scorer, tuple(helpers), settings, lambda _rows, _harder: own).learn(["in_context"], own, ROWS)[0].learned["in_context"]
 
 
 def test_in_context_leaves_the_helpers_as_they_are(parts) -> None:
@@ -82,49 +80,6 @@ def test_every_kind_is_learned_in_context(tiny, parts, kind: str) -> None:
     assert all(np.array_equal(value, experts[1].sites[site][key]) for site, t in inner.part(1).items() for key, value in t.items())
 
 
-ALPHA = torch.tensor([0.2, 0.5, 0.3])
-
-
-def at_alpha(mixture: Mixture) -> Mixture:
-    with torch.no_grad():
-        for logits in mixture.alpha_parameters():
-            logits.copy_(ALPHA.log())
-    return mixture
-
-
-@pytest.mark.parametrize("name", ["joint", "joint_harder"])
-def test_joint_training_begins_stacked_with_all_experts_as_they_are(parts, name: str) -> None:
-    scorer, own, helpers = parts
-    learner = _Learner(scorer, tuple(helpers), InterpolateSettings(SCHEDULE), lambda _rows, _harder: own)
-    _, _, mixture = learner._together(own, ALPHA, name)
-    assert all(np.allclose(alpha, ALPHA) for alpha in mixture.alphas().values())
-    for index, expert in enumerate([own, *helpers]):
-        assert all(np.array_equal(t["lora_B"], expert.sites[site]["lora_B"]) for site, t in mixture.part(index).items())
-
-
-def test_in_context_begins_stacked_with_an_own_expert_that_does_nothing(parts) -> None:
-    scorer, own, helpers = parts
-    learner = _Learner(scorer, tuple(helpers), InterpolateSettings(SCHEDULE), lambda _rows, _harder: own)
-    _, _, mixture = learner._in_context(own, ALPHA, ROWS)
-    assert all(np.allclose(alpha, ALPHA) for alpha in mixture.alphas().values())
-    assert not any(tensors["lora_B"].any() for tensors in mixture.part(0).values())
-
-
-def test_a_fold_is_not_asked_what_to_take_of_the_helpers(parts, monkeypatch) -> None:
-    asked: list[list[int]] = []
-    weights = Stack.weights
-
-    def spy(stack: Stack, rows=None):
-        asked.append(list(range(len(ROWS.labels))) if rows is None else list(rows))
-        return weights(stack, rows)
-
-    monkeypatch.setattr(Stack, "weights", spy)
-    run(parts, "auto", folds=2)
-    folds = folds_of(ROWS.labels, count=2, seed=SCHEDULE.seed)
-    every = set(range(len(ROWS.labels)))
-    assert asked == [sorted(every), *(sorted(every - set(fold)) for fold in folds)]
-
-
 def adapters(tiny, own) -> list:
     """Three random adapters."""
     start = fresh(tiny.model, find_sites(tiny.model, kind="adapter"), kind="adapter", size=2)
@@ -136,7 +91,7 @@ def adapters(tiny, own) -> list:
     return [replace(own, name=name, kind="adapter", scaling=1.0, sites=sites) for name, sites in zip("abc", drawn, strict=True)]
 
 
-@pytest.mark.parametrize("name", ["own_expert", "stacked", "in_context"])
+@pytest.mark.parametrize("name", ["own_expert", "uniform", "in_context"])
 @torch.no_grad()
 def test_all_weight_on_one_candidate_is_that_candidate_of_adapters(parts, name: str) -> None:
     scorer, lora, _ = parts
@@ -144,15 +99,13 @@ def test_all_weight_on_one_candidate_is_that_candidate_of_adapters(parts, name: 
     inner = Mixture.of([adapters(scorer.backbone, lora)[2], *helpers], on_outputs=True)
     for logits in inner.alpha_parameters():
         logits.copy_(torch.tensor([0.2, -0.5, 0.9]))
-    stacked = at_alpha(Mixture.of([own, *helpers], on_outputs=True))
-    whole = {"own_expert": Mixture.of([own]), "stacked": stacked, "in_context": inner}[name]
-    weights = dict.fromkeys(("own_expert", "stacked", "in_context"), 0.0) | {name: 1.0}
-    found = _Candidates(own, ALPHA, {"in_context": inner})
-    torch.testing.assert_close(predict_logits(scorer, ROWS.rows, found.stacked(helpers)), predict_logits(scorer, ROWS.rows, stacked))
-    average = found.average(helpers, weights)
+    uniform = Mixture.of([own, *helpers], on_outputs=True)
+    whole = {"own_expert": Mixture.of([own]), "uniform": uniform, "in_context": inner}[name]
+    weights = dict.fromkeys(("own_expert", "uniform", "in_context"), 0.0) | {name: 1.0}
+    average = _Candidates(own, {"in_context": inner}).average(helpers, weights)
     torch.testing.assert_close(predict_logits(scorer, ROWS.rows, average), predict_logits(scorer, ROWS.rows, whole), atol=2e-3, rtol=0)
-    if name == "stacked":
-        on_parameters = predict_logits(scorer, ROWS.rows, at_alpha(Mixture.of([own, *helpers])))
+    if name == "uniform":
+        on_parameters = predict_logits(scorer, ROWS.rows, Mixture.of([own, *helpers]))
         assert (predict_logits(scorer, ROWS.rows, average) - on_parameters).abs().max() > 2e-3
 
 
@@ -169,16 +122,16 @@ def test_auto_mixes_adapters_on_outputs(parts) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["own_expert", "stacked", "in_context"])
+@pytest.mark.parametrize("name", ["own_expert", "uniform", "in_context"])
 def test_all_weight_on_one_candidate_is_that_candidate(parts, name: str) -> None:
     scorer, own, helpers = parts
     inner = Mixture.of([make_expert(scorer.backbone, seed=9), *helpers])
     with torch.no_grad():
         for logits in inner.alpha_parameters():
             logits.copy_(torch.tensor([0.2, -0.5, 0.9]))
-    whole = {"own_expert": Mixture.of([own]), "stacked": at_alpha(Mixture.of([own, *helpers])), "in_context": inner}[name]
-    weights = dict.fromkeys(("own_expert", "stacked", "in_context"), 0.0) | {name: 1.0}
-    average = _Candidates(own, ALPHA, {"in_context": inner}).average(helpers, weights)
+    whole = {"own_expert": Mixture.of([own]), "uniform": Mixture.of([own, *helpers]), "in_context": inner}[name]
+    weights = dict.fromkeys(("own_expert", "uniform", "in_context"), 0.0) | {name: 1.0}
+    average = _Candidates(own, {"in_context": inner}).average(helpers, weights)
     torch.testing.assert_close(predict_logits(scorer, ROWS.rows, average), predict_logits(scorer, ROWS.rows, whole), atol=2e-3, rtol=0)
 
 
@@ -230,7 +183,7 @@ def test_experts_are_trained_together_and_harder_where_rows_suffice(parts, monke
     settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
     rows = ROWS.take(range(count))
     found = interpolate(scorer, own, helpers, rows, None, settings, train_own=lambda _rows, _harder: own)
-    assert set(found.decision.losses) == {"own_expert", "uniform", "stacked", "in_context", "mixture"} | (TRAINED if count == 8 else set())
+    assert set(found.decision.losses) == {"own_expert", "uniform", "in_context", "mixture"} | (TRAINED if count == 8 else set())
 
 
 def test_rows_held_back_judge_joint_training_at_the_usual_rate_only(parts, monkeypatch) -> None:
@@ -238,7 +191,7 @@ def test_rows_held_back_judge_joint_training_at_the_usual_rate_only(parts, monke
     scorer, own, helpers = parts
     settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
     found = interpolate(scorer, own, helpers, ROWS, ROWS, settings, train_own=lambda _rows, _harder: own)
-    assert set(found.decision.losses) == {"own_expert", "uniform", "stacked", "in_context", "mixture", "joint"}
+    assert set(found.decision.losses) == {"own_expert", "uniform", "in_context", "mixture", "joint"}
     assert set(found.reports) == {"in_context", "joint"}
 
 
@@ -300,7 +253,7 @@ def test_what_diverges_when_trained_harder_is_left_out(parts, monkeypatch) -> No
 
     settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
     found = interpolate(scorer, own, helpers, ROWS, None, settings, train_own=train_own)
-    assert set(found.decision.losses) == {"own_expert", "uniform", "stacked", "in_context", "mixture", "joint", "joint_harder"}
+    assert set(found.decision.losses) == {"own_expert", "uniform", "in_context", "mixture", "joint", "joint_harder"}
     expert, decision = tuned_own(scorer, own, ROWS, settings, train_own=train_own)
     assert expert is own
     assert "diverged" in decision.why
