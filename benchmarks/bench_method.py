@@ -29,7 +29,7 @@ DOMAINS = ("amazon", "movie", "nyt", "tweets")
 COMMON: dict[str, Any] = {
     "tasks": tuple(f"sentiment/{domain}" for domain in DOMAINS),
     "seeds": (0, 1, 2),
-    "full_seeds": (0,),
+    "full_seeds": (0, 1, 2),
     "sites": ("encoder.layer.[45].*",),
     "max_length": 32,
     "test_limit": 800,

@@ -25,7 +25,7 @@ from pidep.tuning.interpolate import InterpolateSettings
 from pidep.tuning.trainer import Scorer, few_shot_share
 from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
 
-__all__ = ["Grid", "Key", "Part", "Target", "cells_of", "methods_of"]
+__all__ = ["REVISIONS", "Grid", "Key", "Part", "Target", "cells_of", "methods_of"]
 
 FORMAT = 1
 """Raised whenever a cell measures something else for the same settings."""

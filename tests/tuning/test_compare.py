@@ -17,7 +17,7 @@ from pidep.experts.kinds import KINDS
 from pidep.similarity.pool import read_pool
 from pidep.tuning.compare import CompareResult, compare
 from pidep.tuning.compare_config import METHODS, CompareConfig, compare_config
-from pidep.tuning.compare_grid import Grid, Key, Part, cells_of, methods_of
+from pidep.tuning.compare_grid import REVISIONS, Grid, Key, Part, cells_of, methods_of
 from pidep.tuning.compare_summary import summarise
 from tests.cli.run import untouched
 
@@ -315,6 +315,13 @@ def test_the_claims_of_the_benchmark() -> None:
     assert not found[f"adapter, 128 shots: {below}"]["met"]
 
 
+def test_a_revision_is_of_a_method_and_a_kind() -> None:
+    config = CompareConfig(tasks=("a", "b"), shots=(2,), kinds=("lora", "prefix"))
+    lora, prefix = (methods_of(config, kind) for kind in config.kinds)
+    assert prefix["pi"] == {**lora["pi"], "revision": REVISIONS["pi"]["prefix"]} != lora["pi"]
+    assert prefix["own_tuned"] == lora["own_tuned"]
+
+
 def test_what_could_be_had_in_hindsight() -> None:
     from benchmarks.bench_method import in_hindsight
 
@@ -327,7 +334,7 @@ def test_the_grid_of_the_benchmark() -> None:
     from benchmarks.grid_command import read_cells
 
     cells = [key for config in GRIDS for key in cells_of(config, DOMAINS)]
-    assert len(cells) == len(set(cells)) == 4 * 3 * (3 + 2 + 2) + 4
+    assert len(cells) == len(set(cells)) == 4 * 3 * (4 + 2 + 2)
     assert len(read_cells(GRIDS, DOMAINS, Path("nowhere"))[1]) == len(cells)
     methods = {(kind, shots): set(methods_of(config, kind)) for config in GRIDS for kind in config.kinds for shots in config.shots}
     every = set(METHODS) - {"pi_trial", "uniform_outputs"}  # with three helpers there is nobody to choose; a LoRA's uniform is on outputs

@@ -34,12 +34,11 @@ SECTIONS = {
 }
 CANDIDATES = {
     **METHODS,
-    "stacked": "stacked mixture, untrained",
     "in_context": "own expert, learned in the mixture",
     "joint": "all experts trained together",
     "own_expert_harder": "own expert, trained harder",
     "joint_harder": "all experts trained together, harder",
-    "mixture": "average of own expert, stacked and in context",
+    "mixture": "average of own expert, uniform and in context",
 }
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
