@@ -161,7 +161,12 @@ def tuned_own(scorer: Scorer, own: Expert, train: Split, settings: InterpolateSe
     }
     losses = {name: _at_its_best(_held_logits(scorer, held, mixture), labels) for name, mixture in mixtures.items()}
     decision = guard(losses, {}, believed=trust(len(train.labels)), usual="own_expert")
-    return (own if decision.chosen == "own_expert" else train_own(train, _HARDER)), decision
+    if decision.chosen == "own_expert":
+        return own, decision
+    try:
+        return train_own(train, _HARDER), decision
+    except Diverged:
+        return own, replace(decision, chosen="own_expert", why="training diverged at a higher rate, on all rows")
 
 
 def _start_at(mixture: Mixture, weights: Tensor) -> None:
@@ -178,6 +183,10 @@ class _Candidates:
     own: Expert
     learned: Mapping[str, Mixture] = field(default_factory=dict)
     """By name: the own expert learned in context, then the helpers; and what is not averaged, trained together or harder."""
+
+    def without(self, name: str) -> _Candidates:
+        """All but one of what was learned."""
+        return replace(self, learned={other: mixture for other, mixture in self.learned.items() if other != name})
 
     def average(self, helpers: Sequence[Expert], weights: Mapping[str, float]) -> Mixture:
         """Σ_c w_c θ_c as one mixture of own, in-context own, and helpers."""
@@ -277,12 +286,7 @@ def _auto(learner: _Learner, own: Expert, train: Split, validation: Split | None
         evidence = believed * len(validation.labels)
         decision, weights = _decide(learner, [(found, validation)], believed=believed, evidence=evidence, lead=_WHERE_HELD_BACK)
     else:
-        held = learner.folds(names, train)
-        # they judge other experts than those that are averaged, on rows chosen balanced: far less evidence than rows held back
-        decision, weights = _decide(learner, held, believed=believed, evidence=believed * math.sqrt(len(train.labels)))
-        # on all of the shots only what was chosen is learned
-        wanted = ["in_context" if decision.chosen == "mixture" else decision.chosen]
-        found, reports = learner.learn([name for name in names if name in wanted], own, train, keep=True)
+        decision, weights, found, reports = _by_folds(learner, names, own, train, believed=believed)
     everyone = (own.name, *(helper.name for helper in learner.helpers))
     if decision.chosen == "mixture":
         average = found.average(learner.helpers, weights)
@@ -293,6 +297,23 @@ def _auto(learner: _Learner, own: Expert, train: Split, validation: Split | None
         return Interpolated(Mixture.of([own, *learner.helpers], on_outputs=True), uniform, everyone, decision, reports)
     experts = (f"{own.name} (harder)",) if decision.chosen == "own_expert_harder" else everyone
     return Interpolated(found.learned[decision.chosen], uniform, experts, decision, reports)
+
+
+def _by_folds(
+    learner: _Learner, names: Sequence[str], own: Expert, train: Split, *, believed: float
+) -> tuple[Decision, dict[str, float], _Candidates, dict[str, TrainReport]]:
+    """What folds of the shots decide. On all of the shots only what was chosen is learned; what ends badly there is not asked again."""
+    held = learner.folds(names, train)
+    while True:
+        # they judge other experts than those that are averaged, on rows chosen balanced: far less evidence than rows held back
+        decision, weights = _decide(learner, held, believed=believed, evidence=believed * math.sqrt(len(train.labels)))
+        wanted = "in_context" if decision.chosen == "mixture" else decision.chosen
+        try:
+            return decision, weights, *learner.learn([name for name in names if name == wanted], own, train, keep=True)
+        except Diverged:
+            if wanted not in _HARD:
+                raise
+            held = [(found.without(wanted), rows) for found, rows in held]
 
 
 def _names(train: Split, validation: Split | None) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pidep.tasks.data import Split
 from pidep.tuning.guard import folds_of, guard, trust
 from pidep.tuning.interpolate import InterpolateSettings, _Candidates, _Learner, interpolate, tuned_own
 from pidep.tuning.stacking import Stack
-from pidep.tuning.trainer import Diverged, Schedule, predict_logits
+from pidep.tuning.trainer import Diverged, Schedule, fit, predict_logits
 from tests.conftest import make_expert
 from tests.tuning.conftest import ROWS
 
@@ -195,12 +195,14 @@ def test_rows_held_back_judge_joint_training_at_the_usual_rate_only(parts, monke
     assert set(found.reports) == {"in_context", "joint"}
 
 
-def choose(monkeypatch, name: str) -> None:
+def choose(monkeypatch, wanted: str) -> None:
     """Let the guard see no loss at all of one choice."""
     monkeypatch.setattr("pidep.tuning.interpolate._ENOUGH_ROWS", 6)
-    monkeypatch.setattr(
-        "pidep.tuning.interpolate.guard", lambda losses, *more, **options: guard(losses | {name: losses[name] * 0}, *more, **options)
-    )
+
+    def biased(losses, *more, **options):
+        return guard(losses | {name: loss * 0 for name, loss in losses.items() if name == wanted}, *more, **options)
+
+    monkeypatch.setattr("pidep.tuning.interpolate.guard", biased)
 
 
 @pytest.mark.parametrize("name", ["joint", "joint_harder"])
@@ -257,6 +259,32 @@ def test_what_diverges_when_trained_harder_is_left_out(parts, monkeypatch) -> No
     expert, decision = tuned_own(scorer, own, ROWS, settings, train_own=train_own)
     assert expert is own
     assert "diverged" in decision.why
+
+
+@pytest.mark.parametrize("name", ["own_expert_harder", "joint_harder"])
+def test_what_diverges_on_all_rows_only_is_not_what_comes_out(parts, monkeypatch, name: str) -> None:
+    choose(monkeypatch, name)
+    scorer, own, helpers = parts
+
+    def train_own(rows: Split, harder: float):
+        if harder > 1 and len(rows.labels) == len(ROWS.labels):
+            raise Diverged("the loss became nan at step 2")
+        return own
+
+    def fitted(*arguments, **options):
+        if len(arguments[3].labels) == len(ROWS.labels) and "joint_harder" in arguments[5].fingerprint:
+            raise Diverged("the loss became nan at step 2")
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr("pidep.tuning.interpolate.fit", fitted)
+    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
+    found = interpolate(scorer, own, helpers, ROWS, None, settings, train_own=train_own)
+    assert found.decision.chosen != name
+    assert name not in found.decision.losses
+    if name == "own_expert_harder":
+        expert, decision = tuned_own(scorer, own, ROWS, settings, train_own=train_own)
+        assert (expert, decision.chosen) == (own, "own_expert")
+        assert decision.why == "training diverged at a higher rate, on all rows"
 
 
 @pytest.mark.parametrize(("better", "chosen"), [(True, "own_expert_harder"), (False, "own_expert")])
