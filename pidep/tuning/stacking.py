@@ -1,8 +1,7 @@
 """Where α starts: stacking (Wolpert, 1992; Breiman, 1996) on the target's own rows, which no helper has seen.
 
 A mixture's logits are taken to be the mixture of its experts' logits, z(α) ≈ Σₖ αₖ zₖ, which makes finding α convex and costs one forward
-pass an expert. The own expert, which has still to be learned, stands there as the bare backbone: what no helper is good for is left to
-it. Whether rows held back or folds then like what comes of it is decided elsewhere (`guard`).
+pass an expert. The own expert, which knows the rows by heart, stands there as the bare backbone: what no helper is good for is left to it.
 """
 
 from __future__ import annotations
@@ -53,10 +52,9 @@ class Stack:
                 raise ExpertError(f"{who}: answers the training rows with NaN or Inf; train it again, or leave it out")
         return cls(torch.stack([*found.values()]).double(), torch.tensor(rows.labels))
 
-    def weights(self, rows: Sequence[int] | None = None) -> Tensor:
-        """`[K]` weights of the own expert and the helpers, by some of the rows or all."""
-        chosen = slice(None) if rows is None else torch.tensor(rows)
-        return stacking_weights(self.logits[:, chosen], self.labels[chosen])
+    def weights(self) -> Tensor:
+        """`[K]` weights of the own expert and the helpers."""
+        return stacking_weights(self.logits, self.labels)
 
 
 def stacking_weights(logits: Tensor, labels: Tensor) -> Tensor:
