@@ -37,7 +37,7 @@ def tune(
     temperature: Annotated[float | None, typer.Option(help="Under zero-shot, α = softmax(similarity / temperature). Default 0.1.")] = None,
     alpha_per: Annotated[str | None, typer.Option(help="One softmax per site (default), layer, or global.")] = None,
     folds: Annotated[int | None, typer.Option(help="Folds of the cross-validation inside the shots. Default 3.")] = None,
-    alpha_start: Annotated[str | None, typer.Option(help="uniform (default), similarity or stacked, under a fixed policy.")] = None,
+    alpha_start: Annotated[str | None, typer.Option(help="uniform (default) or similarity.")] = None,
     mixture_steps: Annotated[int | None, typer.Option(help="Training steps of the mixture. Default 40.")] = None,
     fisher: Annotated[str | None, typer.Option(help="Fisher of the task embedding: empirical (default), true or batch_squared.")] = None,
     train_limit: Annotated[int | None, typer.Option(help="Use at most this many training rows.")] = None,

@@ -61,7 +61,7 @@ class TuneConfig(BaseModel):
     temperature: float = Field(0.1, gt=0, description="Under zero-shot, α is the softmax of similarity / temperature.")
     folds: int = Field(3, ge=2, description="Folds of the cross-validation inside the shots, under auto.")
     alpha_per: Literal["site", "layer", "global"] = Field("site", description="One softmax a site, a layer, or for the whole backbone.")
-    alpha_start: Literal["uniform", "similarity", "stacked"] = Field("uniform", description="Where α starts under a fixed policy.")
+    alpha_start: Literal["uniform", "similarity"] = Field("uniform", description="Where α starts.")
     mixture_steps: int = Field(40, ge=0, description="Training steps of the mixture.")
     alpha_learning_rate: float = Field(2e-2, ge=0, description="Learning rate of α.")
     expert_learning_rate: float = Field(1e-4, ge=0, description="Learning rate of anchored experts.")

@@ -30,9 +30,8 @@ from torch import Tensor, nn
 from pidep.experts.folder import Expert
 from pidep.experts.kinds import kind_named
 from pidep.experts.mixture import AlphaPer, Mixture, fresh
-from pidep.tasks.data import Split, limit
+from pidep.tasks.data import Split
 from pidep.tuning.guard import Decision, averaging_weights, calibrated, folds_of, guard, trust
-from pidep.tuning.stacking import Stack
 from pidep.tuning.trainer import Diverged, OnStep, Schedule, Scorer, TrainReport, fit, predict_logits
 
 __all__ = ["InterpolateSettings", "Interpolated", "Policy", "TrainOwn", "interpolate", "train_together", "tuned_own"]
@@ -49,8 +48,6 @@ _WHERE_HELD_BACK = 2.0
 _HARDER = 4.0
 """Times the peak learning rate."""
 _HARD = ("own_expert_harder", "joint_harder")
-_STACKED_ROWS = 1024
-"""Of more rows so many say how much of each helper to take."""
 _NEGLIGIBLE = 1e-6
 
 
@@ -61,8 +58,7 @@ class InterpolateSettings:
     schedule: Schedule
     policy: Policy = "auto"
     alpha_per: AlphaPer = "site"
-    alpha_start: Literal["uniform", "similarity", "stacked"] = "uniform"
-    """Of the fixed policies; `auto` always begins uniform."""
+    alpha_start: Literal["uniform", "similarity"] = "uniform"
     alpha_learning_rate: float = 2e-2
     own_learning_rate: float = 1e-3
     expert_learning_rate: float = 1e-4
@@ -100,8 +96,7 @@ def interpolate(
 
     Args:
         train_own: trains an own expert on other rows by the recipe of `own`; called for every fold under `auto`.
-        similarities: predicted similarity of each helper, for `alpha_start="similarity"`: α is proportional to them, and the target as
-            similar to itself as anything can be, 1.
+        similarities: predicted similarity of each helper, for `alpha_start="similarity"`.
 
     Raises:
         ExpertError: the experts are of different kinds or sites.
@@ -113,9 +108,7 @@ def interpolate(
         return _auto(learner, own, train, validation, uniform)
     trained = Mixture.of([own, *helpers], per=settings.alpha_per)
     if settings.alpha_start == "similarity" and similarities is not None:
-        _start_at(trained, torch.tensor([1.0, *similarities]))
-    if settings.alpha_start == "stacked":
-        _start_at(trained, Stack.of(scorer, helpers, limit(train, _STACKED_ROWS, seed=settings.schedule.seed)).weights())
+        _start_at(trained, similarities)
     if settings.policy == "uniform":
         return Interpolated(trained, uniform, names, Decision("uniform", "uniform", "asked for"), {})
     rate = {"frozen": 0.0, "anchored": settings.expert_learning_rate, "free": settings.own_learning_rate}[settings.policy]
@@ -169,11 +162,12 @@ def tuned_own(scorer: Scorer, own: Expert, train: Split, settings: InterpolateSe
         return own, replace(decision, chosen="own_expert", why="training diverged at a higher rate, on all rows")
 
 
-def _start_at(mixture: Mixture, weights: Tensor) -> None:
-    """α proportional to the weights `[K]`, at every site."""
+def _start_at(mixture: Mixture, similarities: Sequence[float]) -> None:
+    """α proportional to the similarities; the target is as similar to itself as anything can be: 1."""
+    start = torch.tensor([1.0, *similarities]).clamp(min=_NEGLIGIBLE).log()
     with torch.no_grad():
         for parameter in mixture.alpha_parameters():
-            parameter.copy_(weights.clamp(min=_NEGLIGIBLE).log())
+            parameter.copy_(start)
 
 
 @dataclass(frozen=True)

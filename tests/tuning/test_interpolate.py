@@ -10,12 +10,19 @@ from pidep.experts.mixture import Mixture, find_sites, fresh
 from pidep.tasks.data import Split
 from pidep.tuning.guard import folds_of, guard, trust
 from pidep.tuning.interpolate import InterpolateSettings, _Candidates, _Learner, interpolate, tuned_own
-from pidep.tuning.stacking import Stack
-from pidep.tuning.trainer import Diverged, Schedule, fit, predict_logits
+from pidep.tuning.trainer import Diverged, Schedule, Scorer, fit, predict_logits
 from tests.conftest import make_expert
-from tests.tuning.conftest import ROWS
 
+ROWS = Split(
+    ["the film was good", "awful", "a very bad film", "great film", "good good", "the bad film", "a great", "awful bad"], [1, 0, 0, 1] * 2
+)
 SCHEDULE = Schedule("test", steps=3, batch_size=4, warmup=0.1, weight_decay=0.01, eval_every=3, patience=2, seed=0, fingerprint="")
+
+
+@pytest.fixture
+def parts(tiny):
+    experts = [make_expert(tiny, name=name, seed=seed) for seed, name in enumerate(("target", "one", "two"))]
+    return Scorer(tiny, torch.from_numpy(experts[0].label_embeddings), 20.0, 12), experts[0], experts[1:]
 
 
 def run(parts, policy: str, **more):
@@ -311,12 +318,6 @@ def test_frozen_moves_alpha_only_and_uniform_nothing(parts) -> None:
     assert any(not np.allclose(alpha, 1 / 3) for alpha in frozen.alphas().values())
     assert all(np.allclose(alpha, 1 / 3) for alpha in run(parts, "uniform").mixture.alphas().values())
     assert any(not np.array_equal(t["lora_B"], own.sites[site]["lora_B"]) for site, t in run(parts, "free").mixture.part(0).items())
-
-
-def test_alpha_can_start_stacked(parts) -> None:
-    scorer, _, helpers = parts
-    start = run(parts, "uniform", alpha_start="stacked").mixture.alphas()
-    assert all(np.allclose(alpha, Stack.of(scorer, helpers, ROWS).weights(), atol=1e-5) for alpha in start.values())
 
 
 def test_alpha_can_start_from_the_similarities(parts) -> None:
