@@ -15,19 +15,7 @@ from torch import Tensor, nn
 from pidep.errors import ExpertError
 from pidep.experts.arena import Arena
 
-__all__ = [
-    "Array",
-    "ExpertSite",
-    "Kind",
-    "LayerSite",
-    "Tensors",
-    "Undo",
-    "WrappedSite",
-    "everywhere",
-    "nowhere",
-    "to_array",
-    "with_idle_units",
-]
+__all__ = ["Array", "ExpertSite", "Kind", "LayerSite", "Tensors", "Undo", "WrappedSite", "everywhere", "nowhere", "to_array"]
 
 Array = npt.NDArray[np.float32]
 Tensors = Mapping[str, Array]
@@ -194,12 +182,15 @@ def nowhere(_: nn.Module, __: Sequence[str]) -> bool:
     return False
 
 
-def with_idle_units(_: str, parts: Sequence[Tensors]) -> Sequence[Tensors]:
+def _with_idle_units(_: str, parts: Sequence[Tensors]) -> Sequence[Tensors]:
     """Zeros behind every axis that is longer in another expert."""
     shapes = {name: np.max([part[name].shape for part in parts], axis=0) for name in parts[0]}
-    return [
-        {name: np.pad(value, [(0, int(more)) for more in shapes[name] - value.shape]) for name, value in part.items()} for part in parts
-    ]
+
+    def padded(name: str, value: Array) -> Array:
+        missing = shapes[name] - value.shape
+        return np.pad(value, [(0, int(more)) for more in missing]) if missing.any() else value
+
+    return [{name: padded(name, value) for name, value in part.items()} for part in parts]
 
 
 @dataclass(frozen=True)
@@ -232,7 +223,7 @@ class Kind:
     """What changes on the model as a whole while sites of this kind are attached, once for all of them."""
     mixes_outputs: bool = False
     """Whether a mixture can be on outputs instead of parameters, and still fold into one expert of this kind."""
-    of_one_width: Callable[[str, Sequence[Tensors]], Sequence[Tensors]] = with_idle_units
+    of_one_width: Callable[[str, Sequence[Tensors]], Sequence[Tensors]] = _with_idle_units
     """Where outputs can be mixed: the tensors of K experts at a site, by its name, brought to the same shapes, each acting as before."""
     only_on_outputs: Callable[[Tensors], bool] = lambda _: False
     """Whether an expert's tensors at a site can be mixed on outputs only: their parameters stand for something else than another's."""

@@ -140,7 +140,6 @@ def test_the_gradient_of_alpha_side_by_side_in_float64() -> None:
     site._arena[0].double()
 
     def run(logits: Tensor) -> Tensor:
-        site.alpha_logits.data.copy_(logits.detach())
         site._parameters["alpha_logits"] = logits
         output: Tensor = _attention(module, *states(torch.float64), None, scaling=0.7)[0]
         return output

@@ -139,11 +139,14 @@ def _heads(prefix: Tensor, like: Tensor) -> Tensor:
     """`[P, H]` or `[R, P, H]` to `[B, heads, P, head_dim]`."""
     batch, heads, _, size = like.shape
     split = prefix.to(like.dtype).reshape(*prefix.shape[:-1], heads, size).transpose(-3, -2)
-    return _rows_like(split if split.dim() == 4 else split[None], batch).expand(batch, -1, -1, -1)
+    return _rows_like(split, batch).expand(batch, -1, -1, -1)
 
 
 def _rows_like(rows: Tensor, batch: int) -> Tensor:
-    """`[R, …]` to `[1 or B, …]`; where B is R × windows (Swin), each row goes to all of its windows."""
+    """`[…]` of three axes for all rows, or `[R, …]` of every row's own expert, to `[1 or B, …]`.
+
+    Where B is R × windows (Swin), each row goes to all of its windows.
+    """
     rows = rows if rows.dim() == 4 else rows[None]
     if len(rows) in (1, batch):
         return rows
