@@ -13,6 +13,7 @@ from tests.backbones.tiny_models import DAVIT
 
 VOCAB, WIDTH, HEADS, LAYERS = 40, 16, 2, 2
 BATCH, LENGTH, IMAGE = 3, 7, 8
+END = 3
 PLACE = 4  # the token an image's features stand in for
 
 
@@ -69,6 +70,18 @@ def image_and_text() -> dict[str, Tensor]:
     return {**text(), **image()}
 
 
+def image_and_closed_text() -> dict[str, Tensor]:
+    """The images, and texts that end with the end-of-text token.
+
+    CLIP reads a text at its first end-of-text token, or at token 0 where it has none. Token 0 of a causal text attends to
+    itself alone: its softmax is the constant 1, so queries and keys would have no gradient but rounding errors.
+    """
+    found = image_and_text()
+    ends = found["attention_mask"].sum(1) - 1
+    found["input_ids"][torch.arange(BATCH), ends] = END
+    return found
+
+
 def places_and_target() -> dict[str, Tensor]:
     """The images, texts that begin with places for what becomes of them, and four tokens each to decode (Florence-2)."""
     found = source_and_target()
@@ -118,7 +131,7 @@ def _config(name: str, **options: Any) -> Callable[[], Any]:
     return build
 
 
-_TEXT = {"vocab_size": VOCAB, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+_TEXT = {"vocab_size": VOCAB, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": END}
 _BERT = {
     **_TEXT,
     "hidden_size": WIDTH,
@@ -167,7 +180,7 @@ _BART = {
 _BLIP = _config(
     "BlipConfig",
     text_config={**_BERT, "encoder_hidden_size": WIDTH, "sep_token_id": 3},
-    vision_config=_VIT,
+    vision_config={**_VIT, "initializer_range": 0.02},  # the default of 1e-10 leaves a tower of zeros
     projection_dim=12,
 )
 
@@ -314,7 +327,7 @@ ZOO: Mapping[str, Architecture] = {
             "CLIP",
             "two towers",
             _config("CLIPConfig", text_config=_TOWER, vision_config=_VIT, projection_dim=12),
-            image_and_text,
+            image_and_closed_text,
             both_towers,
         ),
         Architecture(
