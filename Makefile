@@ -11,7 +11,7 @@ EXTRAS ?= cpu,tune,serve,vision,dev
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check test-unit test-server claims docs bench-kernels gpu-check mini-backbone clean
+.PHONY: help setup demo test check test-unit test-server claims docs bench-kernels tune-launches gpu-check mini-backbone clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | while IFS=$$'\t' read -r name text; do printf '  \033[1mmake %-14s\033[0m %s\n' "$$name" "$$text"; done
@@ -52,6 +52,9 @@ claims: setup ## One table of every claim the project makes, from benchmarks/res
 
 bench-kernels: setup ## The kernels on this CPU: share of memcpy bandwidth, beside the naive expression and PEFT (2 minutes)
 	$(PY) -m benchmarks.bench_kernels_cpu
+
+tune-launches: ## On a machine with an NVIDIA GPU: time the kernels' launch settings and keep the best
+	$(GPU_PYTHON) -m tools.tune_launches
 
 gpu-check: ## On a machine with an NVIDIA GPU: every kernel right, then how fast (under 8 minutes; nothing is installed)
 	$(GPU_PYTHON) -m benchmarks.gpu_check

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pidep.experts.site import Tensors, WrappedSite
+from pidep.adapters.site import Tensors, WrappedSite
 
 __all__ = ["ActivationSite"]
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from benchmarks.record import Claim, write_result
-from pidep.kernels.ahead_of_time import TARGETS, Resources, compile_all
 from pidep.kernels.interpolate.index import GRAIN
+from tools.ahead_of_time import TARGETS, Resources, compile_all
 
 __all__ = ["claims_of", "main", "vectors"]
 

@@ -25,15 +25,15 @@ from torch import Tensor, nn
 
 from benchmarks.activation_mixing import ActivationSite
 from benchmarks.record import RESULTS, Claim, write_result
+from pidep.adapters.mixture import Mixture, attached, find_sites, fresh
+from pidep.adapters.site import Array
 from pidep.backbones.encoder import Encoder
 from pidep.backbones.load import load_backbone
 from pidep.experts.folder import Expert
-from pidep.experts.mixture import Mixture, attached, find_sites, fresh
-from pidep.experts.site import Array
 from pidep.similarity.fisher import _batches, diagonal_fisher
 from pidep.tasks.data import Split, limit, load_data
 from pidep.tasks.task import Task, load_task
-from pidep.tuning.trainer import Scorer, _step
+from pidep.training.loop import Scorer, _step
 from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
 
 __all__ = ["main"]
@@ -114,7 +114,7 @@ def _expert(backbone: Encoder, task: Task, sites: Sequence[str], *, seed: int, m
 
 
 class Trainer:
-    """One step of `pidep.tuning.trainer` at a time: forward, backward, clipping, AdamW."""
+    """One step of `pidep.training.loop` at a time: forward, backward, clipping, AdamW."""
 
     def __init__(self, scorer: Scorer, trained: Sequence[tuple[list[nn.Parameter], float]], rows: Split) -> None:
         for parameters, _ in trained:

@@ -38,9 +38,9 @@ Embedding = Mapping[str, npt.NDArray[np.float32]]
 
 def real_embeddings() -> dict[str, Embedding]:
     """The Fisher of a briefly trained expert of each domain."""
+    from pidep.adapters.mixture import Mixture, find_sites, fresh
     from pidep.backbones.load import load_backbone
     from pidep.experts.folder import Expert
-    from pidep.experts.mixture import Mixture, find_sites, fresh
     from pidep.similarity.fisher import diagonal_fisher
     from pidep.tasks.data import limit, load_data
     from pidep.tasks.task import load_task
@@ -75,7 +75,7 @@ def _train(backbone: Any, mixture: Any, expert: Any, texts: list[str], labels: l
     """One epoch of AdamW."""
     import torch
 
-    from pidep.experts.mixture import attached
+    from pidep.adapters.mixture import attached
 
     optimizer = torch.optim.AdamW(mixture.expert_parameters(), lr=2e-3)
     with attached(backbone.model, mixture):
@@ -89,7 +89,7 @@ def _train(backbone: Any, mixture: Any, expert: Any, texts: list[str], labels: l
 
 def make_pool(pool: Path) -> dict[str, int]:
     """Write the tasks; the process that measures never sees them all."""
-    from pidep.similarity.compare import Layout
+    from pidep.similarity.measures import Layout
 
     real = real_embeddings()
     layout = Layout.of(next(iter(real.values())))

@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.grid_command import GridCommand, column_name, read_cells
 from benchmarks.record import Claim, write_result
 from pidep.errors import PidepError
-from pidep.tuning.compare_config import METHODS, ONLY_FOR, CompareConfig
-from pidep.tuning.compare_summary import summarise
+from pidep.lab.compare_config import METHODS, ONLY_FOR, CompareConfig
+from pidep.lab.compare_summary import summarise
 
 __all__ = ["COMMAND_LINE", "GRIDS", "claims", "in_hindsight"]
 

@@ -3,7 +3,7 @@
 Icons of three families (Material Design, Font Awesome without brands, Octicons) against MiniLM's embeddings of their names, by a
 symmetric contrastive loss: an image against the names of all training icons, a name against the images of the batch. What goes past
 the transformer is fitted after that, in closed form. The stem's features are computed once and kept in the user's cache folder.
-Parts are by base name (see `pidep.tasks.icons.split`); everything was chosen on the validation part, and the test part is measured
+Parts are by base name (see `pidep.gallery.icons.split`); everything was chosen on the validation part, and the test part is measured
 at the end.
 """
 
@@ -24,16 +24,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmarks.record import Claim, write_result
-from pidep.backbones.connector import SHIPPED, as_kept, gathered, read_connector, write_connector
-from pidep.backbones.encoder import MINILM, weights_digest
+from pidep.backbones.connector import as_kept, gathered, read_connector, write_connector
+from pidep.backbones.encoder import weights_digest
 from pidep.backbones.load import load_backbone
 from pidep.backbones.mini import PREPROCESS, Mini, new_connector
 from pidep.backbones.stem import load_stem
 from pidep.errors import PidepError
-from pidep.tasks.icons.catalog import LICENCES, Icon, catalog
-from pidep.tasks.icons.draw import render
-from pidep.tasks.icons.split import groups, parts
-from pidep.tasks.sources import cache_folder
+from pidep.files.cache_folder import cache_folder
+from pidep.gallery.backbones import CONNECTOR
+from pidep.gallery.icons.catalog import LICENCES, Icon, catalog
+from pidep.gallery.icons.draw import render
+from pidep.gallery.icons.split import groups, parts
 
 __all__ = ["Data", "Settings", "ask", "claims_of", "loss_of", "main", "recalls", "train"]
 
@@ -166,7 +167,7 @@ def load_data(mini: Mini) -> Data:
 
 def new_mini() -> Mini:
     """The mini backbone with an untrained connector."""
-    text, stem = load_backbone(MINILM), load_stem()
+    text, stem = load_backbone("minilm"), load_stem()
     return Mini("pidep-mini", text, stem.to(memory_format=torch.channels_last), new_connector(text.hidden_size), PREPROCESS, "")  # type: ignore[call-overload]
 
 
@@ -341,7 +342,7 @@ def recalls(mini: Mini, data: Data, rows: Sequence[int], phrase: int = 0) -> dic
 
 def kept_tokens(mini: Mini) -> list[float]:
     """The shipped connector's part that was trained by steps, and that no step was taken."""
-    tensors = {name: value.float() for name, value in load_file(SHIPPED).items() if not name.startswith("past.")}
+    tensors = {name: value.float() for name, value in load_file(CONNECTOR).items() if not name.startswith("past.")}
     mini.connector.load_state_dict(tensors, strict=False)
     mini.connector.requires_grad_(False).eval()
     return []
@@ -350,7 +351,7 @@ def kept_tokens(mini: Mini) -> list[float]:
 def main() -> int:
     """Train, write the connector, read it back, measure the test part once, record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=SHIPPED, help="where the connector goes")
+    parser.add_argument("--out", type=Path, default=CONNECTOR, help="where the connector goes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep-tokens", action="store_true", help="take the visual tokens' part as shipped; fit only what goes past")
     arguments = parser.parse_args()

@@ -26,23 +26,23 @@ import torch
 
 from benchmarks.record import RESULTS, Claim, write_result
 from benchmarks.transfer_statistics import Figure, Matrix, statistics
-from pidep.atomic_write import write_json
+from pidep.adapters.kinds import kind_named
+from pidep.adapters.mixture import Mixture, find_sites
 from pidep.backbones.encoder import Encoder
 from pidep.backbones.load import load_backbone
 from pidep.errors import PidepError
 from pidep.experts.folder import Expert, read_expert, write_expert
-from pidep.experts.kinds import kind_named
-from pidep.experts.mixture import Mixture, find_sites
-from pidep.similarity.cache_file import read_cached, write_cached
-from pidep.similarity.compare import Embedding, scale_free, similarity
+from pidep.files.atomic_write import write_json
+from pidep.files.cache_file import read_cached, write_cached
+from pidep.lab.baselines import Recipe, train_expert
 from pidep.similarity.embedding_cache import cached_fisher
 from pidep.similarity.fisher import FisherKind
+from pidep.similarity.measures import Embedding, scale_free, similarity
 from pidep.similarity.pool import PoolEntry
 from pidep.similarity.zero_shot import without_labels
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data
 from pidep.tasks.task import Task, load_task
-from pidep.tuning.baselines import Recipe, train_expert
-from pidep.tuning.trainer import Scorer
+from pidep.training.loop import Scorer
 from pidep.tuning.tune import LOGIT_SCALE, evaluate, label_embeddings
 
 __all__ = ["Settings", "claims_of", "main"]

@@ -25,14 +25,14 @@ import numpy as np
 from benchmarks import transfer_statistics
 from benchmarks.grid_command import GridCommand, Say, column_name, read_cells
 from benchmarks.record import Claim, write_result
-from pidep.atomic_write import write_json
 from pidep.errors import PidepError
-from pidep.tasks.suite.facts import FACTS
-from pidep.tuning.compare_config import CompareConfig
-from pidep.tuning.compare_summary import summarise
+from pidep.files.atomic_write import write_json
+from pidep.gallery.suite.facts import FACTS
+from pidep.lab.compare_config import CompareConfig
+from pidep.lab.compare_summary import summarise
 
 if TYPE_CHECKING:
-    from pidep.tuning.compare_grid import Grid, Key
+    from pidep.lab.compare_grid import Grid, Key
 
 __all__ = ["COMMAND_LINE", "GRID", "MODALITY", "ceiling", "claims", "crossing", "modalities", "prediction"]
 
@@ -229,7 +229,7 @@ def _pairs(out: Path, say: Say) -> None:
     import torch
 
     from pidep.backbones.load import load_backbone
-    from pidep.tuning.compare_grid import Grid
+    from pidep.lab.compare_grid import Grid
 
     torch.set_num_threads(1)
     grid = Grid(GRID, load_backbone(GRID.backbone))
@@ -246,15 +246,15 @@ def _pairs(out: Path, say: Say) -> None:
 
 
 def _pairs_of(grid: Grid, key: Key, out: Path) -> dict[str, Any]:
-    from pidep.experts.mixture import Mixture
-    from pidep.similarity.compare import most_similar
+    from pidep.adapters.mixture import Mixture
+    from pidep.lab.baselines import train_expert
     from pidep.similarity.fisher import diagonal_fisher
+    from pidep.similarity.measures import most_similar
     from pidep.similarity.pool import read_pool
+    from pidep.similarity.trial import tried
     from pidep.tasks.data import limit
     from pidep.tasks.metrics import score
-    from pidep.tuning.baselines import train_expert
-    from pidep.tuning.trainer import predict_logits
-    from pidep.tuning.trial import tried
+    from pidep.training.loop import predict_logits
 
     cell = json.loads((out / key.path).read_text(encoding="utf-8"))
     target, (train, _), pool = grid.targets[key.task], grid.rows(key), read_pool(out / "pool" / "lora")

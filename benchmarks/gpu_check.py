@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: gpu-check needs an NVIDIA GPU and OpenAI Triton; here: {here.why}", file=sys.stderr)
         return 1
     from benchmarks.gpu.correctness import correctness
-    from pidep.kernels.tune_launches import tune_all
+    from tools.tune_launches import tune_all
 
     began = time.perf_counter()
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
-from pidep.atomic_write import write_json
 from pidep.errors import PidepError
-from pidep.tuning.compare_config import CompareConfig, check_methods
+from pidep.files.atomic_write import write_json
+from pidep.lab.compare_config import CompareConfig, check_methods
 
 __all__ = ["GridCommand", "Say", "cell_path", "column_name", "read_cells"]
 
@@ -76,8 +76,8 @@ class GridCommand:
         import torch
 
         from pidep.backbones.load import load_backbone
-        from pidep.tuning.compare import compare
-        from pidep.tuning.compare_grid import Part
+        from pidep.lab.compare import compare
+        from pidep.lab.compare_grid import Part
 
         torch.set_num_threads(1)
         started = time.monotonic()
@@ -100,7 +100,7 @@ class GridCommand:
 
 def read_cells(grids: Sequence[CompareConfig], tasks: Sequence[str], out: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Every finished cell of the grids, with its own methods; and what is missing, which is said on standard error."""
-    from pidep.tuning.compare_grid import cells_of, methods_of
+    from pidep.lab.compare_grid import cells_of, methods_of
 
     cells, missing = [], []
     for grid in grids:
@@ -118,7 +118,7 @@ def read_cells(grids: Sequence[CompareConfig], tasks: Sequence[str], out: Path) 
 
 def cell_path(out: Path, cell: Mapping[str, Any]) -> Path:
     """Where a cell lies in the folder."""
-    from pidep.tuning.compare_grid import Key
+    from pidep.lab.compare_grid import Key
 
     return out / Key(cell["kind"], cell["task"], cell["shots"], cell["seed"]).path
 

@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypedDict
 
-from pidep.atomic_write import write_json
 from pidep.errors import PidepError
+from pidep.files.atomic_write import write_json
 
 __all__ = ["RESULTS", "Claim", "check_result", "machine", "versions", "write_result"]
 

@@ -109,7 +109,7 @@ def tune() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def questions() -> list[tuple[str, Any]]:
     """One batch: texts, an image, and an image with a text, each for an expert of its own; the last two from test rows."""
-    from pidep.backbones.row import Row, as_row
+    from pidep.inputs.row import Row, as_row
     from pidep.serving.client import Request
     from pidep.tasks.data import load_data
     from pidep.tasks.task import load_task
@@ -126,8 +126,8 @@ def questions() -> list[tuple[str, Any]]:
 
 def serve_and_swap() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Serve the bank, answer, and swap the target's expert back and forth under traffic."""
-    from pidep.backbones.row import text_of
     from pidep.experts.folder import read_expert
+    from pidep.inputs.row import text_of
     from pidep.serving.client import Client
     from pidep.serving.server import TritonServer, free_ports
     from pidep.serving.swap import swap

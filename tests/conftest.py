@@ -44,8 +44,8 @@ def tiny_mini(text):  # type: ignore[no-untyped-def]
     from torch import nn
 
     from pidep.backbones.connector import Connector
-    from pidep.backbones.images import Preprocess
     from pidep.backbones.mini import Mini
+    from pidep.inputs.images import Preprocess
 
     class TinyStem(nn.Module):
         """`[B, 3, 64, 64]` to `[B, 8, 2, 2]`, `[B, 4, 4, 4]` and `[B, 8]`."""
@@ -93,8 +93,8 @@ def png(seed: int) -> bytes:
 
 def make_expert(backbone, *, name: str = "film", seed: int = 0, rank: int = 2, scaling: float = 2.0, sites=("*",)):  # type: ignore[no-untyped-def]
     """A random expert for a backbone."""
+    from pidep.adapters.mixture import find_sites, linear_at
     from pidep.experts.folder import Expert
-    from pidep.experts.mixture import find_sites, linear_at
 
     rng = np.random.default_rng(seed)
     factors = {}

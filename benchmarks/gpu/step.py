@@ -12,8 +12,8 @@ from transformers import BertConfig, BertModel
 
 from benchmarks import gpu
 from benchmarks.activation_mixing import ActivationSite
-from pidep.experts.mixture import Mixture, attached, find_sites, fresh
-from pidep.experts.site import Tensors
+from pidep.adapters.mixture import Mixture, attached, find_sites, fresh
+from pidep.adapters.site import Tensors
 
 __all__ = ["bench_step"]
 

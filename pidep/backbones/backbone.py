@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from pidep.backbones.row import Input
+from pidep.inputs.row import Input
 
 __all__ = ["Backbone"]
 

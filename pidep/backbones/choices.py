@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.row import Input, Row, row_key
+from pidep.inputs.row import Input, Row, row_key
 
 __all__ = ["Choices"]
 

@@ -13,12 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pidep.atomic_write import write_bytes, write_json
 from pidep.errors import BackboneError
+from pidep.files.atomic_write import write_bytes, write_json
 
-__all__ = ["SHIPPED", "Connector", "Past", "as_kept", "read_connector", "write_connector"]
+__all__ = ["Connector", "Past", "as_kept", "read_connector", "write_connector"]
 
-SHIPPED = Path(__file__).parent / "mini_connector.safetensors"
 _POINTS, _LARGEST = "past.points", "past.points.largest"
 
 
@@ -126,7 +125,7 @@ def write_connector(path: Path, connector: Connector, made: Mapping[str, Any]) -
     return digest
 
 
-def read_connector(connector: Connector, path: Path = SHIPPED, *, expected: Mapping[str, str]) -> str:
+def read_connector(connector: Connector, path: Path, *, expected: Mapping[str, str]) -> str:
     """Load a file into `connector`, frozen; gives its digest.
 
     Args:

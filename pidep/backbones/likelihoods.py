@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pidep.backbones.encoder_decoder import EncoderDecoder
-from pidep.backbones.row import Input, Row, size_key
+from pidep.inputs.row import Input, Row, size_key
 
 __all__ = ["Likelihoods"]
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from pidep import plugins
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.encoder import MINILM, load_encoder
+from pidep.backbones.encoder import load_encoder
 from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.backbones.load_encoder_decoder import is_encoder_decoder, load_encoder_decoder
-from pidep.backbones.mini import MINI, load_mini
 from pidep.errors import BackboneError
 
 __all__ = ["load_any_backbone", "load_backbone"]
 
 
-def load_backbone(name: str = MINILM) -> Backbone:
+def load_backbone(name: str = "minilm") -> Backbone:
     """`minilm`, `pidep-mini` (text, images and both), a folder or a hub id of a text encoder; frozen.
 
     Raises:
@@ -26,8 +26,9 @@ def load_backbone(name: str = MINILM) -> Backbone:
     return found
 
 
-def load_any_backbone(name: str = MINILM) -> Backbone | EncoderDecoder:
+def load_any_backbone(name: str = "minilm") -> Backbone | EncoderDecoder:
     """As `load_backbone`, or an encoder-decoder by folder or hub id (T5, BART, Florence-2, BLIP), which scores and generates texts."""
-    if name == MINI:
-        return load_mini()
-    return load_encoder_decoder(name) if name != MINILM and is_encoder_decoder(name) else load_encoder(name)
+    if name in plugins.names("pidep.backbones"):
+        found: Backbone | EncoderDecoder = plugins.load("pidep.backbones", name)()
+        return found
+    return load_encoder_decoder(name) if is_encoder_decoder(name) else load_encoder(name)

@@ -8,7 +8,6 @@ it holds, so the sites and shapes are the same for every task.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,17 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pidep.backbones.connector import Connector, read_connector
-from pidep.backbones.encoder import MINILM, Encoder, encode_sorted, load_encoder, pool, weights_digest
-from pidep.backbones.images import ImageSource, Preprocess
+from pidep.backbones.connector import Connector
+from pidep.backbones.encoder import Encoder, encode_sorted, pool
 from pidep.backbones.layer_cache import LayerCache
-from pidep.backbones.row import Input, as_row, image_key, row_key
-from pidep.backbones.stem import EfficientNetLite0, load_stem
+from pidep.backbones.stem import EfficientNetLite0
 from pidep.errors import BackboneError
+from pidep.inputs.images import ImageSource, Preprocess
+from pidep.inputs.row import Input, as_row, image_key, row_key
 
-__all__ = ["MINI", "PREPROCESS", "Mini", "load_mini", "new_connector"]
+__all__ = ["PREPROCESS", "Mini", "new_connector"]
 
-MINI = "pidep-mini"
 PREPROCESS = Preprocess(size=128)
 """How the stem sees an image: 128 × 128, four by four places in its last map."""
 _PLACES = 16
@@ -233,17 +231,3 @@ def new_connector(width: int) -> Connector:
         num_tokens=_PLACES,
         axes=_PAST_AXES,
     )
-
-
-def load_mini() -> Mini:
-    """The packaged MiniLM and EfficientNet-Lite0 with the connector pidep ships, frozen.
-
-    Raises:
-        BackboneError: a part is missing, damaged, or not the one the connector was trained with.
-    """
-    text, stem = load_encoder(MINILM), load_stem()
-    parts = {"text": text.digest, "stem": weights_digest(stem), "preprocess": PREPROCESS.digest}
-    connector = new_connector(text.hidden_size)
-    parts["connector"] = read_connector(connector, expected=parts)
-    digest = hashlib.sha256("\n".join(f"{part} {value}" for part, value in sorted(parts.items())).encode()).hexdigest()
-    return Mini(MINI, text, stem, connector, PREPROCESS, "sha256:" + digest)

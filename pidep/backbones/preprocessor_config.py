@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pidep.backbones.images import Preprocess
 from pidep.errors import BackboneError
+from pidep.inputs.images import Preprocess
 
 __all__ = ["preprocess_of", "read_preprocess"]
 

@@ -14,7 +14,7 @@ from pidep.cli import render
 from pidep.errors import UsageError
 
 if TYPE_CHECKING:
-    from pidep.tuning.compare import OnCell
+    from pidep.lab.compare import OnCell
 
 __all__ = ["compare"]
 
@@ -75,11 +75,11 @@ def compare(
     if methods is not None:
         flags["methods"] = [word.strip() for word in methods.split(",")]
     share = None if part is None else _part(part)
-    from pidep.tuning.compare_config import check_methods, compare_config
+    from pidep.lab.compare_config import check_methods, compare_config
 
     config, again = compare_config(flags), check_methods(redo or [])
-    from pidep.tuning.compare import compare as run
-    from pidep.tuning.compare_grid import Part
+    from pidep.lab.compare import compare as run
+    from pidep.lab.compare_grid import Part
 
     with _progress() as on_cell:
         result = run(

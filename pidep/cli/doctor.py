@@ -13,7 +13,6 @@ import typer
 
 from pidep import __version__
 from pidep.cli import render
-from pidep.errors import UsageError
 
 __all__ = ["doctor"]
 
@@ -32,13 +31,10 @@ _PACKAGES = (
 
 
 def doctor(
-    tune: Annotated[bool, typer.Option("--tune", help="Time the kernels' launch settings on this GPU, keep the best.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Say what this machine can do: which path the kernels run, what is installed, what serves."""
     found = _found()
-    if tune:
-        found["tuned"] = _tuned(found["kernels"])
     if json:
         render.as_json(found)
         return
@@ -77,18 +73,8 @@ def _kernels() -> dict[str, Any]:
         "path": "fused" if here.path == "fused" else "torch",
         "because": here.why,
         "device": here.device,
-        "launch table": f"{table} (tuned here)" if table.is_file() else "the shipped one (pidep doctor --tune makes one for this GPU)",
+        "launch table": f"{table} (tuned here)" if table.is_file() else "the shipped one (make tune-launches writes one for this GPU)",
     }
-
-
-def _tuned(kernels: dict[str, Any]) -> dict[str, Any]:
-    if kernels["path"] != "fused":
-        raise UsageError(
-            f"doctor --tune: there is nothing to tune, the kernels run in plain torch here ({kernels.get('because', 'no torch')})"
-        )
-    from pidep.kernels.tune_launches import tune_all
-
-    return dict(tune_all(say=lambda line: typer.echo(line, err=True)))
 
 
 def _providers() -> str:

@@ -32,7 +32,7 @@ def export(
         raise UsageError(f"--platform {platform!r}: expected python or onnxruntime")
     if form == "merged" and len(runs) != 1:
         raise UsageError(f"--form merged: takes one run, found {len(runs)}; use --form bank for several")
-    from pidep.export.publish import export_bank, export_merged, read_source
+    from pidep.export.entries import export_bank, export_merged, read_source
     from pidep.export.recipe import load_recipe
 
     chosen = load_recipe(recipe or f"{form}-onnx-fp32")
@@ -42,7 +42,7 @@ def export(
     if form == "merged":
         result = export_merged(sources[0], repo, chosen, platform="python" if platform == "python" else "onnxruntime")
     else:
-        from pidep.atomic_write import check_place
+        from pidep.files.atomic_write import check_place
         from pidep.serving.store import ExpertStore
         from pidep.serving.swap import publish
 

@@ -20,7 +20,7 @@ def fold(
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fold a mixture's LoRA (rank Σ rank_k) into one of a small rank by truncated SVD; the error is reported, too much is refused."""
-    from pidep.tuning.shrink import shrink
+    from pidep.tuning.fold import shrink
 
     result = shrink(run, out, rank=rank, max_error=max_error)
     if json:

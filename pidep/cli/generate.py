@@ -14,7 +14,7 @@ from pidep.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from pidep.backbones.encoder_decoder import Mode
-    from pidep.backbones.row import Row
+    from pidep.inputs.row import Row
 
 __all__ = ["generate"]
 
@@ -49,7 +49,7 @@ def generate(
 
 
 def _rows(texts: list[str], images: list[Path]) -> Iterator[Row]:
-    from pidep.backbones.row import Row
+    from pidep.inputs.row import Row
 
     if not texts and not images:
         yield from _lines()
@@ -64,7 +64,7 @@ def _rows(texts: list[str], images: list[Path]) -> Iterator[Row]:
 
 def _lines() -> Iterator[Row]:
     """Rows from standard input."""
-    from pidep.backbones.row import Row
+    from pidep.inputs.row import Row
 
     for number, line in enumerate(sys.stdin.buffer, 1):
         if not line.strip():

@@ -11,7 +11,7 @@ from pidep.cli import render
 from pidep.errors import UsageError
 
 if TYPE_CHECKING:
-    from pidep.similarity.compare import SiteAgreement
+    from pidep.similarity.measures import SiteAgreement
     from pidep.similarity.pool import Explanation
 
 __all__ = ["graph"]
@@ -62,7 +62,7 @@ def graph(
 
 def _check_target(flag: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
     """Refuse a file that cannot be written, before anything is."""
-    from pidep.atomic_write import check_place
+    from pidep.files.atomic_write import check_place
 
     if path is None:
         return

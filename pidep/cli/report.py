@@ -21,7 +21,7 @@ def report(
     json: Annotated[bool, typer.Option("--json", help="Print what was computed as JSON.")] = False,
 ) -> None:
     """Write one self-contained HTML page about a run."""
-    from pidep.tuning.report import write_report
+    from pidep.lab.report import write_report
 
     with render.progress() as on_step:
         found = write_report(run, out, pool=pool, evaluate=not no_evaluate, paths=path, on_step=on_step)

@@ -12,8 +12,8 @@ from pidep.cli import render
 from pidep.errors import BackboneError, ExpertError
 
 if TYPE_CHECKING:
-    from pidep.experts.places import Place, Survey
-    from pidep.experts.tested import Architecture
+    from pidep.adapters.places import Place, Survey
+    from pidep.adapters.tested import Architecture
 
 __all__ = ["sites"]
 
@@ -35,10 +35,10 @@ def sites(
     json: Annotated[bool, typer.Option("--json", help="Print every site as JSON.")] = False,
 ) -> None:
     """List where experts can act on a backbone, and what they would weigh."""
+    from pidep.adapters.kinds import KINDS
+    from pidep.adapters.places import parameters_of, skeleton, survey
+    from pidep.adapters.tested import EVERY, TESTED
     from pidep.backbones.load_encoder_decoder import class_of
-    from pidep.experts.kinds import KINDS
-    from pidep.experts.places import parameters_of, skeleton, survey
-    from pidep.experts.tested import EVERY, TESTED
 
     if tested:
         if json:

@@ -12,7 +12,7 @@ from pidep.cli import render
 from pidep.errors import UsageError
 
 if TYPE_CHECKING:
-    from pidep.tasks.suite.facts import Facts
+    from pidep.gallery.suite.facts import Facts
 
 __all__ = ["tasks"]
 
@@ -30,7 +30,7 @@ def tasks(
             raise UsageError("--export: is of one task; name it")
         _overview(json=json)
         return
-    from pidep.tasks.suite import show
+    from pidep.gallery.suite import show
 
     facts = show.facts_of(name)
     if export is not None:
@@ -48,7 +48,7 @@ def tasks(
 
 
 def _overview(*, json: bool) -> None:
-    from pidep.tasks.suite.facts import FACTS
+    from pidep.gallery.suite.facts import FACTS
 
     if json:
         render.as_json([_record(name, facts) for name, facts in FACTS.items()])

@@ -54,7 +54,7 @@ def tune(
     }
     if helper:
         flags["helpers"] = helper
-    from pidep.tuning.config import read_config
+    from pidep.tuning.settings import read_config
 
     settings = read_config(config, flags)
     from pidep.tuning.run_folder import METHODS

@@ -20,16 +20,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pidep.atomic_write import atomic_folder, check_place
+from pidep import plugins
 from pidep.errors import ExpertError
 from pidep.experts.peft_format import lora_names, peft_config, peft_tensors, read_peft, read_peft_lora
-from pidep.experts.tensor_file import read_json, read_tensors, tensor_bytes
+from pidep.files.atomic_write import atomic_folder, check_place
+from pidep.files.tensor_file import read_json, read_tensors, tensor_bytes
 
 __all__ = [
     "KIND_NAMES",
@@ -46,8 +46,7 @@ __all__ = [
 
 SCHEMA = 1
 TEXT_SCHEMA = 2
-KIND_NAMES = tuple(found.name for found in iter_modules([str(Path(__file__).parent / "kinds")]))
-"""The files of `kinds`: importing them would import torch."""
+KIND_NAMES = plugins.names("pidep.kinds")
 Array = npt.NDArray[np.float32]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 

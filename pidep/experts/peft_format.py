@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.errors import ExpertError
-from pidep.experts.tensor_file import read_json, read_tensors
+from pidep.files.tensor_file import read_json, read_tensors
 
 __all__ = ["PEFT_TYPES", "PeftAdapter", "in_layer_order", "lora_names", "peft_config", "peft_tensors", "read_peft", "read_peft_lora"]
 

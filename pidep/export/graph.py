@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pidep.adapters.fold import folded_into
+from pidep.adapters.kinds.lora import BankSite, bank_rows
+from pidep.adapters.mixture import Mixture, attached, linear_at
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.mini import Mini
-from pidep.backbones.row import Input, Row
 from pidep.errors import PidepError
 from pidep.experts.bank import Group, pack
 from pidep.experts.folder import Expert
-from pidep.experts.kinds.lora import BankSite, bank_rows
-from pidep.experts.mixture import Mixture, attached, linear_at
-from pidep.interpolation.fold import folded_into
+from pidep.inputs.row import Input, Row
 
 __all__ = ["bank_groups", "export_bank_graph", "export_merged_graph", "export_vision_graph"]
 

@@ -1,40 +1,17 @@
-"""Folding a LoRA into the backbone's weights, and a LoRA of a large rank into one of a small rank."""
+"""A LoRA of a large rank as one of a small rank, by truncated SVD."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
+from pidep.adapters.site import Array, Tensors
 from pidep.errors import ExpertError
-from pidep.experts.mixture import linear_at
-from pidep.experts.site import Array, Tensors
-from pidep.kernels.lora_fold import lora_fold
 
-__all__ = ["Truncated", "folded_into", "truncate"]
-
-
-@contextmanager
-def folded_into(model: nn.Module, sites: Mapping[str, Tensors], *, scaling: float) -> Iterator[None]:
-    """Add s·BA (summed in fp32, rounded once) to the backbone's weights; the old weights come back bit for bit."""
-    linears = {site: linear_at(model, site) for site in sites}
-    kept = {site: linear.weight.detach().clone() for site, linear in linears.items()}
-    try:
-        with torch.no_grad():
-            for site, lora in sites.items():
-                weight = linears[site].weight
-                a, b = (torch.from_numpy(lora[name]).to(weight.device) for name in ("lora_A", "lora_B"))
-                lora_fold(weight, a, b, a.new_full((len(a),), scaling), out=weight)
-        yield
-    finally:
-        with torch.no_grad():
-            for site, weight in kept.items():
-                linears[site].weight.copy_(weight)
+__all__ = ["Truncated", "truncate"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Launch settings of every kernel: a small shipped table, and what `tune` found on this machine beside it.
 
-Nothing is timed unless `tune` is called (`pidep doctor --tune`, `make gpu-check`): the first training step costs no search.
+Nothing is timed unless `tune` is called (`make tune-launches`, `make gpu-check`): the first training step costs no search.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from pidep.files.cache_folder import cache_folder
 
 __all__ = ["CHOICES", "DEFAULTS", "Launch", "Settings", "cache_file", "choices", "launch", "recording", "settings_for", "tune", "using"]
 
@@ -58,8 +60,8 @@ _RECORDS: list[list[Launch]] = []
 
 
 def cache_file() -> Path:
-    """Where the settings of this machine's GPUs are kept: `$PIDEP_CACHE`, or `~/.cache/pidep`, then `launch_table.json`."""
-    return Path(os.environ.get("PIDEP_CACHE") or Path.home() / ".cache" / "pidep") / "launch_table.json"
+    """Where the settings of this machine's GPUs are kept: `launch_table.json` in the cache folder."""
+    return cache_folder() / "launch_table.json"
 
 
 @cache

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pidep.artifacts.names import BACKBONE, BANK
 from pidep.errors import ServingError, UsageError
-from pidep.serving.names import BACKBONE, BANK
 
 __all__ = ["BACKBONE", "BANK", "Client", "Request", "Result"]
 Protocol = Literal["grpc", "http"]

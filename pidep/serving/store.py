@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pidep.atomic_write import write_json
 from pidep.errors import ExpertError, ServingError
 from pidep.experts.folder import Expert, check_name, read_expert, write_expert
+from pidep.files.atomic_write import write_json
 
 __all__ = ["ExpertStore", "Manifest"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pidep.errors import ServingError
 from pidep.experts.folder import Expert
-from pidep.serving.bank import BankSpec
+from pidep.runtime.bank import BankSpec
 from pidep.serving.client import BANK, Client, Request
 from pidep.serving.store import ExpertStore
 

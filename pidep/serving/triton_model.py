@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from pidep.errors import ExpertError, PidepError, ServingError
-from pidep.serving.bank import Answer, Bank
-from pidep.serving.merged import Merged
-from pidep.serving.reader import Question
+from pidep.runtime.bank import Answer, Bank
+from pidep.runtime.merged import Merged
+from pidep.runtime.reader import Question
 from pidep.serving.store import ExpertStore
 from pidep.serving.watcher import Watcher
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from pidep.errors import PidepError, ServingError
-from pidep.serving.bank import Bank, Generation
+from pidep.runtime.bank import Bank, Generation
 from pidep.serving.store import ExpertStore, Manifest
 
 __all__ = ["Watcher"]

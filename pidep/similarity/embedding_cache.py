@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.encoder_decoder import EncoderDecoder
-from pidep.backbones.row import Input
 from pidep.experts.folder import Expert
-from pidep.similarity.cache_file import read_cached, write_cached
+from pidep.files.cache_file import read_cached, write_cached
+from pidep.inputs.row import Input
 from pidep.similarity.fisher import FisherKind, diagonal_fisher
 
 __all__ = ["cached_fisher"]

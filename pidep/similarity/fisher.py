@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pidep.adapters.mixture import Mixture, attached
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.choices import Choices
 from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.backbones.likelihoods import Likelihoods
-from pidep.backbones.row import Input, Row, size_key
 from pidep.errors import ExpertError, UsageError, did_you_mean
 from pidep.experts.folder import Expert
-from pidep.experts.mixture import Mixture, attached
+from pidep.inputs.row import Input, Row, size_key
 
 __all__ = ["FisherKind", "diagonal_fisher"]
 

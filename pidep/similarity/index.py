@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from pidep.errors import ExpertError
 from pidep.experts.folder import read_tensors
-from pidep.similarity.cache_file import read_cached, write_cached
-from pidep.similarity.compare import Embedding, Layout, Neighbour, Vector
+from pidep.files.cache_file import read_cached, write_cached
+from pidep.similarity.measures import Embedding, Layout, Neighbour, Vector
 from pidep.similarity.sketch import WIDTH, Sketcher
 
 __all__ = ["EMBEDDING_FILE", "TaskIndex", "fisher_kind", "read_record", "task_folders"]

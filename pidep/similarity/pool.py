@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from pidep.errors import ExpertError, did_you_mean
 from pidep.experts.folder import Expert, read_expert, read_tensors
-from pidep.similarity.compare import Neighbour, SiteAgreement, explain, similarity
 from pidep.similarity.index import EMBEDDING_FILE, TaskIndex, fisher_kind, read_record, task_folders
+from pidep.similarity.measures import Neighbour, SiteAgreement, explain, similarity
 
 __all__ = ["COMPLETE_UP_TO", "DEFAULT_TOP_K", "Explanation", "PoolEntry", "explain_task", "read_pool", "task_graph"]
 

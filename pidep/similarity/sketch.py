@@ -1,6 +1,6 @@
 """A task embedding in 256 numbers, whose Euclidean distance tells which tasks are worth an exact look.
 
-The normalised cosine of two tensors is close to exp(−Var(d)/2), d = log l − log r (see `pidep.similarity.compare`). Var(d) is
+The normalised cosine of two tensors is close to exp(−Var(d)/2), d = log l − log r (see `pidep.similarity.measures`). Var(d) is
 the squared Euclidean distance of the tensors' centred logarithms, so those, scaled to weigh every tensor alike, are points
 whose nearest neighbours are the most similar tasks; logarithms are clipped because the cosine, unlike Var(d), saturates. A
 count sketch (Charikar et al., 2002: each coordinate goes to one bucket with a sign) keeps distances to within √(2/256) = 9 %
@@ -14,7 +14,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from pidep.similarity.compare import Layout, Vector
+from pidep.similarity.measures import Layout, Vector
 
 __all__ = ["Sketcher"]
 

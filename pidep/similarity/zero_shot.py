@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.encoder_decoder import EncoderDecoder
-from pidep.backbones.row import Input
 from pidep.errors import UsageError
-from pidep.similarity.compare import Neighbour, scale_free, similarity
+from pidep.inputs.row import Input
 from pidep.similarity.fisher import diagonal_fisher
+from pidep.similarity.measures import Neighbour, scale_free, similarity
 from pidep.similarity.pool import PoolEntry
 
 __all__ = ["weights", "without_labels"]

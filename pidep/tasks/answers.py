@@ -6,10 +6,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from pidep.backbones.images import ImageSource, load_image
-from pidep.backbones.locations import box_to_text
-from pidep.backbones.row import Input, Row
 from pidep.errors import TaskError
+from pidep.inputs.images import ImageSource, load_image
+from pidep.inputs.locations import box_to_text
+from pidep.inputs.row import Input, Row
 from pidep.tasks.task import Task
 
 __all__ = ["check_column", "label_of", "targets_of"]

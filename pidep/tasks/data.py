@@ -6,23 +6,21 @@ import csv
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from pidep.backbones.images import ImageSource, check_source
-from pidep.backbones.row import Input, Row, picture_digest, text_of
-from pidep.errors import TaskError
+from pidep.errors import TaskError, did_you_mean
+from pidep.inputs.images import ImageSource, check_source
+from pidep.inputs.row import Input, Row, picture_digest, text_of
 from pidep.tasks.answers import check_column, label_of, targets_of
 from pidep.tasks.by_hash import held_out
 from pidep.tasks.hub import hub_rows, with_labels
 from pidep.tasks.images import image_folder, parquet_images
-from pidep.tasks.sources import packaged_rows
-from pidep.tasks.suite.facts import DRAWN
-from pidep.tasks.suite.files import packaged_files
+from pidep.tasks.packaged import packaged_tasks
 from pidep.tasks.task import Task
 
 __all__ = ["UNLABELLED", "Split", "TaskData", "data_digest", "few_shot", "hold_out", "limit", "load_data", "load_texts"]
@@ -228,12 +226,17 @@ def _whole_sources(task: Task) -> list[tuple[Iterable[Any], str]]:
         if data.test_split is not None:
             sides.append((data.test_dataset or data.dataset, data.test_split))
         return [(hub_rows(task, split, dataset=dataset), f"{dataset}[{split}]") for dataset, split in sides]
-    files = packaged_files(data.packaged) if data.packaged in DRAWN else data.files
-    if files is not None:
-        return [(_rows_of(task, path), str(path)) for path in (files["train"], files["test"])]
-    path = packaged_rows(data.packaged) if data.packaged is not None else data.path
-    assert path is not None
-    return [(_rows_of(task, path), str(path))]
+    found = _packaged(data.packaged) if data.packaged is not None else data.files or data.path
+    assert found is not None
+    paths = [found] if isinstance(found, Path) else [found["train"], found["test"]]
+    return [(_rows_of(task, path), str(path)) for path in paths]
+
+
+def _packaged(name: str) -> Mapping[Any, Path] | Path:
+    known = packaged_tasks()
+    if name not in known:
+        raise TaskError(f"packaged source {name!r}: expected one of {', '.join(known)}{did_you_mean(name, known)}")
+    return known[name].files()
 
 
 def _rows_of(task: Task, path: Path) -> Iterator[Any]:

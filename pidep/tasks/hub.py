@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pidep.atomic_write import write_bytes
 from pidep.errors import TaskError, did_you_mean
-from pidep.tasks.sources import cache_folder
+from pidep.files.atomic_write import write_bytes
+from pidep.files.cache_folder import cache_folder
 from pidep.tasks.task import Task
 
 __all__ = ["hub_rows", "images_folder", "with_labels"]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pidep.errors import TaskError, did_you_mean
 from pidep.tasks.metrics import METRICS, Metric
-from pidep.tasks.sources import PACKAGED
+from pidep.tasks.packaged import packaged_tasks
 
 __all__ = ["Data", "Task", "load_task"]
 
@@ -143,12 +143,13 @@ def load_task(reference: str | Path) -> Task:
         TaskError: no such task, or the file is wrong.
     """
     name = str(reference)
-    if name in PACKAGED:
-        return Task.model_validate({**PACKAGED[name], "data": {"packaged": name}})
+    packaged = packaged_tasks()
+    if name in packaged:
+        return Task.model_validate({**packaged[name].fields, "data": {"packaged": name}})
     path = _paper().get(name, Path(reference))
     if not path.is_file():
-        known = ", ".join(PACKAGED)
-        similar = did_you_mean(name, {**PACKAGED, **_paper()})
+        known = ", ".join(packaged)
+        similar = did_you_mean(name, {**packaged, **_paper()})
         raise TaskError(f"task {name!r}: no such file, and not a packaged task ({known}; paper/NAME for data on a hub){similar}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

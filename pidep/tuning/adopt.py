@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pidep.adapters.mixture import Mixture, find_sites
 from pidep.backbones.load import load_backbone
 from pidep.experts.folder import Expert, check_expert_place, check_name, write_expert
-from pidep.experts.mixture import Mixture, find_sites
 from pidep.experts.peft_format import read_peft
 from pidep.tasks.hub import with_labels
 from pidep.tasks.task import load_task

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pidep.adapters.mixture import Mixture, attached
 from pidep.backbones.encoder_decoder import EncoderDecoder, Mode
-from pidep.backbones.images import load_image
 from pidep.backbones.load_encoder_decoder import load_encoder_decoder
-from pidep.backbones.locations import text_to_boxes
-from pidep.backbones.row import Input, as_row
 from pidep.errors import ExpertError, TaskError, UsageError
 from pidep.experts.folder import Expert, read_expert
-from pidep.experts.mixture import Mixture, attached
+from pidep.inputs.images import load_image
+from pidep.inputs.locations import text_to_boxes
+from pidep.inputs.row import Input, as_row
 
 __all__ = ["Answer", "GenerateSettings", "generate"]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pidep.adapters.mixture import fresh
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, read_expert
-from pidep.experts.mixture import fresh
-from pidep.similarity.compare import Embedding, Layout, Neighbour, most_similar
 from pidep.similarity.index import TaskIndex, read_record, task_folders
+from pidep.similarity.measures import Embedding, Layout, Neighbour, most_similar
 from pidep.similarity.pool import PoolEntry, read_pool
 from pidep.tuning.job import Job
 

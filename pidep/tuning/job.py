@@ -11,22 +11,22 @@ from typing import Any
 
 import torch
 
+from pidep.adapters.kinds import kind_named
+from pidep.adapters.kinds.lora import scaling
+from pidep.adapters.mixture import Mixture, find_sites
+from pidep.adapters.places import peft_can
+from pidep.adapters.site import Tensors
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.encoder_decoder import EncoderDecoder
-from pidep.backbones.row import as_row
 from pidep.errors import TaskError
 from pidep.experts.folder import Expert, check_name
-from pidep.experts.kinds import kind_named
-from pidep.experts.kinds.lora import scaling
-from pidep.experts.mixture import Mixture, find_sites
-from pidep.experts.places import peft_can
-from pidep.experts.site import Tensors
+from pidep.inputs.row import as_row
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data, load_texts
 from pidep.tasks.hub import with_labels
 from pidep.tasks.metrics import score, score_texts
 from pidep.tasks.task import Task, load_task
-from pidep.tuning.config import TuneConfig
-from pidep.tuning.trainer import Schedule, Scorer, few_shot_share, predict_answers, predict_logits
+from pidep.training.loop import Schedule, Scorer, few_shot_share, predict_answers, predict_logits
+from pidep.tuning.settings import TuneConfig
 
 __all__ = ["LOGIT_SCALE", "Job", "as_expert", "evaluate", "label_embeddings", "prepare", "scorer_of", "with_targets"]
 

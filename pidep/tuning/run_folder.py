@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from pidep import __version__
-from pidep.atomic_write import write_json, write_text
 from pidep.experts.folder import Expert, read_expert
-from pidep.similarity.compare import Neighbour
+from pidep.files.atomic_write import write_json, write_text
+from pidep.similarity.measures import Neighbour
 from pidep.tasks.data import data_digest
+from pidep.training.loop import TrainReport
 from pidep.tuning.job import Job
-from pidep.tuning.trainer import TrainReport
 
 __all__ = ["METHODS", "Laps", "Mixed", "TuneResult", "run_expert", "write_run"]
 

@@ -10,26 +10,26 @@ from typing import Any
 import torch
 
 from pidep import __version__
-from pidep.atomic_write import check_place
+from pidep.adapters.mixture import Mixture, fresh
+from pidep.adapters.site import Tensors
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.backbones.load import load_any_backbone
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, check_expert_place, write_expert
-from pidep.experts.mixture import Mixture, fresh
-from pidep.experts.site import Tensors
-from pidep.similarity.compare import Embedding, Neighbour
+from pidep.files.atomic_write import check_place
+from pidep.interpolation.interpolate import Interpolated, InterpolateSettings, TrainOwn, interpolate, tuned_own
 from pidep.similarity.embedding_cache import cached_fisher
+from pidep.similarity.measures import Embedding, Neighbour
+from pidep.similarity.trial import SHORT_LIST, by_trial
 from pidep.tasks.data import Split, data_digest, limit
 from pidep.tasks.task import load_task
+from pidep.training.loop import OnStep, TrainReport, fit
 from pidep.tuning import zero_shot
-from pidep.tuning.config import TuneConfig
 from pidep.tuning.helpers import Helpers, helpers_of
-from pidep.tuning.interpolate import Interpolated, InterpolateSettings, TrainOwn, interpolate, tuned_own
 from pidep.tuning.job import LOGIT_SCALE, Job, as_expert, evaluate, label_embeddings, prepare
 from pidep.tuning.run_folder import Laps, Mixed, TuneResult, run_expert, write_run
-from pidep.tuning.trainer import OnStep, TrainReport, fit
-from pidep.tuning.trial import SHORT_LIST, by_trial
+from pidep.tuning.settings import TuneConfig
 
 __all__ = ["LOGIT_SCALE", "TuneResult", "evaluate", "label_embeddings", "run_expert", "tune"]
 

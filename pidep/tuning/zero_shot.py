@@ -15,16 +15,16 @@ from typing import Any
 import torch
 
 from pidep import __version__
+from pidep.adapters.mixture import Mixture
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import Expert, write_expert
-from pidep.experts.mixture import Mixture
-from pidep.similarity.compare import Neighbour
+from pidep.similarity.measures import Neighbour
 from pidep.similarity.zero_shot import weights, without_labels
 from pidep.tasks.data import UNLABELLED, data_digest, limit
-from pidep.tuning.config import TuneConfig
 from pidep.tuning.helpers import Helpers, ReadPool
 from pidep.tuning.job import Job, as_expert, evaluate
 from pidep.tuning.run_folder import Laps, Mixed, TuneResult, write_run
+from pidep.tuning.settings import TuneConfig
 
 __all__ = ["check_request", "mix"]
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from pidep.adapters.kinds import KINDS
+from pidep.adapters.mixture import Mixture, attached
+from pidep.adapters.places import find_sites, fresh
 from pidep.backbones.encoder_decoder import EncoderDecoder
-from pidep.backbones.row import Input, Row, as_row
 from pidep.errors import BackboneError, ExpertError, ImageError, UsageError
-from pidep.experts.kinds import KINDS
-from pidep.experts.mixture import Mixture, attached
-from pidep.experts.places import find_sites, fresh
+from pidep.inputs.row import Input, Row, as_row
+from tests.adapters.test_kinds import make, mixture_of, trace_of
 from tests.backbones.tiny_models import CANDIDATES, CLASSES, IMAGES, TEXTS, loaded, picture, rows_of
-from tests.experts.test_kinds import make, mixture_of, trace_of
 
 LENGTH = 16
 TARGETS = ["the cat", "red", "two", "no not one"]

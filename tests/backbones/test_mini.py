@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pidep.backbones.mini import Mini, load_mini
-from pidep.backbones.row import Row
+from pidep.adapters.kinds import KINDS
+from pidep.adapters.mixture import Mixture, attached, find_sites, fresh
+from pidep.backbones.mini import Mini
 from pidep.errors import BackboneError, ImageError
-from pidep.experts.kinds import KINDS
-from pidep.experts.mixture import Mixture, attached, find_sites, fresh
-from pidep.tasks.icons.catalog import catalog
-from pidep.tasks.icons.draw import draw
+from pidep.gallery.backbones import load_mini
+from pidep.gallery.icons.catalog import catalog
+from pidep.gallery.icons.draw import draw
+from pidep.inputs.row import Row
 from tests.conftest import picture
 
 LENGTH = 12

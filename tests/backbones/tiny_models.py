@@ -13,7 +13,7 @@ import torch
 
 from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.backbones.load_encoder_decoder import load_encoder_decoder
-from pidep.backbones.row import Input, Row
+from pidep.inputs.row import Input, Row
 
 SPECIAL = ["<unk>", "<pad>", "<s>", "</s>", "<image>"]
 WORDS = ["a", "the", "is", "what", "colour", "red", "green", "blue", "big", "small", "cat", "dog", "yes", "no", "one", "two", "of", "not"]

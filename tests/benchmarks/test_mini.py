@@ -24,9 +24,9 @@ from benchmarks.bench_mini import (
     whitening,
 )
 from pidep.backbones.connector import Connector
-from pidep.backbones.images import Preprocess
 from pidep.backbones.mini import Mini
-from pidep.tasks.icons.catalog import Icon
+from pidep.gallery.icons.catalog import Icon
+from pidep.inputs.images import Preprocess
 
 NAMES = ["good film", "bad film", "the great", "very awful", "a film", "positive", "negative", "was great"]
 SETTINGS = Settings(steps=60, batch=12, places=3, warmup=5, learning_rate=1e-2, dropout=0.0)

@@ -12,7 +12,7 @@ from benchmarks import bench_suite, record
 from benchmarks.bench_suite import COMMAND_LINE, GRID, MODALITY, ceiling, claims, crossing, modalities, prediction
 from benchmarks.grid_command import read_cells
 from pidep.errors import PidepError
-from pidep.tasks.suite.facts import FACTS
+from pidep.gallery.suite.facts import FACTS
 
 
 def cell(
@@ -138,7 +138,7 @@ def test_cells_are_found_again_and_what_is_missing_is_named(tmp_path: Path, monk
 
 def test_pairs_need_their_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
-    from pidep.tuning import compare_grid
+    from pidep.lab import compare_grid
 
     class NoGrid:
         def __init__(self, *_: object) -> None:

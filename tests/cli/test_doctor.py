@@ -26,12 +26,3 @@ def test_it_says_which_path_the_kernels_run_and_why(tmp_path: Path) -> None:
     assert text.code == 0
     assert all(str(value) in text.out for part in found.values() for value in part.values())
     assert not list(tmp_path.iterdir())
-
-
-@on_cpu
-def test_there_is_nothing_to_tune_without_a_gpu(tmp_path: Path) -> None:
-    done = run("doctor", "--tune", cwd=tmp_path)
-    assert (done.code, done.out) == (2, "")
-    assert done.err == (
-        "pidep: doctor --tune: there is nothing to tune, the kernels run in plain torch here (no NVIDIA GPU that torch can use)\n"
-    )

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from pidep.experts.folder import read_expert, write_expert
 from pidep.export.recipe import shipped
-from pidep.serving.bank import BankSpec
+from pidep.runtime.bank import BankSpec
 from pidep.serving.store import ExpertStore
 from tests.cli.run import Done, assert_refused, contents, nobody, pidep, untouched, write_pool, write_run
 from tests.conftest import make_expert
@@ -293,7 +293,7 @@ def test_a_run_whose_task_is_damaged(work: Path, inside: Inside, run: Path, reco
 
 @pytest.mark.parametrize("kind", ["adapter", "prefix", "prompt", "bitfit"])
 def test_a_bank_of_what_it_cannot_hold(work: Path, inside: Inside, tiny, kind: str) -> None:
-    from pidep.experts.mixture import find_sites, fresh
+    from pidep.adapters.mixture import find_sites, fresh
 
     sites = fresh(tiny.model, find_sites(tiny.model, kind=kind), kind=kind, size=2)
     write_run(work / "run", replace(make_expert(tiny), kind=kind, sites=sites, scaling=1.0), work / "film.yaml")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pidep.gallery.suite.facts import FACTS
 from pidep.tasks.data import load_data
-from pidep.tasks.suite.facts import FACTS
 from pidep.tasks.task import load_task
 from tests.cli.run import Done, assert_refused, untouched
 
@@ -92,8 +92,8 @@ def test_an_export_is_the_same_task(name: str, inside: Inside, tmp_path: Path) -
 
 def test_an_export_brings_the_pictures_to_choose_from(inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("material")
-    from pidep.tasks.suite import files
-    from pidep.tasks.suite.row import Sides
+    from pidep.gallery.suite import files
+    from pidep.gallery.suite.row import Sides
 
     sides = files.sides_of("vl/find")
     monkeypatch.setitem(files._CHOOSE, "vl/find", lambda: Sides(sides.train[:8], sides.test[:4]))

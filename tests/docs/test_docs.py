@@ -16,7 +16,7 @@ import typer
 from pidep import errors
 from pidep.cli.app import app
 from pidep.tasks.task import Data, Task
-from pidep.tuning.config import TuneConfig
+from pidep.tuning.settings import TuneConfig
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))

@@ -170,7 +170,7 @@ def test_export_publishes_the_bank_and_its_experts(exported: Line) -> None:
 def test_texts_as_arguments_are_answered_as_pytorch_would(served: Line, tiny, protocol: str) -> None:
     import torch
 
-    from pidep.experts.mixture import Mixture, attached
+    from pidep.adapters.mixture import Mixture, attached
 
     url = served.grpc if protocol == "grpc" else served.http
     rows = served.infer(*TEXTS, "--expert", "film", "--url", url, "--protocol", protocol, "--json")

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pidep.backbones.row import Input, Row, as_row
+from pidep.adapters.mixture import Mixture, attached
 from pidep.errors import ServingError, UsageError
-from pidep.experts.mixture import Mixture, attached
-from pidep.export.publish import Source, export_bank, export_merged
+from pidep.export.entries import Source, export_bank, export_merged
 from pidep.export.recipe import load_recipe
+from pidep.inputs.row import Input, Row, as_row
 from pidep.serving.client import Client, Request
 from pidep.serving.server import TritonServer, free_ports
 from pidep.serving.swap import publish, swap

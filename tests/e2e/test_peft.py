@@ -74,7 +74,7 @@ def peft(tiny_folder: Path) -> Peft:
 
 
 def our_logits(backbone: Any, folder: Path) -> Tensor:
-    from pidep.experts.mixture import Mixture, attached
+    from pidep.adapters.mixture import Mixture, attached
 
     expert = read_expert(folder)
     with attached(backbone.model, Mixture.of([expert])):
@@ -151,7 +151,7 @@ def test_an_expert_trained_by_peft_is_served(peft: Peft, task_file: Path, tmp_pa
 
 
 def test_what_pidep_tunes_peft_loads(peft: Peft, tiny, task_file: Path, tmp_path: Path) -> None:
-    from pidep.tuning.config import read_config
+    from pidep.tuning.settings import read_config
     from pidep.tuning.tune import tune
 
     small = {"task": str(task_file), "backbone": str(peft.folder), "steps": 4, "mixture_steps": 3, "rank": 2, "batch_size": 8}
@@ -171,9 +171,9 @@ def test_virtual_tokens_of_peft_are_taken_over(tiny_folder: Path, task_file: Pat
     from peft import PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
     from transformers import AutoModel
 
+    from pidep.adapters.mixture import Mixture, attached
     from pidep.backbones.encoder import pool
     from pidep.backbones.load import load_backbone
-    from pidep.experts.mixture import Mixture, attached
     from pidep.tuning.adopt import adopt
 
     config_type = PromptTuningConfig if peft_type == "prompt" else PrefixTuningConfig

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pidep.errors import ServingError
-from pidep.export.publish import Source, export_bank, export_merged
+from pidep.export.entries import Source, export_bank, export_merged
 from pidep.export.recipe import load_recipe
 from pidep.serving.client import Client, Request
 from pidep.serving.server import Ports, TritonServer, free_ports

@@ -7,7 +7,7 @@ import pytest
 
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, check_name, read_expert, write_expert
-from pidep.experts.tensor_file import read_tensors
+from pidep.files.tensor_file import read_tensors
 from tests.conftest import make_expert
 
 

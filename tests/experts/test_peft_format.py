@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from pidep.adapters.kinds.lora import scaling
+from pidep.adapters.mixture import find_sites
+from pidep.adapters.places import peft_can
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, read_expert, write_expert
-from pidep.experts.kinds.lora import scaling
-from pidep.experts.mixture import find_sites
 from pidep.experts.peft_format import in_layer_order, read_peft
-from pidep.experts.places import peft_can
-from tests.experts.test_kinds import make, mixture_of, run
-from tests.experts.zoo import ZOO, Architecture
+from tests.adapters.test_kinds import make, mixture_of, run
+from tests.adapters.zoo import ZOO, Architecture
 
 PROMPTS = ["BERT", "RoBERTa", "DistilBERT", "ELECTRA", "DeBERTa-v2", "ModernBERT", "MPNet", "GPT-2", "Llama", "Qwen2", "OPT", "T5", "BART"]
 PREFIXES = ["BERT", "RoBERTa", "ELECTRA", "GPT-2", "Llama", "Qwen2", "OPT"]

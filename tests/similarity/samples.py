@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from pidep.adapters.mixture import find_sites, fresh
 from pidep.backbones.encoder import Encoder
 from pidep.experts.folder import Expert
-from pidep.experts.mixture import find_sites, fresh
 from tests.conftest import make_expert
 
 Embedding = dict[str, np.ndarray]

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pidep.files.cache_file import read_cached, write_cached
 from pidep.similarity import embedding_cache
-from pidep.similarity.cache_file import read_cached, write_cached
 from pidep.similarity.embedding_cache import cached_fisher
 from pidep.similarity.fisher import diagonal_fisher
 from tests.conftest import make_expert

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from pidep.adapters.kinds import KINDS
+from pidep.adapters.mixture import Mixture, attached
 from pidep.errors import ExpertError, UsageError
-from pidep.experts.kinds import KINDS
-from pidep.experts.mixture import Mixture, attached
 from pidep.similarity.fisher import diagonal_fisher
 from tests.similarity.samples import random_expert
 

@@ -11,7 +11,7 @@ from pidep.cli.app import app
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import write_expert
 from pidep.similarity import pool as pool_module
-from pidep.similarity.compare import similarity, similarity_by_site
+from pidep.similarity.measures import similarity, similarity_by_site
 from pidep.similarity.picture import draw
 from pidep.similarity.pool import explain_task, read_pool, task_graph
 from tests.conftest import make_expert

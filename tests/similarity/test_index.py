@@ -6,8 +6,8 @@ import pytest
 
 from pidep.errors import ExpertError
 from pidep.similarity import index as index_module
-from pidep.similarity.compare import Layout, most_similar
 from pidep.similarity.index import TaskIndex
+from pidep.similarity.measures import Layout, most_similar
 from pidep.similarity.sketch import Sketcher
 from tests.similarity.samples import structured_tasks, write_task
 
@@ -169,7 +169,7 @@ def test_a_pool_that_cannot_be_written_still_answers(pool: Path, caplog: pytest.
     def refuse(path: Path, data: bytes) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("pidep.similarity.cache_file.write_bytes", refuse)
+    monkeypatch.setattr("pidep.files.cache_file.write_bytes", refuse)
     assert len(TaskIndex.open(pool).top_k(TASKS["task-0000"], 3)) == 3
     assert "not cached" in caplog.text
 

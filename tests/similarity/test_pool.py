@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from pidep.errors import ExpertError
 from pidep.experts.folder import write_expert
-from pidep.similarity.compare import similarity
+from pidep.similarity.measures import similarity
 from pidep.similarity.picture import draw
 from pidep.similarity.pool import read_pool, task_graph
 from tests.cli.run import Done, pidep, untouched, write_pool

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pidep.backbones.row import Row, as_row
 from pidep.errors import ImageError, TaskError
+from pidep.inputs.row import Row, as_row
 from pidep.tasks.data import data_digest, few_shot, load_data, load_texts
 from pidep.tasks.task import Task, load_task
 from tests.conftest import png
@@ -197,7 +197,7 @@ def test_what_a_task_file_says_of_its_answers(tmp_path: Path, fields: str, messa
 
 def test_an_image_is_tuned_on_end_to_end(tmp_path: Path, mini: Any) -> None:
     """Dark and light pictures: a few steps on a tiny backbone learn what it could not tell."""
-    from pidep.tuning.config import TuneConfig
+    from pidep.tuning.settings import TuneConfig
     from pidep.tuning.tune import tune
 
     rng = np.random.default_rng(0)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pidep.backbones.images import Preprocess, load_image
 from pidep.errors import TaskError
+from pidep.inputs.images import Preprocess, load_image
 from pidep.tasks.images import image_folder, parquet_images
 
 pyarrow = pytest.importorskip("pyarrow")

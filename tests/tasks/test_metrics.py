@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pidep.backbones.locations import box_to_text, text_to_box
 from pidep.errors import TaskError
+from pidep.inputs.locations import box_to_text, text_to_box
 from pidep.tasks.metrics import METRICS, score, score_texts
 from pidep.tasks.metrics.boxes import iou
 from pidep.tasks.metrics.captions import tokens

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from pidep.backbones.locations import text_to_box
-from pidep.backbones.row import Row, text_of
 from pidep.errors import ImageError, TaskError
+from pidep.inputs.locations import text_to_box
+from pidep.inputs.row import Row, text_of
 from pidep.tasks.data import UNLABELLED, TaskData, data_digest, few_shot, hold_out, load_data, load_texts
 from pidep.tasks.hub import with_labels
 from pidep.tasks.metrics import score, score_texts
@@ -261,7 +261,7 @@ def test_class_names_become_phrases(name: str, expected: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["food101", "snli_ve", "refcoco", "coco_captions", "vqav2"])
 def test_an_encoder_decoder_tunes_on_made_rows_of_it(name: str, tmp_path: Path) -> None:
     from pidep.experts.folder import read_expert
-    from pidep.tuning.config import TuneConfig
+    from pidep.tuning.settings import TuneConfig
     from pidep.tuning.tune import tune
     from tests.backbones.tiny_models import loaded
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pidep.errors import TaskError
-from pidep.tasks.sources import PACKAGED
+from pidep.tasks.packaged import packaged_tasks
 from pidep.tasks.task import load_task
 
 GOOD = """
@@ -32,7 +32,7 @@ def test_reads_a_file(tmp_path: Path) -> None:
     assert task.data.path == tmp_path / "rows.jsonl", "relative to the YAML, not to where pidep runs"
 
 
-@pytest.mark.parametrize("name", sorted(PACKAGED))
+@pytest.mark.parametrize("name", sorted(packaged_tasks()))
 def test_packaged_tasks(name: str) -> None:
     task = load_task(name)
     assert task.data.packaged == name

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pidep.backbones.row import Row
+from pidep.adapters.mixture import Mixture, attached
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import Expert, write_expert
-from pidep.experts.mixture import Mixture, attached
+from pidep.inputs.row import Row
 from pidep.tuning.generate import Answer, GenerateSettings, generate
+from tests.adapters.test_kinds import make
 from tests.backbones.tiny_models import folder_of, loaded, picture, rows_of
 from tests.cli.conftest import inside  # noqa: F401
 from tests.cli.run import Done, assert_refused, pidep
 from tests.conftest import make_expert
-from tests.experts.test_kinds import make
 from tests.tuning.text_tasks import answered, labelled
 
 TEXTS = ["the red cat", "is the dog blue"]

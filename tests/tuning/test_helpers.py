@@ -17,7 +17,7 @@ from pidep.similarity.index import TaskIndex
 from pidep.similarity.pool import task_graph
 from pidep.tuning import helpers
 from pidep.tuning import tune as tuning
-from pidep.tuning.config import read_config
+from pidep.tuning.settings import read_config
 from tests.cli.run import contents, write_pool
 from tests.conftest import make_expert
 

@@ -9,11 +9,11 @@ import torch
 
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import read_expert
-from pidep.similarity.compare import similarity
+from pidep.interpolation.guard import guard
 from pidep.similarity.fisher import diagonal_fisher
+from pidep.similarity.measures import similarity
 from pidep.tuning import tune as tuning
-from pidep.tuning.config import read_config
-from pidep.tuning.guard import guard
+from pidep.tuning.settings import read_config
 from tests.conftest import make_expert
 
 TINY = {"steps": 6, "batch_size": 8, "eval_every": 2, "mixture_steps": 3, "rank": 2, "fisher_samples": 8}
@@ -50,7 +50,7 @@ def test_few_shots_without_neighbours_are_trained_as_hard_as_folds_say(
 ) -> None:
     better = "own_expert_harder" if harder else "own_expert"
     monkeypatch.setattr(
-        "pidep.tuning.interpolate.guard",
+        "pidep.interpolation.interpolate.guard",
         lambda losses, *more, **options: guard(losses | {better: losses[better] * 0}, *more, **options),
     )
     result = run(tiny_folder, task_file, tmp_path / "run", shots=16)
@@ -114,8 +114,8 @@ def test_unknown_setting_has_a_suggestion(tmp_path: Path) -> None:
 
 
 def test_fisher_is_the_mean_of_squared_single_gradients(tiny) -> None:
-    from pidep.experts.mixture import Mixture, attached
-    from pidep.tuning.trainer import Scorer
+    from pidep.adapters.mixture import Mixture, attached
+    from pidep.training.loop import Scorer
 
     expert = make_expert(tiny)
     texts, labels = ["the film was good", "awful", "bad bad film", "a great"], [1, 0, 0, 1]

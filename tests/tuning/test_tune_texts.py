@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from pidep.adapters.mixture import Mixture, attached
 from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.backbones.likelihoods import Likelihoods
-from pidep.backbones.row import Row
 from pidep.errors import BackboneError, ExpertError, TaskError, UsageError
 from pidep.experts.bank import require_lora
 from pidep.experts.folder import Expert, read_expert, write_expert
-from pidep.experts.mixture import Mixture, attached
-from pidep.export.publish import read_source
+from pidep.export.entries import read_source
+from pidep.inputs.row import Row
 from pidep.similarity.fisher import diagonal_fisher
-from pidep.tuning.config import TuneConfig
+from pidep.tuning.settings import TuneConfig
 from pidep.tuning.tune import tune
 from tests.backbones.tiny_models import loaded
 from tests.tuning.text_tasks import answered, labelled, pictured
@@ -116,7 +116,7 @@ def test_a_label_likelihood_can_be_certain() -> None:
 
 
 def expert_of(backbone: EncoderDecoder, *, free: bool) -> Expert:
-    from tests.experts.test_kinds import make
+    from tests.adapters.test_kinds import make
 
     sites = make(backbone.model, "lora", seed=0, patterns=("*SelfAttention.q", "*EncDecAttention.v"))
     labels = () if free else ("red", "blue")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pidep.adapters.mixture import Mixture
 from pidep.errors import ExpertError, TaskError, UsageError
 from pidep.experts.folder import read_expert
-from pidep.experts.mixture import Mixture
-from pidep.export.publish import export_bank, export_merged, read_source
+from pidep.export.entries import export_bank, export_merged, read_source
 from pidep.export.recipe import load_recipe
 from pidep.tuning import tune as tuning
-from pidep.tuning.config import read_config
+from pidep.tuning.settings import read_config
 from tests.cli.run import untouched, write_pool
 from tests.conftest import make_expert
 

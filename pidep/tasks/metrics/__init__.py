@@ -1,6 +1,6 @@
 """Metrics by name. Their answers are label numbers, or texts with one reference or several; boxes are texts of location tokens.
 
-May import `pidep.backbones.locations` and `pidep.errors`.
+May import `pidep.inputs.locations` and `pidep.errors`.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pidep.backbones.locations import Box, text_to_box
 from pidep.errors import TaskError
+from pidep.inputs.locations import Box, text_to_box
 
 __all__ = ["acc_at_half", "iou"]
 

@@ -1,0 +1,92 @@
+"""Bottleneck adapters after the projections that write to the residual stream: y + up(relu(down(y))).
+
+Houlsby et al. (2019) put one after attention and one after the feed-forward, Pfeiffer et al. (2021) the second only:
+the patterns `houlsby` (every site, the default) and `pfeiffer`. A decoder's cross-attention counts as attention.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from pidep.adapters.dense import dense_layers, widths
+from pidep.adapters.site import Array, Kind, LayerSite, to_array
+
+__all__ = ["KIND", "AdapterSite"]
+
+# The last dense layer of an attention or feed-forward block, as transformers' architectures name it:
+# BERT, RoBERTa, ELECTRA, DeBERTa, MPNet: (attention.)output.dense; DistilBERT: out_lin, lin2; ModernBERT: Wo; T5: o, wo;
+# GPT-2: c_proj; Llama, Qwen, ViT, DINOv2, Swin: o_proj; OPT, BART, CLIP, SigLIP: out_proj, fc2; Florence-2's images: proj, fc2;
+# BLIP's images: projection, fc2; GPT-NeoX: attention.dense, dense_4h_to_h
+_WRITES = re.compile(
+    r"(^|\.)(output\.dense|out_proj|o_proj|out_lin|o|wo|Wo|fc2|lin2|down_proj|c_proj|proj|w2|projection|(self_)?att(entio)?n\.dense|dense_4h_to_h)$"
+)
+_FEED_FORWARD = re.compile(r"(^|\.)((ffn|mlp|feed_forward)\.\w+|fc2|lin2|wo|down_proj|w2|dense_4h_to_h|(?<!attention\.)output\.dense)$")
+
+
+class AdapterSite(LayerSite):
+    """A dense layer followed by a mixture of adapters: on the parameters, or on the outputs by putting them side by side."""
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        """y + up(relu(down(y)))."""
+        own = self.side_by_side() if self.on_outputs and self.rows is None else self.tensors()
+        hidden = torch.relu(y @ own["down"].transpose(-1, -2) + own["down_bias"].unsqueeze(-2))
+        return y + hidden @ own["up"].transpose(-1, -2) + own["up_bias"].unsqueeze(-2)
+
+    def side_by_side(self) -> dict[str, Tensor]:
+        """One adapter of width Σ widthₖ that adds Σₖ αₖ upₖ(relu(downₖ(y))): down `[K·W, D]`, up `[D, K·W]`."""
+        all_of = self.experts
+        alpha = self.alpha().to(all_of["up"].dtype)
+        return {
+            "down": all_of["down"].flatten(0, 1),
+            "down_bias": all_of["down_bias"].flatten(),
+            "up": (alpha[:, None, None] * all_of["up"]).transpose(0, 1).flatten(1),
+            "up_bias": alpha @ all_of["up_bias"],
+        }
+
+    def folded(self) -> dict[str, Array]:
+        """The mixture as one adapter; on outputs a wider one."""
+        if not self.on_outputs:
+            return super().folded()
+        with torch.no_grad():
+            return {name: to_array(value) for name, value in self.side_by_side().items()}
+
+
+def _candidates(model: nn.Module) -> list[str]:
+    """Dense layers inside a stack of layers that write to the residual stream."""
+    stacks = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
+    return [name for name in dense_layers(model) if _WRITES.search(name) and name.startswith(stacks)]
+
+
+def _feed_forward(sites: list[str]) -> list[str]:
+    return [site for site in sites if _FEED_FORWARD.search(site)]
+
+
+def _shapes(model: nn.Module, site: str, width: int) -> dict[str, tuple[int, ...]]:
+    _, size = widths(model.get_submodule(site))
+    return {"down": (width, size), "down_bias": (width,), "up": (size, width), "up_bias": (size,)}
+
+
+def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """down Kaiming-uniform, the rest zero: an untrained adapter passes everything through."""
+    if name != "down":
+        return torch.zeros(shape)
+    bound = shape[1] ** -0.5
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+KIND = Kind(
+    "adapter",
+    AdapterSite,
+    needs="projection back to the residual stream of a known name",
+    changes="adds up(relu(down(y))) to the output y of attention and feed-forward",
+    candidates=_candidates,
+    shapes=_shapes,
+    start=_start,
+    size_of=lambda tensors: len(tensors["down"]),
+    learning_rate=1e-3,
+    mixes_outputs=True,
+    named_patterns={"houlsby": list, "pfeiffer": _feed_forward},
+)

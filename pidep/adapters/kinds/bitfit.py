@@ -1,0 +1,50 @@
+"""BitFit (Ben Zaken et al., 2022): a change of every bias."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from pidep.adapters.dense import is_dense
+from pidep.adapters.site import Kind, LayerSite
+
+__all__ = ["KIND", "BitfitSite"]
+
+
+class BitfitSite(LayerSite):
+    """A layer with a bias, plus a mixture of bias changes."""
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        """y + δ on the last axis."""
+        return y + self.tensors()["bias"].unsqueeze(-2)
+
+
+def _candidates(model: nn.Module) -> list[str]:
+    return [
+        name
+        for name, module in model.named_modules()
+        if name and (is_dense(module) or isinstance(module, nn.LayerNorm)) and isinstance(module.bias, nn.Parameter)
+    ]
+
+
+def _shapes(model: nn.Module, site: str, _: int) -> dict[str, tuple[int, ...]]:
+    return {"bias": (len(cast(Tensor, model.get_submodule(site).bias)),)}
+
+
+def _start(_: str, shape: tuple[int, ...], __: torch.Generator) -> Tensor:
+    return torch.zeros(shape)
+
+
+KIND = Kind(
+    "bitfit",
+    BitfitSite,
+    needs="Linear or LayerNorm with a bias",
+    changes="adds to every bias",
+    candidates=_candidates,
+    shapes=_shapes,
+    start=_start,
+    size_of=lambda _: 1,
+    learning_rate=2.5e-3,
+)

@@ -1,0 +1,222 @@
+"""Prefix-tuning (Li and Liang, 2021): virtual keys and values that every token of an attention layer can attend to.
+
+Works on every transformers model whose attention goes through transformers' attention interface: self-attention of encoders and
+decoders, and cross-attention. Masks, causal or padding, never hide a prefix; a position bias (T5's, Swin's) is zero there. A KV cache
+never holds it: it is put before what comes out of the cache, so it is there once at every step of `generate`.
+
+A prefix at every attention layer of a single stack is PEFT's: it takes positions 0 … P-1 and the text stands behind it. A prefix at
+some layers takes no positions, because the layers below it have never seen one.
+
+Beside `key` and `value` a prefix may have a `bias` [n, P] that is added to the attention scores of its n·P virtual tokens: it is n
+prefixes side by side then, in the same P positions, and what a mixture on outputs folds into. PEFT has no such thing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pidep.adapters.attention import route
+from pidep.adapters.layout import layout
+from pidep.adapters.positions import shift
+from pidep.adapters.site import Array, ExpertSite, Kind, Tensors, Undo, to_array
+from pidep.errors import ExpertError
+
+__all__ = ["KIND", "PrefixSite"]
+
+
+_IDLE = -1e4
+"""Bias of a virtual token that is only there to fill up: e to this power is 0 in any precision, and safetensors stay finite."""
+
+
+class PrefixSite(ExpertSite):
+    """A mixture of key and value prefixes `[P, heads × head_dim]` at one attention layer: on the parameters, or side by side."""
+
+    @property
+    def positions(self) -> int:
+        """P, the number of places the virtual tokens take before the text."""
+        return self.shape("bias")[1] if self.has("bias") else self.shape("key")[0]
+
+    def acting(self) -> Mapping[str, Tensor]:
+        """What the attention layer sees: `key`, `value` `[P, H]` or, of every row's own expert, `[R, P, H]`; `bias` where there is one."""
+        return self.side_by_side() if self.on_outputs and self.rows is None else self.tensors()
+
+    def side_by_side(self) -> dict[str, Tensor]:
+        """One prefix of n·K·P virtual tokens, log αₖ added to the scores of those of expert k.
+
+        That is a mixture of the experts' outputs with αₖ times the attention each of them draws: softmax weights
+        αₖ·exp(q·k) beside exp(q·k) of the text. With α one-hot it is that expert.
+        """
+        all_of = self.experts
+        strength = torch.log_softmax(self.alpha_logits, 0).to(all_of["key"].dtype)[:, None, None]
+        bias = all_of["bias"] if self.has("bias") else all_of["key"].new_zeros(len(strength), 1, self.positions)
+        return {"key": all_of["key"].flatten(0, 1), "value": all_of["value"].flatten(0, 1), "bias": (bias + strength).flatten(0, 1)}
+
+    def folded(self) -> dict[str, Array]:
+        """The mixture as one prefix; on outputs a longer one, without what is idle."""
+        if not self.on_outputs:
+            return super().folded()
+        with torch.no_grad():
+            whole = self.side_by_side()
+        acts = (whole["bias"] > _IDLE / 2).any(1)
+        tokens = acts.repeat_interleave(self.positions)
+        return {"key": to_array(whole["key"][tokens]), "value": to_array(whole["value"][tokens]), "bias": to_array(whole["bias"][acts])}
+
+    def attach(self, model: nn.Module, name: str) -> Undo:
+        """Hang the prefix on the attention layer, where `_attention` finds it."""
+        attention = model.get_submodule(name)
+        attention.pidep_prefix = self
+
+        def detach() -> None:
+            del attention.pidep_prefix
+
+        return detach
+
+
+def _around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
+    """Route the model through `_attention`; move the text behind a prefix that is PEFT's."""
+    undo = [route(model, "pidep_prefix", _attention)]
+    first = next(iter(sites.values()))
+    if isinstance(first, PrefixSite) and _in_peft(model, list(sites)):
+        undo.append(shift(model, first.positions))
+
+    def back() -> None:
+        for step in reversed(undo):
+            step()
+
+    return back
+
+
+def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any) -> Any:
+    """Scaled dot-product attention with the layer's prefix before its keys and values `[B, heads, T, head_dim]`."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    site = getattr(module, "pidep_prefix", None)
+    if site is not None:
+        prefix = site.acting()
+        if attention_mask is None:
+            attention_mask = _causal_mask(module, query, key, options)
+        key, value = (torch.cat([_heads(prefix[name], like), like], 2) for name, like in (("key", key), ("value", value)))
+        attention_mask = _widened(attention_mask, key, prefix)
+        if options.get("position_bias") is not None:
+            options["position_bias"] = nn.functional.pad(options["position_bias"], (prefix["key"].shape[-2], 0))
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+def _widened(mask: Tensor | None, key: Tensor, prefix: Mapping[str, Tensor]) -> Tensor | None:
+    """The mask `[B or 1, heads or 1, T, S]` over prefix and text: nothing hides a prefix, its bias is added to its scores."""
+    length = prefix["key"].shape[-2]
+    if "bias" not in prefix:
+        seen: Any = True if mask is None or mask.dtype == torch.bool else 0.0
+        return None if mask is None else nn.functional.pad(mask, (length, 0), value=seen)
+    bias = _rows_like(prefix["bias"].to(key.dtype).flatten(-2)[..., None, None, :], key.shape[0])  # [1 or B, 1, 1, P]
+    if mask is None:
+        text = key.new_zeros(1, 1, 1, key.shape[2] - length)
+    elif mask.dtype == torch.bool:
+        text = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, torch.finfo(key.dtype).min)
+    else:
+        text = mask
+    # not len(): torch.export would take the batch for a number
+    rows, queries = bias.shape[0] if text.shape[0] == 1 else text.shape[0], text.shape[2]
+    return torch.cat([bias.expand(rows, text.shape[1], queries, -1), text.expand(rows, -1, -1, -1)], -1)
+
+
+def _causal_mask(module: Any, query: Tensor, key: Tensor, options: Mapping[str, Any]) -> Tensor | None:
+    """The mask that a causal layer without one stands for: longer keys would make sdpa line it up wrongly, or cut the keys."""
+    causal = options.get("is_causal")
+    if not (getattr(module, "is_causal", True) if causal is None else causal) or query.shape[2] == 1:
+        return None
+    return torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
+
+
+def _heads(prefix: Tensor, like: Tensor) -> Tensor:
+    """`[P, H]` or `[R, P, H]` to `[B, heads, P, head_dim]`."""
+    batch, heads, _, size = like.shape
+    split = prefix.to(like.dtype).reshape(*prefix.shape[:-1], heads, size).transpose(-3, -2)
+    return _rows_like(split, batch).expand(batch, -1, -1, -1)
+
+
+def _rows_like(rows: Tensor, batch: int) -> Tensor:
+    """`[…]` of three axes for all rows, or `[R, …]` of every row's own expert, to `[1 or B, …]`.
+
+    Where B is R × windows (Swin), each row goes to all of its windows.
+    """
+    rows = rows if rows.dim() == 4 else rows[None]
+    if len(rows) in (1, batch):
+        return rows
+    if batch % len(rows):
+        raise ExpertError(f"prefix experts: {batch} rows at an attention layer, {len(rows)} samples; use batches of one")
+    return rows.repeat_interleave(batch // len(rows), 0)
+
+
+def _candidates(model: nn.Module) -> list[str]:
+    found = layout(model)
+    if found.problem:
+        raise ExpertError(f"prefix experts: {type(model).__name__} does not run on a tiny input ({found.problem}); use another kind")
+    return [name for name, _ in model.named_modules() if name in found.keys_and_values]
+
+
+def _shapes(model: nn.Module, site: str, tokens: int) -> dict[str, tuple[int, ...]]:
+    key, value = layout(model).keys_and_values[site]
+    return {"key": (tokens, key), "value": (tokens, value)}
+
+
+def _start(_: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+
+
+def _of_one_width(site: str, parts: Sequence[Tensors]) -> list[Tensors]:
+    """Prefixes of as many side by side, each with a bias, where any has one; idle virtual tokens make up for it."""
+    for part in parts:
+        if "bias" in part and (part["bias"].ndim != 2 or part["bias"].size != len(part["key"])):
+            raise ExpertError(
+                f"site {site!r}: bias {part['bias'].shape} for {len(part['key'])} virtual tokens, expected [n, P] of them; train it again"
+            )
+    if not any("bias" in part for part in parts):
+        return list(parts)
+    biased = [{"bias": np.zeros((1, len(part["key"])), np.float32), **part} for part in parts]
+    beside = max(len(part["bias"]) for part in biased)
+    return [_filled_up(part, beside - len(part["bias"])) for part in biased]
+
+
+def _filled_up(part: Tensors, more: int) -> Tensors:
+    tokens = more * part["bias"].shape[1]
+    return {
+        "key": np.pad(part["key"], [(0, tokens), (0, 0)]),
+        "value": np.pad(part["value"], [(0, tokens), (0, 0)]),
+        "bias": np.pad(part["bias"], [(0, more), (0, 0)], constant_values=_IDLE),
+    }
+
+
+def _in_peft(model: nn.Module, sites: Sequence[str]) -> bool:
+    """PEFT hands the prefix over as a filled KV cache: one stack of layers that takes one, and a prefix in every layer."""
+    found = layout(model).keys_and_values
+    one_stack = len({re.sub(r"\d+", "#", name) for name in found}) == 1
+    one_width = len({width for pair in found.values() for width in pair}) == 1
+    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
+    return one_stack and one_width and takes_cache and set(sites) == set(found)
+
+
+KIND = Kind(
+    "prefix",
+    PrefixSite,
+    needs="attention that goes through transformers' attention interface",
+    changes="adds P keys and values to attention layers",
+    candidates=_candidates,
+    shapes=_shapes,
+    start=_start,
+    size_of=lambda tensors: len(tensors["key"]),
+    learning_rate=1e-2,
+    optional=frozenset({"bias"}),
+    mixes_outputs=True,
+    of_one_width=_of_one_width,
+    only_on_outputs=lambda tensors: "bias" in tensors,
+    around=_around,
+    in_peft=_in_peft,
+)

@@ -1,0 +1,194 @@
+"""Prompt-tuning (Lester et al., 2021): P virtual tokens before the input embeddings, or behind an image's patches (VPT, Jia et al., 2022).
+
+Decoders and encoders: the tokens stand at positions 0 … P-1 and the text behind them, as in PEFT; the outputs are cut back to the
+text. In `generate` they are put in once and stay in the KV cache. Encoder-decoders: they stand before the encoder's input and the
+decoder can attend to them. Images: `[CLS] patches prompt`; attention does not know order, so this is VPT-shallow with the [CLS] token
+where every pooler looks for it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pidep.adapters.layout import layout
+from pidep.adapters.positions import check_room
+from pidep.adapters.site import ExpertSite, Kind, Undo
+from pidep.errors import ExpertError
+
+__all__ = ["KIND", "PromptSite"]
+
+
+class PromptSite(ExpertSite):
+    """A mixture of prompts `[P, D]` at the input embeddings."""
+
+    @property
+    def length(self) -> int:
+        """P, the number of virtual tokens."""
+        return self.shape("prompt")[0]
+
+    def attach(self, model: nn.Module, name: str) -> Undo:
+        """Hook whatever reads the embeddings, and cut the virtual tokens from its output again."""
+        place = model.get_submodule(name)
+        body = _reader(model, name)
+        if body is None:
+            owner = model.get_submodule(name.rpartition(".")[0])
+            hooks = [place.register_forward_hook(self._append), *self._cut(owner, at_end=True)]
+        elif _is_encoder_decoder(body):
+            encoder, decoder = cast(nn.Module, body.encoder), cast(nn.Module, body.decoder)
+            hooks = [
+                encoder.register_forward_pre_hook(_Before(self, encoder), with_kwargs=True),
+                decoder.register_forward_pre_hook(self._uncover, with_kwargs=True),
+            ]
+        else:
+            before = _Before(self, body)
+            hooks = [body.register_forward_pre_hook(before, with_kwargs=True), *self._cut(body, at_end=False, before=before)]
+
+        def detach() -> None:
+            for hook in hooks:
+                hook.remove()
+
+        return detach
+
+    def prompt(self, batch: int) -> Tensor:
+        """`[B, P, D]`; `batch` is a size, not a `len`: that would be fixed when a graph is exported."""
+        own = self.tensors()["prompt"]
+        if own.dim() == 3 and len(own) not in (1, batch):  # several sequences a row, next to each other: candidates that are scored
+            own = own.repeat_interleave(batch // len(own), 0)
+        return own.expand(batch, -1, -1)
+
+    def _append(self, _: nn.Module, __: Any, output: Tensor) -> Tensor:
+        """Patches `[B, N, D]` with the prompt behind them."""
+        return torch.cat([output, self.prompt(output.shape[0])], 1)
+
+    def _uncover(self, _: nn.Module, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The decoder may attend to the virtual tokens that the encoder's output begins with."""
+        mask = options.get("encoder_attention_mask")
+        return arguments, options if mask is None else {**options, "encoder_attention_mask": _widened(mask, self.length)}
+
+    def _cut(self, body: nn.Module, *, at_end: bool, before: _Before | None = None) -> list[Any]:
+        """Hooks that take the virtual tokens from what a model returns, and from what its pooler reads."""
+
+        def keep(hidden: Tensor) -> Tensor:
+            if before is not None and not before.added:
+                return hidden
+            return hidden[:, : -self.length] if at_end else hidden[:, self.length :]
+
+        def after(_: nn.Module, __: Any, output: Any) -> Any:
+            if not hasattr(output, "last_hidden_state"):
+                raise ExpertError("prompt experts: the backbone must return a dictionary; call it without return_dict=False")
+            output["last_hidden_state"] = keep(output["last_hidden_state"])
+            if output.get("hidden_states") is not None:
+                output["hidden_states"] = tuple(keep(hidden) for hidden in output["hidden_states"])
+            return output
+
+        hooks: list[Any] = [body.register_forward_hook(after)]
+        pooler = getattr(body, "pooler", None)
+        if isinstance(pooler, nn.Module):
+            hooks.append(pooler.register_forward_pre_hook(lambda _, arguments: (keep(arguments[0]), *arguments[1:])))
+        return hooks
+
+
+class _Before:
+    """Puts a prompt before the inputs of a model that takes `inputs_embeds`."""
+
+    def __init__(self, site: PromptSite, reader: nn.Module) -> None:
+        self.site = site
+        self.added = True
+        """Whether the call under way had the prompt put in; a step of `generate` has it in its cache."""
+        self.names = list(inspect.signature(reader.forward).parameters)
+
+    def __call__(self, reader: nn.Module, arguments: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+        options = {**dict(zip(self.names, arguments, strict=False)), **given}
+        options.pop("cache_position", None)  # transformers before 5.20 passes it, and makes it anew from the cache where it is missing
+        length = self.site.length
+        cache = options.get("past_key_values")
+        self.added = cache is None or not cache.get_seq_length()
+        mask, positions, types = (options.get(name) for name in ("attention_mask", "position_ids", "token_type_ids"))
+        if mask is not None:
+            options["attention_mask"] = _widened(mask, length)
+        if positions is not None:
+            positions = positions + length
+            if self.added:
+                first = torch.arange(length, device=positions.device).expand(positions.shape[0], -1)
+                positions = torch.cat([first, positions], 1)
+            options["position_ids"] = positions
+        if self.added:
+            ids = options.pop("input_ids", None)
+            inputs = options.get("inputs_embeds")
+            if inputs is None:
+                inputs = reader.get_input_embeddings()(ids)  # type: ignore[operator]
+            check_room(reader, length=inputs.shape[1], added=length)
+            options["inputs_embeds"] = torch.cat([self.site.prompt(inputs.shape[0]).to(inputs.dtype), inputs], 1)
+            if types is not None:
+                options["token_type_ids"] = nn.functional.pad(types, (length, 0))
+        return (), options
+
+
+def _widened(mask: Any, length: int) -> Tensor:
+    """`[B, S]` to `[B, P + S]`, the prompt in sight."""
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        raise ExpertError(
+            "prompt experts: expected an attention mask [batch, tokens], found one already made for attention; "
+            "generate with a dynamic cache (not cache_implementation='static')"
+        )
+    return torch.cat([mask.new_ones(mask.shape[0], length), mask], 1)
+
+
+def _reader(model: nn.Module, embeddings: str) -> nn.Module | None:
+    """The innermost model around the word embeddings that takes `inputs_embeds` and a mask: the hidden states come from there."""
+    parts = embeddings.split(".")
+    for end in range(len(parts) - 1, -1, -1):
+        module = model.get_submodule(".".join(parts[:end]))
+        takes = set(inspect.signature(module.forward).parameters)
+        if {"inputs_embeds", "attention_mask"} <= takes and hasattr(module, "get_input_embeddings"):  # ViLT's embeddings take them, too
+            return module if isinstance(model.get_submodule(embeddings), nn.Embedding) else None
+    return None
+
+
+def _is_encoder_decoder(body: nn.Module) -> bool:
+    config = getattr(body, "config", None)
+    return bool(getattr(config, "is_encoder_decoder", False)) and hasattr(body, "encoder") and hasattr(body, "decoder")
+
+
+def _candidates(model: nn.Module) -> list[str]:
+    """The word embeddings, where the model takes `inputs_embeds`; what makes patches of images, where they stay a plain row."""
+    try:
+        words = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        words = None
+    patches = layout(model).patches
+    return [name for name, module in model.named_modules() if name in patches or (module is words and _reader(model, name) is not None)]
+
+
+def _shapes(model: nn.Module, site: str, tokens: int) -> dict[str, tuple[int, ...]]:
+    place = model.get_submodule(site)
+    return {"prompt": (tokens, place.embedding_dim if isinstance(place, nn.Embedding) else layout(model).patches[site])}
+
+
+def _start(_: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+
+
+def _in_peft(model: nn.Module, sites: Sequence[str]) -> bool:
+    """PEFT puts prompts before word embeddings, not to patches; where there are images, too, it looks for the words in their tower."""
+    of_words = len(sites) == 1 and isinstance(model.get_submodule(sites[0]), nn.Embedding)
+    return of_words and "pixel_values" not in inspect.signature(model.forward).parameters
+
+
+KIND = Kind(
+    "prompt",
+    PromptSite,
+    needs="input embeddings that can be replaced (inputs_embeds), nor images cut into a plain row of patches",
+    changes="adds P virtual tokens to the input",
+    candidates=_candidates,
+    shapes=_shapes,
+    start=_start,
+    size_of=lambda tensors: len(tensors["prompt"]),
+    learning_rate=1.5e-2,
+    in_peft=_in_peft,
+)

@@ -1,0 +1,204 @@
+"""K experts of one kind on one backbone, and attaching them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import nn
+
+from pidep.adapters.arena import Arena
+from pidep.adapters.dense import linear_at
+from pidep.adapters.kinds import kind_named
+from pidep.adapters.layout import layout
+from pidep.adapters.places import find_sites, fresh, place_of
+from pidep.adapters.site import Array, ExpertSite, Tensors, Undo, WrappedSite
+from pidep.errors import ExpertError
+from pidep.experts.folder import Expert
+
+__all__ = ["AlphaPer", "Mixture", "attached", "find_sites", "fresh", "linear_at"]
+
+AlphaPer = Literal["site", "layer", "global"]
+
+
+def _layer_of(site: str) -> str:
+    """Everything up to the layer's number."""
+    parts = site.split(".")
+    numbered = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
+    return ".".join(parts[: numbered + 1])
+
+
+class Mixture(nn.Module):
+    """K experts on one backbone; α starts uniform. One expert is the mixture with K = 1.
+
+    Args:
+        experts: one mapping of site to tensors for each expert, all on the same sites.
+        scalings: s of each expert (1 for every kind but LoRA).
+        per: whether α is one softmax a site (the default), a layer, or for the whole backbone.
+        num_learned: how many experts, from the first, can be learned; the others are given no gradient. All when absent.
+        on_outputs: mix what the experts add instead of their parameters, where the kind can (adapters, prefixes; LoRA always does, and
+            so do prefixes with a bias).
+
+    Raises:
+        ExpertError: the experts act on different sites, or their tensors do not go together.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[Mapping[str, Tensors]],
+        scalings: Sequence[float],
+        *,
+        kind: str = "lora",
+        per: AlphaPer = "site",
+        num_learned: int | None = None,
+        on_outputs: bool = False,
+    ) -> None:
+        super().__init__()
+        if len({tuple(sorted(expert)) for expert in experts}) != 1:
+            raise ExpertError("mixture: the experts act on different sites; train them with the same sites")
+        self.kind = kind
+        experts, on_outputs = _of_one_width(experts, kind), on_outputs or _only_on_outputs(experts, kind)
+        self.site_names = sorted(experts[0])
+        self.num_experts = len(experts)
+        learned = len(experts) if num_learned is None else num_learned
+        of = kind_named(kind).site.of
+        self.sites = nn.ModuleList(of([expert[site] for expert in experts], scalings, num_learned=learned) for site in self.site_names)
+        shared: dict[str, nn.Parameter] = {}
+        for name, site in self.by_name():
+            group = {"site": name, "layer": _layer_of(name), "global": ""}[per]
+            site.alpha_logits = shared.setdefault(group, site.alpha_logits)
+            site.on_outputs = on_outputs and kind_named(kind).mixes_outputs
+        self.arena = None if kind_named(kind).keeps_tensors else self._arena_of(experts, learned)
+
+    def _arena_of(self, experts: Sequence[Mapping[str, Tensors]], num_learned: int) -> Arena:
+        logits = [site.alpha_logits for _, site in self.by_name()]
+        arena = Arena([[expert[name] for name in self.site_names] for expert in experts], logits, num_learned=num_learned)
+        for number, (_, site) in enumerate(self.by_name()):
+            site.live_in(arena, number)
+        return arena
+
+    @classmethod
+    def of(cls, experts: Sequence[Expert], *, per: AlphaPer = "site", num_learned: int | None = None, on_outputs: bool = False) -> Mixture:
+        """The uniform mixture of experts on disk.
+
+        Raises:
+            ExpertError: they are of different kinds.
+        """
+        kinds = sorted({expert.kind for expert in experts})
+        if len(kinds) != 1:
+            raise ExpertError(f"mixture: experts of different kinds ({', '.join(kinds)}) cannot be interpolated; use one kind")
+        scalings = [expert.scaling for expert in experts]
+        sites = [expert.sites for expert in experts]
+        return cls(sites, scalings, kind=kinds[0], per=per, num_learned=num_learned, on_outputs=on_outputs)
+
+    def by_name(self) -> Iterator[tuple[str, ExpertSite]]:
+        """Site names with their modules."""
+        for name, site in zip(self.site_names, self.sites, strict=True):
+            assert isinstance(site, ExpertSite)
+            yield name, site
+
+    def alpha_parameters(self) -> list[nn.Parameter]:
+        """The logits of every softmax, each once."""
+        return list({id(site.alpha_logits): site.alpha_logits for _, site in self.by_name()}.values())
+
+    def expert_parameters(self) -> list[nn.Parameter]:
+        """The tensors of the experts that can be learned."""
+        at_sites = [parameter for _, site in self.by_name() for parameter in site.parameters_of_experts()]
+        return at_sites if self.arena is None else [self.arena.learned]
+
+    def alphas(self) -> dict[str, list[float]]:
+        """Site to its K weights."""
+        return {name: site.alpha().tolist() for name, site in self.by_name()}
+
+    def part(self, index: int) -> dict[str, dict[str, Array]]:
+        """Expert `index` as it is now, not folded."""
+        return {name: site.part(index) for name, site in self.by_name()}
+
+    def folded(self) -> dict[str, dict[str, Array]]:
+        """The mixture as one expert of scaling 1, exactly: on outputs by concatenation (rank Σ rank_k), else on the parameters."""
+        return {name: site.folded() for name, site in self.by_name()}
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a backbone these experts do not fit.
+
+        Raises:
+            ExpertError: a site is missing or a tensor has another shape than the backbone needs.
+        """
+        kind = kind_named(self.kind)
+        candidates = set(kind.candidates(model))
+        apart = layout(model).apart
+        for name, site in self.by_name():
+            if name not in candidates:
+                raise ExpertError(
+                    f"site {name!r}: the backbone has no {place_of(kind)} of that name; the expert belongs to another backbone"
+                )
+            part = site.part(0)
+            needed = kind.shapes(model, name, 1).keys()
+            if not needed <= part.keys() <= {*needed, *kind.optional}:
+                found, expected = (", ".join(sorted(names)) for names in (part, needed))
+                raise ExpertError(f"site {name!r}: the expert has {found}, expected {expected} of a {self.kind}; train it again")
+            for tensor, shape in kind.shapes(model, name, kind.size_of(part)).items():
+                if part[tensor].shape != shape:
+                    raise ExpertError(
+                        f"site {name!r}: the expert's {tensor} is {part[tensor].shape}, the backbone needs {shape}; "
+                        "it belongs to another backbone"
+                    )
+            site.place, site.knows_rows = name, None if apart is None else name in apart
+
+
+def _of_one_width(experts: Sequence[Mapping[str, Tensors]], kind: str) -> Sequence[Mapping[str, Tensors]]:
+    """Kinds that can be mixed on outputs may be of different widths."""
+    found = kind_named(kind)
+    for site, tensors in experts[0].items():
+        for other in experts[1:]:
+            if not tensors.keys() ^ other[site].keys() <= found.optional:
+                names = (", ".join(sorted(one)) for one in (tensors, other[site]))
+                raise ExpertError(f"site {site!r}: one expert has {' and another '.join(names)}; train them as one kind")
+    if not found.mixes_outputs:
+        return experts
+    alike = {site: found.of_one_width(site, [expert[site] for expert in experts]) for site in experts[0]}
+    return [{site: alike[site][number] for site in alike} for number in range(len(experts))]
+
+
+def _only_on_outputs(experts: Sequence[Mapping[str, Tensors]], kind: str) -> bool:
+    return len(experts) > 1 and any(kind_named(kind).only_on_outputs(tensors) for expert in experts for tensors in expert.values())
+
+
+@contextmanager
+def attached(model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | None) -> Iterator[None]:
+    """Experts act on the model inside; afterwards the backbone is what it was, bit for bit.
+
+    Raises:
+        ExpertError: they do not fit; nothing was attached then.
+    """
+    undo: list[Undo] = []
+    sites: Mapping[str, ExpertSite]
+    if isinstance(mixture, Mixture):
+        mixture.check(model)
+        sites = dict(mixture.by_name())
+        around, arena = kind_named(mixture.kind).around, mixture.arena
+    else:
+        sites, around, arena = mixture or {}, None, None
+    try:
+        if arena is not None:
+            undo.append(_fresh_graphs(model, arena))
+        if around is not None:
+            undo.append(around(model, sites))
+        for name, site in sites.items():
+            undo.append(site.attach(model, name))
+        yield
+    finally:
+        for detach in reversed(undo):
+            detach()
+
+
+def _fresh_graphs(model: nn.Module, arena: Arena) -> Undo:
+    """Every forward pass interpolates in a graph of its own, so that losses of two passes can be differentiated one after the other."""
+    hook = model.register_forward_pre_hook(lambda *_: arena.forget_graph())
+
+    def back() -> None:
+        hook.remove()
+        arena.forget()
+
+    return back

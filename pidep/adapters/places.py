@@ -1,0 +1,157 @@
+"""Where experts can act on a backbone: sites by pattern, untrained experts for them, and a survey of what there is."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pidep.adapters.kinds import kind_named
+from pidep.adapters.layout import layout
+from pidep.adapters.site import Kind, Tensors
+from pidep.errors import BackboneError, ExpertError
+
+__all__ = ["Place", "Survey", "find_sites", "fresh", "parameters_of", "peft_can", "place_of", "skeleton", "survey"]
+
+INIT_SEED = 20230428
+"""Every fresh expert of one shape starts the same, so that Fisher embeddings are comparable across tasks."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site of a backbone, and what an expert would have there."""
+
+    site: str
+    module: str
+    """Type of the backbone's module."""
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers an expert has here."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Every site of a kind on a backbone."""
+
+    kind: str
+    changes: str
+    size: int
+    learning_rate: float
+    in_peft: bool
+    """Whether `peft` could run an expert at all of them."""
+    places: tuple[Place, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers an expert has."""
+        return sum(place.parameters for place in self.places)
+
+
+def find_sites(model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str = "lora") -> list[str]:
+    """Names of the places that match any shell pattern, in the backbone's order.
+
+    A pooler, the layer of the output vocabulary and layers that a forward pass does not call (FLAVA's projections for each modality
+    alone) are only taken when named. A kind's own words (`houlsby`, `pfeiffer`) are
+    patterns, too.
+
+    Raises:
+        ExpertError: the kind does not fit the backbone, or a pattern matches nothing.
+    """
+    found = kind_named(kind)
+    candidates = found.candidates(model)
+    if not candidates:
+        raise ExpertError(f"{kind} experts: {type(model).__name__} has no {found.needs}; use another kind")
+    heads = _heads(model) | layout(model).idle
+    chosen: set[str] = set()
+    for pattern in patterns:
+        words = found.named_patterns or {}
+        if pattern in words:
+            matched = set(words[pattern]([name for name in candidates if name not in heads]))
+        else:
+            matched = {name for name in fnmatch.filter(candidates, pattern) if name == pattern or not _is_head(name, pattern, heads)}
+        if not matched:
+            raise ExpertError(f"sites {pattern!r}: matches no {place_of(found)}; this backbone has e.g. {', '.join(candidates[:3])}")
+        chosen |= matched
+    return [name for name in candidates if name in chosen]
+
+
+def place_of(kind: Kind) -> str:
+    """What messages call a site of the kind."""
+    return "Linear" if kind.name == "lora" else f"place for a {kind.name} expert"
+
+
+def _heads(model: nn.Module) -> set[str]:
+    try:
+        head = model.get_output_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        head = None
+    return {name for name, module in model.named_modules() if module is head}
+
+
+def _is_head(name: str, pattern: str, heads: set[str]) -> bool:
+    return name in heads or ("pooler" in name and "pooler" not in pattern)
+
+
+def fresh(model: nn.Module, sites: Sequence[str], *, kind: str = "lora", size: int) -> dict[str, Tensors]:
+    """Untrained tensors at the sites, the same for every task."""
+    found = kind_named(kind)
+    generator = torch.Generator().manual_seed(INIT_SEED)
+    return {
+        site: {name: found.start(name, shape, generator).numpy() for name, shape in found.shapes(model, site, size).items()}
+        for site in sites
+    }
+
+
+def peft_can(model: nn.Module, sites: Sequence[str], *, kind: str) -> bool:
+    """Whether `peft` can run an expert of this kind at these sites of this backbone: what `Expert.peft` is set to."""
+    return kind_named(kind).in_peft(model, sites)
+
+
+def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str, size: int) -> Survey:
+    """Every site of a kind with the tensors an expert of `size` would have; the weights are not looked at, a model on `meta` will do.
+
+    Raises:
+        ExpertError: the kind does not fit the backbone, or a pattern matches nothing.
+    """
+    found = kind_named(kind)
+    sites = find_sites(model, patterns or found.default_patterns, kind=kind)
+    places = tuple(Place(site, type(model.get_submodule(site)).__name__, found.shapes(model, site, size)) for site in sites)
+    return Survey(kind, found.changes, size, found.learning_rate, found.in_peft(model, sites), places)
+
+
+def skeleton(source: str | Path, *, class_of: Callable[[Any], str | None] = lambda _: None) -> nn.Module:
+    """The modules of a transformers backbone without its weights, on the `meta` device: what a survey needs, in milliseconds.
+
+    Args:
+        source: a folder with a config.json, or a hub id.
+        class_of: the class in transformers that a config is for, where it is not AutoModel's.
+
+    Raises:
+        BackboneError: there is no config, or transformers has no model for it.
+    """
+    import transformers
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config: Any = AutoConfig.from_pretrained(source)
+        name = class_of(config)
+        with torch.device("meta"):
+            model: nn.Module = AutoModel.from_config(config) if name is None else getattr(transformers, name)._from_config(config)  # type: ignore[no-untyped-call]
+    except Exception as error:  # a config from anywhere can fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BackboneError(f"backbone {str(source)!r}: expected 'minilm', a folder with a config.json or a hub id; {reason}") from error
+    return model.eval()
+
+
+def parameters_of(model: nn.Module) -> int:
+    """How many numbers a backbone has, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

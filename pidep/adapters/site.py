@@ -1,0 +1,233 @@
+"""A place in the backbone where K experts of one kind act: how they attach, mix and fold. Kinds build on it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pidep.adapters.arena import Arena
+from pidep.errors import ExpertError
+
+__all__ = ["Array", "ExpertSite", "Kind", "LayerSite", "Tensors", "Undo", "WrappedSite", "everywhere", "nowhere", "to_array"]
+
+Array = npt.NDArray[np.float32]
+Tensors = Mapping[str, Array]
+"""One expert's tensors at one site, by name."""
+Undo = Callable[[], None]
+"""Puts back what an attachment changed, bit for bit."""
+
+
+class ExpertSite(nn.Module, ABC):
+    """K experts at one site. Parameters are interpolated: φ̄ = Σₖ αₖ φₖ, α = softmax of the site's logits (π-Tuning, section 3.3).
+
+    Kinds whose outputs can be mixed (`on_outputs`) do that instead where they are asked to.
+    """
+
+    rows: Mapping[str, Tensor] | None = None
+    """One expert a row of the batch, `[B, …]` a tensor, in the place of the mixture: how per-sample gradients are had.
+    `[1, …]` is one expert for the whole batch."""
+    scalings: tuple[float, ...] = ()
+    """s of each expert, where the kind has one."""
+    place = ""
+    """Name of its site in the backbone it was checked against."""
+    on_outputs: bool = False
+    """Mix what the experts add, Σₖ αₖ fₖ(x), instead of their parameters, where the kind can. LoRA always does."""
+    knows_rows: bool | None = None
+    """Whether rows of the batch stay apart at this site, which `Layout` finds out; None when it could not."""
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__()
+        self.alpha_logits = nn.Parameter(torch.zeros(num_experts))
+        # set by the mixture; not a submodule: all of its sites share one
+        self._arena: tuple[Arena, int] | None = None
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int) -> ExpertSite:
+        """A site for these experts. Their tensors go to the mixture's arena; a kind that keeps them itself overrides this."""
+        return cls(len(parts))
+
+    def live_in(self, arena: Arena, site: int) -> None:
+        """Take tensors from an arena, as its site number `site`."""
+        self._arena = (arena, site)
+
+    @property
+    def experts(self) -> dict[str, Tensor]:
+        """`[K, …]` every expert's tensors, by name."""
+        assert self._arena is not None
+        arena, site = self._arena
+        return arena.stacked(site)
+
+    def alpha(self) -> Tensor:
+        """`[K]` mixture weights, summing to 1."""
+        return torch.softmax(self.alpha_logits, 0)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The rows where they are set, else the mixture on parameters. Every use must broadcast over a leading batch axis."""
+        if self.rows is not None:
+            return self.rows
+        assert self._arena is not None
+        arena, site = self._arena
+        return arena.mixed(site)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one expert's tensor."""
+        assert self._arena is not None
+        arena, site = self._arena
+        return arena.layout[site][name].shape
+
+    def has(self, name: str) -> bool:
+        """Whether the experts have a tensor of this name."""
+        assert self._arena is not None
+        arena, site = self._arena
+        return name in arena.layout[site]
+
+    def parameters_of_experts(self) -> list[nn.Parameter]:
+        """What is learned of the experts and kept at the site itself."""
+        return []
+
+    def part(self, index: int) -> dict[str, Array]:
+        """Expert `index` as it is."""
+        return {name: to_array(stacked[index]) for name, stacked in self.experts.items()}
+
+    def folded(self) -> dict[str, Array]:
+        """The mixture as one expert of scaling 1."""
+        with torch.no_grad():
+            alpha = self.alpha()
+            return {name: to_array(torch.tensordot(alpha, stacked, 1)) for name, stacked in self.experts.items()}
+
+    @abstractmethod
+    def attach(self, model: nn.Module, name: str) -> Undo:
+        """Act on `model` at `name`; the function returned undoes it bit for bit."""
+
+
+class WrappedSite(ExpertSite):
+    """Stands in the place of the module it wraps, `base`; whoever asks for the module's weight or bias is given the module's."""
+
+    base: nn.Module | None
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__(num_experts)
+        self.base = None
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not its own is its module's: transformers' T5 reads `wo.weight.dtype`, for one."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = self.__dict__.get("_modules", {}).get("base")
+            if base is None:
+                raise
+            return getattr(base, name)
+
+    def attach(self, model: nn.Module, name: str) -> Undo:
+        """Take the module's place; it is put back afterwards, the very same."""
+        base = model.get_submodule(name)
+        self.base = base
+        model.set_submodule(name, self)
+
+        def detach() -> None:
+            model.set_submodule(name, base)
+            self.base = None
+
+        return detach
+
+
+class LayerSite(WrappedSite):
+    """A layer `[..., in] → [..., out]`, and what experts make of its output."""
+
+    def forward(self, x: Tensor, *more: Any, **options: Any) -> Tensor:
+        """As the layer, then `act`; with `rows` the batch is taken apart first, however the model has flattened it."""
+        assert self.base is not None
+        y = cast(Tensor, self.base(x, *more, **options))
+        if self.rows is None:
+            return self.act(x, y)
+        count = self._num_rows(x)
+        return self.act(x.reshape(count, -1, x.shape[-1]), y.reshape(count, -1, y.shape[-1])).reshape(y.shape)
+
+    @abstractmethod
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        """Input `[..., in]` and output `[..., out]` of the layer to the new output; `[B, N, in]` and `[B, N, out]` with rows."""
+
+    def _num_rows(self, x: Tensor) -> int:
+        assert self.rows is not None
+        count = len(next(iter(self.rows.values())))
+        apart = count == 1 or (len(x) == count if self.knows_rows is None else self.knows_rows and len(x) % count == 0)
+        if not apart:
+            raise ExpertError(
+                f"site {self.place!r}: samples cannot be told apart there, some of its inputs are not of one sample (as with DeBERTa's "
+                "query_proj and key_proj, which also read relative positions); choose other --sites, or batches of one"
+            )
+        return count
+
+
+def to_array(tensor: Tensor) -> Array:
+    """A copy in fp32 on the host, from whatever device and precision."""
+    return np.array(tensor.detach().float().cpu().numpy(), order="C")
+
+
+def everywhere(_: nn.Module, __: Sequence[str]) -> bool:
+    """`Kind.in_peft` of a kind that PEFT has for every backbone."""
+    return True
+
+
+def nowhere(_: nn.Module, __: Sequence[str]) -> bool:
+    """`Kind.in_peft` of a kind that PEFT does not have."""
+    return False
+
+
+def _with_idle_units(_: str, parts: Sequence[Tensors]) -> Sequence[Tensors]:
+    """Zeros behind every axis that is longer in another expert."""
+    shapes = {name: np.max([part[name].shape for part in parts], axis=0) for name in parts[0]}
+
+    def padded(name: str, value: Array) -> Array:
+        missing = shapes[name] - value.shape
+        return np.pad(value, [(0, int(more)) for more in missing]) if missing.any() else value
+
+    return [{name: padded(name, value) for name, value in part.items()} for part in parts]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of expert; a new kind is one file in `pidep/experts/kinds` that ends with one of these."""
+
+    name: str
+    """The file's name."""
+    site: type[ExpertSite]
+    needs: str
+    """What a backbone must have: `BertModel has no {needs}`."""
+    changes: str
+    """What it changes, for the documentation and `pidep sites`."""
+    candidates: Callable[[nn.Module], list[str]]
+    """Every place of a backbone it could act on, in the order of its modules."""
+    shapes: Callable[[nn.Module, str, int], dict[str, tuple[int, ...]]]
+    """Tensor shapes at a site of the backbone, for a size."""
+    start: Callable[[str, tuple[int, ...], torch.Generator], Tensor]
+    """An untrained tensor, by name and shape; an untrained expert changes nothing, or next to nothing."""
+    size_of: Callable[[Tensors], int]
+    """Rank, bottleneck width or number of virtual tokens of an expert's tensors."""
+    learning_rate: float
+    """A peak learning rate that works on small encoders."""
+    optional: frozenset[str] = frozenset()
+    """Tensors that an expert may have beside those of `shapes`."""
+    default_patterns: tuple[str, ...] = ("*",)
+    named_patterns: Mapping[str, Callable[[list[str]], list[str]]] | None = None
+    """Words that stand for a choice among the candidates."""
+    around: Callable[[nn.Module, Mapping[str, ExpertSite]], Undo] | None = None
+    """What changes on the model as a whole while sites of this kind are attached, once for all of them."""
+    mixes_outputs: bool = False
+    """Whether a mixture can be on outputs instead of parameters, and still fold into one expert of this kind."""
+    of_one_width: Callable[[str, Sequence[Tensors]], Sequence[Tensors]] = _with_idle_units
+    """Where outputs can be mixed: the tensors of K experts at a site, by its name, brought to the same shapes, each acting as before."""
+    only_on_outputs: Callable[[Tensors], bool] = lambda _: False
+    """Whether an expert's tensors at a site can be mixed on outputs only: their parameters stand for something else than another's."""
+    keeps_tensors: bool = False
+    """Whether sites keep the experts' tensors themselves, because something else than the parameters is mixed."""
+    in_peft: Callable[[nn.Module, Sequence[str]], bool] = nowhere
+    """Whether `peft` can run an expert at these sites of this backbone; it is written in PEFT's format then."""

@@ -1,0 +1,3 @@
+"""artifacts."""
+
+__all__: list[str] = []

@@ -1,0 +1,49 @@
+"""Cache files: safetensors with a SHA-256 of their own. What is damaged, or was written for another key, reads as absent."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pidep.errors import ExpertError
+from pidep.files.atomic_write import write_bytes
+from pidep.files.tensor_file import read_tensors, tensor_bytes
+
+__all__ = ["read_cached", "write_cached"]
+
+_CHECKSUM = "sha256"
+_log = logging.getLogger(__name__)
+
+
+def read_cached(path: Path, *, key: str) -> dict[str, npt.NDArray[Any]] | None:
+    """The tensors written for `key`; None where there is no such file, it is damaged, or it is for another key."""
+    try:
+        tensors = read_tensors(path)
+    except (ExpertError, OSError):
+        return None
+    found = tensors.pop(_CHECKSUM, None)
+    return tensors if found is not None and found.tobytes() == _digest(tensors, key) else None
+
+
+def write_cached(path: Path, tensors: Mapping[str, npt.NDArray[Any]], *, key: str) -> None:
+    """Whole or not at all. A cache that cannot be written costs time, not the result: it is logged."""
+    checksum = np.frombuffer(_digest(tensors, key), np.uint8)
+    try:
+        write_bytes(path, tensor_bytes({**tensors, _CHECKSUM: checksum}))
+    except OSError as error:
+        _log.warning("%s: not cached (%s)", path, error)
+
+
+def _digest(tensors: Mapping[str, npt.NDArray[Any]], key: str) -> bytes:
+    sha = hashlib.sha256(key.encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        sha.update(f"\n{name} {array.dtype.str} {array.shape} ".encode())
+        sha.update(array.data)
+    return sha.digest()

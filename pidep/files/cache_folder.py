@@ -1,0 +1,27 @@
+"""The one folder where pidep keeps what it can fetch, draw or compute again."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["cache_folder", "locked"]
+
+
+def cache_folder() -> Path:
+    """`$PIDEP_CACHE`, else `$XDG_CACHE_HOME/pidep`, else `~/.cache/pidep`."""
+    if os.environ.get("PIDEP_CACHE"):
+        return Path(os.environ["PIDEP_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pidep"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder and hold its lock, so that only one of several processes fills it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

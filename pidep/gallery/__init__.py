@@ -1,0 +1,3 @@
+"""gallery."""
+
+__all__: list[str] = []

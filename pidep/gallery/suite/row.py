@@ -1,0 +1,53 @@
+"""One row of a packaged task, before it is written: pictures by what they show, not by where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pidep.gallery.suite.pictures import Picture, digest_of
+
+__all__ = ["Sides", "SuiteRow", "columns", "rows_digest"]
+
+
+@dataclass(frozen=True)
+class SuiteRow:
+    """What is shown and asked, and the answer: a label's name, or the number of the right choice."""
+
+    label: str | int
+    text: str = ""
+    image: Picture | None = None
+    choices: tuple[str | Picture, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Both sides of a task."""
+
+    train: list[SuiteRow]
+    test: list[SuiteRow]
+
+
+def columns(row: SuiteRow, *, path_of: Callable[[Picture], str]) -> dict[str, Any]:
+    """As a JSON object with pictures as paths; what a row does not have is left out."""
+    found: dict[str, Any] = {}
+    if row.image is not None:
+        found["image"] = path_of(row.image)
+    if row.text:
+        found["text"] = row.text
+    if row.choices:
+        found["choices"] = [choice if isinstance(choice, str) else path_of(choice) for choice in row.choices]
+    return {**found, "label": row.label}
+
+
+def rows_digest(rows: Sequence[SuiteRow]) -> str:
+    """SHA-256 over labels, texts, choices and pixels in order; the same on every machine with the same packages."""
+    sha = hashlib.sha256()
+    for row in rows:
+        image = None if row.image is None else digest_of(row.image)
+        choices = [choice if isinstance(choice, str) else digest_of(choice) for choice in row.choices]
+        sha.update(json.dumps([row.label, row.text, image, choices]).encode() + b"\n")
+    return "sha256:" + sha.hexdigest()

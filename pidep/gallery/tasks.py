@@ -1,0 +1,28 @@
+"""The sixteen packaged tasks as `pidep.tasks` wants them. Nothing is fetched or drawn before rows are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from pidep.gallery.suite.facts import DRAWN, FACTS
+from pidep.tasks.packaged import PackagedTask, Side
+
+__all__ = ["TASKS"]
+
+
+def _files(name: str) -> Mapping[Side, Path] | Path:
+    if name in DRAWN:
+        from pidep.gallery.suite.files import packaged_files
+
+        return packaged_files(name)
+    from pidep.gallery.sentiment import packaged_rows
+
+    return packaged_rows(name)
+
+
+TASKS: Mapping[str, PackagedTask] = {
+    name: PackagedTask(dict(facts.fields), partial(_files, name)) for name, facts in FACTS.items()
+}
+"""Name to task."""

@@ -1,0 +1,101 @@
+"""What a task asks about: a text, an image, or both, and the choices where every row has its own. No torch."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pidep.errors import BackboneError
+from pidep.inputs.images import ImageSource, load_image, pixels_digest
+
+__all__ = ["Input", "Row", "as_row", "image_key", "picture_digest", "row_key", "size_key", "text_of", "texts_only"]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A text, an image, or both."""
+
+    text: str = ""
+    image: ImageSource | None = None
+    candidates: tuple[Input, ...] = ()
+    """What the answer is chosen from, where every row has its own choices."""
+    where: str = ""
+    """Its place in the data, for messages."""
+
+
+Input = str | Row
+"""A `str` is a row with that text alone."""
+
+
+def as_row(row: Input) -> Row:
+    """The row itself, or the text as one."""
+    return row if isinstance(row, Row) else Row(row)
+
+
+def text_of(row: Input) -> str:
+    """Its text; empty where there is none."""
+    return row if isinstance(row, str) else row.text
+
+
+def size_key(row: Input) -> tuple[bool, int]:
+    """Sorts rows so that batches of neighbours have little padding."""
+    return (False, len(row)) if isinstance(row, str) else (row.image is not None, len(row.text))
+
+
+def texts_only(rows: Sequence[Input], *, backbone: str) -> list[str]:
+    """The texts of rows without images.
+
+    Raises:
+        BackboneError: a row has an image; says which.
+    """
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, Row) and row.image is not None:
+            raise BackboneError(f"row {number}: has an image, and backbone {backbone!r} reads text only; use --backbone pidep-mini")
+    return [text_of(row) for row in rows]
+
+
+def image_key(image: ImageSource) -> str:
+    """Tells images apart without decoding them: a file's path, size and time; SHA-256 of anything else."""
+    if isinstance(image, str | Path):
+        path = Path(image)
+        if not path.is_file():
+            return f"file {path}"
+        stat = path.stat()
+        return f"file {path} {stat.st_size} {stat.st_mtime_ns}"
+    if isinstance(image, bytes | bytearray | memoryview):
+        return "bytes " + hashlib.sha256(image).hexdigest()
+    if isinstance(image, np.ndarray):
+        return f"array {image.shape} {image.dtype} " + hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+    if isinstance(image, Image.Image):
+        return f"image {image.mode} " + pixels_digest(image)
+    inner = image.get("bytes") or image.get("path")
+    return "nothing" if inner is None else image_key(inner)
+
+
+def row_key(row: Input) -> tuple[str, str]:
+    """Tells rows apart by what is encoded, their choices left out: text and image."""
+    if isinstance(row, str):
+        return row, ""
+    return row.text, "" if row.image is None else image_key(row.image)
+
+
+def picture_digest(image: ImageSource, *, where: str) -> str:
+    """SHA-256 of the decoded picture, the same whatever file it came in and wherever that lies.
+
+    Raises:
+        ImageError: it cannot be read; begins with `where`.
+    """
+    if isinstance(image, str | Path):
+        return _file_digest(Path(image), where, image_key(image))
+    return pixels_digest(load_image(image, where=where))
+
+
+@functools.lru_cache(maxsize=100_000)
+def _file_digest(path: Path, where: str, _: str) -> str:
+    return pixels_digest(load_image(path, where=where))

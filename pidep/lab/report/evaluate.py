@@ -1,0 +1,162 @@
+"""What a run folder does not keep, computed again from its experts and its task: predictions, and the paths between experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pidep.adapters.mixture import Mixture
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.encoder_decoder import EncoderDecoder
+from pidep.backbones.load import load_any_backbone
+from pidep.errors import BackboneError, TaskError, UsageError
+from pidep.experts.folder import Expert, read_expert
+from pidep.interpolation.path import ExpertPath, walk
+from pidep.lab.report.run import Run
+from pidep.tasks.data import UNLABELLED, Split, data_digest, few_shot, hold_out, limit, load_data, load_texts
+from pidep.tasks.metrics import score
+from pidep.tasks.task import Task
+from pidep.training.loop import Scorer, predict_logits
+from pidep.tuning.job import with_targets
+
+__all__ = ["PATH_ROWS", "Confusion", "Evaluation", "Paths", "evaluate_run"]
+
+PATH_ROWS = 256
+"""Rows a path is walked on, at most: every path takes as many passes over them as it has points."""
+OnStep = Callable[[str, int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Test rows by true (row) and predicted (column) label."""
+
+    model: str
+    counts: npt.NDArray[np.int64]
+    score: float
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Lines from the own expert, and what they were walked on."""
+
+    rows: str
+    num_rows: int
+    found: tuple[ExpertPath, ...]
+    missing: tuple[str, ...]
+    """Helpers that are not in the pool, or not as they were mixed."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was computed again."""
+
+    confusions: tuple[Confusion, ...]
+    backbone_parameters: int
+    paths: Paths | None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    test: Split
+    held_back: Split | None
+
+
+def evaluate_run(run: Run, *, pool: Path | None, paths: bool = False, on_step: OnStep | None = None) -> Evaluation:
+    """Predict the test rows with the run's expert and its own expert; with `paths`, walk from the own expert to each helper and to π.
+
+    Raises:
+        TaskError: the task's rows are gone, or not those of the run.
+        BackboneError: the backbone is gone, or not that of the run.
+    """
+    rows = _rows(run)
+    backbone = load_any_backbone(str(run.config.get("backbone", run.expert.backbone)))
+    if backbone.digest != run.expert.backbone_digest:
+        raise BackboneError(f"{run.folder}: tuned on {run.expert.backbone_digest[:19]}…, {backbone.name!r} is {backbone.digest[:19]}…")
+    free = run.expert.max_answer_length is not None
+    if free and paths:
+        raise UsageError(f"{run.folder}: its answers are free texts, and a path is walked between classifiers; run without --path")
+    experts = {} if free or UNLABELLED in rows.test.labels else run.experts
+    with backbone.cached_below(sorted(run.expert.sites)):
+        confusions = tuple(_confusion(run, backbone, name, expert, rows.test) for name, expert in experts.items())
+        found = _paths(run, backbone, pool, rows, on_step) if paths else None
+    return Evaluation(confusions, sum(parameter.numel() for parameter in backbone.model.parameters()), found)
+
+
+def _rows(run: Run) -> _Rows:
+    """The splits of the run, made as `pidep tune` makes them."""
+    config = run.config
+    seed = int(config.get("seed", 0))
+    try:
+        task = Task.model_validate(run.task)
+        data = load_texts(task) if run.zero_shot else load_data(task)
+        data = data if task.target is None else with_targets(data)
+    except TaskError as error:
+        raise TaskError(f"{error}; pidep report --no-evaluate does without the rows") from error
+    except ValueError as error:
+        raise TaskError(f"{run.folder / 'task.json'}: not a task ({' '.join(str(error).split())[:120]})") from error
+    test = limit(data.test, config.get("test_limit"), seed=0)
+    given: Any = run.provenance.get("data", {})
+    if data_digest(test) != given.get("test"):
+        raise TaskError(f"{run.folder}: the task's test rows are not those of the run; pidep report --no-evaluate does without them")
+    if run.zero_shot:
+        return _Rows(test, None)
+    if config.get("shots") is not None:
+        train, held_back = few_shot(data.train, shots=config["shots"], seed=seed), None
+    else:
+        kept = limit(data.train, config.get("train_limit"), seed=seed)
+        train, held_back = hold_out(kept, fraction=config.get("validation_fraction", 0.1), seed=seed)
+    # another training split would make a held-back part that was learned from
+    return _Rows(test, held_back if data_digest(train) == given.get("train") else None)
+
+
+def _scorer(backbone: Backbone | EncoderDecoder, expert: Expert) -> Scorer:
+    return Scorer(backbone, torch.from_numpy(expert.label_embeddings), expert.logit_scale, expert.max_length, expert.label_texts)
+
+
+def _confusion(run: Run, backbone: Backbone | EncoderDecoder, name: str, expert: Expert, rows: Split) -> Confusion:
+    predictions = predict_logits(_scorer(backbone, expert), rows.rows, Mixture.of([expert])).argmax(1).tolist()
+    size = len(run.labels) or 1 + max(*rows.labels, *predictions)  # candidates have no names, only places
+    counts = np.zeros((size, size), np.int64)
+    np.add.at(counts, (rows.labels, predictions), 1)
+    return Confusion(name, counts, score(run.metric, rows.labels, predictions))
+
+
+def _paths(run: Run, backbone: Backbone | EncoderDecoder, pool: Path | None, rows: _Rows, on_step: OnStep | None) -> Paths:
+    if run.own is None:
+        raise UsageError(f"{run.folder}: no path to walk, a zero-shot run has no own expert to start from; run without --path")
+    ends, missing = _ends(run, pool)
+    if not ends:
+        raise UsageError(f"{run.folder}: no path to walk, the run has no helper in the pool and π is its own expert; give --pool")
+    walked = limit(rows.held_back or rows.test, PATH_ROWS, seed=0)
+    found = []
+    for name, expert in ends.items():
+
+        def on_point(point: int, total: int, loss: float, phase: str = f"path to {name}") -> None:
+            if on_step is not None:
+                on_step(phase, point, total, loss)
+
+        scorer = _scorer(backbone, run.own)
+        found.append(walk(scorer, run.own, expert, walked, run.metric, names=("own expert", name), on_point=on_point))
+    return Paths("test" if rows.held_back is None else "held-back", len(walked.rows), tuple(found), missing)
+
+
+def _ends(run: Run, pool: Path | None) -> tuple[dict[str, Expert], tuple[str, ...]]:
+    """Helpers and π, where they are other experts than the own one."""
+    ends: dict[str, Expert] = {}
+    missing = []
+    for name in run.neighbours:
+        if pool is None or not (pool / name / "expert.json").is_file():
+            missing.append(name)
+            continue
+        expert = read_expert(pool / name)
+        if run.mixture_of.get(name, expert.digest) != expert.digest:
+            missing.append(name)
+        else:
+            ends[name] = expert
+    return ends | {name: expert for name, expert in run.experts.items() if name == "π"}, tuple(missing)

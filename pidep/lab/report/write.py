@@ -1,0 +1,80 @@
+"""`pidep report` as a function: read, compute what is missing, draw, write one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pidep.errors import UsageError
+from pidep.files.atomic_write import write_text
+from pidep.lab.report.neighbourhood import neighbourhood
+from pidep.lab.report.page import page
+from pidep.lab.report.run import read_run
+
+if TYPE_CHECKING:
+    from pidep.lab.report.evaluate import Evaluation, OnStep
+
+__all__ = ["Report", "write_report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written."""
+
+    out: Path
+    num_bytes: int
+    evaluation: Evaluation | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        found: dict[str, Any] = {"out": str(self.out), "bytes": self.num_bytes}
+        if self.evaluation is not None:
+            found["confusion"] = {one.model: one.counts.tolist() for one in self.evaluation.confusions}
+            if (paths := self.evaluation.paths) is not None:
+                found["paths"] = {
+                    "rows": paths.rows,
+                    "num_rows": paths.num_rows,
+                    "missing": list(paths.missing),
+                    "found": [path.to_json() for path in paths.found],
+                }
+        return found
+
+
+def write_report(
+    folder: Path,
+    out: Path | None = None,
+    *,
+    pool: Path | None = None,
+    evaluate: bool = True,
+    paths: bool = False,
+    on_step: OnStep | None = None,
+) -> Report:
+    """Write the page about a run folder; `report.html` in it unless `out` says otherwise.
+
+    Args:
+        pool: where the helpers are; the run's own pool when absent.
+        evaluate: predict the test rows again, for the confusion matrix. Without it no backbone is loaded.
+        paths: walk the straight lines from the own expert to each helper and to π.
+
+    Raises:
+        UsageError, ExpertError, TaskError, BackboneError: not a run, or it does not fit its pool, data or backbone; nothing was written.
+    """
+    run = read_run(folder)
+    out = out or folder / "report.html"
+    if out.is_dir():
+        raise UsageError(f"--out {out}: is a folder; give a file")
+    if pool is not None and not pool.is_dir():
+        raise UsageError(f"--pool {pool}: no such folder; give the pool the run was tuned with")
+    if paths and not evaluate:
+        raise UsageError("--path: walks over rows, which --no-evaluate does without; give one of them")
+    pool = pool or run.pool
+    near = neighbourhood(run, pool)
+    evaluation = None
+    if evaluate:
+        from pidep.lab.report.evaluate import evaluate_run
+
+        evaluation = evaluate_run(run, pool=pool, paths=paths, on_step=on_step)
+    html = page(run, near, evaluation)
+    write_text(out, html)
+    return Report(out, len(html.encode()), evaluation)

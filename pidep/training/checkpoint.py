@@ -1,0 +1,93 @@
+"""Checkpoints of a training loop: safetensors and JSON, never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pidep.errors import UsageError
+from pidep.files.atomic_write import atomic_folder
+
+__all__ = ["Progress", "load_checkpoint", "save_checkpoint"]
+
+
+@dataclass
+class Progress:
+    """Where a loop is."""
+
+    step: int = 0
+    best_step: int = 0
+    best_loss: float = float("inf")
+    stale: int = 0
+    finished: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    fingerprint: str,
+    progress: Progress,
+    current: dict[str, Tensor],
+    best: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Write everything a loop needs to go on as if it had never stopped."""
+    tensors = {f"current.{name}": value.contiguous() for name, value in current.items()}
+    tensors |= {f"best.{name}": value.contiguous() for name, value in best.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value.contiguous() for key, value in state.items()}
+    data = save(tensors)
+    record = {"fingerprint": fingerprint, "sha256": hashlib.sha256(data).hexdigest(), **asdict(progress)}
+    if record["best_loss"] == float("inf"):
+        record["best_loss"] = None
+    with atomic_folder(folder) as temporary:
+        (temporary / "state.safetensors").write_bytes(data)
+        (temporary / "progress.json").write_text(json.dumps(record))
+
+
+def load_checkpoint(
+    folder: Path, *, fingerprint: str, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
+    """Progress, current and best tensors; `None` when there is no checkpoint.
+
+    Raises:
+        UsageError: the checkpoint is of another configuration, or damaged.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        record = dict(json.loads((folder / "progress.json").read_text()))
+        data = (folder / "state.safetensors").read_bytes()
+        if hashlib.sha256(data).hexdigest() != record.pop("sha256"):
+            raise ValueError("state.safetensors is not what was written")
+        state = load(data)
+        made_for = record.pop("fingerprint")
+        progress = Progress(**record)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UsageError(f"{folder}: damaged checkpoint ({error}); delete the folder or run without --resume") from error
+    if made_for != fingerprint:
+        raise UsageError(f"{folder}: the checkpoint is of another task, data or setting; run without --resume or choose another --out")
+    if record["best_loss"] is None:
+        progress.best_loss = float("inf")
+    split: dict[str, dict[str, Tensor]] = {"current": {}, "best": {}}
+    moments: dict[int, dict[str, Any]] = {}
+    for name, value in state.items():
+        area, rest = name.split(".", 1)
+        if area == "optimizer":
+            index, key = rest.split(".", 1)
+            moments.setdefault(int(index), {})[key] = value
+        else:
+            split[area][rest] = value
+    restored = optimizer.state_dict()
+    restored["state"] = moments
+    optimizer.load_state_dict(restored)
+    return progress, split["current"], split["best"]

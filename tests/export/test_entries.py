@@ -1,0 +1,285 @@
+"""What export publishes: Triton Server's configuration, the parity figures, graphs equal to PyTorch; and when it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pidep.errors import ParityError, UsageError
+from pidep.export.entries import Exported, Source, export_bank, export_merged, read_source
+from pidep.export.parity import Parity, compare, gate
+from pidep.export.recipe import Recipe, Tolerance, load_recipe, shipped
+from pidep.runtime.bank import Bank
+from pidep.runtime.merged import Merged
+from pidep.runtime.reader import Question
+from pidep.tasks.data import Split
+from pidep.tasks.task import Task
+from tests.cli.run import contents, untouched, write_run
+from tests.conftest import make_expert
+
+pytestmark = pytest.mark.slow  # graphs are compiled
+
+TASK = Task.model_validate({"name": "film", "labels": {"negative": "negative", "positive": "positive"}, "data": {"path": "unused.jsonl"}})
+ROWS = Split(["the film was good", "awful", "a very bad film was the great film", "great film", "a the"], [1, 0, 0, 1, 1])
+QUESTIONS = [Question(str(row)) for row in ROWS.rows]
+ANSWER = """
+output { name: "SCORES" data_type: TYPE_FP32 dims: -1 }
+output { name: "LABELS" data_type: TYPE_STRING dims: -1 }
+output { name: "LABEL" data_type: TYPE_STRING dims: 1 }
+output { name: "DIGEST" data_type: TYPE_STRING dims: 1 }
+instance_group { count: 1 kind: KIND_CPU }
+"""
+BANK = f"""
+name: "pidep_bank" backend: "python" max_batch_size: 64
+input {{ name: "TEXT" data_type: TYPE_STRING dims: 1 }}
+input {{ name: "EXPERT" data_type: TYPE_STRING dims: 1 }}
+{ANSWER}
+output {{ name: "EMBEDDING" data_type: TYPE_FP32 dims: 16 }}
+dynamic_batching {{ max_queue_delay_microseconds: 500 }}
+"""
+MERGED = {
+    "python": f"""
+backend: "python" max_batch_size: 64
+input {{ name: "TEXT" data_type: TYPE_STRING dims: 1 }}
+{ANSWER}
+dynamic_batching {{ max_queue_delay_microseconds: 500 }}
+""",
+    "onnxruntime": """
+backend: "onnxruntime" max_batch_size: 64
+input { name: "input_ids" data_type: TYPE_INT64 dims: -1 }
+input { name: "attention_mask" data_type: TYPE_INT64 dims: -1 }
+output { name: "logits" data_type: TYPE_FP32 dims: 2 }
+dynamic_batching { max_queue_delay_microseconds: 500 }
+""",
+}
+
+
+def parsed(text: str) -> Any:
+    """`config.pbtxt` as Triton Server reads it."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def torch_scores(backbone: Any, expert: Any, texts: list[str], *, bare: bool = False) -> np.ndarray:
+    """`[N, C]` probabilities of PyTorch with the expert attached."""
+    from pidep.adapters.mixture import Mixture, attached
+
+    with attached(backbone.model, None if bare else Mixture.of([expert])):
+        embeddings = backbone.encode(texts, max_length=expert.max_length)
+    return torch.softmax(expert.logit_scale * embeddings @ torch.from_numpy(expert.label_embeddings).T, 1).numpy()
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_folder: Path) -> Any:
+    from pidep.backbones.load import load_backbone
+
+    return load_backbone(str(tiny_folder))
+
+
+@pytest.fixture(scope="module")
+def bank(backbone: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Exported, dict[str, Any]]:
+    """Two experts of different rank and sites in one bank."""
+    repo = tmp_path_factory.mktemp("bank") / "model_repo"
+    experts = {
+        "film": make_expert(backbone, sites=["encoder.layer.0.*query"]),
+        "book": make_expert(backbone, name="book", seed=1, rank=3, sites=["encoder.layer.1.*query"]),
+    }
+    sources = [Source(expert, TASK, ROWS) for expert in experts.values()]
+    return export_bank(sources, repo, load_recipe("bank-onnx-fp32"), expert_store="../../../expert_store"), experts
+
+
+# The bank.
+
+
+def test_the_banks_configuration_is_golden(bank: Any) -> None:
+    assert parsed((bank[0].folder / "config.pbtxt").read_text()) == parsed(BANK)
+
+
+def test_the_entry_is_whole_and_nothing_lies_beside_it(bank: Any) -> None:
+    files = {"1", "1/bank.json", "1/model.onnx", "1/model.py", "1/tokenizer.json", "config.pbtxt"}
+    assert set(contents(bank[0].folder)) == files
+    assert [path.name for path in bank[0].folder.parent.iterdir()] == ["pidep_bank"]
+
+
+def test_the_record_says_what_was_compiled(bank: Any, backbone: Any) -> None:
+    exported, experts = bank
+    record = json.loads((exported.folder / "1" / "bank.json").read_text())
+    graph = (exported.folder / "1" / "model.onnx").read_bytes()
+    assert record["graph_digest"] == "sha256:" + hashlib.sha256(graph).hexdigest()
+    assert (record["backbone_digest"], record["max_rank"]) == (backbone.digest, 3)
+    assert {site for group in record["groups"] for site in group["sites"]} == {site for one in experts.values() for site in one.sites}
+    assert exported.experts == {name: expert.digest for name, expert in experts.items()}
+
+
+def test_parity_is_recorded_for_every_expert(bank: Any) -> None:
+    exported, _ = bank
+    record = json.loads((exported.folder / "1" / "bank.json").read_text())
+    assert record["parity"] == {name: parity.to_json() for name, parity in exported.parity.items()}
+    assert list(record["parity"]) == ["film", "book"]
+    for parity in exported.parity.values():
+        assert (parity.rows, parity.argmax_flips) == (len(ROWS.rows), 0)
+        assert 0 < parity.max_abs < 1e-4
+        assert parity.metric_torch == parity.metric_exported
+
+
+def test_the_bank_equals_pytorch(bank: Any, backbone: Any) -> None:
+    exported, experts = bank
+    compiled = Bank(exported.folder / "1")
+    generation = compiled.build(experts)
+    for name, expert in experts.items():
+        found = [answer.scores for answer in compiled.run(generation, QUESTIONS, [name] * len(ROWS.rows))]
+        np.testing.assert_allclose(found, torch_scores(backbone, expert, ROWS.rows), atol=1e-5, rtol=0)
+
+
+# Merged models.
+
+
+def noisy(backbone: Any, kind: str) -> Any:
+    """An expert of a kind, far enough from nothing to be seen."""
+    from pidep.adapters.mixture import Mixture, find_sites, fresh
+
+    if kind == "prefixes side by side":
+        drawn = noisy(backbone, "prefix")
+        other = {site: {name: -array for name, array in tensors.items()} for site, tensors in drawn.sites.items()}
+        return replace(drawn, name="beside", sites=Mixture([drawn.sites, other], [1.0] * 2, kind="prefix", on_outputs=True).folded())
+    rng = np.random.default_rng(7)
+    start = fresh(backbone.model, find_sites(backbone.model, kind=kind), kind=kind, size=3)
+    sites = {
+        site: {name: (array + rng.normal(0, 0.3, array.shape)).astype(np.float32) for name, array in tensors.items()}
+        for site, tensors in start.items()
+    }
+    return replace(make_expert(backbone, name=kind), kind=kind, sites=sites, scaling=2.0 if kind == "lora" else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform"),
+    [
+        ("lora", "python"),
+        pytest.param("lora", "onnxruntime", marks=pytest.mark.slow),
+        *(
+            pytest.param(kind, "python", marks=pytest.mark.slow)
+            for kind in ("adapter", "prefix", "prompt", "bitfit", "prefixes side by side")
+        ),
+    ],
+)
+def test_a_merged_model_equals_pytorch(backbone: Any, tmp_path: Path, kind: str, platform: Any) -> None:
+    expert = noisy(backbone, kind)
+    exported = export_merged(Source(expert, TASK, ROWS), tmp_path / "repo", load_recipe("merged-onnx-fp32"), platform=platform)
+    want = torch_scores(backbone, expert, ROWS.rows)
+    assert np.abs(want - torch_scores(backbone, expert, ROWS.rows, bare=True)).max() > 1e-3, "the expert does nothing"
+    merged = Merged(exported.folder / "1")
+    together = [answer.scores for answer in merged.run(QUESTIONS)]
+    alone = [merged.run([asked])[0].scores for asked in QUESTIONS]
+    np.testing.assert_allclose(together, want, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(alone, want, atol=1e-5, rtol=0)
+    assert merged.digest == expert.digest
+    assert parsed((exported.folder / "config.pbtxt").read_text()) == parsed(f'name: "{expert.name}" {MERGED[platform]}')
+    assert (exported.folder / "1" / "model.py").exists() == (platform == "python")
+    record = json.loads((exported.folder / "1" / "merged.json").read_text())
+    assert record["parity"] == exported.parity[expert.name].to_json()
+
+
+# The gate.
+
+
+def strict(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"tolerance": recipe.tolerance.model_copy(update={"max_abs": 1e-12})})
+
+
+@pytest.mark.slow
+def test_a_merged_model_beyond_tolerance_is_not_published(backbone: Any, tmp_path: Path) -> None:
+    older = tmp_path / "repo" / "film" / "1"
+    older.mkdir(parents=True)
+    (older / "model.onnx").write_bytes(b"the older one")
+    source = Source(make_expert(backbone, sites=["*query"]), TASK, ROWS)
+    with untouched(tmp_path), pytest.raises(ParityError, match=r"parity of 'film': max abs error is .*, the recipe allows 1e-12"):
+        export_merged(source, tmp_path / "repo", strict(load_recipe("merged-onnx-fp32")))
+
+
+def test_figures_of_the_gate() -> None:
+    reference = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0], [0.0, 1.0]])
+    exported = reference + np.array([[0.0, 0.0], [2.5, 0.0], [0.0, -0.25], [0.0, 0.0]])
+    found = compare(reference, exported, [0, 1, 0, 0], "accuracy")
+    assert found == Parity(4, 2.5, 2500.0, 1, "accuracy", 0.75, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_abs": 2e-3}, r"parity of 'film': max abs error is 0\.002, the recipe allows 0\.001; nothing was published"),
+        ({"argmax_flips": 1}, r"argmax flips is 1, the recipe allows 0"),
+        ({"metric_exported": 0.8}, r"loss of accuracy is 0\.1, the recipe allows 0"),
+    ],
+)
+def test_the_gate_names_the_bound_that_broke(change: dict[str, Any], message: str) -> None:
+    tolerance = Tolerance(max_abs=1e-3, argmax_flips=0, metric_drop=0.0)
+    good = Parity(8, 1e-3, 1.0, 0, "accuracy", 0.9, 0.9)
+    gate("film", good, tolerance)
+    gate("film", replace(good, metric_exported=1.0), tolerance)
+    with pytest.raises(ParityError, match=message):
+        gate("film", replace(good, **change), tolerance)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_graph_that_gives_no_number_is_refused(bad: float) -> None:
+    with pytest.raises(ParityError, match="NaN or Inf on real rows; nothing was published"):
+        compare(np.zeros((1, 2)), np.array([[0.0, bad]]), [0], "accuracy")
+
+
+# Sources and recipes.
+
+
+def test_a_run_is_exported_from_any_folder(backbone: Any, task_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(task_file.parent)
+    run = write_run(Path("run").absolute(), make_expert(backbone), Path("film.yaml"))
+    (task_file.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(task_file.parent / "elsewhere")
+    assert len(read_source(run, rows=4).rows.rows) == 4
+
+
+@pytest.mark.parametrize("name", ["bank-onnx-fp32", "merged-onnx-fp32"])
+def test_a_recipe_by_name(name: str) -> None:
+    recipe = load_recipe(name)
+    assert (recipe.name, recipe.form) == (name, name.split("-")[0])
+    assert recipe.tolerance.max_abs < 0.01
+
+
+def test_a_recipe_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    text = shipped("export/bank-onnx-fp32.yaml").read_text()
+    path.write_text(text.replace("name: bank-onnx-fp32", "name: mine").replace("opset: 20", "opset: 21"))
+    recipe = load_recipe(str(path))
+    assert (recipe.name, recipe.opset) == ("mine", 21)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("opset: 20", "opst: 20", r"mine\.yaml: unknown key 'opst' \(did you mean 'opset'\?\)"),
+        ("argmax_flips: 0", "argmax_flip: 0", r"mine\.yaml: tolerance: unknown key 'argmax_flip' \(did you mean 'argmax_flips'\?\)"),
+        ("opset: 20", "opset: 99", r"mine\.yaml: opset: .*found 99"),
+        ("max_abs: 0.001", "max_abs: 0", r"mine\.yaml: tolerance\.max_abs: .*found 0"),
+        ("precision: fp32", "precision: fp7", r"mine\.yaml: precision: .*found 'fp7'"),
+        ("form: bank", "form: [", r"mine\.yaml: not readable as YAML"),
+    ],
+)
+def test_a_recipe_that_is_wrong(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(shipped("export/bank-onnx-fp32.yaml").read_text().replace(old, new))
+    with pytest.raises(UsageError, match=message):
+        load_recipe(str(path))
+
+
+def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"mine\.yaml: not readable as YAML"):
+        load_recipe(str(tmp_path / "mine.yaml"))
