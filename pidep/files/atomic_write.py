@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -13,7 +14,19 @@ from typing import Any
 
 from pidep.errors import UsageError
 
-__all__ = ["atomic_folder", "check_place", "fsync_folder", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "atomic_folder",
+    "check_place",
+    "fsync_folder",
+    "in_place",
+    "temporary_sibling",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+_AT_FDCWD = -100  # paths are relative to the working directory
+_RENAME_EXCHANGE = 2
 
 
 def check_place(folder: Path, what: str) -> None:
@@ -69,26 +82,101 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Fill a temporary sibling of `target`; on success it replaces `target`, on error it vanishes."""
+def temporary_sibling(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target`, on the same file system; whatever is there at the end is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    os.chmod(temporary, 0o755)
     try:
         yield temporary
-        for root, _, names in os.walk(temporary):
-            for name in names:
-                with open(Path(root) / name, "rb") as stream:
-                    os.fsync(stream.fileno())
-            fsync_folder(Path(root))
-        os.chmod(temporary, 0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
-            os.replace(target, old / "was")
-            os.replace(temporary, target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, target)
+    finally:
+        _remove(temporary)
+
+
+@contextmanager
+def in_place(target: Path, new: Path) -> Iterator[None]:
+    """The folder `new` in the place of `target`, flushed to the disk first.
+
+    An error inside the block puts back what was there, and `new` where it was. After the block
+    the old content is gone.
+    """
+    _flush(new)
+    old = _put(new, target)
+    try:
         fsync_folder(target.parent)
+        yield
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _take_back(old, target, new)
         raise
+    if old is not None:
+        _remove(old if old == new else old.parent)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Fill a temporary sibling of `target`; on success it replaces `target`, on error it vanishes."""
+    with temporary_sibling(target) as temporary:
+        yield temporary
+        with in_place(target, temporary):
+            pass
+
+
+def _put(new: Path, target: Path) -> Path | None:
+    """Rename `new` to `target`; where the old content is now, None where there was none."""
+    if not os.path.lexists(target):
+        os.rename(new, target)
+        return None
+    if _exchange(new, target):
+        return new
+    # Two renames: between them `target` does not exist, so the first is undone where the second fails.
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old.")) / target.name
+    try:
+        os.rename(target, aside)
+        os.rename(new, target)
+    except BaseException:
+        if not os.path.lexists(target):
+            os.rename(aside, target)
+        aside.parent.rmdir()
+        raise
+    return aside
+
+
+def _take_back(old: Path | None, target: Path, new: Path) -> None:
+    """Undo `_put`."""
+    if old == new:
+        _exchange(new, target)
+        return
+    os.rename(target, new)
+    if old is not None:
+        os.rename(old, target)
+        old.parent.rmdir()
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step; False where the system or the file system cannot.
+
+    The standard library has no call for it: `os.rename` refuses a folder that is not empty.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # not Linux, or an old C library
+        return False
+    done = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return bool(done == 0)
+
+
+def _flush(folder: Path) -> None:
+    """Flush a folder and all below it to the disk."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with open(Path(root) / name, "rb") as stream:
+                os.fsync(stream.fileno())
+        fsync_folder(Path(root))
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a file or link in the place of one; leftovers do no harm."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
