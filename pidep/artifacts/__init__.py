@@ -1,3 +1,30 @@
-"""artifacts."""
+"""Files that export writes and serving reads: typed schemas, with one writer and one reader each.
 
-__all__: list[str] = []
+`names` has the names that both sides agree on. May import `pidep.inputs`, `pidep.files` and
+`pidep.errors`, never torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from pidep.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from pidep.artifacts.bank import BankRecord, GroupRecord
+    from pidep.artifacts.manifest import Manifest
+    from pidep.artifacts.merged import MergedRecord
+    from pidep.artifacts.parity import Parity
+    from pidep.artifacts.vision import VisionRecord
+
+__all__ = ["BankRecord", "GroupRecord", "Manifest", "MergedRecord", "Parity", "VisionRecord"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "BankRecord": "pidep.artifacts.bank",
+        "GroupRecord": "pidep.artifacts.bank",
+        "Manifest": "pidep.artifacts.manifest",
+        "MergedRecord": "pidep.artifacts.merged",
+        "Parity": "pidep.artifacts.parity",
+        "VisionRecord": "pidep.artifacts.vision",
+    },
+)

@@ -1,10 +1,68 @@
-"""Names that client and server agree on. Imports nothing."""
+"""Names that export, runtime, serving and clients agree on. Imports nothing."""
 
 from __future__ import annotations
 
-__all__ = ["BACKBONE", "BANK"]
+__all__ = [
+    "BACKBONE",
+    "BANK",
+    "BANK_RECORD",
+    "CONFIG",
+    "DIGEST",
+    "EMBEDDING",
+    "EXPERT",
+    "GRAPH",
+    "GRAPH_EMBEDDING",
+    "GRAPH_EXPERT_INDEX",
+    "GRAPH_LOGITS",
+    "GRAPH_PIXELS",
+    "GRAPH_VISUAL",
+    "IMAGE",
+    "LABEL",
+    "LABELS",
+    "MANIFEST",
+    "MERGED_RECORD",
+    "SCORES",
+    "SHIM",
+    "TEXT",
+    "TOKENIZER",
+    "VERSION",
+    "VISION_GRAPH",
+]
 
+# Models and experts.
 BANK = "pidep_bank"
-"""The bank's model."""
+"""The bank's model in Triton Server."""
 BACKBONE = "@backbone"
-"""Asked for in the place of an expert: the bare backbone, which has no labels but embeds candidates."""
+"""Names the bare backbone where an expert is expected. It has no labels; it embeds candidates."""
+
+# Files of a model repository entry: <repo>/<model>/config.pbtxt and <repo>/<model>/1/….
+CONFIG = "config.pbtxt"
+VERSION = "1"
+"""Triton Server's version folder. pidep writes this one only; expert versions are in the store."""
+BANK_RECORD = "bank.json"
+MERGED_RECORD = "merged.json"
+GRAPH = "model.onnx"
+VISION_GRAPH = "vision.onnx"
+TOKENIZER = "tokenizer.json"
+SHIM = "model.py"
+"""What Triton Server's Python backend loads."""
+
+# The expert store.
+MANIFEST = "manifest.json"
+
+# Tensors of a request and its response.
+TEXT = "TEXT"
+EXPERT = "EXPERT"
+IMAGE = "IMAGE"
+SCORES = "SCORES"
+LABELS = "LABELS"
+LABEL = "LABEL"
+DIGEST = "DIGEST"
+EMBEDDING = "EMBEDDING"
+
+# Inputs and outputs of the graphs, beside those that the backbone names.
+GRAPH_EXPERT_INDEX = "expert_index"
+GRAPH_EMBEDDING = "sentence_embedding"
+GRAPH_LOGITS = "logits"
+GRAPH_PIXELS = "pixels"
+GRAPH_VISUAL = "visual"

@@ -51,10 +51,14 @@ def test_a_folder_is_replaced_and_nothing_stays_beside_it(target: Path, way: str
 
 
 def test_an_error_while_it_is_filled_leaves_the_old_one(target: Path, way: str) -> None:
+    def fill_half() -> None:
+        with atomic_folder(target) as made:
+            (made / "is").write_text("new")
+            raise RuntimeError("half way")
+
     before = contents(target.parent)
-    with pytest.raises(RuntimeError, match="half way"), atomic_folder(target) as made:
-        (made / "is").write_text("new")
-        raise RuntimeError("half way")
+    with pytest.raises(RuntimeError, match="half way"):
+        fill_half()
     assert contents(target.parent) == before
 
 
@@ -99,12 +103,19 @@ def test_an_error_after_the_replacement_puts_the_old_one_back(
     if exists:
         target.mkdir(parents=True)
         (target / "was").write_text("old")
+    else:
+        target.parent.mkdir()
     before = contents(tmp_path / "room")
-    with pytest.raises(RuntimeError, match="the next step"), temporary_sibling(target) as new:
-        (new / "is").write_text("new")
-        with in_place(target, new):
-            assert contents(target) == {"is": b"new"}
-            raise RuntimeError("the next step")
+
+    def replace_then_fail() -> None:
+        with temporary_sibling(target) as new:
+            (new / "is").write_text("new")
+            with in_place(target, new):
+                assert contents(target) == {"is": b"new"}
+                raise RuntimeError("the next step")
+
+    with pytest.raises(RuntimeError, match="the next step"):
+        replace_then_fail()
     assert contents(tmp_path / "room") == before
 
 

@@ -1,0 +1,85 @@
+"""`bank.json`: what one graph with many experts as inputs needs to be run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from pidep.artifacts.names import BANK_RECORD
+from pidep.artifacts.parity import Parity
+from pidep.artifacts.record import Record, read_record, write_record
+from pidep.artifacts.vision import VisionRecord
+from pidep.errors import ServingError
+
+__all__ = ["BankRecord", "GroupRecord"]
+
+
+class GroupRecord(Record):
+    """One graph input that holds one tensor of many sites, `[E, S, R, width]` for LoRA."""
+
+    input: str
+    """Name of the graph's input."""
+    factor: str
+    """Which tensor of the kind."""
+    width: int = Field(ge=1)
+    sites: tuple[str, ...]
+    kind: str = "lora"
+    """Kind of the experts that it holds."""
+
+    @model_serializer(mode="wrap")
+    def _without_lora(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `kind` out for LoRA: servers of before there were other kinds refuse the key."""
+        values: dict[str, Any] = handler(self)
+        return {k: v for k, v in values.items() if (k, v) != ("kind", "lora")}
+
+
+class BankRecord(Record):
+    """A bank, without its graph and its experts."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    backbone: str = ""
+    backbone_digest: str
+    also_fitting: tuple[str, ...] = ()
+    """Digests of other backbones whose experts run on this one unchanged."""
+    graph_digest: str
+    hidden_size: int = 0
+    """D, width of an embedding; 0 in the oldest files, which do not say."""
+    max_positions: int = 512
+    """Longest text that the bare backbone embeds, in tokens. Candidates are cut there, as in training."""
+    max_rank: int = Field(ge=1)
+    expert_store: str
+    """Path of the store, relative to the version folder, so that a repository can be moved."""
+    groups: tuple[GroupRecord, ...]
+    parity: dict[str, Parity] = Field(default_factory=dict)
+    """Expert name to the figures of the gate; only experts that this export was given."""
+    vision: VisionRecord | None = None
+    """None where the bank reads text only."""
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """Digests of the backbones whose experts this bank holds; its own comes first."""
+        return (self.backbone_digest, *self.also_fitting)
+
+    @classmethod
+    def read(cls, version_folder: Path) -> BankRecord:
+        """The record of a bank's version folder.
+
+        Raises:
+            ServingError: missing or malformed.
+        """
+        path = version_folder / BANK_RECORD
+        try:
+            return read_record(path, cls, fault="malformed", remedy="export the bank again")
+        except FileNotFoundError as error:
+            message = f"{path}: no such file; make the bank with pidep export --form bank"
+            raise ServingError(message) from error
+
+    def write(self, version_folder: Path) -> None:
+        """Write `bank.json` into a version folder."""
+        write_record(version_folder / BANK_RECORD, self)
+
+    def store(self, version_folder: Path) -> Path:
+        """The expert store's folder."""
+        return (version_folder / self.expert_store).resolve()

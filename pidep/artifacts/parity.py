@@ -1,0 +1,30 @@
+"""How far an exported graph is from PyTorch: figures that export measures and every record keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pidep.artifacts.record import Record
+
+__all__ = ["Parity"]
+
+
+class Parity(Record):
+    """Figures of the parity gate for one expert."""
+
+    rows: int
+    """Real rows of the task that were compared."""
+    max_abs: float
+    """Largest absolute difference of a logit."""
+    max_relative: float
+    """Largest difference relative to PyTorch's logit; logits below 1e-3 count as 1e-3."""
+    argmax_flips: int
+    """Rows whose best label differs."""
+    metric: str
+    """The task's metric, such as `accuracy`."""
+    metric_torch: float
+    metric_exported: float
+
+    def to_json(self) -> dict[str, Any]:
+        """For files and `--json`."""
+        return self.model_dump()

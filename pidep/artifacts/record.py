@@ -1,0 +1,58 @@
+"""What every record has in common: a schema number, frozen fields, no unknown key, one-line errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pidep.errors import ServingError
+from pidep.files.atomic_write import write_json
+
+__all__ = ["Record", "read_record", "write_record"]
+
+
+class Record(BaseModel):
+    """Base of everything that is written as JSON and read back."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(path: Path, model: type[R], *, fault: str, remedy: str) -> R:
+    """A record from its file.
+
+    Args:
+        fault: the message's words for a file that is not as it should be, such as `malformed`.
+        remedy: what to do about it.
+
+    Raises:
+        FileNotFoundError: no such file; the caller knows what that means.
+        ServingError: not readable, not JSON, or a key is unknown, missing or out of range.
+    """
+    try:
+        return model.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise
+    except ValidationError as error:
+        raise ServingError(f"{path}: {fault} ({_first(error)}); {remedy}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ServingError(f"{path}: {fault} ({reason}); {remedy}") from error
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record whole or not at all, keys in the order of its fields; what is None is left out."""
+    write_json(path, record.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def _first(error: ValidationError) -> str:
+    """The first fault on one line: `groups.0.width: Field required`."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "content"
+    found = "" if first["type"] == "missing" else f", found {str(first['input'])[:60]!r}"
+    return " ".join(f"{where}: {first['msg']}{found}".split())
