@@ -7,6 +7,7 @@ GPU_PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs_installed
 EXTRAS ?= cpu,tune,serve,vision,dev
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -62,9 +63,15 @@ gpu-check: ## On a machine with an NVIDIA GPU: every kernel right, then how fast
 mini-backbone: setup ## Train the connector of pidep-mini on icons and measure it (6 minutes on two cores; shorter with kept features)
 	OMP_NUM_THREADS=2 $(PY) -m benchmarks.bench_mini
 
-docs: setup ## Run every command of the quickstart
-	$(PY) docs/run_quickstart.py
+docs: $(DOCS_STAMP) ## Build the site strictly into site/, run the commands of its guides, compare their output
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	$(PY) -m tools.docs.run_pages
+
+# What only the site needs; mkdocs-material's own files are there already, without its dependencies.
+$(DOCS_STAMP): $(STAMP)
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 clean: ## Remove what was built; .venv, runs and pools stay
-	rm -rf build dist demo_out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist site demo_out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Does the predicted similarity of two tasks tell how well one's expert helps the other? See docs/prediction.md.
+"""Does the predicted similarity of two tasks tell how well one's expert helps the other? See docs/concepts/prediction.md.
 
 python -m benchmarks.bench_prediction --out DIR
 """

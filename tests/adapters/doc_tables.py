@@ -1,4 +1,4 @@
-"""The tables of docs/experts.md, made from what the tests cover: `python -m tests.adapters.doc_tables` writes them anew."""
+"""The tables of docs/concepts/experts.md, made from what the tests cover: `python -m tests.adapters.doc_tables` writes them anew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pidep.adapters.tested import EVERY
 from pidep.experts.peft_format import PEFT_TYPES
 from tests.adapters.zoo import FITS, ZOO
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "experts.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "concepts" / "experts.md"
 WEIGHS = {
     "lora": "r (in + out)",
     "adapter": "w (2 out + 1) + out",

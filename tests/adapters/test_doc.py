@@ -1,4 +1,4 @@
-"""docs/experts.md says what the code does."""
+"""docs/concepts/experts.md says what the code does."""
 
 from __future__ import annotations
 

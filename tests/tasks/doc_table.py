@@ -1,4 +1,4 @@
-"""The table of docs/datasets.md, made from the task files: `python -m tests.tasks.doc_table` writes it anew."""
+"""The table of docs/guides/datasets.md, made from the task files: `python -m tests.tasks.doc_table` writes it anew."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from pidep.tasks import task as tasks
 from pidep.tasks.task import Task, load_task
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "datasets.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "guides" / "datasets.md"
 FILES = Path(tasks.__file__).parent / "paper"
 ORDER = ("food101", "caltech101", "dtd", "eurosat", "fgvc_aircraft", "flowers102", "oxford_pets", "stanford_cars")
 ORDER += ("mnli", "qqp", "mrpc", "qnli", "rte", "sst2", "refcoco", "refcoco_plus", "refcocog", "snli_ve", "coco_captions", "vqav2")

@@ -1,0 +1,221 @@
+"""The pages: every command, flag, link, key and message on them exists; every page is in the navigation."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pidep import errors
+from pidep.export.recipe import Recipe, Tolerance
+from pidep.tasks.metrics import METRICS
+from pidep.tasks.task import Data, Task
+from pidep.tuning.settings import TuneConfig
+from tools.docs.cli_reference import commands
+from tools.docs.hooks import GENERATED, generated
+from tools.docs.navigation import DOCS, ROOT, all_pages, configuration, executed_pages
+from tools.docs.run_pages import extract
+
+PAGES = sorted(DOCS.rglob("*.md"))
+READ = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+COMMANDS: dict[str, Any] = commands()
+# Flags of other programs that the pages name.
+FOREIGN = {
+    *("--build-arg", "--rm", "--shm-size", "--no-cache-dir", "--no-deps"),
+    *("--retry", "--retry-delay", "--retry-all-errors", "--write"),
+    *(
+        "--model-repository",
+        "--model-control-mode",
+        "--load-model",
+        "--disable-auto-complete-config",
+    ),
+    *("--http-restricted-api", "--grpc-restricted-protocol"),
+}
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def _options(command: Any) -> set[str]:
+    return {
+        "--help",
+        *(
+            name
+            for parameter in command.params
+            for name in (*parameter.opts, *parameter.secondary_opts)
+        ),
+    }
+
+
+def _code(page: Path) -> str:
+    """Fenced blocks and inline code, continuations joined."""
+    text = page.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.M | re.S)
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    return re.sub(r"\\\n\s*", " ", "\n".join([*fenced, *inline]))
+
+
+def _invocations(page: Path) -> list[tuple[str, str]]:
+    """(command, rest of the line) of every `pidep …` in code that starts a line or follows a pipe."""
+    return re.findall(r"^(?:\$ )?(?:.*\| )?pidep ([a-z]+)\b(.*)$", _code(page), re.M)
+
+
+def _slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", READ, ids=_name)
+def test_every_command_and_its_flags_exist(page: Path) -> None:
+    for name, rest in _invocations(page):
+        assert name in COMMANDS, f"pidep {name}"
+        for flag in re.findall(r"(?<!\S)--[a-z][a-z-]*", rest.split(" | ")[0]):
+            assert flag in _options(COMMANDS[name]), f"pidep {name} {flag}"
+
+
+@pytest.mark.parametrize("page", READ, ids=_name)
+def test_every_flag_mentioned_belongs_to_some_command(page: Path) -> None:
+    known = FOREIGN.union({"--version"}, *map(_options, COMMANDS.values()))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page.read_text(encoding="utf-8"))) <= known
+
+
+@pytest.mark.parametrize("page", READ, ids=_name)
+def test_relative_links_resolve(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.M)
+            assert anchor in map(_slug, headings), link
+
+
+@pytest.mark.parametrize("page", READ, ids=_name)
+def test_prose_has_at_most_100_columns(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    # Markdown cannot break the rows of a table, nor a message that stands as a term.
+    long = [
+        line
+        for line in text.splitlines()
+        if len(line) > 100 and not line.startswith(("|", "#", "`"))
+    ]
+    assert long == []
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    assert sorted(all_pages()) == PAGES
+
+
+def test_the_index_links_every_page() -> None:
+    linked = set()
+    for index in (DOCS / "index.md", DOCS / "decisions" / "index.md"):
+        for link in re.findall(r"\]\(([^)\s#]+)", index.read_text(encoding="utf-8")):
+            linked.add((index.parent / link).resolve())
+    assert [_name(page) for page in PAGES if page not in linked and page.name != "index.md"] == []
+
+
+def test_the_site_is_built_strictly_and_offline() -> None:
+    settings = configuration()
+    assert settings["strict"] is True
+    assert settings["theme"]["font"] is False
+    assert not any(
+        "http" in str(settings.get(key, "")) for key in ("extra_javascript", "extra_css")
+    )
+
+
+@pytest.mark.parametrize("page", executed_pages(), ids=_name)
+def test_commands_of_start_and_guides_run_or_say_why_not(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    extract(text)  # every block has an end
+    for match in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.M | re.S):
+        marked = re.search(r"<!-- not run: .+ -->\n$", text[: match.start()])
+        runs = match[1] in ("console", "python", "output", "text") or 'title="' in match[0]
+        assert runs or marked, (
+            f"{page.name}: a block of {match[1] or 'no language'} stands without a reason"
+        )
+        assert match[1] != "console" or "$ " in match[2]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_what_is_generated_can_be_generated(page: Path) -> None:
+    for name in GENERATED.findall(page.read_text(encoding="utf-8")):
+        assert generated(name).strip()
+
+
+def test_the_reference_of_commands_has_every_option() -> None:
+    text = generated("cli")
+    for name, command in COMMANDS.items():
+        section = text.split(f"## pidep {name}\n")[1].split("\n## ")[0]
+        assert {flag for flag in _options(command) if flag.startswith("-")} - {"--help"} <= set(
+            re.findall(r"`(--[a-z][a-z-]*)`", section)
+        ), name
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("tune", TuneConfig), ("recipe", Recipe), ("tolerance", Tolerance)]
+)
+def test_the_tables_of_settings_have_every_key_with_its_meaning(name: str, model: Any) -> None:
+    rows = [
+        [cell.strip() for cell in row.strip("|").split(" | ")]
+        for row in generated(name).splitlines()[2:]
+    ]
+    assert [row[0].strip("` ") for row in rows] == list(model.model_fields)
+    assert all(row[-1].strip() for row in rows if row[0].strip("` ") not in {"name", "tolerance"})
+
+
+def test_the_page_of_task_files_has_every_key_and_metric() -> None:
+    text = (DOCS / "reference" / "task-files.md").read_text(encoding="utf-8")
+    keys = {
+        key
+        for row in re.findall(r"^\| (`[^|]+) \|", text, re.M)
+        for key in re.findall(r"`([\w@.]+)`", row)
+    }
+    assert {*Task.model_fields, *Data.model_fields} <= keys
+    metrics = {metric for metrics in METRICS.values() for metric in metrics}
+    assert metrics <= keys
+    assert keys <= {*Task.model_fields, *Data.model_fields} | metrics
+
+
+def test_the_error_page_names_every_error_with_its_exit_code() -> None:
+    page = (DOCS / "reference" / "errors.md").read_text(encoding="utf-8")
+    for name in errors.__all__:
+        found = getattr(errors, name)
+        if isinstance(found, type):
+            assert re.search(rf"\b{name} +{found.exit_code}\b", page), name
+
+
+@cache
+def _templates() -> list[str]:
+    """Every text in pidep's code, with `…` in the place of what differs."""
+    found = []
+    for path in (ROOT / "pidep").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append(
+                    "".join(
+                        part.value if isinstance(part, ast.Constant) else "…"
+                        for part in node.values
+                    )
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_messages_on_the_error_page_are_in_the_code() -> None:
+    text = (DOCS / "reference" / "errors.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^(`.+`)\n:   ", text, re.M)
+    assert len(terms) > 20
+    foreign = "unable to find backend library"  # Triton Server's own
+    for message in (
+        part for term in terms for part in re.findall(r"`([^`]+)`", term) if foreign not in part
+    ):
+        # A message may be put together from several texts, so only its longest piece has to stand in one of them.
+        piece = max(re.split(r"…|'…'", message), key=len).strip(" ;:(),'")
+        assert any(piece in template for template in _templates()), message

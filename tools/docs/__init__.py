@@ -1,0 +1,1 @@
+"""Scripts that build the documentation and run its pages."""

@@ -1,0 +1,84 @@
+"""The command line reference, made from the program's own definition."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from typing import Any
+
+import typer
+
+from pidep.cli.app import app
+
+__all__ = ["cli_reference", "commands"]
+
+
+def commands() -> dict[str, Any]:
+    """Command name to its click command, in the order of `pidep --help`."""
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def cli_reference() -> str:
+    """One section per command: usage, help, arguments, and options by panel."""
+    return "\n\n".join(_section(name, command) for name, command in commands().items())
+
+
+def _section(name: str, command: Any) -> str:
+    arguments = [
+        parameter for parameter in command.params if parameter.param_type_name == "argument"
+    ]
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    usage = " ".join(["pidep", name, "[OPTIONS]", *(_usage(argument) for argument in arguments)])
+    parts = [f"## pidep {name}", inspect.cleandoc(command.help or ""), f"```text\n{usage}\n```"]
+    if arguments:
+        rows = [
+            f"| `{_name(argument)}` | {_text(argument)} | {_default(argument)} |"
+            for argument in arguments
+        ]
+        parts.append("\n".join(["| argument | meaning | default |", "| --- | --- | --- |", *rows]))
+    panels: dict[str, list[Any]] = defaultdict(list)
+    for option in options:
+        panels[getattr(option, "rich_help_panel", None) or ""].append(option)
+    for panel, members in panels.items():
+        if panel:
+            parts.append(f"**{panel}**")
+        rows = [
+            f"| {_flags(option)} | {_text(option)} | {_default(option)} |" for option in members
+        ]
+        parts.append("\n".join(["| option | meaning | default |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(parts)
+
+
+def _name(argument: Any) -> str:
+    return str(argument.metavar or argument.name).strip("[]{}").removesuffix("...")
+
+
+def _usage(argument: Any) -> str:
+    name = _name(argument).upper() + ("..." if argument.nargs == -1 else "")
+    return name if argument.required else f"[{name}]"
+
+
+def _flags(option: Any) -> str:
+    return ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
+
+
+def _text(parameter: Any) -> str:
+    return " ".join((getattr(parameter, "help", None) or "").split()).replace("|", "\\|")
+
+
+def _default(parameter: Any) -> str:
+    if parameter.required:
+        return "required"
+    shown = getattr(parameter, "show_default", None)
+    if isinstance(shown, str):
+        return shown
+    default = parameter.default() if callable(parameter.default) else parameter.default
+    if (
+        default is None
+        or default is False
+        or default == ()
+        or default == []
+        or repr(default) == "Sentinel.UNSET"
+    ):
+        return ""
+    return f"`{', '.join(map(str, default)) if isinstance(default, (list, tuple)) else default}`"
