@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,21 @@ import torch
 
 from benchmarks.bench_aot import claims_of, vectors
 from pidep.kernels.launch_table import DEFAULTS
-from tools.ahead_of_time import TARGETS, Resources, cases, compile_case
+from tools import ahead_of_time
+from tools.ahead_of_time import TARGETS, Case, Resources, cases, compile_case, main
 
 KERNELS = {name.split()[0] for name in DEFAULTS}
+HARDEST = {
+    "interpolate_forward": "T=16 F=0",
+    "interpolate_backward": "T=16 F=0 writes",
+    "interpolate_logits": "T=16 F=0",
+    "low_rank": "R=128 backward",
+    "low_rank_outer": "R=128 dB",
+    "lora_fold": "R=32",
+}
+"""The case of each kernel that takes the most registers."""
+LOGITS = {"interpolate_logits": "float32"}
+"""Logits are float32 whatever the arena holds."""
 
 
 def test_the_cases_are_every_kernel_in_every_dtype() -> None:
@@ -27,25 +37,46 @@ def test_the_cases_are_every_kernel_in_every_dtype() -> None:
     assert all(axis <= 65535 for case in found for axis in case.launch.grid[1:])
 
 
-def test_what_interprets_cannot_compile() -> None:
+def test_what_interprets_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set"):
         compile_case(next(cases([torch.float32])), 90)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_nothing_spills_and_loads_are_wide(tmp_path: Path) -> None:
-    path = tmp_path / "resources.json"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "error", "-m", "tools.ahead_of_time", "--json", str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    found = [Resources(**one) for one in json.loads(path.read_text())]
-    assert done.stdout.endswith(f"{len(found)} compiled, 0 spill\n")
-    assert {(one.kernel, one.target) for one in found} == {(kernel, f"sm_{target}") for kernel in KERNELS for target in TARGETS}
+def compiled(target: int, chosen: Sequence[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Resources]:
+    """What the command reports of these cases; nothing spills and the arena is read 128 bits at a time."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(ahead_of_time, "cases", lambda: iter(chosen))
+    assert main(["--json", str(tmp_path / "resources.json"), "--target", str(target)]) == 0
+    found = [Resources(**one) for one in json.loads((tmp_path / "resources.json").read_text())]
+    assert [(one.kernel, one.constants, one.dtype, one.target) for one in found] == [
+        (case.kernel, case.constants, case.dtype, f"sm_{target}") for case in chosen
+    ]
     assert [one for one in found if one.spills] == []
     passes = [one for one in found if one.kernel in ("interpolate_forward", "interpolate_backward")]
     assert [one for one in passes if one.loads["128"] < vectors(one) or set(one.loads) != {"32", "128"}] == []
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "dtype"), [(80, "float16"), (90, "float32"), (100, "bfloat16")])
+def test_nothing_spills_and_loads_are_wide(
+    target: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each kernel where it takes the most registers, for each target, each dtype once."""
+    chosen = [case for case in cases() if HARDEST[case.kernel] == case.constants and case.dtype in (dtype, LOGITS.get(case.kernel))]
+    assert {case.kernel for case in chosen} == KERNELS
+    found = compiled(target, chosen, tmp_path, monkeypatch)
+    assert capsys.readouterr().out.endswith(f"{len(found)} compiled, 0 spill\n")
+    assert all(claim["met"] for claim in claims_of(found))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_case_spills_and_all_loads_are_wide(target: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compiled(target, list(cases()), tmp_path, monkeypatch)
+    assert {one.kernel for one in found} == KERNELS
     assert all(claim["met"] for claim in claims_of(found))
 
 
