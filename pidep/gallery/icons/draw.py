@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,13 +56,19 @@ def _centred(raw: bytes, icon: Icon, *, size: int, inner: int) -> bytes:
     return out.getvalue()
 
 
+@cache
+def _renderer() -> str:
+    """The version of resvg-py; reading a package's metadata takes as long as reading a drawn icon."""
+    return version("resvg-py")
+
+
 def drawn_file(icon: Icon, *, size: int = 128) -> Path:
     """What `render` gives, as a file in the user's cache folder; rendered the first time.
 
     Raises:
         TaskError: resvg-py is not installed, or the SVG cannot be drawn.
     """
-    key = hashlib.sha256(f"{_FORM} {version('resvg-py')} {size}\n".encode() + icon.path.read_bytes()).hexdigest()
+    key = hashlib.sha256(f"{_FORM} {_renderer()} {size}\n".encode() + icon.path.read_bytes()).hexdigest()
     path = cache_folder() / "icons" / str(size) / key[:2] / f"{key[2:34]}.png"
     if not path.is_file() or path.stat().st_size == 0:
         write_bytes(path, render(icon, size=size), durable=False)  # thousands of files that can be drawn again

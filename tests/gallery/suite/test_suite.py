@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,11 @@ from pidep.gallery.suite.statements import statement
 from pidep.tasks.data import load_data
 from pidep.tasks.task import load_task
 
+for package in ("material", "fontawesomefree", "resvg_py", "sklearn"):
+    pytest.importorskip(package)
+
 PINNED = {"mkdocs-material": "9.8.1", "fontawesomefree": "6.6.0", "resvg-py": "0.5.0", "scikit-learn": "1.9.1"}
+"""Versions that the digests and sizes below are stated for."""
 GOLDEN = {
     "vision/digits": ("2fbd109fa51c907e", "edfbffa091aa85e0"),
     "vision/family": ("03f437c34428e400", "27918290ed9895d5"),
@@ -50,16 +55,21 @@ def some(names: Iterable[str]) -> list[ParameterSet]:
     return [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in names]
 
 
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
-
-
-pytestmark = pytest.mark.skipif(
-    {package: _installed(package) for package in PINNED} != PINNED, reason="rows are stated for the packages of constraints.txt"
+as_stated = pytest.mark.skipif(
+    any(version(package) != pinned for package, pinned in PINNED.items()), reason="stated for the packages of constraints.txt"
 )
+
+
+@cache
+def sides(name: str) -> Sides:
+    """The rows of a task, chosen once for all tests of this file."""
+    return sides_of(name)
+
+
+@cache
+def digest(picture: Picture) -> str:
+    """The digest of a picture, computed once for all tests of this file."""
+    return digest_of(picture)
 
 
 def pictures(rows: list[SuiteRow]) -> Iterator[Picture]:
@@ -74,6 +84,12 @@ def icons(rows: list[SuiteRow]) -> set[Icon]:
     return {picture for picture in found if isinstance(picture, Icon)}
 
 
+def test_what_is_stated_is_of_the_pinned_packages() -> None:
+    """Otherwise the tests of stated digests and sizes would never run again."""
+    lines = (Path(__file__).parents[3] / "constraints.txt").read_text().splitlines()
+    assert {f"{package}=={pinned}" for package, pinned in PINNED.items()} <= set(lines)
+
+
 def test_there_are_sixteen() -> None:
     count = Counter(facts.modality for facts in FACTS.values())
     assert count == {"vision": 5, "language": 6, "vision-language": 5}
@@ -81,28 +97,31 @@ def test_there_are_sixteen() -> None:
     assert len(set(names)) == 16
 
 
+@as_stated
 @pytest.mark.parametrize("name", some(DRAWN))
 def test_sizes_are_as_stated_and_every_label_has_rows(name: str) -> None:
-    sides, facts = sides_of(name), FACTS[name]
-    assert (len(sides.train), len(sides.test)) == (facts.train, facts.test)
+    found, facts = sides(name), FACTS[name]
+    assert (len(found.train), len(found.test)) == (facts.train, facts.test)
     labels = set(facts.fields["labels"]) if "labels" in facts.fields else set(range(vision_language.CHOICES))
-    train = Counter(row.label for row in sides.train)
-    assert set(train) == labels == {row.label for row in sides.test}
+    train = Counter(row.label for row in found.train)
+    assert set(train) == labels == {row.label for row in found.test}
     assert min(train.values()) >= 32
     if facts.balance.startswith("even:") or facts.balance in ("even", "even places"):
         assert len(set(train.values())) == 1
 
 
+@as_stated
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWN)
-def test_the_same_rows_on_every_machine(name: str) -> None:
-    sides = sides_of(name)
-    assert tuple(rows_digest(rows).removeprefix("sha256:")[:16] for rows in (sides.train, sides.test)) == GOLDEN[name]
+def test_the_same_rows_on_every_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pidep.gallery.suite.row.digest_of", digest)
+    found = sides(name)
+    assert tuple(rows_digest(rows).removeprefix("sha256:")[:16] for rows in (found.train, found.test)) == GOLDEN[name]
 
 
 @pytest.mark.slow
 def test_no_icon_base_name_or_file_is_on_both_sides_of_the_suite() -> None:
-    train, test = (set().union(*(icons(getattr(sides_of(name), side)) for name in WITH_ICONS)) for side in ("train", "test"))
+    train, test = (set().union(*(icons(getattr(sides(name), side)) for name in WITH_ICONS)) for side in ("train", "test"))
     assert train
     assert not {group_of(icon) for icon in train} & {group_of(icon) for icon in test}
     assert not {icon.path.read_bytes() for icon in train} & {icon.path.read_bytes() for icon in test}
@@ -110,9 +129,7 @@ def test_no_icon_base_name_or_file_is_on_both_sides_of_the_suite() -> None:
 
 @pytest.mark.slow
 def test_no_picture_is_on_both_sides_of_the_suite() -> None:
-    train, test = (
-        {digest_of(picture) for name in DRAWN for picture in pictures(getattr(sides_of(name), side))} for side in ("train", "test")
-    )
+    train, test = ({digest(picture) for name in DRAWN for picture in pictures(getattr(sides(name), side))} for side in ("train", "test"))
     assert len(train) > 8000
     assert not train & test
 
@@ -135,25 +152,24 @@ def test_a_sentence_is_on_the_same_side_in_every_task() -> None:
     test: set[str] = set()
     for name in FACTS:
         if FACTS[name].modality == "language":
-            sides = sides_of(name)
-            train |= {" ".join(row.text.lower().split()) for row in sides.train}
-            test |= {" ".join(row.text.lower().split()) for row in sides.test}
+            train |= {" ".join(row.text.lower().split()) for row in sides(name).train}
+            test |= {" ".join(row.text.lower().split()) for row in sides(name).test}
     assert len(train) > 13_000
     assert not train & test
 
 
 @pytest.mark.parametrize("name", some(name for name in FACTS if name not in DRAWN))
 def test_sizes_of_sentences_as_they_come(name: str) -> None:
-    data, sides = load_data(load_task(name)), sides_of(name)
+    data = load_data(load_task(name))
     assert (len(data.train.rows), len(data.test.rows)) == (FACTS[name].train, FACTS[name].test)
-    assert [row.text for row in sides.test] == data.test.rows, "the rule that divides them is that of task files"
+    assert [row.text for row in sides(name).test] == data.test.rows, "the rule that divides them is that of task files"
 
 
 @pytest.mark.parametrize("name", ["vl/fits", "vl/entail"])
 @pytest.mark.parametrize("side", ["train", "test"])
 def test_neither_words_nor_picture_alone_give_the_answer(name: str, side: str) -> None:
     """Every picture has both answers equally often; so has every name, and every word of the statements."""
-    rows: list[SuiteRow] = getattr(sides_of(name), side)
+    rows: list[SuiteRow] = getattr(sides(name), side)
     answers = Counter((row.image, row.label) for row in rows)
     assert all(answers[image, "yes"] == answers[image, "no"] and answers[image, "true"] == answers[image, "false"] for image, _ in answers)
     said = Counter((word, row.label in ("yes", "true")) for row in rows for word in ([row.text] if name == "vl/fits" else row.text.split()))
@@ -165,7 +181,7 @@ def test_neither_words_nor_picture_alone_give_the_answer(name: str, side: str) -
 def test_choices_are_four_different_ones_and_hard(name: str) -> None:
     for side in ("train", "test"):
         places: Counter[str | int] = Counter()
-        for row in getattr(sides_of(name), side):
+        for row in getattr(sides(name), side):
             assert len(set(row.choices)) == 4
             places[row.label] += 1
         assert len(set(places.values())) == 1
@@ -179,7 +195,7 @@ def test_choices_are_four_different_ones_and_hard(name: str) -> None:
 
 
 def test_a_badge_is_not_in_the_text() -> None:
-    rows = sides_of("vl/badge").test
+    rows = sides("vl/badge").test
     assert all(not set(row.text.split()) & {"plus", "minus", "outline", "remove"} for row in rows)
     assert {row.label for row in rows} == set(BADGES)
 
@@ -188,7 +204,7 @@ def test_filled_comes_in_pairs_of_which_the_filled_has_more_ink() -> None:
     import numpy as np
     from PIL import Image
 
-    rows = sides_of("vision/filled").test[:120]
+    rows = sides("vision/filled").test[:120]
 
     def ink(row: SuiteRow) -> float:
         assert isinstance(row.image, Icon)
@@ -211,9 +227,9 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sides:
 
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path / "cache"))
     few = next(icon for icon in icons_of("test") if icon.family == "material"), next(icon for icon in icons_of("train"))
-    sides = Sides([SuiteRow("right", image=Turned(few[1], 1))], [SuiteRow(1, "which?", choices=(few[0], few[1]))])
-    monkeypatch.setitem(files._CHOOSE, "vision/turned", lambda: sides)
-    return sides
+    found = Sides([SuiteRow("right", image=Turned(few[1], 1))], [SuiteRow(1, "which?", choices=(few[0], few[1]))])
+    monkeypatch.setitem(files._CHOOSE, "vision/turned", lambda: found)
+    return found
 
 
 def test_rows_are_written_once_and_pictures_lie_beside_them(small: Sides, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
