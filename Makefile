@@ -9,10 +9,12 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs_installed
 EXTRAS ?= cpu,tune,serve,vision,dev
+CHECK := $(PY) -m ruff check . && $(PY) -m mypy
+PYTEST := $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check test-unit test-server claims docs bench-kernels tune-launches gpu-check mini-backbone clean
+.PHONY: help setup demo test check test-unit test-server test-exhaustive claims docs bench-kernels tune-launches gpu-check mini-backbone clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | while IFS=$$'\t' read -r name text; do printf '  \033[1mmake %-14s\033[0m %s\n' "$$name" "$$text"; done
@@ -35,18 +37,23 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## Tune, predict, interpolate, export, serve, swap under traffic: the whole story in minutes
 	$(PY) examples/demo.py
 
-test: check test-unit test-server ## Everything CI runs: style, types, unit tests, tests with a real Triton Server
+# One pytest run: each worker imports torch and transformers once. The shell's `times` counts all of its children.
+test: setup ## Everything CI runs: style, types, unit tests, tests with a real Triton Server; ends with the CPU seconds it took
+	@status=0; { $(CHECK) && $(PYTEST) -m 'not gpu and not exhaustive'; } || status=$$?; times > $(VENV)/.test_times; \
+	awk 'NR == 2 { split($$1 "m" $$2, t, /[ms]+/); printf "make test: %d CPU seconds\n", 60 * (t[1] + t[3]) + t[2] + t[4] }' \
+		$(VENV)/.test_times; exit $$status
 
 check: setup ## Style (ruff) and types (mypy strict)
-	$(PY) -m ruff check .
-	$(PY) -m mypy
+	$(CHECK)
 
 test-unit: setup ## Unit tests: offline, on the CPU, about a minute
-	$(PY) -m pytest -q -n auto --dist loadfile -m 'not server and not slow and not gpu'
+	$(PYTEST) -m 'not server and not slow and not gpu and not exhaustive'
 
 test-server: setup ## The slow tests, and those that start a real Triton Server
-	$(PY) -m pytest -q -n auto --dist loadfile -m 'slow and not server and not gpu'
-	$(PY) -m pytest -q -m 'server and not gpu'
+	$(PYTEST) -m '(slow or server) and not gpu and not exhaustive'
+
+test-exhaustive: setup ## Cells of grids that `make test` leaves out, because others show the same
+	$(PYTEST) -m 'exhaustive and not gpu'
 
 claims: setup ## One table of every claim the project makes, from benchmarks/results/
 	$(PY) -m benchmarks.claims
