@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.record import RESULTS, Claim, write_result
 from benchmarks.transfer_statistics import Figure, Matrix, statistics
-from pidep.adapters.kinds import kind_named
+from pidep.adapters.kinds import adapter_kind
 from pidep.adapters.mixture import Mixture, find_sites
 from pidep.backbones.encoder import Encoder
 from pidep.backbones.load import load_backbone
@@ -200,7 +200,7 @@ class Lab:
             sites=self.sites,
             size=settings.rank,
             scaling=16 / settings.rank,
-            rate=(settings.few_rate if few else settings.full_rate) / kind_named("lora").learning_rate,
+            rate=(settings.few_rate if few else settings.full_rate) / adapter_kind("lora").learning_rate,
             steps=steps,
             batch_size=16 if few else 32,
             warmup=0.1,

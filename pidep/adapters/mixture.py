@@ -10,8 +10,8 @@ from torch import nn
 
 from pidep.adapters.arena import Arena
 from pidep.adapters.dense import linear_at
-from pidep.adapters.kinds import kind_named
-from pidep.adapters.layout import layout
+from pidep.adapters.forward_facts import forward_facts
+from pidep.adapters.kinds import adapter_kind
 from pidep.adapters.places import find_sites, fresh, place_of
 from pidep.adapters.site import Array, ExpertSite, Tensors, Undo, WrappedSite
 from pidep.errors import ExpertError
@@ -58,18 +58,18 @@ class Mixture(nn.Module):
         if len({tuple(sorted(expert)) for expert in experts}) != 1:
             raise ExpertError("mixture: the experts act on different sites; train them with the same sites")
         self.kind = kind
-        experts, on_outputs = _of_one_width(experts, kind), on_outputs or _only_on_outputs(experts, kind)
+        experts, on_outputs = _same_shapes(experts, kind), on_outputs or _only_on_outputs(experts, kind)
         self.site_names = sorted(experts[0])
         self.num_experts = len(experts)
         learned = len(experts) if num_learned is None else num_learned
-        of = kind_named(kind).site.of
+        of = adapter_kind(kind).site.of
         self.sites = nn.ModuleList(of([expert[site] for expert in experts], scalings, num_learned=learned) for site in self.site_names)
         shared: dict[str, nn.Parameter] = {}
         for name, site in self.by_name():
             group = {"site": name, "layer": _layer_of(name), "global": ""}[per]
             site.alpha_logits = shared.setdefault(group, site.alpha_logits)
-            site.on_outputs = on_outputs and kind_named(kind).mixes_outputs
-        self.arena = None if kind_named(kind).keeps_tensors else self._arena_of(experts, learned)
+            site.on_outputs = on_outputs and adapter_kind(kind).mixes_outputs
+        self.arena = None if adapter_kind(kind).keeps_tensors else self._arena_of(experts, learned)
 
     def _arena_of(self, experts: Sequence[Mapping[str, Tensors]], num_learned: int) -> Arena:
         logits = [site.alpha_logits for _, site in self.by_name()]
@@ -125,9 +125,9 @@ class Mixture(nn.Module):
         Raises:
             ExpertError: a site is missing or a tensor has another shape than the backbone needs.
         """
-        kind = kind_named(self.kind)
+        kind = adapter_kind(self.kind)
         candidates = set(kind.candidates(model))
-        apart = layout(model).apart
+        apart = forward_facts(model).apart
         for name, site in self.by_name():
             if name not in candidates:
                 raise ExpertError(
@@ -147,9 +147,9 @@ class Mixture(nn.Module):
             site.place, site.knows_rows = name, None if apart is None else name in apart
 
 
-def _of_one_width(experts: Sequence[Mapping[str, Tensors]], kind: str) -> Sequence[Mapping[str, Tensors]]:
+def _same_shapes(experts: Sequence[Mapping[str, Tensors]], kind: str) -> Sequence[Mapping[str, Tensors]]:
     """Kinds that can be mixed on outputs may be of different widths."""
-    found = kind_named(kind)
+    found = adapter_kind(kind)
     for site, tensors in experts[0].items():
         for other in experts[1:]:
             if not tensors.keys() ^ other[site].keys() <= found.optional:
@@ -157,12 +157,12 @@ def _of_one_width(experts: Sequence[Mapping[str, Tensors]], kind: str) -> Sequen
                 raise ExpertError(f"site {site!r}: one expert has {' and another '.join(names)}; train them as one kind")
     if not found.mixes_outputs:
         return experts
-    alike = {site: found.of_one_width(site, [expert[site] for expert in experts]) for site in experts[0]}
+    alike = {site: found.same_shapes(site, [expert[site] for expert in experts]) for site in experts[0]}
     return [{site: alike[site][number] for site in alike} for number in range(len(experts))]
 
 
 def _only_on_outputs(experts: Sequence[Mapping[str, Tensors]], kind: str) -> bool:
-    return len(experts) > 1 and any(kind_named(kind).only_on_outputs(tensors) for expert in experts for tensors in expert.values())
+    return len(experts) > 1 and any(adapter_kind(kind).only_on_outputs(tensors) for expert in experts for tensors in expert.values())
 
 
 @contextmanager
@@ -177,7 +177,7 @@ def attached(model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | No
     if isinstance(mixture, Mixture):
         mixture.check(model)
         sites = dict(mixture.by_name())
-        around, arena = kind_named(mixture.kind).around, mixture.arena
+        around, arena = adapter_kind(mixture.kind).around, mixture.arena
     else:
         sites, around, arena = mixture or {}, None, None
     try:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pidep.adapters.kinds import kind_named
-from pidep.adapters.layout import layout
-from pidep.adapters.site import Kind, Tensors
+from pidep.adapters.forward_facts import forward_facts
+from pidep.adapters.kinds import adapter_kind
+from pidep.adapters.site import AdapterKind, Tensors
 from pidep.errors import BackboneError, ExpertError
 
 __all__ = ["Place", "Survey", "find_sites", "fresh", "parameters_of", "peft_can", "place_of", "skeleton", "survey"]
@@ -66,11 +66,11 @@ def find_sites(model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str 
     Raises:
         ExpertError: the kind does not fit the backbone, or a pattern matches nothing.
     """
-    found = kind_named(kind)
+    found = adapter_kind(kind)
     candidates = found.candidates(model)
     if not candidates:
         raise ExpertError(f"{kind} experts: {type(model).__name__} has no {found.needs}; use another kind")
-    heads = _heads(model) | layout(model).idle
+    heads = _heads(model) | forward_facts(model).idle
     chosen: set[str] = set()
     for pattern in patterns:
         words = found.named_patterns or {}
@@ -84,9 +84,9 @@ def find_sites(model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str 
     return [name for name in candidates if name in chosen]
 
 
-def place_of(kind: Kind) -> str:
+def place_of(kind: AdapterKind) -> str:
     """What messages call a site of the kind."""
-    return "Linear" if kind.name == "lora" else f"place for a {kind.name} expert"
+    return kind.place or f"place for a {kind.name} expert"
 
 
 def _heads(model: nn.Module) -> set[str]:
@@ -103,7 +103,7 @@ def _is_head(name: str, pattern: str, heads: set[str]) -> bool:
 
 def fresh(model: nn.Module, sites: Sequence[str], *, kind: str = "lora", size: int) -> dict[str, Tensors]:
     """Untrained tensors at the sites, the same for every task."""
-    found = kind_named(kind)
+    found = adapter_kind(kind)
     generator = torch.Generator().manual_seed(INIT_SEED)
     return {
         site: {name: found.start(name, shape, generator).numpy() for name, shape in found.shapes(model, site, size).items()}
@@ -113,7 +113,7 @@ def fresh(model: nn.Module, sites: Sequence[str], *, kind: str = "lora", size: i
 
 def peft_can(model: nn.Module, sites: Sequence[str], *, kind: str) -> bool:
     """Whether `peft` can run an expert of this kind at these sites of this backbone: what `Expert.peft` is set to."""
-    return kind_named(kind).in_peft(model, sites)
+    return adapter_kind(kind).in_peft(model, sites)
 
 
 def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str, size: int) -> Survey:
@@ -122,7 +122,7 @@ def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str
     Raises:
         ExpertError: the kind does not fit the backbone, or a pattern matches nothing.
     """
-    found = kind_named(kind)
+    found = adapter_kind(kind)
     sites = find_sites(model, patterns or found.default_patterns, kind=kind)
     places = tuple(Place(site, type(model.get_submodule(site)).__name__, found.shapes(model, site, size)) for site in sites)
     return Survey(kind, found.changes, size, found.learning_rate, found.in_peft(model, sites), places)

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from pidep.adapters.arena import Arena
 from pidep.errors import ExpertError
+from pidep.experts.kind import Array, ExpertKind, Tensors
 
-__all__ = ["Array", "ExpertSite", "Kind", "LayerSite", "Tensors", "Undo", "WrappedSite", "everywhere", "nowhere", "to_array"]
+__all__ = [
+    "AdapterKind",
+    "Array",
+    "BankSite",
+    "ExpertSite",
+    "LayerSite",
+    "Tensors",
+    "Undo",
+    "WrappedSite",
+    "bank_rows",
+    "everywhere",
+    "nowhere",
+    "to_array",
+]
 
-Array = npt.NDArray[np.float32]
-Tensors = Mapping[str, Array]
-"""One expert's tensors at one site, by name."""
 Undo = Callable[[], None]
 """Puts back what an attachment changed, bit for bit."""
 
@@ -139,6 +150,35 @@ class WrappedSite(ExpertSite):
         return detach
 
 
+_BANK_ROWS: list[Mapping[str, Mapping[str, Tensor]]] = []
+
+
+@contextmanager
+def bank_rows(rows: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
+    """Give the bank sites their tensors `[B, …]` of each row's own expert, for one forward pass.
+
+    The rows are on a module-level stack because `torch.export` copies modules and loses what was
+    set on them afterwards.
+    """
+    _BANK_ROWS.append(rows)
+    try:
+        yield
+    finally:
+        _BANK_ROWS.pop()
+
+
+class BankSite(WrappedSite):
+    """A module of the backbone in a bank graph; a kind adds each row's own expert to its output."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(1)
+        self.name = name
+
+    def row_tensors(self) -> Mapping[str, Tensor]:
+        """This site's tensors of the running pass."""
+        return _BANK_ROWS[-1][self.name]
+
+
 class LayerSite(WrappedSite):
     """A layer `[..., in] → [..., out]`, and what experts make of its output."""
 
@@ -173,12 +213,12 @@ def to_array(tensor: Tensor) -> Array:
 
 
 def everywhere(_: nn.Module, __: Sequence[str]) -> bool:
-    """`Kind.in_peft` of a kind that PEFT has for every backbone."""
+    """`AdapterKind.in_peft` of a kind that PEFT has for every backbone."""
     return True
 
 
 def nowhere(_: nn.Module, __: Sequence[str]) -> bool:
-    """`Kind.in_peft` of a kind that PEFT does not have."""
+    """`AdapterKind.in_peft` of a kind that PEFT does not have."""
     return False
 
 
@@ -194,40 +234,60 @@ def _with_idle_units(_: str, parts: Sequence[Tensors]) -> Sequence[Tensors]:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of expert; a new kind is one file in `pidep/experts/kinds` that ends with one of these."""
+class AdapterKind:
+    """How experts of one kind act on a torch module.
 
-    name: str
-    """The file's name."""
+    Each kind is one file in `pidep/adapters/kinds`, which ends with its `KIND`.
+    """
+
+    expert: ExpertKind
+    """The other half: tensors, files, bank packing."""
     site: type[ExpertSite]
     needs: str
-    """What a backbone must have: `BertModel has no {needs}`."""
+    """Completes the message "BertModel has no …" for a backbone without a site."""
     changes: str
-    """What it changes, for the documentation and `pidep sites`."""
+    """One phrase for the documentation and `pidep sites`."""
     candidates: Callable[[nn.Module], list[str]]
-    """Every place of a backbone it could act on, in the order of its modules."""
+    """Every site of a backbone, in the order of its modules."""
     shapes: Callable[[nn.Module, str, int], dict[str, tuple[int, ...]]]
     """Tensor shapes at a site of the backbone, for a size."""
     start: Callable[[str, tuple[int, ...], torch.Generator], Tensor]
-    """An untrained tensor, by name and shape; an untrained expert changes nothing, or next to nothing."""
-    size_of: Callable[[Tensors], int]
-    """Rank, bottleneck width or number of virtual tokens of an expert's tensors."""
+    """An untrained tensor, by name and shape. An untrained expert changes nothing, or almost nothing."""
     learning_rate: float
     """A peak learning rate that works on small encoders."""
-    optional: frozenset[str] = frozenset()
-    """Tensors that an expert may have beside those of `shapes`."""
+    place: str = ""
+    """The word for a site in messages; "place for a NAME expert" when empty."""
     default_patterns: tuple[str, ...] = ("*",)
     named_patterns: Mapping[str, Callable[[list[str]], list[str]]] | None = None
-    """Words that stand for a choice among the candidates."""
+    """Names for a choice among the candidates, usable like a pattern."""
     around: Callable[[nn.Module, Mapping[str, ExpertSite]], Undo] | None = None
-    """What changes on the model as a whole while sites of this kind are attached, once for all of them."""
+    """A change of the whole model while sites of this kind are attached, made once for all sites."""
     mixes_outputs: bool = False
-    """Whether a mixture can be on outputs instead of parameters, and still fold into one expert of this kind."""
-    of_one_width: Callable[[str, Sequence[Tensors]], Sequence[Tensors]] = _with_idle_units
-    """Where outputs can be mixed: the tensors of K experts at a site, by its name, brought to the same shapes, each acting as before."""
+    """Whether a mixture can act on outputs instead of parameters and still fold into one expert."""
+    same_shapes: Callable[[str, Sequence[Tensors]], Sequence[Tensors]] = _with_idle_units
+    """Brings the tensors of K experts at a site to the same shapes; each still acts as before.
+    Called where outputs can be mixed."""
     only_on_outputs: Callable[[Tensors], bool] = lambda _: False
-    """Whether an expert's tensors at a site can be mixed on outputs only: their parameters stand for something else than another's."""
+    """Whether an expert's tensors at a site cannot be averaged with those of other experts."""
     keeps_tensors: bool = False
-    """Whether sites keep the experts' tensors themselves, because something else than the parameters is mixed."""
+    """Whether sites keep the tensors themselves, because something else than parameters is mixed."""
     in_peft: Callable[[nn.Module, Sequence[str]], bool] = nowhere
-    """Whether `peft` can run an expert at these sites of this backbone; it is written in PEFT's format then."""
+    """Whether `peft` can run an expert at these sites of this backbone."""
+    fold: Callable[[nn.Module, Mapping[str, Tensors], float], AbstractContextManager[None]] | None = None
+    """Adds an expert of a scaling to the backbone's weights; they come back bit for bit."""
+    bank_site: Callable[[str], WrappedSite] | None = None
+    """The module that stands at a site of a bank graph and reads its tensors from `bank_rows`."""
+
+    @property
+    def name(self) -> str:
+        """The kind's name."""
+        return self.expert.name
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """Tensors that a site may have beside those of `shapes`."""
+        return self.expert.optional
+
+    def size_of(self, tensors: Tensors) -> int:
+        """Rank, bottleneck width or number of virtual tokens of an expert's tensors."""
+        return self.expert.size_of(tensors)

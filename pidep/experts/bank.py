@@ -1,83 +1,72 @@
-"""Many experts stacked into the inputs of one graph; numpy only, shared by export and serving."""
+"""Many experts stacked into the inputs of one graph. Export and serving share this; numpy only."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, require_embeddings
+from pidep.experts.kind import Array, BankGroup
+from pidep.experts.kinds import expert_kind, kind_names
 
-__all__ = ["Group", "check_fits", "fill_row", "pack", "require_lora"]
-
-Array = npt.NDArray[np.float32]
+__all__ = ["BankGroup", "check_fits", "fill_row", "pack", "require_bank_kind"]
 
 
-@dataclass(frozen=True)
-class Group:
-    """Sites whose factor has one width, stacked into one graph input `[E, S, R, width]`.
+def fill_row(row: Array, group: BankGroup, expert: Expert) -> None:
+    """Write an expert into one zeroed row of a group's input, `[S, R, width]`."""
+    expert_kind(group.kind).fill_bank_row(row, group, expert.sites, scaling=expert.scaling)
 
-    One gather for all of them: many small gathers are what costs a small batch.
+
+def pack(group: BankGroup, experts: Sequence[Expert | None], *, max_rank: int) -> Array:
+    """A group's input for a list of experts, `[E, S, R, width]` fp32.
+
+    None (the bare backbone) and sites that an expert does not have are zeros.
     """
-
-    input: str
-    factor: str
-    """`A`, or `B` (transposed, scaling folded in)."""
-    width: int
-    sites: tuple[str, ...]
-
-
-def fill_row(row: Array, group: Group, expert: Expert) -> None:
-    """Write an expert into one zeroed row `[S, R, width]`."""
-    for column, site in enumerate(group.sites):
-        if site in expert.sites:
-            lora = expert.sites[site]
-            factor = lora["lora_A"] if group.factor == "A" else lora["lora_B"].T * np.float32(expert.scaling)
-            row[column, : factor.shape[0]] = factor
-
-
-def pack(group: Group, experts: Sequence[Expert | None], *, max_rank: int) -> Array:
-    """`[E, S, R, width]` for a list of experts; `None` (the bare backbone) and absent sites are zero."""
-    packed = np.zeros((len(experts), len(group.sites), max_rank, group.width), dtype=np.float32)
+    shape = expert_kind(group.kind).bank_shape(group, count=len(experts), max_rank=max_rank)
+    packed = np.zeros(shape, dtype=np.float32)
     for row, expert in enumerate(experts):
         if expert is not None:
             fill_row(packed[row], group, expert)
     return packed
 
 
-def require_lora(expert: Expert) -> None:
-    """Refuse other kinds.
+def require_bank_kind(expert: Expert) -> None:
+    """Refuse an expert of a kind that no bank holds.
 
     Raises:
-        ExpertError: the expert is not a LoRA, or is an encoder-decoder's.
+        ExpertError: no bank holds its kind, or it is an encoder-decoder's.
     """
     require_embeddings(expert)
-    if expert.kind != "lora":
-        raise ExpertError(f"expert {expert.name!r}: is of kind {expert.kind!r}, this bank holds LoRA; export it with --form merged")
+    if not expert_kind(expert.kind).in_bank:
+        held = " and ".join(name for name in kind_names() if expert_kind(name).in_bank)
+        raise ExpertError(
+            f"expert {expert.name!r}: is of kind {expert.kind!r}, a bank holds {held}; "
+            "export it with --form merged"
+        )
 
 
-def check_fits(expert: Expert, groups: Sequence[Group], *, max_rank: int, fitting: Collection[str]) -> None:
+def check_fits(
+    expert: Expert, groups: Sequence[BankGroup], *, max_rank: int, backbones: Collection[str]
+) -> None:
     """Refuse an expert that a bank cannot hold.
 
+    Args:
+        backbones: digests of the backbones whose experts run on the bank's.
+
     Raises:
-        ExpertError: other backbone, not a LoRA, unknown site, rank over the bank's, or a wrong width.
+        ExpertError: another backbone, another kind, an unknown site, a rank over the bank's, or a
+            wrong width.
     """
-    if expert.backbone_digest not in fitting:
+    if expert.backbone_digest not in backbones:
         raise ExpertError(
-            f"expert {expert.name!r}: made for another backbone ({expert.backbone!r}, {expert.backbone_digest[:19]}…), "
-            f"the bank serves {' and '.join(digest[:19] + '…' for digest in fitting)}; tune it on the served backbone"
+            f"expert {expert.name!r}: made for another backbone ({expert.backbone!r}, "
+            f"{expert.backbone_digest[:19]}…), the bank serves "
+            f"{' and '.join(digest[:19] + '…' for digest in backbones)}; "
+            "tune it on the served backbone"
         )
-    require_lora(expert)
-    widths = {(group.factor, site): group.width for group in groups for site in group.sites}
-    for site, lora in expert.sites.items():
-        if ("A", site) not in widths:
-            raise ExpertError(f"expert {expert.name!r}: site {site!r} is not in the bank; export the bank with an expert that uses it")
-        for factor, found, width in (("A", lora["lora_A"].shape, widths["A", site]), ("B", lora["lora_B"].T.shape, widths["B", site])):
-            if found[0] > max_rank or found[1] != width:
-                raise ExpertError(
-                    f"expert {expert.name!r}: lora_{factor} at {site} has rank {found[0]} and width {found[1]}, "
-                    f"the bank needs rank <= {max_rank} and width {width}; export the bank with a larger --max-rank or retrain the expert"
-                )
+    require_bank_kind(expert)
+    kind = expert_kind(expert.kind)
+    where = f"expert {expert.name!r}"
+    kind.check_bank(expert.sites, groups, max_rank=max_rank, where=where)

@@ -23,31 +23,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pidep import plugins
+from pidep.artifacts.expert_record import SCHEMA, TEXT_SCHEMA, ExpertRecord
 from pidep.errors import ExpertError
-from pidep.experts.peft_format import lora_names, peft_config, peft_tensors, read_peft, read_peft_lora
+from pidep.experts.kind import Array
+from pidep.experts.kinds import expert_kind, kind_names
+from pidep.experts.peft_format import at_sites, peft_config, read_peft
 from pidep.files.atomic_write import atomic_folder, check_place
-from pidep.files.tensor_file import read_json, read_tensors, tensor_bytes
+from pidep.files.tensor_file import read_tensors, tensor_bytes
 
 __all__ = [
-    "KIND_NAMES",
-    "SCHEMA",
-    "TEXT_SCHEMA",
     "Expert",
     "check_name",
     "read_expert",
-    "read_peft_lora",
-    "read_tensors",
     "require_embeddings",
     "write_expert",
 ]
 
-SCHEMA = 1
-TEXT_SCHEMA = 2
-KIND_NAMES = plugins.names("pidep.kinds")
-Array = npt.NDArray[np.float32]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
 
@@ -93,20 +85,16 @@ class Expert:
     @property
     def in_peft_format(self) -> bool:
         """Whether it is written as a PEFT adapter."""
-        if self.kind == "prefix":
-            return self.peft is True and not any("bias" in tensors for tensors in self.sites.values())
-        return {"lora": True, "prompt": len(self.sites) == 1 and self.peft is not False}.get(self.kind, False)
+        return expert_kind(self.kind).written_for_peft(self.sites, peft_can=self.peft)
 
     @property
     def rank(self) -> int:
-        """Rank of a LoRA, shared by all sites."""
-        return len(next(iter(self.sites.values()))["lora_A"])
+        """Rank, bottleneck width or number of virtual tokens; the same at all sites."""
+        return expert_kind(self.kind).size_of(next(iter(self.sites.values())))
 
     def tensors(self) -> dict[str, Array]:
         """Names to arrays, as they enter the digest: PEFT's names for a LoRA, <site>.<tensor> for other kinds."""
-        if self.kind == "lora":
-            return lora_names(self.sites)
-        return {f"{site}.{name}": array for site, tensors in self.sites.items() for name, array in tensors.items()}
+        return expert_kind(self.kind).named(self.sites)
 
     @property
     def digest(self) -> str:
@@ -176,70 +164,69 @@ def read_expert(folder: str | Path) -> Expert:
     folder = Path(folder)
     if not folder.is_dir():
         raise ExpertError(f"{folder}: no such expert folder; give the folder that holds expert.json")
-    record = read_json(folder / "expert.json")
     where = folder / "expert.json"
-    kind = record.get("kind")
-    schema = record.get("schema")
-    if schema not in (SCHEMA, TEXT_SCHEMA) or kind not in KIND_NAMES:
+    record = ExpertRecord.read(where)
+    if record.kind not in kind_names():
         raise ExpertError(
-            f"{where}: schema {schema!r}, kind {kind!r}; this pidep reads schema {SCHEMA} and {TEXT_SCHEMA}, kinds {', '.join(KIND_NAMES)}"
+            f"{where}: kind {record.kind!r}, this pidep has {', '.join(kind_names())}; "
+            "install the package that adds the kind"
         )
-    in_peft = kind == "lora" or (folder / "adapter_config.json").is_file()
-    try:
-        sites, scaling, stabilized = _read_peft_sites(folder, record) if in_peft else (_read_sites(folder), 1.0, False)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _malformed(where, error) from error
-    texts_only = schema == TEXT_SCHEMA
-    labels = None if texts_only else read_tensors(folder / "labels.safetensors").get("label_embeddings")
-    try:
-        expert = Expert(
-            name=check_name(record["name"]),
-            backbone_digest=record["backbone_digest"],
-            backbone=record["backbone"],
-            sites=sites,
-            scaling=scaling,
-            labels=tuple(record["labels"]),
-            label_texts=tuple(record["label_texts"]),
-            label_embeddings=np.zeros((len(record["labels"]), 0), np.float32) if texts_only else np.ascontiguousarray(labels, np.float32),
-            logit_scale=float(record["logit_scale"]),
-            max_length=int(record["max_length"]),
-            metrics=record.get("metrics", {}),
-            provenance=record.get("provenance", {}),
-            kind=kind,
-            peft=True if in_peft else None,
-            rank_stabilized=stabilized,
-            max_answer_length=record["max_answer_length"] if texts_only else None,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise _malformed(where, error) from error
+    # a LoRA without its PEFT config is damaged; another kind without one is in pidep's own format
+    kind = expert_kind(record.kind)
+    in_peft = kind.only_in_peft or (folder / "adapter_config.json").is_file()
+    sites, scaling, stabilized = _read_peft_sites(folder, record) if in_peft else (_read_sites(folder), 1.0, False)
+    expert = Expert(
+        name=check_name(record.name),
+        backbone=record.backbone,
+        backbone_digest=record.backbone_digest,
+        sites=sites,
+        scaling=scaling,
+        labels=record.labels,
+        label_texts=record.label_texts,
+        label_embeddings=_read_label_embeddings(folder, record),
+        logit_scale=record.logit_scale,
+        max_length=record.max_length,
+        metrics=record.metrics,
+        provenance=record.provenance,
+        kind=record.kind,
+        peft=True if in_peft else None,
+        rank_stabilized=stabilized,
+        max_answer_length=record.max_answer_length,
+    )
     if expert.label_embeddings.ndim != 2 or len(expert.labels) != len(expert.label_embeddings):
         raise ExpertError(f"{folder}: {len(expert.labels)} labels but label_embeddings {expert.label_embeddings.shape}")
     if not np.isfinite(expert.label_embeddings).all():
         raise ExpertError(f"{folder / 'labels.safetensors'}: label_embeddings holds NaN or Inf")
-    if expert.digest != record.get("digest"):
+    if expert.digest != record.digest:
         raise ExpertError(
-            f"{folder}: digest mismatch, {where.name} says {record.get('digest')}, the tensors give {expert.digest}; copy it again"
+            f"{folder}: digest mismatch, {where.name} says {record.digest}, the tensors give {expert.digest}; copy it again"
         )
     return expert
 
 
-def _malformed(where: Path, error: Exception) -> ExpertError:
-    return ExpertError(f"{where}: missing or malformed entry ({error}); write it again with pidep tune or pidep import")
+def _read_label_embeddings(folder: Path, record: ExpertRecord) -> Array:
+    if record.schema_version == TEXT_SCHEMA:
+        return np.zeros((len(record.labels), 0), np.float32)
+    path = folder / "labels.safetensors"
+    labels = read_tensors(path).get("label_embeddings")
+    if labels is None:
+        raise ExpertError(f"{path}: expected a tensor 'label_embeddings', found none; copy the expert again")
+    return np.ascontiguousarray(labels, np.float32)
 
 
-def _read_peft_sites(folder: Path, record: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Array]], float, bool]:
+def _read_peft_sites(folder: Path, record: ExpertRecord) -> tuple[dict[str, Mapping[str, Array]], float, bool]:
     """Sites, scaling, and whether that is rsLoRA's."""
     adapter = read_peft(folder)
-    if adapter.kind != record["kind"]:
-        raise ExpertError(f"{folder / 'adapter_config.json'}: holds a {adapter.kind}, expert.json says {record['kind']}; copy it again")
+    if adapter.kind != record.kind:
+        raise ExpertError(f"{folder / 'adapter_config.json'}: holds a {adapter.kind}, expert.json says {record.kind}; copy it again")
     # PEFT keeps s as lora_alpha, and s · r / r is not always s again: the exact one is in expert.json
-    scaling = float(record.get("scaling", adapter.scaling))
+    scaling = adapter.scaling if record.scaling is None else record.scaling
     if not math.isclose(scaling, adapter.scaling, rel_tol=1e-9):
         raise ExpertError(
             f"{folder / 'adapter_config.json'}: lora_alpha and r make a scaling of {adapter.scaling}, "
             f"expert.json says {scaling}; copy it again"
         )
-    return adapter.at([str(site) for site in record["sites"]]), scaling, adapter.rank_stabilized
+    return at_sites(adapter, record.sites), scaling, adapter.rank_stabilized
 
 
 def check_expert_place(folder: Path) -> None:
@@ -259,31 +246,30 @@ def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array]
     check_name(expert.name)
     folder = Path(folder)
     check_expert_place(folder)
-    record = {
-        "schema": expert.schema,
-        "name": expert.name,
-        "kind": expert.kind,
-        "digest": expert.digest,
-        "backbone": expert.backbone,
-        "backbone_digest": expert.backbone_digest,
-        "sites": sorted(expert.sites),
-        "scaling": expert.scaling,
-        "labels": expert.labels,
-        "label_texts": expert.label_texts,
-        "logit_scale": expert.logit_scale,
-        "max_length": expert.max_length,
-        "metrics": expert.metrics,
-        "provenance": expert.provenance,
-    }
-    if expert.scores_texts:
-        record["max_answer_length"] = expert.max_answer_length
+    record = ExpertRecord(
+        schema=expert.schema,
+        name=expert.name,
+        kind=expert.kind,
+        digest=expert.digest,
+        backbone=expert.backbone,
+        backbone_digest=expert.backbone_digest,
+        sites=tuple(sorted(expert.sites)),
+        scaling=expert.scaling,
+        labels=expert.labels,
+        label_texts=expert.label_texts,
+        logit_scale=expert.logit_scale,
+        max_length=expert.max_length,
+        max_answer_length=expert.max_answer_length,
+        metrics=expert.metrics,
+        provenance=expert.provenance,
+    )
     with atomic_folder(folder) as temporary:
         if expert.in_peft_format:
             config = peft_config(
                 expert.kind, expert.sites, backbone=expert.backbone, scaling=expert.scaling, rank_stabilized=expert.rank_stabilized
             )
             (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-            name, tensors = "adapter_model.safetensors", peft_tensors(expert.kind, expert.sites)
+            name, tensors = "adapter_model.safetensors", expert_kind(expert.kind).peft_tensors(expert.sites)
         else:
             name, tensors = "expert.safetensors", expert.tensors()
         (temporary / name).write_bytes(tensor_bytes(tensors, metadata={"format": "pt"}))
@@ -291,5 +277,5 @@ def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array]
             (temporary / "labels.safetensors").write_bytes(tensor_bytes({"label_embeddings": expert.label_embeddings}))
         if fisher is not None:
             (temporary / "fisher.safetensors").write_bytes(tensor_bytes(fisher))
-        (temporary / "expert.json").write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        record.write(temporary / "expert.json")
     return folder

@@ -22,7 +22,7 @@ from pidep.backbones.choices import Choices
 from pidep.backbones.load import load_backbone
 from pidep.backbones.mini import Mini
 from pidep.errors import ExpertError, ParityError, UsageError
-from pidep.experts.bank import Group, pack, require_lora
+from pidep.experts.bank import BankGroup, pack, require_bank_kind
 from pidep.experts.folder import Expert, check_name, read_expert, require_embeddings
 from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.graph import bank_groups, export_bank_graph, export_merged_graph, export_vision_graph
@@ -275,7 +275,7 @@ def export_bank(
         raise UsageError(f"export: expected runs with different names, found {', '.join(names) or 'none'}")
     backbone = _backbone_of([source.expert for source in sources])
     for source in sources:
-        require_lora(source.expert)
+        require_bank_kind(source.expert)
     check_place(repo, "--repo")
     kept = [expert for name, expert in published.items() if name not in names]
     for expert in kept:
@@ -311,7 +311,7 @@ def export_bank(
     return Exported(BANK, repo / BANK, parity, {source.expert.name: source.expert.digest for source in sources})
 
 
-def _bank_parity(graph: Path, backbone: Backbone, sources: Sequence[Source], groups: Sequence[Group], *, rank: int) -> dict[str, Parity]:
+def _bank_parity(graph: Path, backbone: Backbone, sources: Sequence[Source], groups: Sequence[BankGroup], *, rank: int) -> dict[str, Parity]:
     session = _session(graph)
     experts: list[Expert | None] = [None, *(source.expert for source in sources)]
     feeds = {group.input: pack(group, experts, max_rank=rank) for group in groups}

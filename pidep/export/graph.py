@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pidep.adapters.fold import folded_into
-from pidep.adapters.kinds.lora import BankSite, bank_rows
-from pidep.adapters.mixture import Mixture, attached, linear_at
+from pidep.adapters.fold import folded_or_attached
+from pidep.adapters.kinds import adapter_kind
+from pidep.adapters.mixture import attached
+from pidep.adapters.site import WrappedSite, bank_rows
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.mini import Mini
 from pidep.errors import PidepError
-from pidep.experts.bank import Group, pack
+from pidep.experts.bank import BankGroup, pack
 from pidep.experts.folder import Expert
+from pidep.experts.kinds import expert_kind
 from pidep.inputs.row import Input, Row
 
 __all__ = ["bank_groups", "export_bank_graph", "export_merged_graph", "export_vision_graph"]
@@ -37,7 +39,7 @@ class _Merged(nn.Module):
 
 
 class _Bank(nn.Module):
-    def __init__(self, backbone: Backbone, groups: Sequence[Group]) -> None:
+    def __init__(self, backbone: Backbone, groups: Sequence[BankGroup]) -> None:
         super().__init__()
         self.model = backbone.model
         self.encode = backbone.forward
@@ -49,18 +51,20 @@ class _Bank(nn.Module):
             rows = tensor.index_select(0, expert_index)  # [B, S, R, width]
             for site, factor in zip(group.sites, rows.unbind(1), strict=True):
                 by_site.setdefault(site, {})[group.factor] = factor
-        with bank_rows({site: (pair["A"], pair["B"]) for site, pair in by_site.items()}):
+        with bank_rows(by_site):
             return self.encode(**inputs)
 
 
-def bank_groups(model: nn.Module, sites: Sequence[str]) -> list[Group]:
-    """Sites grouped by the width of their factors, in a fixed order."""
-    widths: dict[tuple[str, int], list[str]] = {}
-    for site in sites:
-        linear = linear_at(model, site)
-        widths.setdefault(("A", linear.in_features), []).append(site)
-        widths.setdefault(("B", linear.out_features), []).append(site)
-    return [Group(f"lora_{factor.lower()}_{width}", factor, width, tuple(names)) for (factor, width), names in sorted(widths.items())]
+def bank_groups(model: nn.Module, sites: Sequence[str], *, kind: str = "lora") -> list[BankGroup]:
+    """The graph inputs that hold experts of a kind at these sites, in a fixed order."""
+    shapes = {site: adapter_kind(kind).shapes(model, site, 1) for site in sites}
+    return expert_kind(kind).bank_groups(shapes)
+
+
+def _bank_site(group: BankGroup, site: str) -> WrappedSite:
+    make = adapter_kind(group.kind).bank_site
+    assert make is not None, group.kind
+    return make(site)
 
 
 def _to_onnx(
@@ -105,19 +109,18 @@ def export_merged_graph(backbone: Backbone, expert: Expert, path: Path, *, opset
     """Inputs as `backbone.prepare` gives them; output `logits` [B, C] fp32."""
     inputs, axes = _example(backbone)
     names = {"inputs": list(inputs), "outputs": ["logits"]}
-    acting = folded_into(backbone.model, expert.sites, scaling=expert.scaling) if expert.kind == "lora" else None
-    with acting or attached(backbone.model, Mixture.of([expert])):
+    with folded_or_attached(backbone.model, expert.sites, kind=expert.kind, scaling=expert.scaling):
         _to_onnx(_Merged(backbone, expert), {"inputs": inputs}, path, opset=opset, shapes={"inputs": axes}, names=names)
 
 
-def export_bank_graph(backbone: Backbone, groups: Sequence[Group], path: Path, *, max_rank: int, opset: int) -> None:
+def export_bank_graph(backbone: Backbone, groups: Sequence[BankGroup], path: Path, *, max_rank: int, opset: int) -> None:
     """Inputs as merged, `expert_index` [B] int64 and one [E, S, R, width] fp32 a group; output `sentence_embedding` [B, D], unit rows."""
     inputs, axes = _example(backbone)
     count = torch.export.Dim("experts")
     factors = [torch.from_numpy(pack(group, [None] * 4, max_rank=max_rank)) for group in groups]
     shapes = {"inputs": axes, "expert_index": {0: axes["input_ids"][0]}, "factors": [{0: count} for _ in groups]}
     names = {"inputs": [*inputs, "expert_index", *(group.input for group in groups)], "outputs": ["sentence_embedding"]}
-    sites = {site: BankSite(site) for group in groups for site in group.sites}
+    sites = {site: _bank_site(group, site) for group in groups for site in group.sites}
     with attached(backbone.model, sites):
         arguments = {"inputs": inputs, "expert_index": torch.tensor([1, 2, 3]), "factors": factors}
         _to_onnx(_Bank(backbone, groups), arguments, path, opset=opset, shapes=shapes, names=names)

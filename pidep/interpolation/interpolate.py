@@ -27,7 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pidep.adapters.kinds import kind_named
+from pidep.adapters.kinds import adapter_kind
 from pidep.adapters.mixture import AlphaPer, Mixture, fresh
 from pidep.experts.folder import Expert
 from pidep.interpolation.guard import Decision, averaging_weights, calibrated, folds_of, guard, trust
@@ -239,7 +239,7 @@ class _Learner:
     def _in_context(self, own: Expert, train: Split) -> tuple[Groups, Schedule, Mixture]:
         """The own expert learned again, from nothing, inside the mixture; helpers stay as they are, α moves a little."""
         settings, believed = self.settings, trust(len(train.labels))
-        size = kind_named(own.kind).size_of(next(iter(own.sites.values())))
+        size = adapter_kind(own.kind).size_of(next(iter(own.sites.values())))
         start = fresh(self.scorer.backbone.model, sorted(own.sites), kind=own.kind, size=size)
         experts = [replace(own, sites=dict(start)), *self.helpers]
         mixture = Mixture.of(experts, per=settings.alpha_per, num_learned=1, on_outputs=True)

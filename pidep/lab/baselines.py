@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pidep.adapters.kinds import kind_named
+from pidep.adapters.kinds import adapter_kind
 from pidep.adapters.mixture import Mixture, find_sites, fresh
 from pidep.adapters.site import ExpertSite
 from pidep.errors import UsageError
@@ -74,7 +74,7 @@ class Recipe:
     @property
     def learning_rate(self) -> float:
         """Peak learning rate."""
-        return self.rate * kind_named(self.kind).learning_rate
+        return self.rate * adapter_kind(self.kind).learning_rate
 
     def schedule(self, phase: str, seed: int) -> Schedule:
         """The recipe's steps and batches for a phase of training."""

@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pidep.adapters.kinds import kind_named
+from pidep.adapters.kinds import adapter_kind
 from pidep.adapters.mixture import find_sites
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.layer_cache import layers_below
 from pidep.errors import TaskError, UsageError, did_you_mean
+from pidep.experts.kinds import expert_kind
 from pidep.interpolation.interpolate import InterpolateSettings
 from pidep.lab.baselines import Recipe
 from pidep.lab.compare_config import ONLY_FOR, CompareConfig, Method
@@ -135,7 +136,7 @@ class Grid:
             if config.pool is not None and not self.extra(kind):
                 raise UsageError(f"{config.pool}: no expert of kind {kind!r} of this backbone on these sites; run without --pool")
             for name, entry in self.extra(kind).items():
-                size = kind_named(kind).size_of(next(iter(entry.expert.sites.values())))
+                size = adapter_kind(kind).size_of(next(iter(entry.expert.sites.values())))
                 if size != config.size:
                     raise UsageError(
                         f"{config.pool}: {name!r} is of size {size}, and task embeddings compare experts of one size, here {config.size}; "
@@ -180,7 +181,7 @@ class Grid:
             kind=key.kind,
             sites=self.sites[key.kind],
             size=config.size,
-            scaling=config.lora_alpha / config.size if key.kind == "lora" else 1.0,
+            scaling=expert_kind(key.kind).scaling(config.lora_alpha, config.size),
             rate=config.full_rate if full else config.rate or few_shot_share(num_rows),
             steps=config.full_steps if full else few_steps,
             batch_size=config.full_batch_size if full else config.batch_size,

@@ -14,7 +14,7 @@ import onnxruntime
 
 from pidep.artifacts.names import BACKBONE
 from pidep.errors import ExpertError, PidepError, ServingError
-from pidep.experts.bank import Group, check_fits, fill_row
+from pidep.experts.bank import BankGroup, check_fits, fill_row
 from pidep.experts.folder import Expert
 from pidep.runtime.reader import Question, Reader
 from pidep.runtime.session import open_session
@@ -31,7 +31,7 @@ class BankSpec:
     backbone_digest: str
     graph_digest: str
     max_rank: int
-    groups: tuple[Group, ...]
+    groups: tuple[BankGroup, ...]
     store: Path
     also_fitting: tuple[str, ...] = ()
     """Digests of other backbones whose experts act on this one as they do there."""
@@ -50,7 +50,7 @@ class BankSpec:
         path = version_folder / "bank.json"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            groups = tuple(Group(**{**group, "sites": tuple(group["sites"])}) for group in record["groups"])
+            groups = tuple(BankGroup(**{**group, "sites": tuple(group["sites"])}) for group in record["groups"])
             store = (version_folder / record["expert_store"]).resolve()
             digests = (record["backbone_digest"], record["graph_digest"])
             also, longest = tuple(record.get("also_fitting", ())), int(record.get("max_positions", 512))
@@ -62,7 +62,7 @@ class BankSpec:
 
     def check(self, expert: Expert) -> None:
         """Raise `ExpertError` when the bank cannot hold the expert."""
-        check_fits(expert, self.groups, max_rank=self.max_rank, fitting=(self.backbone_digest, *self.also_fitting))
+        check_fits(expert, self.groups, max_rank=self.max_rank, backbones=(self.backbone_digest, *self.also_fitting))
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Generation:
     experts: dict[str, Expert] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     factors: dict[str, Array] = field(default_factory=dict)
-    """Group input to `[E, S, R, width]`; row 0 is the bare backbone."""
+    """BankGroup input to `[E, S, R, width]`; row 0 is the bare backbone."""
     values: dict[str, Any] = field(default_factory=dict)
     """The same as OrtValues, kept where the graph runs."""
 

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.errors import ExpertError
-from pidep.experts.folder import read_tensors
 from pidep.files.cache_file import read_cached, write_cached
+from pidep.files.tensor_file import read_tensors
 from pidep.similarity.measures import Embedding, Layout, Neighbour, Vector
 from pidep.similarity.sketch import WIDTH, Sketcher
 

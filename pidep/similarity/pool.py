@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.errors import ExpertError, did_you_mean
-from pidep.experts.folder import Expert, read_expert, read_tensors
+from pidep.experts.folder import Expert, read_expert
+from pidep.files.tensor_file import read_tensors
 from pidep.similarity.index import EMBEDDING_FILE, TaskIndex, fisher_kind, read_record, task_folders
 from pidep.similarity.measures import Neighbour, SiteAgreement, explain, similarity
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pidep.adapters.mixture import Mixture, find_sites
 from pidep.backbones.load import load_backbone
 from pidep.experts.folder import Expert, check_expert_place, check_name, write_expert
-from pidep.experts.peft_format import read_peft
+from pidep.experts.peft_format import at_sites, read_peft
 from pidep.tasks.hub import with_labels
 from pidep.tasks.task import load_task
 from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
@@ -25,12 +25,12 @@ def adopt(folder: Path, *, task: str, out: Path, name: str | None = None, backbo
     found = with_labels(load_task(task))
     adapter = read_peft(folder)
     encoder = load_backbone(backbone)
-    places = [] if adapter.kind == "lora" else find_sites(encoder.model, kind=adapter.kind)
+    places = [] if adapter.sites else find_sites(encoder.model, kind=adapter.kind)
     expert = Expert(
         name=check_name(name or found.name),
         backbone=encoder.name,
         backbone_digest=encoder.digest,
-        sites=adapter.at(places),
+        sites=at_sites(adapter, places),
         scaling=adapter.scaling,
         kind=adapter.kind,
         peft=True,

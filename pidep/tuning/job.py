@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from pidep.adapters.kinds import kind_named
-from pidep.adapters.kinds.lora import scaling
+from pidep.adapters.kinds import adapter_kind
 from pidep.adapters.mixture import Mixture, find_sites
 from pidep.adapters.places import peft_can
 from pidep.adapters.site import Tensors
@@ -20,6 +19,7 @@ from pidep.backbones.backbone import Backbone
 from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.errors import TaskError
 from pidep.experts.folder import Expert, check_name
+from pidep.experts.kinds import expert_kind
 from pidep.inputs.row import as_row
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data, load_texts
 from pidep.tasks.hub import with_labels
@@ -60,16 +60,14 @@ class Job:
     @property
     def learning_rate(self) -> float:
         """Peak learning rate of the own expert: the one given, else the kind's, of few shots a share of it."""
-        usual = kind_named(self.config.kind).learning_rate
+        usual = adapter_kind(self.config.kind).learning_rate
         return self.config.learning_rate or usual * (1.0 if self.config.shots is None else few_shot_share(len(self.train.labels)))
 
     @property
     def scaling(self) -> float:
         """s of a LoRA; 1 for other kinds."""
         config = self.config
-        if config.kind != "lora":
-            return 1.0
-        return scaling(config.lora_alpha, config.rank, rank_stabilized=config.rank_stabilized)
+        return expert_kind(config.kind).scaling(config.lora_alpha, config.rank, rank_stabilized=config.rank_stabilized)
 
     def schedule(self, phase: str, steps: int) -> Schedule:
         """This run's settings for a phase."""

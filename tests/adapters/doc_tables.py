@@ -9,7 +9,7 @@ from pidep.adapters.kinds import KINDS
 from pidep.adapters.mixture import find_sites
 from pidep.adapters.places import peft_can
 from pidep.adapters.tested import EVERY
-from pidep.experts.peft_format import PEFT_TYPES
+from pidep.experts.peft_format import peft_types
 from tests.adapters.zoo import FITS, ZOO
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "concepts" / "experts.md"
@@ -42,7 +42,7 @@ def kinds_table() -> str:
     rows = ["| kind | what it changes | numbers a site | PEFT format | default learning rate | where it fits |", "| --- " * 6 + "|"]
     for name in EVERY:
         kind = KINDS[name]
-        peft = {"prefix": f"`{PEFT_TYPES['prefix']}`, see below", "adapter": "none", "bitfit": "none"}.get(name) or f"`{PEFT_TYPES[name]}`"
+        peft = {"prefix": f"`{peft_types()['prefix']}`, see below", "adapter": "none", "bitfit": "none"}.get(name) or f"`{peft_types()[name]}`"
         rows.append(f"| `{name}` | {kind.changes} | {WEIGHS[name]} | {peft} | {kind.learning_rate:g} | {FITS_WHERE[name]} |")
     return "\n".join(rows)
 

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from pidep.adapters import kinds
 from pidep.adapters.attention import configs
 from pidep.adapters.dense import linear_at
-from pidep.adapters.fold import folded_into
-from pidep.adapters.kinds import KINDS, kind_named
+from pidep.adapters.fold import folded_or_attached
+from pidep.adapters.kinds import KINDS, adapter_kind
 from pidep.adapters.mixture import Mixture, attached
 from pidep.adapters.places import find_sites, fresh, peft_can
 from pidep.adapters.site import Tensors
 from pidep.errors import ExpertError
-from pidep.experts.folder import KIND_NAMES, Expert, read_expert, write_expert
+from pidep.experts.folder import Expert, read_expert, write_expert
+from pidep.experts.kinds import kind_names
 from tests.adapters.zoo import BATCH, FITS, LENGTH, ZOO, Architecture
 
 CASES = [(name, kind) for name in ZOO for kind in KINDS if isinstance(FITS[name][kind], int)]
@@ -309,11 +310,11 @@ def test_the_order_of_experts_is_nothing(
 
 
 def test_a_kind_is_one_file() -> None:
-    assert tuple(KINDS) == KIND_NAMES
+    assert tuple(KINDS) == kind_names()
     assert KINDS.keys() == {path.stem for path in Path(kinds.__file__).parent.glob("*.py")} - {"__init__"}
     assert all(name == kind.name for name, kind in KINDS.items())
     with pytest.raises(ExpertError, match=r"expert kind 'lorra': expected one of .* \(did you mean 'lora'\?\)"):
-        kind_named("lorra")
+        adapter_kind("lorra")
 
 
 HOULSBY = {
@@ -393,7 +394,7 @@ def test_a_conv1d_is_a_linear_over_the_same_memory() -> None:
     before = run(ZOO["GPT-2"], model)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     want = run(ZOO["GPT-2"], model, mixture_of(expert, kind="lora"))
-    with folded_into(model, expert, scaling=1.5):
+    with folded_or_attached(model, expert, kind="lora", scaling=1.5):
         torch.testing.assert_close(run(ZOO["GPT-2"], model), want, atol=2e-5, rtol=1e-5)
     assert torch.equal(run(ZOO["GPT-2"], model), before)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

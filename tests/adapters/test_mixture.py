@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pidep.adapters.fold import folded_into
+from pidep.adapters.fold import folded_or_attached
 from pidep.adapters.kinds.lora import LoraSite
 from pidep.adapters.mixture import Mixture, attached, find_sites, fresh
 from pidep.errors import ExpertError
@@ -29,7 +29,7 @@ def test_detach_restores_bit_for_bit(tiny) -> None:
     assert not torch.equal(embed(tiny, Mixture.of([make_expert(tiny)])), before)
     assert torch.equal(embed(tiny), before)
     assert dict(tiny.model.named_modules()) == modules
-    with folded_into(tiny.model, make_expert(tiny).sites, scaling=2.0):
+    with folded_or_attached(tiny.model, make_expert(tiny).sites, kind="lora", scaling=2.0):
         pass
     assert all(torch.equal(value, state[name]) for name, value in tiny.model.state_dict().items())
 
@@ -66,7 +66,7 @@ def test_fold_equals_the_unfolded_mixture(tiny) -> None:
     unfolded = embed(tiny, mixture)
     folded = mixture.folded()
     torch.testing.assert_close(embed(tiny, Mixture([folded], [1.0])), unfolded, atol=1e-5, rtol=0)
-    with folded_into(tiny.model, folded, scaling=1.0):
+    with folded_or_attached(tiny.model, folded, kind="lora", scaling=1.0):
         torch.testing.assert_close(embed(tiny), unfolded, atol=1e-5, rtol=0)
 
 

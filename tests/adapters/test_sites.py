@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from pidep.adapters.forward_facts import forward_facts
 from pidep.adapters.kinds import KINDS
-from pidep.adapters.layout import layout
 from pidep.adapters.mixture import find_sites
 from pidep.adapters.places import parameters_of, skeleton, survey
 from pidep.adapters.tested import EVERY, TESTED
@@ -32,8 +32,8 @@ def test_a_config_is_enough(name: str, tmp_path: Path) -> None:
     bare, real = skeleton(tmp_path), model_of(name)
     assert {parameter.device.type for parameter in bare.parameters()} == {"meta"}
     assert parameters_of(bare) == parameters_of(real)
-    assert not layout(bare).problem
-    assert (layout(bare).apart, layout(bare).keys_and_values) == (layout(real).apart, layout(real).keys_and_values)
+    assert not forward_facts(bare).problem
+    assert (forward_facts(bare).apart, forward_facts(bare).keys_and_values) == (forward_facts(real).apart, forward_facts(real).keys_and_values)
     for kind, fits in FITS[name].items():
         if isinstance(fits, int):
             found = survey(bare, kind=kind, size=3)
@@ -60,8 +60,8 @@ def test_the_command_knows_every_architecture(
 
 def test_layers_that_no_forward_pass_calls_are_only_taken_when_named() -> None:
     model = model_of("FLAVA")
-    assert layout(model).idle == {"image_projection", "text_projection"}
-    assert not layout(model).idle & set(find_sites(model))
+    assert forward_facts(model).idle == {"image_projection", "text_projection"}
+    assert not forward_facts(model).idle & set(find_sites(model))
     assert find_sites(model, ["text_projection"]) == ["text_projection"]
 
 
@@ -78,11 +78,11 @@ def test_a_survey_counts_what_an_expert_holds() -> None:
 
 
 def test_layers_whose_samples_stay_apart() -> None:
-    apart = layout(model_of("DeBERTa-v2")).apart
+    apart = forward_facts(model_of("DeBERTa-v2")).apart
     assert apart is not None
     assert "encoder.layer.0.attention.self.value_proj" in apart
     assert not apart & {"encoder.layer.0.attention.self.query_proj", "encoder.layer.0.attention.self.key_proj", "encoder.LayerNorm"}
-    assert "decoder.layers.0.fc1" in (layout(model_of("OPT")).apart or ())  # flattened, but every sample has its share
+    assert "decoder.layers.0.fc1" in (forward_facts(model_of("OPT")).apart or ())  # flattened, but every sample has its share
 
 
 def test_a_look_at_the_layout_leaves_no_trace() -> None:
@@ -90,13 +90,13 @@ def test_a_look_at_the_layout_leaves_no_trace() -> None:
     model.get_submodule("encoder.layer.0").train()
     modes = {name: module.training for name, module in model.named_modules()}
     random = torch.random.get_rng_state()
-    layout(model)
+    forward_facts(model)
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert torch.equal(torch.random.get_rng_state(), random)
     assert model.config._attn_implementation == "sdpa"
     shuffling = ZOO["ViLT"].build()  # draws the order of its patches
     random = torch.random.get_rng_state()
-    layout(shuffling)
+    forward_facts(shuffling)
     assert torch.equal(torch.random.get_rng_state(), random)
 
 

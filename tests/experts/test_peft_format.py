@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pidep.adapters.kinds.lora import scaling
 from pidep.adapters.mixture import find_sites
 from pidep.adapters.places import peft_can
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, read_expert, write_expert
-from pidep.experts.peft_format import in_layer_order, read_peft
+from pidep.experts.kinds import expert_kind
+from pidep.experts.peft_format import at_sites, in_layer_order, read_peft
 from tests.adapters.test_kinds import make, mixture_of, run
 from tests.adapters.zoo import ZOO, Architecture
 
@@ -114,13 +114,13 @@ def test_pidep_loads_what_peft_writes(kind: str, name: str, tmp_path: Path) -> N
     architecture, model = trained_by_peft(kind, name, tmp_path)
     found = read_peft(tmp_path)
     assert found.kind == kind
-    sites = found.at(find_sites(architecture.build(), kind=kind))
+    sites = at_sites(found, find_sites(architecture.build(), kind=kind))
     torch.testing.assert_close(ours(architecture, kind, sites, scale=found.scaling), theirs(architecture, model), atol=2e-5, rtol=1e-4)
 
 
 def test_a_projected_prefix_comes_flattened(tmp_path: Path) -> None:
     architecture, model = trained_by_peft("prefix", "BERT", tmp_path, prefix_projection=True, encoder_hidden_size=8)
-    sites = read_peft(tmp_path).at(find_sites(architecture.build(), kind="prefix"))
+    sites = at_sites(read_peft(tmp_path), find_sites(architecture.build(), kind="prefix"))
     torch.testing.assert_close(ours(architecture, "prefix", sites), theirs(architecture, model), atol=2e-5, rtol=1e-4)
 
 
@@ -132,7 +132,7 @@ def test_of_an_encoder_decoders_prompt_the_encoders_half_is_read(tmp_path: Path)
     save_file({"prompt_embeddings": halves}, tmp_path / "adapter_model.safetensors")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "num_transformer_submodules": 2}))
-    sites = read_peft(tmp_path).at(find_sites(architecture.build(), kind="prompt"))
+    sites = at_sites(read_peft(tmp_path), find_sites(architecture.build(), kind="prompt"))
     torch.testing.assert_close(ours(architecture, "prompt", sites), theirs(architecture, model), atol=2e-5, rtol=1e-4)
 
 
@@ -159,7 +159,7 @@ def test_scaling_survives_peft_to_the_last_bit(alpha: float, rank: int, rank_sta
 
     from tests.conftest import make_expert
 
-    exact = scaling(alpha, rank, rank_stabilized=rank_stabilized)
+    exact = expert_kind("lora").scaling(alpha, rank, rank_stabilized=rank_stabilized)
     assert exact == (alpha / rank**0.5 if rank_stabilized else alpha / rank)
     expert = replace(make_expert(tiny, rank=rank, scaling=exact), rank_stabilized=rank_stabilized)
     again = read_expert(write_expert(expert, tmp_path / "e"))

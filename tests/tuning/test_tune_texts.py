@@ -15,7 +15,7 @@ from pidep.adapters.mixture import Mixture, attached
 from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.backbones.likelihoods import Likelihoods
 from pidep.errors import BackboneError, ExpertError, TaskError, UsageError
-from pidep.experts.bank import require_lora
+from pidep.experts.bank import require_bank_kind
 from pidep.experts.folder import Expert, read_expert, write_expert
 from pidep.export.entries import read_source
 from pidep.inputs.row import Row
@@ -174,7 +174,7 @@ def test_its_experts_are_neither_exported_nor_put_in_a_bank(t5: EncoderDecoder, 
     with pytest.raises(ExpertError, match=message):
         read_source(folder, rows=8)
     with pytest.raises(ExpertError, match=message):
-        require_lora(expert)
+        require_bank_kind(expert)
 
 
 @pytest.mark.parametrize("free", [False, True])
@@ -191,7 +191,7 @@ def test_what_decides_an_answer_is_in_the_digest(free: bool, t5: EncoderDecoder,
     with pytest.raises(ExpertError, match="digest mismatch"):
         read_expert(tmp_path / "e")
     path.write_text(json.dumps({**record, "schema": 3}))
-    with pytest.raises(ExpertError, match="schema 3, kind 'lora'; this pidep reads schema 1 and 2"):
+    with pytest.raises(ExpertError, match="schema 3, this pidep reads schema 1 and 2"):
         read_expert(tmp_path / "e")
     path.write_text(json.dumps({**record, "schema": 1}))
     with pytest.raises(ExpertError, match=r"labels.safetensors"):

@@ -1,25 +1,31 @@
-"""The kinds of expert, one file each: a module here that ends with a `KIND` is one, and nothing else has to know of it.
+"""How experts of each kind act on a torch module, one file each.
 
-May import `pidep.experts.{site,dense,attention,layout,positions}`, `pidep.kernels` and `pidep.errors`.
+May import the other modules of `pidep.adapters` that are not `mixture` or `places`,
+`pidep.experts.kinds`, `pidep.kernels` and `pidep.errors`.
 """
 
 from importlib import import_module
-from pkgutil import iter_modules
 
-from pidep.adapters.site import Kind
-from pidep.errors import ExpertError, did_you_mean
+from pidep.adapters.site import AdapterKind
+from pidep.experts.kinds import expert_kind, kind_names
 
-__all__ = ["KINDS", "kind_named"]
-
-KINDS: dict[str, Kind] = {found.name: import_module(f"{__name__}.{found.name}").KIND for found in iter_modules(__path__)}
+__all__ = ["KINDS", "adapter_kind"]
 
 
-def kind_named(name: str) -> Kind:
+def _load(name: str) -> AdapterKind:
+    module, _, attribute = expert_kind(name).adapter.partition(":")
+    found: AdapterKind = getattr(import_module(module), attribute)
+    return found
+
+
+KINDS: dict[str, AdapterKind] = {name: _load(name) for name in kind_names()}
+"""Every kind by name, also those that other packages add."""
+
+
+def adapter_kind(name: str) -> AdapterKind:
     """The kind of that name.
 
     Raises:
         ExpertError: there is none.
     """
-    if name not in KINDS:
-        raise ExpertError(f"expert kind {name!r}: expected one of {', '.join(KINDS)}{did_you_mean(name, KINDS)}")
-    return KINDS[name]
+    return KINDS[expert_kind(name).name]

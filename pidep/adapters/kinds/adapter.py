@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pidep.adapters.dense import dense_layers, widths
-from pidep.adapters.site import Array, Kind, LayerSite, to_array
+from pidep.adapters.site import AdapterKind, Array, LayerSite, to_array
+from pidep.experts.kinds.adapter import KIND as ADAPTER
 
 __all__ = ["KIND", "AdapterSite"]
 
@@ -77,15 +78,14 @@ def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Ten
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-KIND = Kind(
-    "adapter",
+KIND = AdapterKind(
+    ADAPTER,
     AdapterSite,
     needs="projection back to the residual stream of a known name",
     changes="adds up(relu(down(y))) to the output y of attention and feed-forward",
     candidates=_candidates,
     shapes=_shapes,
     start=_start,
-    size_of=lambda tensors: len(tensors["down"]),
     learning_rate=1e-3,
     mixes_outputs=True,
     named_patterns={"houlsby": list, "pfeiffer": _feed_forward},

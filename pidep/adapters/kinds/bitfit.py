@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pidep.adapters.dense import is_dense
-from pidep.adapters.site import Kind, LayerSite
+from pidep.adapters.site import AdapterKind, LayerSite
+from pidep.experts.kinds.bitfit import KIND as BITFIT
 
 __all__ = ["KIND", "BitfitSite"]
 
@@ -37,14 +38,13 @@ def _start(_: str, shape: tuple[int, ...], __: torch.Generator) -> Tensor:
     return torch.zeros(shape)
 
 
-KIND = Kind(
-    "bitfit",
+KIND = AdapterKind(
+    BITFIT,
     BitfitSite,
     needs="Linear or LayerNorm with a bias",
     changes="adds to every bias",
     candidates=_candidates,
     shapes=_shapes,
     start=_start,
-    size_of=lambda _: 1,
     learning_rate=2.5e-3,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
@@ -10,17 +9,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pidep.adapters.dense import dense_layers, widths
-from pidep.adapters.site import Array, Kind, LayerSite, Tensors, WrappedSite, everywhere, to_array
+from pidep.adapters.dense import dense_layers, linear_at, widths
+from pidep.adapters.site import AdapterKind, Array, BankSite, LayerSite, Tensors, everywhere, to_array
+from pidep.experts.kinds.lora import KIND as LORA
 from pidep.kernels.lora_bank import lora_bank
+from pidep.kernels.lora_fold import lora_fold
 from pidep.kernels.lora_mixture import lora_mixture
 
-__all__ = ["KIND", "BankSite", "LoraSite", "bank_rows", "linears", "scaling"]
-
-
-def scaling(lora_alpha: float, rank: int, *, rank_stabilized: bool = False) -> float:
-    """s in ΔW = s·BA: alpha / r, or alpha / √r (rsLoRA; Kalajdzievski, 2023), which keeps the update's size as the rank grows."""
-    return lora_alpha / (math.sqrt(rank) if rank_stabilized else rank)
+__all__ = ["KIND", "LoraBankSite", "LoraSite"]
 
 
 class LoraSite(LayerSite):
@@ -89,38 +85,32 @@ def _joined(parts: Sequence[Tensor], like: Tensor, axis: int) -> Tensor:
     return torch.cat(list(parts), axis) if parts else like.narrow(axis, 0, 0).clone()
 
 
-_CURRENT_ROWS: list[Mapping[str, tuple[Tensor, Tensor]]] = []
-
-
-@contextmanager
-def bank_rows(rows: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Give each `BankSite` its per-row factors for one forward pass.
-
-    A module-level stack because `torch.export` copies modules and would lose what hangs on them.
-    """
-    _CURRENT_ROWS.append(rows)
-    try:
-        yield
-    finally:
-        _CURRENT_ROWS.pop()
-
-
-class BankSite(WrappedSite):
-    """A dense layer plus the LoRA of each row's own expert, taken from `bank_rows`."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(1)
-        self.name = name
+class LoraBankSite(BankSite):
+    """A dense layer plus the LoRA of each row's own expert."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, in]` to `[B, T, out]`."""
         assert self.base is not None
-        return cast(Tensor, self.base(x) + lora_bank(x, *_CURRENT_ROWS[-1][self.name]))
+        rows = self.row_tensors()
+        return cast(Tensor, self.base(x) + lora_bank(x, rows["A"], rows["B"]))
 
 
-def linears(model: nn.Module) -> list[str]:
-    """Every Linear or Conv1D."""
-    return dense_layers(model)
+@contextmanager
+def _fold(model: nn.Module, sites: Mapping[str, Tensors], scaling: float) -> Iterator[None]:
+    """Add s·BA (summed in fp32, rounded once) to the backbone's weights; the old weights come back bit for bit."""
+    linears = {site: linear_at(model, site) for site in sites}
+    kept = {site: linear.weight.detach().clone() for site, linear in linears.items()}
+    try:
+        with torch.no_grad():
+            for site, lora in sites.items():
+                weight = linears[site].weight
+                a, b = (torch.from_numpy(lora[name]).to(weight.device) for name in ("lora_A", "lora_B"))
+                lora_fold(weight, a, b, a.new_full((len(a),), scaling), out=weight)
+        yield
+    finally:
+        with torch.no_grad():
+            for site, weight in kept.items():
+                linears[site].weight.copy_(weight)
 
 
 def _shapes(model: nn.Module, site: str, rank: int) -> dict[str, tuple[int, ...]]:
@@ -136,16 +126,18 @@ def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Ten
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-KIND = Kind(
-    "lora",
+KIND = AdapterKind(
+    LORA,
     LoraSite,
     needs="Linear",
     changes="adds s·B A x to a Linear's output",
-    candidates=linears,
+    candidates=dense_layers,
     shapes=_shapes,
     start=_start,
-    size_of=lambda tensors: len(tensors["lora_A"]),
     learning_rate=1e-3,
     keeps_tensors=True,
     in_peft=everywhere,
+    place="Linear",
+    fold=_fold,
+    bank_site=LoraBankSite,
 )

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from pidep.adapters.attention import route
-from pidep.adapters.layout import layout
+from pidep.adapters.forward_facts import forward_facts
 from pidep.adapters.positions import shift
-from pidep.adapters.site import Array, ExpertSite, Kind, Tensors, Undo, to_array
+from pidep.adapters.site import AdapterKind, Array, ExpertSite, Tensors, Undo, to_array
 from pidep.errors import ExpertError
+from pidep.experts.kinds.prefix import KIND as PREFIX
 
 __all__ = ["KIND", "PrefixSite"]
 
@@ -156,14 +157,14 @@ def _rows_like(rows: Tensor, batch: int) -> Tensor:
 
 
 def _candidates(model: nn.Module) -> list[str]:
-    found = layout(model)
+    found = forward_facts(model)
     if found.problem:
         raise ExpertError(f"prefix experts: {type(model).__name__} does not run on a tiny input ({found.problem}); use another kind")
     return [name for name, _ in model.named_modules() if name in found.keys_and_values]
 
 
 def _shapes(model: nn.Module, site: str, tokens: int) -> dict[str, tuple[int, ...]]:
-    key, value = layout(model).keys_and_values[site]
+    key, value = forward_facts(model).keys_and_values[site]
     return {"key": (tokens, key), "value": (tokens, value)}
 
 
@@ -171,7 +172,7 @@ def _start(_: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor
     return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
 
 
-def _of_one_width(site: str, parts: Sequence[Tensors]) -> list[Tensors]:
+def _same_shapes(site: str, parts: Sequence[Tensors]) -> list[Tensors]:
     """Prefixes of as many side by side, each with a bias, where any has one; idle virtual tokens make up for it."""
     for part in parts:
         if "bias" in part and (part["bias"].ndim != 2 or part["bias"].size != len(part["key"])):
@@ -196,26 +197,24 @@ def _filled_up(part: Tensors, more: int) -> Tensors:
 
 def _in_peft(model: nn.Module, sites: Sequence[str]) -> bool:
     """PEFT hands the prefix over as a filled KV cache: one stack of layers that takes one, and a prefix in every layer."""
-    found = layout(model).keys_and_values
+    found = forward_facts(model).keys_and_values
     one_stack = len({re.sub(r"\d+", "#", name) for name in found}) == 1
     one_width = len({width for pair in found.values() for width in pair}) == 1
     takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
     return one_stack and one_width and takes_cache and set(sites) == set(found)
 
 
-KIND = Kind(
-    "prefix",
+KIND = AdapterKind(
+    PREFIX,
     PrefixSite,
     needs="attention that goes through transformers' attention interface",
     changes="adds P keys and values to attention layers",
     candidates=_candidates,
     shapes=_shapes,
     start=_start,
-    size_of=lambda tensors: len(tensors["key"]),
     learning_rate=1e-2,
-    optional=frozenset({"bias"}),
     mixes_outputs=True,
-    of_one_width=_of_one_width,
+    same_shapes=_same_shapes,
     only_on_outputs=lambda tensors: "bias" in tensors,
     around=_around,
     in_peft=_in_peft,

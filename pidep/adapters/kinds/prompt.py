@@ -15,10 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pidep.adapters.layout import layout
+from pidep.adapters.forward_facts import forward_facts
 from pidep.adapters.positions import check_room
-from pidep.adapters.site import ExpertSite, Kind, Undo
+from pidep.adapters.site import AdapterKind, ExpertSite, Undo
 from pidep.errors import ExpertError
+from pidep.experts.kinds.prompt import KIND as PROMPT
 
 __all__ = ["KIND", "PromptSite"]
 
@@ -161,13 +162,13 @@ def _candidates(model: nn.Module) -> list[str]:
         words = model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
         words = None
-    patches = layout(model).patches
+    patches = forward_facts(model).patches
     return [name for name, module in model.named_modules() if name in patches or (module is words and _reader(model, name) is not None)]
 
 
 def _shapes(model: nn.Module, site: str, tokens: int) -> dict[str, tuple[int, ...]]:
     place = model.get_submodule(site)
-    return {"prompt": (tokens, place.embedding_dim if isinstance(place, nn.Embedding) else layout(model).patches[site])}
+    return {"prompt": (tokens, place.embedding_dim if isinstance(place, nn.Embedding) else forward_facts(model).patches[site])}
 
 
 def _start(_: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -180,15 +181,14 @@ def _in_peft(model: nn.Module, sites: Sequence[str]) -> bool:
     return of_words and "pixel_values" not in inspect.signature(model.forward).parameters
 
 
-KIND = Kind(
-    "prompt",
+KIND = AdapterKind(
+    PROMPT,
     PromptSite,
     needs="input embeddings that can be replaced (inputs_embeds), nor images cut into a plain row of patches",
     changes="adds P virtual tokens to the input",
     candidates=_candidates,
     shapes=_shapes,
     start=_start,
-    size_of=lambda tensors: len(tensors["prompt"]),
     learning_rate=1.5e-2,
     in_peft=_in_peft,
 )

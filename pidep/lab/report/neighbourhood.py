@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.errors import ExpertError
-from pidep.experts.folder import read_tensors
+from pidep.files.tensor_file import read_tensors
 from pidep.lab.report.run import Run
 from pidep.similarity.index import EMBEDDING_FILE, TaskIndex, fisher_kind, read_record, task_folders
 from pidep.similarity.measures import Layout, Vector

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from pidep.adapters.attention import route
 from pidep.adapters.dense import is_dense
 
-__all__ = ["Layout", "layout"]
+__all__ = ["ForwardFacts", "forward_facts"]
 
-_CACHE: WeakKeyDictionary[nn.Module, Layout] = WeakKeyDictionary()
+_CACHE: WeakKeyDictionary[nn.Module, ForwardFacts] = WeakKeyDictionary()
 _TOKENS = 5
 
 
 @dataclass(frozen=True)
-class Layout:
+class ForwardFacts:
     """Names of modules, and what goes through them."""
 
     keys_and_values: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -37,14 +37,14 @@ class Layout:
     """Why the backbone could not be run, if it could not."""
 
 
-def layout(model: nn.Module) -> Layout:
+def forward_facts(model: nn.Module) -> ForwardFacts:
     """The layout of a bare backbone, remembered."""
     if model not in _CACHE:
         _CACHE[model] = _probe(model)
     return _CACHE[model]
 
 
-def _probe(model: nn.Module) -> Layout:
+def _probe(model: nn.Module) -> ForwardFacts:
     problem = "it takes no input_ids and no pixel_values"
     for attempt in _attempts(model):
         try:
@@ -55,8 +55,8 @@ def _probe(model: nn.Module) -> Layout:
             continue
         apart = frozenset(name for name, rows in one.rows.items() if [2 * count for count in rows] == two.rows.get(name))
         idle = frozenset(name for name, module in model.named_modules() if _is_counted(module)) - one.rows.keys()
-        return Layout(one.keys_and_values, one.patches, apart, idle if attempt.is_whole else frozenset())
-    return Layout(problem=problem)
+        return ForwardFacts(one.keys_and_values, one.patches, apart, idle if attempt.is_whole else frozenset())
+    return ForwardFacts(problem=problem)
 
 
 @dataclass(frozen=True)

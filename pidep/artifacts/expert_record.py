@@ -1,0 +1,81 @@
+"""`expert.json`: what a PEFT folder has no room for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pidep.errors import ExpertError
+from pidep.files.tensor_file import read_json
+
+__all__ = ["SCHEMA", "TEXT_SCHEMA", "ExpertRecord"]
+
+SCHEMA = 1
+"""An expert of a backbone that embeds."""
+TEXT_SCHEMA = 2
+"""An expert of an encoder-decoder, which scores label texts or answers freely.
+
+It has no label embeddings. Its label texts and the length of its answers enter the digest instead.
+"""
+
+
+class ExpertRecord(BaseModel):
+    """One expert, without its tensors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=False)
+
+    schema_version: int = Field(alias="schema")
+    name: str
+    kind: str
+    digest: str
+    """`sha256:…` over everything that decides an answer."""
+    backbone: str
+    backbone_digest: str
+    sites: tuple[str, ...]
+    scaling: float | None = None
+    """s. PEFT keeps alpha instead, and s · r / r is not always s again."""
+    labels: tuple[str, ...]
+    label_texts: tuple[str, ...]
+    logit_scale: float
+    max_length: int
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    max_answer_length: int | None = None
+    """Tokens of a free answer. Schema 2 only."""
+
+    @classmethod
+    def read(cls, path: Path) -> ExpertRecord:
+        """The record of an expert folder.
+
+        Raises:
+            ExpertError: missing, malformed, or of a schema that this pidep does not read.
+        """
+        values = read_json(path)
+        schema = values.get("schema")
+        if schema not in (SCHEMA, TEXT_SCHEMA):
+            raise ExpertError(
+                f"{path}: schema {schema!r}, this pidep reads schema {SCHEMA} and {TEXT_SCHEMA}; "
+                "use the pidep that wrote it, or a newer one"
+            )
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            entry = ".".join(map(str, first["loc"]))
+            raise ExpertError(
+                f"{path}: missing or malformed entry {entry!r} ({first['msg']}); "
+                "write it again with pidep tune or pidep import"
+            ) from error
+
+    def write(self, path: Path) -> None:
+        """Write the file, keys in the order of the fields."""
+        values = self.model_dump(by_alias=True)
+        if self.schema_version == SCHEMA:
+            del values["max_answer_length"]
+        path.write_text(
+            json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )

@@ -1,0 +1,139 @@
+"""What one kind of expert is on disk and in a bank. No torch; `pidep.adapters` has the half that acts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pidep.errors import ExpertError
+
+__all__ = ["Array", "BankGroup", "ExpertKind", "PeftAdapter", "Sites", "Tensors"]
+
+Array = npt.NDArray[np.float32]
+Tensors = Mapping[str, Array]
+"""One expert's tensors at one site, by name."""
+Sites = Mapping[str, Tensors]
+"""Site to tensors."""
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """The content of a PEFT folder."""
+
+    kind: str
+    layers: tuple[Tensors, ...]
+    """The tensors of each site. LoRA: in the order of `sites`. Prompt: one. Prefix: by layer."""
+    sites: tuple[str, ...] = ()
+    """The sites of a LoRA. A prompt and a prefix do not name theirs."""
+    scaling: float = 1.0
+    rank_stabilized: bool = False
+
+
+@dataclass(frozen=True)
+class BankGroup:
+    """Sites whose tensors of one name have one width, stacked into one graph input `[E, S, R, width]`."""
+
+    input: str
+    """Name of the graph's input."""
+    factor: str
+    """Which tensor of the kind; LoRA: `A`, or `B` (transposed, the scaling folded in)."""
+    width: int
+    sites: tuple[str, ...]
+    kind: str = "lora"
+
+
+class ExpertKind:
+    """One kind of expert.
+
+    A kind is a subclass in `pidep/experts/kinds/NAME.py`, which ends with its instance `KIND`.
+    Other packages add kinds through the entry points of `pidep.plugins`.
+    """
+
+    name: str
+    adapter: str
+    """`module:object` of the `AdapterKind` that lets experts of this kind act on a torch module."""
+    optional: frozenset[str] = frozenset()
+    """Tensors that a site may have beside those it must have."""
+    peft_type: str | None = None
+    """PEFT's name of the kind, where PEFT has it."""
+    only_in_peft: bool = False
+    """Whether an expert of this kind is always written as a PEFT adapter."""
+    in_bank: bool = False
+    """Whether a bank can hold the kind."""
+
+    def size_of(self, tensors: Tensors) -> int:
+        """Rank, bottleneck width or number of virtual tokens of an expert's tensors at a site."""
+        raise NotImplementedError
+
+    def scaling(self, alpha: float, size: int, *, rank_stabilized: bool = False) -> float:
+        """The factor s of an expert's change; 1 for kinds that have none."""
+        return 1.0
+
+    def named(self, sites: Sites) -> dict[str, Array]:
+        """Every tensor under the name that enters the expert's digest: `<site>.<tensor>`."""
+        return {
+            f"{site}.{name}": array
+            for site, tensors in sites.items()
+            for name, array in tensors.items()
+        }
+
+    def written_for_peft(self, sites: Sites, *, peft_can: bool | None) -> bool:
+        """Whether an expert is written as a PEFT adapter.
+
+        Args:
+            peft_can: whether `peft` can run it on its backbone; None where nobody knows.
+        """
+        return self.only_in_peft
+
+    def peft_config(
+        self, sites: Sites, *, scaling: float, rank_stabilized: bool
+    ) -> dict[str, Any]:
+        """The kind's own part of `adapter_config.json`."""
+        raise NotImplementedError
+
+    def peft_tensors(self, sites: Sites) -> dict[str, Array]:
+        """The content of `adapter_model.safetensors`."""
+        raise NotImplementedError
+
+    def read_peft(self, folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
+        """A PEFT folder whose config was read.
+
+        Raises:
+            ExpertError: a value or tensor is missing, damaged or of another shape.
+        """
+        raise NotImplementedError
+
+    def bank_groups(
+        self, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
+    ) -> list[BankGroup]:
+        """The graph inputs that hold experts of this kind in a bank.
+
+        Args:
+            shapes: site to the shapes of its tensors, in the backbone's order.
+        """
+        raise ExpertError(f"{self.name} experts: no bank holds them; export with --form merged")
+
+    def bank_shape(self, group: BankGroup, *, count: int, max_rank: int) -> tuple[int, ...]:
+        """Shape of a group's input for `count` experts; the first axis is the experts'."""
+        raise NotImplementedError
+
+    def fill_bank_row(
+        self, row: Array, group: BankGroup, sites: Sites, *, scaling: float
+    ) -> None:
+        """Write an expert into one zeroed row of a group's input."""
+        raise NotImplementedError
+
+    def check_bank(
+        self, sites: Sites, groups: Sequence[BankGroup], *, max_rank: int, where: str
+    ) -> None:
+        """Refuse an expert that the groups have no room for.
+
+        Raises:
+            ExpertError: unknown site, rank over the bank's, or a wrong width; begins with `where`.
+        """
+        raise NotImplementedError

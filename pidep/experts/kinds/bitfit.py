@@ -1,0 +1,19 @@
+"""BitFit: `bias` [D] at each site, which is added to the backbone's own."""
+
+from __future__ import annotations
+
+from pidep.experts.kind import ExpertKind, Tensors
+
+__all__ = ["KIND"]
+
+
+class _BitFit(ExpertKind):
+    name = "bitfit"
+    adapter = "pidep.adapters.kinds.bitfit:KIND"
+
+    def size_of(self, tensors: Tensors) -> int:
+        """1: a change of a bias has no size to choose."""
+        return 1
+
+
+KIND = _BitFit()

@@ -1,0 +1,157 @@
+"""LoRA: `lora_A` [r, in] and `lora_B` [out, r] at each site; ΔW = s·B A."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pidep.errors import ExpertError
+from pidep.experts.kind import Array, BankGroup, ExpertKind, PeftAdapter, Sites, Tensors
+from pidep.experts.peft_format import finite
+from pidep.files.tensor_file import read_tensors
+
+__all__ = ["KIND"]
+
+_PREFIX = "base_model.model."  # PEFT wraps the backbone twice and names tensors from the outside
+
+
+class _Lora(ExpertKind):
+    name = "lora"
+    adapter = "pidep.adapters.kinds.lora:KIND"
+    peft_type = "LORA"
+    only_in_peft = True
+    in_bank = True
+
+    def size_of(self, tensors: Tensors) -> int:
+        """r, the rank."""
+        return len(tensors["lora_A"])
+
+    def scaling(self, alpha: float, size: int, *, rank_stabilized: bool = False) -> float:
+        """s = alpha / r, or alpha / √r with rsLoRA (Kalajdzievski, 2023).
+
+        The root keeps the update's size as the rank grows.
+        """
+        return alpha / (math.sqrt(size) if rank_stabilized else size)
+
+    def named(self, sites: Sites) -> dict[str, Array]:
+        """PEFT's names, so that the digest covers the file as it is."""
+        return {
+            f"{_PREFIX}{site}.{name}.weight": tensors[name]
+            for site, tensors in sites.items()
+            for name in ("lora_A", "lora_B")
+        }
+
+    def peft_config(self, sites: Sites, *, scaling: float, rank_stabilized: bool) -> dict[str, Any]:
+        """Rank, alpha and target modules."""
+        rank = self.size_of(next(iter(sites.values())))
+        config = {
+            "r": rank,
+            "lora_alpha": scaling * (math.sqrt(rank) if rank_stabilized else rank),
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": sorted(sites),
+        }
+        return config | {"use_rslora": True} if rank_stabilized else config
+
+    def peft_tensors(self, sites: Sites) -> dict[str, Array]:
+        """The factors by PEFT's names."""
+        return self.named(sites)
+
+    def read_peft(self, folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
+        """Sites, factors and scaling; raises as `ExpertKind.read_peft`."""
+        rank, alpha = config.get("r"), config.get("lora_alpha")
+        numeric = isinstance(alpha, int | float) and math.isfinite(alpha)
+        if not isinstance(rank, int) or rank < 1 or not numeric:
+            raise ExpertError(
+                f"{folder / 'adapter_config.json'}: expected r >= 1 and a numeric lora_alpha, "
+                f"found r={rank!r}, lora_alpha={alpha!r}"
+            )
+        stabilized = bool(config.get("use_rslora"))
+        factors = _read_factors(folder / "adapter_model.safetensors", rank)
+        sites = tuple(sorted(factors))
+        layers = tuple({name: factors[site][name] for name in ("lora_A", "lora_B")} for site in sites)
+        scaling = self.scaling(float(alpha or 0), rank, rank_stabilized=stabilized)
+        return PeftAdapter("lora", layers, sites, scaling, stabilized)
+
+    def bank_groups(
+        self, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
+    ) -> list[BankGroup]:
+        """One input for all factors of one width. Many small gathers are what slows a small batch."""
+        of_width: dict[tuple[str, int], list[str]] = {}
+        for site, tensors in shapes.items():
+            of_width.setdefault(("A", tensors["lora_A"][1]), []).append(site)
+            of_width.setdefault(("B", tensors["lora_B"][0]), []).append(site)
+        return [
+            BankGroup(f"lora_{factor.lower()}_{width}", factor, width, tuple(sites))
+            for (factor, width), sites in sorted(of_width.items())
+        ]
+
+    def bank_shape(self, group: BankGroup, *, count: int, max_rank: int) -> tuple[int, ...]:
+        """`[E, S, R, width]`."""
+        return count, len(group.sites), max_rank, group.width
+
+    def fill_bank_row(
+        self, row: Array, group: BankGroup, sites: Sites, *, scaling: float
+    ) -> None:
+        """A as it is, B transposed with the scaling folded in; a smaller rank leaves zeros."""
+        for column, site in enumerate(group.sites):
+            if site in sites:
+                lora = sites[site]
+                a = group.factor == "A"
+                factor = lora["lora_A"] if a else lora["lora_B"].T * np.float32(scaling)
+                row[column, : factor.shape[0]] = factor
+
+    def check_bank(
+        self, sites: Sites, groups: Sequence[BankGroup], *, max_rank: int, where: str
+    ) -> None:
+        """Every site must be in the bank, at most `max_rank` high and as wide as the backbone."""
+        widths = {(group.factor, site): group.width for group in groups for site in group.sites}
+        for site, lora in sites.items():
+            if ("A", site) not in widths:
+                raise ExpertError(
+                    f"{where}: site {site!r} is not in the bank; "
+                    "export the bank with an expert that uses it"
+                )
+            for factor, shape in (("A", lora["lora_A"].shape), ("B", lora["lora_B"].T.shape)):
+                width = widths[factor, site]
+                if shape[0] > max_rank or shape[1] != width:
+                    raise ExpertError(
+                        f"{where}: lora_{factor} at {site} has rank {shape[0]} and width "
+                        f"{shape[1]}, the bank needs rank <= {max_rank} and width {width}; "
+                        "export the bank with a larger --max-rank or retrain the expert"
+                    )
+
+
+def _read_factors(path: Path, rank: int) -> dict[str, dict[str, Array]]:
+    """Site to both factors."""
+    factors: dict[str, dict[str, Array]] = {}
+    for name, array in read_tensors(path).items():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.(lora_[AB])\.weight", name)
+        if not match:
+            raise ExpertError(
+                f"{path}: unexpected tensor {name!r}; "
+                "expected base_model.model.<site>.lora_A.weight or lora_B.weight"
+            )
+        axis = 0 if match[2] == "lora_A" else 1
+        if array.dtype.kind != "f" or array.ndim != 2 or array.shape[axis] != rank:
+            raise ExpertError(
+                f"{path}: {name} is {array.dtype} {array.shape}, "
+                f"expected a float matrix of rank {rank}"
+            )
+        factors.setdefault(match[1], {})[match[2]] = finite(array, name, path)
+    if not factors:
+        raise ExpertError(f"{path}: holds no LoRA tensors")
+    for site, pair in factors.items():
+        if len(pair) != 2:
+            raise ExpertError(
+                f"{path}: site {site!r} has {next(iter(pair))} only; both lora_A and lora_B are needed"
+            )
+    return factors
+
+
+KIND = _Lora()

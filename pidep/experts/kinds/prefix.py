@@ -1,0 +1,68 @@
+"""Prefix-tuning: `key` and `value` [P, heads × head_dim] at each attention layer.
+
+An optional `bias` [n, P] makes it n prefixes side by side in the same P positions (decision 009).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pidep.errors import ExpertError
+from pidep.experts.kind import Array, ExpertKind, PeftAdapter, Sites, Tensors
+from pidep.experts.peft_format import in_layer_order, joined, read_virtual_tokens
+
+__all__ = ["KIND"]
+
+
+class _Prefix(ExpertKind):
+    name = "prefix"
+    adapter = "pidep.adapters.kinds.prefix:KIND"
+    optional = frozenset({"bias"})
+    peft_type = "PREFIX_TUNING"
+
+    def size_of(self, tensors: Tensors) -> int:
+        """The number of virtual tokens."""
+        return len(tensors["key"])
+
+    def written_for_peft(self, sites: Sites, *, peft_can: bool | None) -> bool:
+        """Only where PEFT is known to run it: every layer of one stack, and no bias."""
+        return peft_can is True and not any("bias" in tensors for tensors in sites.values())
+
+    def peft_config(self, sites: Sites, *, scaling: float, rank_stabilized: bool) -> dict[str, Any]:
+        """Width and heads are left out: PEFT finds them in the backbone's config."""
+        return {
+            "num_transformer_submodules": 1,
+            "num_virtual_tokens": self.size_of(next(iter(sites.values()))),
+            "num_layers": len(sites),
+            "prefix_projection": False,
+        }
+
+    def peft_tensors(self, sites: Sites) -> dict[str, Array]:
+        """One tensor, a layer's keys before its values."""
+        ordered = [sites[name] for name in in_layer_order(list(sites))]
+        return joined([tensors[name] for tensors in ordered for name in ("key", "value")])
+
+    def read_peft(self, folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
+        """Keys and values of every layer; raises as `ExpertKind.read_peft`."""
+        submodules = config.get("num_transformer_submodules") or 1
+        if submodules != 1:
+            raise ExpertError(
+                f"{folder / 'adapter_config.json'}: num_transformer_submodules={submodules} "
+                "(encoder-decoder) is not supported; train the expert with pidep"
+            )
+        parts = read_virtual_tokens(folder, config, layers=config.get("num_layers"), parts=2)
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        return PeftAdapter(
+            self.name,
+            tuple(
+                {"key": np.ascontiguousarray(key), "value": np.ascontiguousarray(value)}
+                for key, value in pairs
+            ),
+        )
+
+
+KIND = _Prefix()

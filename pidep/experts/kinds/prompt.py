@@ -1,0 +1,51 @@
+"""Prompt-tuning: `prompt` [P, D] at the input embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pidep.experts.kind import Array, ExpertKind, PeftAdapter, Sites, Tensors
+from pidep.experts.peft_format import joined, read_virtual_tokens
+
+__all__ = ["KIND"]
+
+
+class _Prompt(ExpertKind):
+    name = "prompt"
+    adapter = "pidep.adapters.kinds.prompt:KIND"
+    peft_type = "PROMPT_TUNING"
+
+    def size_of(self, tensors: Tensors) -> int:
+        """The number of virtual tokens."""
+        return len(tensors["prompt"])
+
+    def written_for_peft(self, sites: Sites, *, peft_can: bool | None) -> bool:
+        """Unless PEFT is known not to run it; PEFT has one prompt, so one site."""
+        return len(sites) == 1 and peft_can is not False
+
+    def peft_config(self, sites: Sites, *, scaling: float, rank_stabilized: bool) -> dict[str, Any]:
+        """Tokens and width."""
+        tokens, width = next(iter(sites.values()))["prompt"].shape
+        return {
+            "num_transformer_submodules": 1,
+            "num_virtual_tokens": tokens,
+            "token_dim": width,
+            # They mean nothing to a prompt. PEFT looks for them in the backbone's config all the
+            # same, and gives up on DistilBERT's, which names them otherwise.
+            "num_layers": 1,
+            "num_attention_heads": 1,
+        }
+
+    def peft_tensors(self, sites: Sites) -> dict[str, Array]:
+        """The virtual tokens."""
+        return joined([tensors["prompt"] for tensors in sites.values()])
+
+    def read_peft(self, folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
+        """The virtual tokens; raises as `ExpertKind.read_peft`."""
+        (prompt,) = read_virtual_tokens(folder, config, layers=1, parts=1)
+        return PeftAdapter(self.name, ({"prompt": prompt},))
+
+
+KIND = _Prompt()
