@@ -204,7 +204,7 @@ def test_an_expert_written_before_there_was_a_scaling_is_read(tiny: Any, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"peft_type": "IA3"}, r"peft_type is 'IA3', expected 'LORA' or 'PROMPT_TUNING' or 'PREFIX_TUNING'"),
+        ({"peft_type": "IA3"}, r"peft_type is 'IA3', expected 'LORA' or 'PREFIX_TUNING' or 'PROMPT_TUNING'"),
         ({"modules_to_save": ["c"]}, r"modules_to_save=\['c'\] is not supported"),
         ({"num_transformer_submodules": 2}, r"num_transformer_submodules=2 \(encoder-decoder\) is not supported"),
         ({"num_virtual_tokens": None}, r"expected num_virtual_tokens >= 1 and num_layers >= 1, found None and 2"),
