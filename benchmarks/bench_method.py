@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.grid_command import GridCommand, column_name, read_cells
 from benchmarks.record import Claim, write_result
 from pidep.errors import PidepError
-from pidep.lab.compare_config import METHODS, ONLY_FOR, CompareConfig
 from pidep.lab.compare_summary import summarise
+from pidep.lab.settings import METHODS, ONLY_FOR, CompareSettings
 
 __all__ = ["COMMAND_LINE", "GRIDS", "claims", "in_hindsight"]
 
@@ -39,9 +39,9 @@ EVERY = tuple(method for method in METHODS if method != "pi_trial")
 """With three helpers in all there is nobody to choose."""
 REST = tuple(method for method in EVERY if method not in ONLY_FOR and method != "own_tuned")
 GRIDS = (
-    CompareConfig(**COMMON, kinds=("lora",), shots=(8, 128), methods=EVERY),
-    CompareConfig(**COMMON, kinds=("lora",), shots=(32,), full=True, methods=REST),
-    CompareConfig(
+    CompareSettings(**COMMON, kinds=("lora",), shots=(8, 128), methods=EVERY),
+    CompareSettings(**COMMON, kinds=("lora",), shots=(32,), full=True, methods=REST),
+    CompareSettings(
         **COMMON,
         kinds=("adapter", "prefix"),
         shots=(8, 128),

@@ -28,8 +28,8 @@ from benchmarks.record import Claim, write_result
 from pidep.errors import PidepError
 from pidep.files.atomic_write import write_json
 from pidep.gallery.suite.facts import FACTS
-from pidep.lab.compare_config import CompareConfig
 from pidep.lab.compare_summary import summarise
+from pidep.lab.settings import CompareSettings
 
 if TYPE_CHECKING:
     from pidep.lab.compare_grid import Grid, Key
@@ -38,7 +38,7 @@ __all__ = ["COMMAND_LINE", "GRID", "MODALITY", "ceiling", "claims", "crossing", 
 
 COMMAND = "python -m benchmarks.bench_suite --prepare, then --part 0/2 beside --part 1/2, then --pairs, then --summarise"
 SHOTS = 16
-GRID = CompareConfig(
+GRID = CompareSettings(
     tasks=tuple(FACTS),
     backbone="pidep-mini",
     kinds=("lora",),

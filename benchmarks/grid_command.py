@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import record
 from pidep.errors import PidepError
 from pidep.files.atomic_write import write_json
-from pidep.lab.compare_config import CompareConfig, check_methods
+from pidep.lab.settings import CompareSettings, check_methods
 
 __all__ = ["GridCommand", "Say", "cell_path", "column_name", "read_cells"]
 
@@ -29,7 +29,7 @@ class GridCommand:
     name: str
     """Of the result."""
     description: str
-    grids: Sequence[CompareConfig]
+    grids: Sequence[CompareSettings]
     out: Path
     summarise: Callable[[Path], int]
     """Reads the folder of cells and writes the result."""
@@ -98,7 +98,7 @@ class GridCommand:
             compare(grid, options.out, **how, backbone=backbones[grid.backbone], on_cell=say)
 
 
-def read_cells(grids: Sequence[CompareConfig], tasks: Sequence[str], out: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def read_cells(grids: Sequence[CompareSettings], tasks: Sequence[str], out: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Every finished cell of the grids, with its own methods; and what is missing, which is said on standard error."""
     from pidep.lab.compare_grid import cells_of, methods_of
 

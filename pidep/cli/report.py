@@ -8,23 +8,47 @@ from typing import Annotated
 import typer
 
 from pidep.cli import render
+from pidep.cli.options import OUTPUT, Json
 
 __all__ = ["report"]
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder of pidep tune.")],
-    pool: Annotated[Path | None, typer.Option(help="Folder of the helpers' experts. Default: the run's own pool.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The page; report.html in the run folder when absent.")] = None,
-    path: Annotated[bool, typer.Option("--path", help="Also walk the lines from the own expert to each helper and to π.")] = False,
-    no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Load no backbone; leaves the confusion matrix out.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was computed as JSON.")] = False,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of pidep tune.")],
+    pool: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Folder of the helpers' experts. Without it, the run's own pool."
+        ),
+    ] = None,
+    path: Annotated[
+        bool,
+        typer.Option(
+            "--path",
+            help="Also measure the loss along the lines from the own expert to the others.",
+        ),
+    ] = False,
+    no_evaluate: Annotated[
+        bool,
+        typer.Option("--no-evaluate", help="Load no backbone. Leaves out the confusion matrix."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Page to write. Without it, report.html in the run folder.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    json: Json = False,
 ) -> None:
-    """Write one self-contained HTML page about a run."""
+    """Write a self-contained HTML page about a run."""
     from pidep.lab.report import write_report
 
     with render.progress() as on_step:
-        found = write_report(run, out, pool=pool, evaluate=not no_evaluate, paths=path, on_step=on_step)
+        found = write_report(
+            run, out, pool=pool, evaluate=not no_evaluate, paths=path, on_step=on_step
+        )
     if json:
         render.as_json(found.to_json())
         return

@@ -8,33 +8,46 @@ from typing import Annotated, Any
 
 import typer
 
+from pidep.cli.options import options
+from pidep.deployment.settings import ServeSettings
 from pidep.errors import ServingError
 
 __all__ = ["serve"]
 
 
+@options(ServeSettings)
 def serve(
-    repo: Annotated[Path, typer.Argument(help="Model repository.")] = Path("model_repo"),
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP port.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="gRPC port.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Metrics port.")] = 8002,
+    settings: ServeSettings,
+    repo: Annotated[Path, typer.Argument(metavar="REPO", help="Model repository.")] = Path(
+        "model_repo"
+    ),
 ) -> None:
-    """Start Triton Server on a model repository, wait until it is ready, stop it cleanly on Ctrl-C or SIGTERM."""
+    """Run Triton Server on a model repository until it is stopped.
+
+    Prints a line when every model is ready. Ctrl-C and SIGTERM stop the server after it has
+    finished its running requests.
+    """
     from pidep.serving.server import Ports, TritonServer
 
     def stop(*_: Any) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # a second one must not cut the clean stop short
+            # A second signal must not interrupt the clean stop.
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    server = TritonServer(repo, Ports(http_port, grpc_port, metrics_port, host))
+    ports = Ports(settings.http_port, settings.grpc_port, settings.metrics_port, settings.host)
+    server = TritonServer(repo, ports)
     try:
         with server:
-            typer.echo(f"ready: {', '.join(server.models)}  gRPC {server.grpc_url}  HTTP {server.http_url}  log {server.log_path}")
+            typer.echo(
+                f"ready: {', '.join(server.models)}  gRPC {server.grpc_url}  "
+                f"HTTP {server.http_url}  log {server.log_path}"
+            )
             code = server.wait()
-            raise ServingError(f"Triton Server ended by itself with code {code}: {server.last_error()}")
+            raise ServingError(
+                f"Triton Server ended by itself with code {code}: {server.last_error()}"
+            )
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)

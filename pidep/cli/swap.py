@@ -8,25 +8,32 @@ from typing import Annotated
 import typer
 
 from pidep.cli import render
+from pidep.cli.options import Json, options
+from pidep.deployment.settings import SwapSettings
 
 __all__ = ["swap"]
 
 
+@options(SwapSettings)
 def swap(
-    name: Annotated[str, typer.Argument(help="Name the expert is served under.")],
-    run: Annotated[Path, typer.Argument(help="Run folder or expert folder.")],
-    repo: Annotated[Path, typer.Option(help="Model repository the server serves.")] = Path("model_repo"),
-    url: Annotated[str, typer.Option(help="gRPC host:port of the server.")] = "127.0.0.1:8001",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the new digest.")] = 10.0,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    settings: SwapSettings,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name under which the expert is served.")
+    ],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or expert folder.")],
+    json: Json = False,
 ) -> None:
-    """Publish a new version of an expert; returns when the server answers with its digest."""
+    """Replace an expert on a running server.
+
+    Publishes a new version of the expert. Returns when the server answers with its digest.
+    """
     from pidep.experts.folder import read_expert
     from pidep.serving.swap import swap as run_swap
 
     expert = read_expert(run / "expert" if (run / "expert" / "expert.json").is_file() else run)
-    result = run_swap(name, expert, repo, url, timeout_s=timeout)
+    result = run_swap(name, expert, settings.repo, settings.url, timeout_s=settings.timeout)
     if json:
         render.as_json(result.to_json())
         return
-    typer.echo(f"{name}: {result.old_digest or 'new'} → {result.new_digest} in {result.seconds:.3f} s")
+    old = result.old_digest or "new"
+    typer.echo(f"{name}: {old} → {result.new_digest} in {result.seconds:.3f} s")

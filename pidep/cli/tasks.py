@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pidep.cli import render
+from pidep.cli.options import OUTPUT, Json
 from pidep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,15 +20,27 @@ __all__ = ["tasks"]
 
 def tasks(
     name: Annotated[
-        str | None, typer.Argument(help="A packaged task: show rows of it. Default: list them all.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="Packaged task to show rows of. Without it, all tasks are listed.",
+            show_default=False,
+        ),
     ] = None,
-    export: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the task there as YAML, JSONL and images.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write the task there as YAML, JSONL and images.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    json: Json = False,
 ) -> None:
-    """List the packaged tasks, show rows of one, or write it as files to start from."""
+    """List the packaged tasks, show rows of one, or write one as files."""
     if name is None:
         if export is not None:
-            raise UsageError("--export: is of one task; name it")
+            raise UsageError("`export`: needs the name of a task; pidep tasks lists them")
         _overview(json=json)
         return
     from pidep.gallery.suite import show
@@ -41,7 +54,9 @@ def tasks(
     if json:
         render.as_json({**_record(name, facts), "examples": rows})
         return
-    typer.echo(f"{name}: {facts.asks}\n{facts.train} training and {facts.test} test rows ({facts.balance})\n{facts.licence}")
+    typer.echo(f"{name}: {facts.asks}")
+    typer.echo(f"{facts.train} training and {facts.test} test rows ({facts.balance})")
+    typer.echo(facts.licence)
     for row in rows:
         typer.echo()
         typer.echo(_text(row, facts))
@@ -65,12 +80,15 @@ def _overview(*, json: bool) -> None:
 
 
 def _row(name: str, facts: Facts) -> tuple[str, ...]:
-    return name, str(facts.train), str(facts.test), facts.metric, _few(facts.choices), facts.asks, facts.terms
+    counts = (str(facts.train), str(facts.test))
+    return name, *counts, facts.metric, _few(facts.choices), facts.asks, facts.terms
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    """Numbers, which come second and third, to the right."""
-    name, train, test, *others = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+    """A line of the table; the second and third cells are numbers and stand to the right."""
+    name, train, test, *others = (
+        cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+    )
     right = (cell.strip().rjust(len(cell)) for cell in (train, test))
     return "  ".join([name, *right, *others]).rstrip()
 
@@ -96,9 +114,10 @@ def _record(name: str, facts: Facts) -> dict[str, Any]:
 
 
 def _text(row: dict[str, Any], facts: Facts) -> str:
-    """A row: its answer first; of the choices the right one has a star."""
+    """A row: its answer first, then its fields; a star marks the right choice."""
     labels = facts.fields.get("labels")
     lines = [f"{row['label']}: {labels[row['label']]}"] if labels else []
     lines += [f"  {key}  {row[key]}" for key in ("image", "text") if key in row]
-    lines += [f"  {'*' if place == row['label'] else ' '} {choice}" for place, choice in enumerate(row.get("choices", ()))]
+    for place, choice in enumerate(row.get("choices", ())):
+        lines.append(f"  {'*' if place == row['label'] else ' '} {choice}")
     return "\n".join(lines)

@@ -379,7 +379,7 @@ BASELINES: dict[str, Callable[..., Predictor]] = {
     "pi": pi,
     "pi_trial": pi_trial,
 }
-"""Every method by its name in `pidep.lab.compare_config.METHODS`."""
+"""Every method by its name in `pidep.lab.settings.METHODS`."""
 
 
 def _trained(report: TrainReport) -> dict[str, Any]:

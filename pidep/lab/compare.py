@@ -21,9 +21,9 @@ from pidep.errors import UsageError
 from pidep.experts.folder import Expert, write_expert
 from pidep.files.atomic_write import write_json
 from pidep.lab.baselines import BASELINES, Cell, Predictor, train_expert
-from pidep.lab.compare_config import CompareConfig, Method
 from pidep.lab.compare_grid import Grid, Key, Part, Target, methods_of
 from pidep.lab.compare_summary import summarise
+from pidep.lab.settings import CompareSettings, Method
 from pidep.similarity.fisher import diagonal_fisher
 from pidep.similarity.measures import Embedding, most_similar
 from pidep.similarity.pool import PoolEntry, read_pool
@@ -53,7 +53,7 @@ class CompareResult:
 
 
 def compare(
-    config: CompareConfig,
+    config: CompareSettings,
     out: Path,
     *,
     part: Part | None = None,

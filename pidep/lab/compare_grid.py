@@ -18,7 +18,7 @@ from pidep.errors import TaskError, UsageError, did_you_mean
 from pidep.experts.kinds import expert_kind
 from pidep.interpolation.interpolate import InterpolateSettings
 from pidep.lab.baselines import Recipe
-from pidep.lab.compare_config import ONLY_FOR, CompareConfig, Method
+from pidep.lab.settings import ONLY_FOR, CompareSettings, Method
 from pidep.similarity.pool import PoolEntry, read_pool
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data
 from pidep.tasks.hub import with_labels
@@ -81,7 +81,7 @@ class Target:
         return data_digest(self.data.test)
 
 
-def cells_of(config: CompareConfig, tasks: Sequence[str]) -> list[Key]:
+def cells_of(config: CompareSettings, tasks: Sequence[str]) -> list[Key]:
     """Every cell. Tasks come last: two parts of an even number of tasks then embed different texts."""
     columns: list[tuple[int | None, tuple[int, ...]]] = [(shots, config.seeds) for shots in config.shots]
     if config.full:
@@ -89,18 +89,18 @@ def cells_of(config: CompareConfig, tasks: Sequence[str]) -> list[Key]:
     return [Key(kind, task, shots, seed) for kind in config.kinds for shots, seeds in columns for seed in seeds for task in tasks]
 
 
-def methods_of(config: CompareConfig, kind: str) -> dict[Method, dict[str, Any]]:
+def methods_of(config: CompareSettings, kind: str) -> dict[Method, dict[str, Any]]:
     """The methods measured with a kind of expert, in the order of the table, and each one's own settings."""
     interpolation = _interpolation(config)
     settings: dict[str, dict[str, Any]] = {
-        "full": {"learning_rate": config.finetune_rate, "steps": config.finetune_steps},
+        "full": {"learning_rate": config.finetune_learning_rate, "steps": config.finetune_steps},
         "lorahub": {"budget": config.lorahub_budget, "max_rows": config.lorahub_rows},
         **{method: {**interpolation, "revision": of.get(kind, of["any"])} for method, of in REVISIONS.items()},
     }
     return {method: settings.get(method, {}) for method in config.methods if kind in ONLY_FOR.get(method, (kind,))}
 
 
-def _interpolation(config: CompareConfig) -> dict[str, Any]:
+def _interpolation(config: CompareSettings) -> dict[str, Any]:
     """All of π's settings that a cell does not decide."""
     defaults = {found.name: found.default for found in fields(InterpolateSettings) if found.name not in ("schedule", "own_learning_rate")}
     for name in config.interpolation:
@@ -116,7 +116,7 @@ class Grid:
         TaskError, ExpertError, UsageError: tasks, shots or sites that are not there.
     """
 
-    def __init__(self, config: CompareConfig, backbone: Backbone) -> None:
+    def __init__(self, config: CompareSettings, backbone: Backbone) -> None:
         self.config, self.backbone = config, backbone
         self.sites: dict[str, tuple[str, ...]] = {kind: tuple(find_sites(backbone.model, config.sites, kind=kind)) for kind in config.kinds}
         self.targets: dict[str, Target] = {}
@@ -137,10 +137,10 @@ class Grid:
                 raise UsageError(f"{config.pool}: no expert of kind {kind!r} of this backbone on these sites; run without --pool")
             for name, entry in self.extra(kind).items():
                 size = adapter_kind(kind).size_of(next(iter(entry.expert.sites.values())))
-                if size != config.size:
+                if size != config.rank:
                     raise UsageError(
-                        f"{config.pool}: {name!r} is of size {size}, and task embeddings compare experts of one size, here {config.size}; "
-                        f"give --size {size}, or another --pool"
+                        f"{config.pool}: {name!r} is of size {size}, and task embeddings compare experts of one size, here {config.rank}; "
+                        f"give `rank={size}`, or another `pool`"
                     )
 
     def kinds_by_depth(self) -> Iterator[list[str]]:
@@ -180,9 +180,9 @@ class Grid:
         return Recipe(
             kind=key.kind,
             sites=self.sites[key.kind],
-            size=config.size,
-            scaling=expert_kind(key.kind).scaling(config.lora_alpha, config.size),
-            rate=config.full_rate if full else config.rate or few_shot_share(num_rows),
+            size=config.rank,
+            scaling=expert_kind(key.kind).scaling(config.lora_alpha, config.rank),
+            rate=config.full_learning_rate_factor if full else config.learning_rate_factor or few_shot_share(num_rows),
             steps=config.full_steps if full else few_steps,
             batch_size=config.full_batch_size if full else config.batch_size,
             warmup=config.warmup,
@@ -237,7 +237,7 @@ class Grid:
         return {helper: self.expert_settings(helper) for helper in self.helpers(self.config.kinds)}
 
 
-def _target(task: Task, config: CompareConfig, backbone: Backbone) -> Target:
+def _target(task: Task, config: CompareSettings, backbone: Backbone) -> Target:
     task = with_labels(task)
     if task.target is not None:
         raise TaskError(f"task {task.name!r}: its answers are free texts (target), and classifiers are compared; tune it with pidep tune")

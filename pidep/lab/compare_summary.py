@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pidep.lab.compare_config import METHODS
+from pidep.lab.settings import METHODS
 
 __all__ = ["GUARDED", "differences", "summarise"]
 

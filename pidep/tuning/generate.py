@@ -15,24 +15,12 @@ from pidep.experts.folder import Expert, read_expert
 from pidep.inputs.images import load_image
 from pidep.inputs.locations import text_to_boxes
 from pidep.inputs.row import Input, as_row
+from pidep.tuning.settings import GenerateSettings
 
-__all__ = ["Answer", "GenerateSettings", "generate"]
+__all__ = ["Answer", "generate"]
 
 _MAX_LENGTH, _MAX_ANSWER_LENGTH = 512, 32
-
-
-@dataclass(frozen=True)
-class GenerateSettings:
-    """How answers are found; what is None is the expert's."""
-
-    mode: Mode | None = None
-    """Constrained for an expert with labels and where there are candidates, greedy otherwise."""
-    num_beams: int | None = None
-    candidates: tuple[str, ...] = ()
-    """Instead of the expert's label texts."""
-    max_length: int | None = None
-    max_answer_length: int | None = None
-    batch_size: int = 16
+_DEFAULTS = GenerateSettings()
 
 
 @dataclass(frozen=True)
@@ -51,7 +39,11 @@ class Answer:
 
 
 def generate(
-    source: str, rows: Sequence[Input], settings: GenerateSettings = GenerateSettings(), *, backbone: EncoderDecoder | str | None = None
+    source: str,
+    rows: Sequence[Input],
+    settings: GenerateSettings = _DEFAULTS,
+    *,
+    backbone: EncoderDecoder | str | None = None,
 ) -> list[Answer]:
     """Answers of a run, of an expert, or of a bare encoder-decoder, one a row.
 

@@ -32,7 +32,7 @@ __all__ = ["LOGIT_SCALE", "Job", "as_expert", "evaluate", "label_embeddings", "p
 
 LOGIT_SCALE = 20.0
 """Cosines are multiplied by this before the softmax (a temperature of 0.05, as sentence encoders are trained with)."""
-_NOT_OF_THE_OWN_EXPERT = {"pool", "helpers", "top_k", "predict_by", "test_limit", "add_to_pool", "name", "fisher", "temperature"}
+_NOT_OF_THE_OWN_EXPERT = {"pool", "helpers", "top_k", "neighbours_by", "test_limit", "add_to_pool", "name", "fisher", "temperature"}
 """Settings its training does not depend on."""
 
 

@@ -1,103 +1,168 @@
-"""Everything `pidep tune` can be told, checked on construction."""
+"""The settings of `pidep tune` and `pidep generate`. No torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 
-from pidep.errors import UsageError, did_you_mean
+from pidep import plugins
+from pidep.settings import Settings, Shown, read_settings
 
-__all__ = ["TuneConfig", "read_config"]
+__all__ = [
+    "GenerateSettings",
+    "KindName",
+    "TuneConfig",
+    "TuneSettings",
+    "kind_names",
+    "read_config",
+]
 
-
-class TuneConfig(BaseModel):
-    """One tuning run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    task: str = Field(description="A task YAML, or a packaged task such as sentiment/movie.")
-    name: str | None = Field(None, description="Name of the expert; the task's name when absent.")
-    backbone: str = Field(
-        "minilm", description="'minilm', 'pidep-mini' (texts and images), a folder, or a hub id of a text encoder or encoder-decoder."
-    )
-    pool: Path | None = Field(None, description="Folder of experts to pick neighbours from.")
-    helpers: list[str] = Field(default_factory=list, description="Tasks whose experts are trained into the pool first when missing.")
-    kind: Literal["lora", "adapter", "prefix", "prompt", "bitfit"] = Field("lora", description="Kind of expert.")
-    sites: list[str] = Field(
-        default_factory=lambda: ["*"],
-        description="Shell patterns over the places of pidep sites; 'pfeiffer' for adapters.",
-    )
-    rank: int = Field(8, ge=1, le=256, description="LoRA rank, adapter width, or number of virtual tokens.")
-    lora_alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank.")
-    rank_stabilized: bool = Field(False, description="rsLoRA: scale by alpha / sqrt(rank).")
-    steps: int = Field(150, ge=1, description="Training steps of the task's own expert, at most.")
-    batch_size: int = Field(16, ge=1, description="Texts a step.")
-    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of the own expert; the kind's own when absent.")
-    warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps spent warming up.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay.")
-    validation_fraction: float = Field(0.1, gt=0, lt=1, description="Part of the training data held back for early stopping.")
-    eval_every: int = Field(25, ge=1, description="Steps between validations (and checkpoints).")
-    patience: int = Field(4, ge=1, description="Validations without improvement before stopping.")
-    train_limit: int | None = Field(None, ge=1, description="Use at most this many training rows.")
-    test_limit: int | None = Field(None, ge=1, description="Use at most this many test rows.")
-    shots: int | None = Field(None, ge=1, description="Few-shot run: this many training rows of each label.")
-    seed: int = Field(0, ge=0, description="Seed of the shots, the held-back part and the batches.")
-    max_length: int | None = Field(None, ge=4, description="Tokens a text is cut to; the task's own when absent.")
-    max_answer_length: int = Field(32, ge=1, description="Tokens of a free answer, where the task has targets; longer ones are cut.")
-    top_k: int = Field(3, ge=0, description="How many of the most similar tasks' experts to interpolate with; 0 for none.")
-    predict_by: Literal["fisher", "trial"] = Field(
-        "fisher",
-        description="Who the nearest are: fisher compares task embeddings; trial tries each expert on the training rows and takes those "
-        "that beat the bare backbone.",
-    )
-    policy: Literal["auto", "frozen", "anchored", "free", "uniform", "zero-shot"] = Field(
-        "auto",
-        description="How to interpolate: auto decides by held-out rows; else α is learned and experts are frozen, anchored "
-        "(expert_learning_rate) or free (learning_rate); uniform learns nothing; zero-shot reads no label of the task.",
-    )
-    temperature: float = Field(0.1, gt=0, description="Under zero-shot, α is the softmax of similarity / temperature.")
-    folds: int = Field(3, ge=2, description="Folds of the cross-validation inside the shots, under auto.")
-    alpha_per: Literal["site", "layer", "global"] = Field("site", description="One softmax a site, a layer, or for the whole backbone.")
-    alpha_start: Literal["uniform", "similarity"] = Field("uniform", description="Where α starts.")
-    mixture_steps: int = Field(40, ge=0, description="Training steps of the mixture.")
-    alpha_learning_rate: float = Field(2e-2, ge=0, description="Learning rate of α.")
-    expert_learning_rate: float = Field(1e-4, ge=0, description="Learning rate of anchored experts.")
-    fisher: Literal["empirical", "true", "batch_squared"] = Field(
-        "empirical",
-        description="Fisher of the task embedding: of the data's labels, of labels drawn from the model, or as the authors' code has it.",
-    )
-    fisher_samples: int = Field(256, ge=1, description="Training rows the task embedding is computed from.")
-    add_to_pool: bool | None = Field(None, description="Put the own expert into the pool; by default unless it is a few-shot run.")
+DATA = Shown("Data")
+EXPERT = Shown("Expert")
+TRAINING = Shown("Training")
+NEIGHBOURS = Shown("Neighbours")
+INTERPOLATION = Shown("Interpolation")
+GENERATION = Shown("Generation")
 
 
-def read_config(path: Path | None, overrides: dict[str, Any]) -> TuneConfig:
-    """A YAML file with flags on top.
+def kind_names() -> tuple[str, ...]:
+    """Every kind of expert: pidep's own and those of installed packages."""
+    return plugins.names("pidep.kinds")
+
+
+def _known_kind(name: str) -> str:
+    if name not in kind_names():
+        raise ValueError(f"expected one of {', '.join(kind_names())}")
+    return name
+
+
+# Not a Literal: an installed package can add kinds.
+KindName = Annotated[str, AfterValidator(_known_kind)]
+
+
+class TuneSettings(Settings):
+    """One run of `pidep tune`."""
+
+    task: Annotated[str, Shown("Data", argument=True)]
+    """Task file (YAML), or the name of a packaged task such as sentiment/movie."""
+    shots: Annotated[int | None, DATA] = Field(default=None, ge=1)
+    """Few-shot run: use this many training rows of each label. Without it, all rows."""
+    train_limit: Annotated[int | None, DATA] = Field(default=None, ge=1)
+    """Use at most this many training rows."""
+    test_limit: Annotated[int | None, DATA] = Field(default=None, ge=1)
+    """Use at most this many test rows."""
+    validation_fraction: Annotated[float, DATA] = Field(default=0.1, gt=0, lt=1)
+    """Share of the training rows held out for early stopping. A few-shot run holds out none."""
+    max_length: Annotated[int | None, DATA] = Field(default=None, ge=4)
+    """Texts are cut at this many tokens. Without it, at the task's own limit."""
+    max_answer_length: Annotated[int, DATA] = Field(default=32, ge=1)
+    """Free answers are cut at this many tokens. Used only for tasks with a `target`."""
+    seed: Annotated[int, DATA] = Field(default=0, ge=0)
+    """Seed of the shots, the held-out rows and the batches."""
+
+    name: Annotated[str | None, EXPERT] = None
+    """Name of the expert. Without it, the task's name."""
+    backbone: Annotated[str, EXPERT] = "minilm"
+    """Frozen model: minilm, pidep-mini (texts and images), a folder, or a hub id of a text encoder
+    or an encoder-decoder."""
+    kind: Annotated[KindName, Shown("Expert", choices=kind_names)] = "lora"
+    """Kind of expert."""
+    sites: Annotated[tuple[str, ...], EXPERT] = ("*",)
+    """Shell patterns of the sites where the expert acts (`pidep sites` lists them); or pfeiffer,
+    for adapters."""
+    rank: Annotated[int, EXPERT] = Field(default=8, ge=1, le=256)
+    """LoRA rank, adapter width, or number of virtual tokens."""
+    lora_alpha: Annotated[float, EXPERT] = Field(default=16.0, gt=0)
+    """LoRA alpha. The update is scaled by alpha / rank."""
+    rank_stabilized: Annotated[bool, Shown("Expert", aliases=("--rslora/--no-rslora",))] = False
+    """Scale a LoRA by alpha / sqrt(rank) instead (rsLoRA)."""
+
+    steps: Annotated[int, TRAINING] = Field(default=150, ge=1)
+    """Training steps of the task's own expert, at most."""
+    batch_size: Annotated[int, TRAINING] = Field(default=16, ge=1)
+    """Rows in each training step."""
+    learning_rate: Annotated[float | None, TRAINING] = Field(default=None, gt=0)
+    """Peak learning rate of the own expert. Without it, the default of the expert's kind."""
+    warmup: Annotated[float, TRAINING] = Field(default=0.1, ge=0, le=1)
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: Annotated[float, TRAINING] = Field(default=0.01, ge=0)
+    """Weight decay of AdamW."""
+    eval_every: Annotated[int, TRAINING] = Field(default=25, ge=1)
+    """Steps between two validations. Each writes a checkpoint."""
+    patience: Annotated[int, TRAINING] = Field(default=4, ge=1)
+    """Training stops after this many validations without improvement."""
+
+    pool: Annotated[Path | None, NEIGHBOURS] = None
+    """Folder of experts. Neighbours are picked from it."""
+    helpers: Annotated[tuple[str, ...], Shown("Neighbours", aliases=("--helper",))] = ()
+    """Tasks whose experts are trained into the pool first, where they are missing."""
+    top_k: Annotated[int, NEIGHBOURS] = Field(default=3, ge=0)
+    """Number of neighbours to interpolate with. 0 for none."""
+    neighbours_by: Annotated[
+        Literal["fisher", "trial"], Shown("Neighbours", aliases=("--predict-by",))
+    ] = "fisher"
+    """How neighbours are chosen: fisher compares task embeddings; trial scores each expert on the
+    training rows and takes those that beat the bare backbone."""
+    fisher: Annotated[Literal["empirical", "true", "batch_squared"], NEIGHBOURS] = "empirical"
+    """Fisher information of the task embedding: empirical uses the labels of the data, true draws
+    labels from the model, batch_squared squares batch gradients as the authors' code does."""
+    fisher_samples: Annotated[int, NEIGHBOURS] = Field(default=256, ge=1)
+    """Training rows that the task embedding is computed from, at most."""
+    add_to_pool: Annotated[bool | None, NEIGHBOURS] = None
+    """Put the own expert into the pool. Without it, a few-shot run does not and other runs do."""
+
+    policy: Annotated[
+        Literal["auto", "frozen", "anchored", "free", "uniform", "zero-shot"], INTERPOLATION
+    ] = "auto"
+    """How experts are interpolated. auto chooses by the loss on held-out rows. The others are
+    fixed: frozen trains α; anchored trains α, and the experts at `expert_learning_rate`; free
+    trains α, and the experts at `learning_rate`; uniform trains nothing; zero-shot reads no label
+    of the task."""
+    folds: Annotated[int, INTERPOLATION] = Field(default=3, ge=2)
+    """Cross-validation folds within the shots, for `policy=auto`."""
+    alpha_per: Annotated[Literal["site", "layer", "global"], INTERPOLATION] = "site"
+    """Whether each site, each layer or the whole backbone has its own α."""
+    alpha_start: Annotated[Literal["uniform", "similarity"], INTERPOLATION] = "uniform"
+    """Initial α: equal for all experts, or proportional to their similarity."""
+    mixture_steps: Annotated[int, INTERPOLATION] = Field(default=40, ge=0)
+    """Training steps of the mixture."""
+    alpha_learning_rate: Annotated[float, INTERPOLATION] = Field(default=2e-2, ge=0)
+    """Learning rate of α."""
+    expert_learning_rate: Annotated[float, INTERPOLATION] = Field(default=1e-4, ge=0)
+    """Learning rate of the experts, for `policy=anchored`."""
+    temperature: Annotated[float, INTERPOLATION] = Field(default=0.1, gt=0)
+    """For `policy=zero-shot`: α is the softmax of similarity / temperature."""
+
+
+TuneConfig = TuneSettings
+
+
+def read_config(path: Path | None, overrides: dict[str, Any]) -> TuneSettings:
+    """A YAML file's settings, replaced by `overrides`.
 
     Raises:
         UsageError: unreadable file, unknown key (with a did-you-mean) or a value out of range.
     """
-    values: dict[str, Any] = {}
-    where = "tune"
-    if path is not None:
-        where = str(path)
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-        if not isinstance(loaded, dict):
-            raise UsageError(f"{path}: expected a mapping of settings, found {type(loaded).__name__}")
-        values.update(loaded)
-    values.update(overrides)
-    for key in values:
-        if key not in TuneConfig.model_fields:
-            raise UsageError(f"{where}: unknown key {key!r}{did_you_mean(str(key), TuneConfig.model_fields)}")
-    try:
-        return TuneConfig(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        found = "nothing" if first["type"] == "missing" else repr(first["input"])
-        raise UsageError(f"{where}: {key}: {first['msg']}, found {found}") from error
+    return read_settings(TuneSettings, path, overrides, where="tune")
+
+
+class GenerateSettings(Settings):
+    """How an encoder-decoder answers. What is absent comes from the expert."""
+
+    mode: Annotated[Literal["greedy", "beam", "constrained"] | None, GENERATION] = None
+    """Search. constrained answers with one of the candidates; it is the default where there are
+    labels or candidates, and greedy elsewhere."""
+    num_beams: Annotated[int | None, GENERATION] = Field(default=None, ge=1)
+    """Beams. Without it, 4 for beam, and one a candidate (16 at most) for constrained."""
+    candidates: Annotated[
+        tuple[str, ...], Shown("Generation", aliases=("--candidate",), commas=False)
+    ] = ()
+    """Text the answer may be, instead of the expert's labels. Repeat the option for each text."""
+    max_length: Annotated[int | None, GENERATION] = Field(default=None, ge=4)
+    """Texts are cut at this many tokens. Without it, at the expert's own limit."""
+    max_answer_length: Annotated[int | None, GENERATION] = Field(default=None, ge=1)
+    """Answers are cut at this many tokens. Without it, at the expert's own limit, or 32."""
+    batch_size: Annotated[int, GENERATION] = Field(default=16, ge=1)
+    """Rows answered at a time."""

@@ -224,7 +224,7 @@ def _learn(job: Job, pool: Helpers, started: float, *, resume: bool, on_step: On
 
 def _neighbours(job: Job, pool: Helpers, embedding: Embedding, sample: Split) -> list[Neighbour]:
     config = job.config
-    if config.predict_by == "fisher" or config.top_k == 0:
+    if config.neighbours_by == "fisher" or config.top_k == 0:
         return pool.nearest(embedding, top_k=config.top_k)
     tried = pool.nearest(embedding, top_k=SHORT_LIST)
     return by_trial(job.scorer, sample, {near.name: pool.expert(near.name) for near in tried}, top_k=config.top_k)

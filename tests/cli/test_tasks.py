@@ -112,6 +112,6 @@ def test_what_cannot_be(inside: Inside, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with untouched(tmp_path):
         assert_refused(inside("tasks", "vl/badg"), r"task 'vl/badg': expected one of vision/digits.*did you mean 'vl/badge'")
-        assert_refused(inside("tasks", "--export", tmp_path / "new"), "--export: is of one task; name it")
+        assert_refused(inside("tasks", "--export", tmp_path / "new"), "--export: needs the name of a task")
         assert_refused(inside("tasks", "vl/badge", "--export", tmp_path / "full"), r"new or empty folder, found 'notes\.txt' in it")
         assert_refused(inside("tasks", "vl/badge", "--export", tmp_path / "file"), r"--export .*file: is a file; give a folder")

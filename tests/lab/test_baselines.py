@@ -11,7 +11,7 @@ from pidep.backbones.encoder import weights_digest
 from pidep.cli.compare import NAMES
 from pidep.experts.folder import Expert
 from pidep.lab.baselines import BASELINES, Cell, Recipe, _biases, train_expert
-from pidep.lab.compare_config import METHODS
+from pidep.lab.settings import METHODS
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
 from pidep.training.loop import Scorer, predict_logits

@@ -11,13 +11,13 @@ import pytest
 
 from pidep.adapters.kinds import KINDS
 from pidep.cli.app import main
-from pidep.cli.compare import _part, _tables
+from pidep.cli.compare import draw_tables, share_of
 from pidep.errors import UsageError
 from pidep.experts.folder import read_expert, write_expert
 from pidep.lab.compare import CompareResult, compare
-from pidep.lab.compare_config import METHODS, CompareConfig, compare_config
 from pidep.lab.compare_grid import REVISIONS, Grid, Key, Part, cells_of, methods_of
 from pidep.lab.compare_summary import summarise
+from pidep.lab.settings import METHODS, CompareSettings, compare_settings
 from pidep.similarity.pool import read_pool
 from tests.cli.run import untouched
 
@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
     "full_steps": 3,
     "full_batch_size": 8,
     "eval_every": 2,
-    "size": 2,
+    "rank": 2,
     "fisher_samples": 4,
     "test_limit": 6,
     "sites": ["encoder.layer.1.*"],
@@ -54,22 +54,22 @@ def tasks(task_file: Path) -> list[str]:
 
 def run(tiny, tasks: list[str], out: Path, *, part: Part | None = None, **settings: Any) -> CompareResult:  # type: ignore[no-untyped-def]
     options = {key: settings.pop(key) for key in ("prepare", "overwrite", "redo", "on_cell") if key in settings}
-    return compare(compare_config({**TINY, "tasks": tasks, **settings}), out, part=part, backbone=tiny, **options)
+    return compare(compare_settings({**TINY, "tasks": tasks, **settings}), out, part=part, backbone=tiny, **options)
 
 
 def test_the_rate_grows_with_the_rows(tiny, tasks: list[str]) -> None:  # type: ignore[no-untyped-def]
-    grid = Grid(compare_config({**TINY, "tasks": tasks, "full": True}), tiny)
+    grid = Grid(compare_settings({**TINY, "tasks": tasks, "full": True}), tiny)
     few, full = Key("lora", "one", 2, 0), Key("lora", "one", None, 0)
     assert [grid.recipe(few, num_rows=rows).rate for rows in (4, 127, 128, 256)] == [0.5, 0.5, 1.0, 1.0]
     assert grid.recipe(full, num_rows=4).rate == 1.0
-    grid = Grid(compare_config({**TINY, "tasks": tasks, "rate": 0.25}), tiny)
+    grid = Grid(compare_settings({**TINY, "tasks": tasks, "learning_rate_factor": 0.25}), tiny)
     assert {grid.recipe(few, num_rows=rows).rate for rows in (4, 256)} == {0.25}
 
 
 def test_a_kind_without_a_method_is_refused(tiny, tasks: list[str]) -> None:  # type: ignore[no-untyped-def]
     for kind, method in (("lora", "uniform_outputs"), ("adapter", "lorahub")):
         with pytest.raises(UsageError, match=f"none of the methods {method} is for experts of kind '{kind}'; add one"):
-            Grid(compare_config({**TINY, "tasks": tasks, "kinds": [kind], "methods": [method]}), tiny)
+            Grid(compare_settings({**TINY, "tasks": tasks, "kinds": [kind], "methods": [method]}), tiny)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -138,8 +138,8 @@ def test_a_method_measured_again(tiny, tasks: list[str], tmp_path: Path) -> None
     [
         ({"steps": 3}, r"one/2/0\.json: it was measured with other settings, rows or helpers; choose another --out"),
         ({"test_limit": 5}, r"one/2/0\.json: it was measured with other settings"),
-        ({"full_rate": 0.9}, r"pool/lora/one: this helper was trained with other settings; .*--overwrite"),
-        ({"finetune_rate": 1e-3}, r"one/2/0\.json: 'full' was measured with other settings; run with --redo full, or"),
+        ({"full_learning_rate_factor": 0.9}, r"pool/lora/one: this helper was trained with other settings; .*--overwrite"),
+        ({"finetune_learning_rate": 1e-3}, r"one/2/0\.json: 'full' was measured with other settings; run with --redo full, or"),
     ],
 )
 def test_what_was_made_with_other_settings_is_refused(tiny, tasks: list[str], tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -156,12 +156,12 @@ def test_what_was_made_with_other_settings_is_refused(tiny, tasks: list[str], tm
 
 
 def test_learning_rates_count_not_how_they_are_written(tiny, tasks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tiny, tasks[:2], tmp_path, rate=0.5, full_rate=1.0)
+    run(tiny, tasks[:2], tmp_path, learning_rate_factor=0.5, full_learning_rate_factor=1.0)
     for kind in ("lora", "bitfit"):
         monkeypatch.setitem(KINDS, kind, replace(KINDS[kind], learning_rate=2 * KINDS[kind].learning_rate))
-    assert run(tiny, tasks[:2], tmp_path, rate=0.25, full_rate=0.5).missing == 0
+    assert run(tiny, tasks[:2], tmp_path, learning_rate_factor=0.25, full_learning_rate_factor=0.5).missing == 0
     with pytest.raises(UsageError, match="this helper was trained with other settings"):
-        run(tiny, tasks[:2], tmp_path, rate=0.5, full_rate=1.0)
+        run(tiny, tasks[:2], tmp_path, learning_rate_factor=0.5, full_learning_rate_factor=1.0)
 
 
 def test_a_damaged_cell_is_named(tiny, tasks: list[str], tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_two_parts_are_the_whole_grid(tiny, tasks: list[str], tmp_path: Path) ->
 
 
 def test_the_parts_of_a_grid_are_disjoint_and_all_of_it() -> None:
-    config = CompareConfig(tasks=("a", "b"), shots=(2, 4), full=True, full_seeds=(0,), kinds=("lora", "prefix"))
+    config = CompareSettings(tasks=("a", "b"), shots=(2, 4), full=True, full_seeds=(0,), kinds=("lora", "prefix"))
     cells = cells_of(config, ["a", "b"])
     assert len(cells) == len(set(cells)) == 2 * (2 * 3 * 2 + 2)
     shares = [Part(first, 3).share(cells) for first in range(3)]
@@ -207,8 +207,8 @@ def test_experts_of_another_pool_may_help(tiny, tasks: list[str], tmp_path: Path
 
 def test_a_pool_of_another_size_is_refused_before_anything_is_trained(tiny, tasks: list[str], tmp_path: Path) -> None:
     run(tiny, tasks[:2], tmp_path / "first", seeds=[0])
-    with pytest.raises(UsageError, match=r"'one' is of size 2, and task embeddings compare experts of one size, here 3; give --size 2"):
-        run(tiny, tasks[1:], tmp_path / "second", pool=tmp_path / "first" / "pool" / "lora", size=3)
+    with pytest.raises(UsageError, match=r"'one' is of size 2, and task embeddings compare experts of one size, here 3; give `rank=2`"):
+        run(tiny, tasks[1:], tmp_path / "second", pool=tmp_path / "first" / "pool" / "lora", rank=3)
     assert not (tmp_path / "second").exists()
 
 
@@ -226,17 +226,17 @@ def test_kinds_side_by_side(tiny, tasks: list[str], tmp_path: Path) -> None:
 
 def test_settings_that_make_no_sense(tasks: list[str]) -> None:
     with pytest.raises(UsageError, match=r"unknown key 'seed' \(did you mean 'seeds'\?\)"):
-        compare_config({"tasks": tasks, "seed": 1})
-    with pytest.raises(UsageError, match=r"method 'unifrom': expected one of .* \(did you mean 'uniform'\?\)"):
-        compare_config({"tasks": tasks, "shots": [2], "methods": ["unifrom"]})
+        compare_settings({"tasks": tasks, "seed": 1})
+    with pytest.raises(UsageError, match=r"`methods`: expected 'backbone', .*, found 'unifrom' \(did you mean 'uniform'\?\)"):
+        compare_settings({"tasks": tasks, "shots": [2], "methods": ["unifrom"]})
     with pytest.raises(UsageError, match=r"interpolation: unknown setting 'fold' \(did you mean 'folds'\?\)"):
-        methods_of(compare_config({"tasks": tasks, "shots": [2], "interpolation": {"fold": 2}}), "lora")
-    with pytest.raises(UsageError, match="nothing to compare: give --shots N"):
-        compare_config({"tasks": tasks})
-    with pytest.raises(UsageError, match=r"tasks: .*at least 2"):
-        compare_config({"tasks": tasks[:1], "shots": [2]})
-    with pytest.raises(UsageError, match=r"seeds: .*1 is there twice"):
-        compare_config({"tasks": tasks, "shots": [2], "seeds": [1, 1]})
+        methods_of(compare_settings({"tasks": tasks, "shots": [2], "interpolation": {"fold": 2}}), "lora")
+    with pytest.raises(UsageError, match=r"no column to measure; give `shots`, `full`, or both"):
+        compare_settings({"tasks": tasks})
+    with pytest.raises(UsageError, match=r"`tasks`: .*at least 2"):
+        compare_settings({"tasks": tasks[:1], "shots": [2]})
+    with pytest.raises(UsageError, match=r"`seeds`: .*1 is there twice"):
+        compare_settings({"tasks": tasks, "shots": [2], "seeds": [1, 1]})
 
 
 # What cells add up to.
@@ -316,7 +316,7 @@ def test_the_claims_of_the_benchmark() -> None:
 
 
 def test_a_revision_is_of_a_method_and_a_kind() -> None:
-    config = CompareConfig(tasks=("a", "b"), shots=(2,), kinds=("lora", "prefix"))
+    config = CompareSettings(tasks=("a", "b"), shots=(2,), kinds=("lora", "prefix"))
     lora, prefix = (methods_of(config, kind) for kind in config.kinds)
     assert prefix["pi"] == {**lora["pi"], "revision": REVISIONS["pi"]["prefix"]} != lora["pi"]
     assert prefix["own_tuned"] == lora["own_tuned"]
@@ -343,7 +343,7 @@ def test_the_grid_of_the_benchmark() -> None:
 
 
 def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    _tables(summarise([cell("a", 0, own=0.5, pi=0.8), cell("a", 1, own=0.7, pi=0.8), cell("b", 0, shots=None, own=0.9, pi=0.85)]))
+    draw_tables(summarise([cell("a", 0, own=0.5, pi=0.8), cell("a", 1, own=0.7, pi=0.8), cell("b", 0, shots=None, own=0.9, pi=0.85)]))
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "lora, 8 shots a label, 2 seeds" in lines
     assert "lora, full data, 1 seed" in lines
@@ -379,5 +379,5 @@ def test_the_command(
 
 @pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/2"])
 def test_a_part_that_is_none(text: str) -> None:
-    with pytest.raises(UsageError, match=r"--part .*: expected I/N with I from 0 to N - 1"):
-        _part(text)
+    with pytest.raises(UsageError, match=r"`part` .*: expected I/N with I from 0 to N - 1"):
+        share_of(text)

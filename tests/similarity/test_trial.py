@@ -57,7 +57,7 @@ def test_tune_by_trial(tiny: Any, task_file: Path, tmp_path: Path) -> None:
     for expert in (trained(cell), trained(cell, turned=True)):
         write_expert(expert, tmp_path / "pool" / expert.name, fisher=diagonal_fisher(tiny, expert, ROWS.rows, ROWS.labels))
     config = TuneConfig(
-        task=str(task_file), pool=tmp_path / "pool", shots=8, rank=2, sites=["encoder.layer.1.*"], mixture_steps=3, predict_by="trial"
+        task=str(task_file), pool=tmp_path / "pool", shots=8, rank=2, sites=["encoder.layer.1.*"], mixture_steps=3, neighbours_by="trial"
     )
     result = tune(config, tmp_path / "run", backbone=tiny)
     assert [near.name for near in result.neighbours] == ["with"]

@@ -14,7 +14,8 @@ from pidep.adapters.mixture import Mixture, attached
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import Expert, write_expert
 from pidep.inputs.row import Row
-from pidep.tuning.generate import Answer, GenerateSettings, generate
+from pidep.tuning.generate import Answer, generate
+from pidep.tuning.settings import GenerateSettings
 from tests.adapters.test_kinds import make
 from tests.backbones.tiny_models import folder_of, loaded, picture, rows_of
 from tests.cli.conftest import inside  # noqa: F401
@@ -99,7 +100,7 @@ def test_the_command_line_in_all_its_forms(inside: Callable[..., Done], run_fold
     done = inside("generate", run_folder, "--json", stdin=lines.encode())
     assert [json.loads(line) for line in done.out.splitlines()] == expected
     beams = inside("generate", run_folder, "--text", TEXTS[0], "--mode", "beam", "--num-beams", 2, "--max-answer-length", 2)
-    wanted = generate(str(run_folder), TEXTS[:1], GenerateSettings("beam", 2, max_answer_length=2))
+    wanted = generate(str(run_folder), TEXTS[:1], GenerateSettings(mode="beam", num_beams=2, max_answer_length=2))
     assert beams.out.splitlines() == [wanted[0].text]
     one = inside("generate", run_folder, "--text", TEXTS[0], "--candidate", "red", "--candidate", "blue")
     assert one.out.strip() in ("red", "blue")
@@ -144,8 +145,8 @@ def test_a_run_with_labels_is_reported_with_its_confusions(inside: Callable[...,
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [
-        (["--mode", "beem", "--text", "a"], b"", r"--mode 'beem': expected greedy, beam, constrained \(did you mean 'beam'\?\)"),
-        ([], b"", "nothing to answer: give --text, --image, or JSONL on standard input"),
+        (["--mode", "beem", "--text", "a"], b"", r"--mode: expected 'greedy', .*, found 'beem' \(did you mean 'beam'\?\)"),
+        ([], b"", "nothing to answer; give --text, --image, or JSONL on standard input"),
         ([], b"\n{}\n[1]\n", r'standard input, line 3: expected {"text": …, "image": PATH}, found b\'\[1\]\''),
         ([], b'{"txt": "a"}\n', "standard input, line 1: expected"),
         (

@@ -109,7 +109,7 @@ def test_unknown_setting_has_a_suggestion(tmp_path: Path) -> None:
     path.write_text("task: sentiment/movie\nlerning_rate: 1\n")
     with pytest.raises(UsageError, match=r"tune\.yaml: unknown key 'lerning_rate' \(did you mean 'learning_rate'\?\)"):
         read_config(path, {})
-    with pytest.raises(UsageError, match=r"rank: .* found 0"):
+    with pytest.raises(UsageError, match=r"tune: `rank`: expected at least 1, found 0"):
         read_config(None, {"task": "x", "rank": 0})
 
 

@@ -1,0 +1,76 @@
+"""The settings of `pidep export`, `serve`, `infer` and `swap`. No torch and no numpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pidep.settings import Settings, Shown
+
+__all__ = ["ExportSettings", "InferSettings", "ServeSettings", "SwapSettings"]
+
+GRAPH = Shown("Graph")
+REPOSITORY = Shown("Repository")
+ADDRESSES = Shown("Addresses")
+REQUEST = Shown("Request")
+
+
+class ExportSettings(Settings):
+    """How experts are compiled and where they are published."""
+
+    form: Annotated[Literal["bank", "merged"], GRAPH] = "bank"
+    """bank: one graph for many experts, which can be swapped. merged: one graph with one expert in
+    its weights."""
+    recipe: Annotated[str | None, GRAPH] = None
+    """Recipe name or YAML file. Without it, bank-onnx-fp32 or merged-onnx-fp32."""
+    max_rank: Annotated[int | None, GRAPH] = Field(default=None, ge=1)
+    """Largest rank a bank can hold. Without it, that of the largest expert."""
+    platform: Annotated[Literal["python", "onnxruntime"], GRAPH] = "python"
+    """Triton Server's backend of a merged graph. onnxruntime needs NVIDIA's container."""
+    task: Annotated[str | None, GRAPH] = None
+    """Task whose test rows the parity gate uses, for a folder without a task.json."""
+    repo: Annotated[Path, REPOSITORY] = Path("model_repo")
+    """Model repository to publish into."""
+    store: Annotated[Path | None, REPOSITORY] = None
+    """Expert store of a bank. Without it, expert_store beside the repository."""
+
+
+class ServeSettings(Settings):
+    """Where Triton Server listens."""
+
+    host: Annotated[str, ADDRESSES] = "127.0.0.1"
+    """Address to listen on."""
+    http_port: Annotated[int, ADDRESSES] = Field(default=8000, ge=1, le=65535)
+    """HTTP port."""
+    grpc_port: Annotated[int, ADDRESSES] = Field(default=8001, ge=1, le=65535)
+    """gRPC port."""
+    metrics_port: Annotated[int, ADDRESSES] = Field(default=8002, ge=1, le=65535)
+    """Port of the metrics."""
+
+
+class SwapSettings(Settings):
+    """Which server gets the expert."""
+
+    repo: Annotated[Path, REPOSITORY] = Path("model_repo")
+    """Model repository that the server serves."""
+    url: Annotated[str, ADDRESSES] = "127.0.0.1:8001"
+    """gRPC address of the server, host:port."""
+    timeout: Annotated[float, ADDRESSES] = Field(default=10.0, ge=0.1)
+    """Seconds to wait for an answer with the new digest."""
+
+
+class InferSettings(Settings):
+    """Whom to ask."""
+
+    expert: Annotated[str | None, REQUEST] = None
+    """Expert that answers. Rows of JSONL may name their own."""
+    model: Annotated[str, REQUEST] = "pidep_bank"
+    """Served model: the bank, or the name of a merged model."""
+    batch_size: Annotated[int, REQUEST] = Field(default=32, ge=1, le=64)
+    """Rows in each request."""
+    url: Annotated[str | None, ADDRESSES] = None
+    """Address of the server, host:port. Without it, 127.0.0.1:8001 for gRPC and :8000 for HTTP."""
+    protocol: Annotated[Literal["grpc", "http"], ADDRESSES] = "grpc"
+    """Protocol."""

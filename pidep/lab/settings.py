@@ -1,0 +1,191 @@
+"""The settings of `pidep compare`. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+
+from pydantic import Field, field_validator
+
+from pidep.errors import UsageError, did_you_mean
+from pidep.settings import Settings, Shown, checked
+from pidep.tuning.settings import KindName, kind_names
+
+__all__ = [
+    "METHODS",
+    "ONLY_FOR",
+    "CompareSettings",
+    "Method",
+    "check_methods",
+    "compare_settings",
+    "require_columns",
+]
+
+Method = Literal[
+    "backbone",
+    "own",
+    "own_tuned",
+    "bitfit",
+    "full",
+    "uniform",
+    "uniform_outputs",
+    "joint",
+    "peft_linear",
+    "peft_svd",
+    "peft_cat",
+    "lorahub",
+    "pi",
+    "pi_trial",
+]
+METHODS: tuple[Method, ...] = get_args(Method)
+"""In the order of the table."""
+ONLY_FOR: Mapping[str, tuple[str, ...]] = {
+    "uniform_outputs": ("adapter", "prefix"),
+    "peft_linear": ("lora",),
+    "peft_svd": ("lora",),
+    "peft_cat": ("lora",),
+    "lorahub": ("lora",),
+}
+"""Methods that exist for some kinds of expert only. Cells of other kinds lack them."""
+
+DATA = Shown("Data")
+EXPERT = Shown("Expert")
+TRAINING = Shown("Training")
+NEIGHBOURS = Shown("Neighbours")
+BASELINES = Shown("Baselines")
+
+
+class CompareSettings(Settings):
+    """One grid: tasks × shots × seeds × kinds of expert, and the methods measured in every cell."""
+
+    tasks: Annotated[tuple[str, ...], Shown("Data", argument=True)] = Field(min_length=2)
+    """Task files or packaged tasks, at least two. Each is the target once; the others help it."""
+    shots: Annotated[tuple[int, ...], DATA] = ()
+    """Columns of the grid: this many training rows of each label."""
+    full: Annotated[bool, DATA] = False
+    """One more column: all training rows."""
+    seeds: Annotated[tuple[int, ...], DATA] = Field(default=(0, 1, 2), min_length=1)
+    """Seeds of the shots, the held-out rows and the batches."""
+    full_seeds: Annotated[tuple[int, ...] | None, DATA] = None
+    """Seeds of the column of all rows. Without it, the same seeds."""
+    methods: Annotated[tuple[Method, ...], DATA] = Field(default=METHODS, min_length=1)
+    """Methods measured in every cell."""
+    train_limit: Annotated[int | None, DATA] = Field(default=None, ge=1)
+    """All rows means at most this many training rows."""
+    test_limit: Annotated[int | None, DATA] = Field(default=None, ge=1)
+    """Use at most this many test rows."""
+    validation_rows: Annotated[int, DATA] = Field(default=200, ge=1)
+    """Held-out rows of the column of all rows, at most, and never more than a tenth."""
+    max_length: Annotated[int | None, DATA] = Field(default=None, ge=4)
+    """Texts are cut at this many tokens. Without it, at the task's own limit."""
+
+    backbone: Annotated[str, EXPERT] = "minilm"
+    """Frozen model: minilm, pidep-mini (texts and images), a folder, or a hub id of a text
+    encoder."""
+    kinds: Annotated[
+        tuple[KindName, ...], Shown("Expert", aliases=("--kind",), choices=kind_names)
+    ] = Field(default=("lora",), min_length=1)
+    """Kinds of expert."""
+    sites: Annotated[tuple[str, ...], EXPERT] = ("*",)
+    """Shell patterns of the sites where experts act (`pidep sites` lists them)."""
+    rank: Annotated[int, Shown("Expert", aliases=("--size",))] = Field(default=8, ge=1, le=256)
+    """LoRA rank, adapter width, or number of virtual tokens."""
+    lora_alpha: Annotated[float, EXPERT] = Field(default=16.0, gt=0)
+    """LoRA alpha. The update is scaled by alpha / rank."""
+
+    steps: Annotated[int, TRAINING] = Field(default=40, ge=1)
+    """Training steps at few shots."""
+    epochs: Annotated[int, TRAINING] = Field(default=5, ge=0)
+    """At few shots, train for at least this many passes over the rows."""
+    batch_size: Annotated[int, TRAINING] = Field(default=16, ge=1)
+    """Rows in each training step at few shots."""
+    learning_rate_factor: Annotated[float | None, TRAINING] = Field(default=None, gt=0)
+    """Peak learning rate at few shots, as a multiple of the kind's default. Without it, 0.5 below
+    128 rows and 1 from there."""
+    full_steps: Annotated[int, TRAINING] = Field(default=200, ge=1)
+    """Training steps on all rows, at most."""
+    full_batch_size: Annotated[int, TRAINING] = Field(default=32, ge=1)
+    """Rows in each training step on all rows."""
+    full_learning_rate_factor: Annotated[float, TRAINING] = Field(default=1.0, gt=0)
+    """Peak learning rate on all rows, as a multiple of the kind's default."""
+    eval_every: Annotated[int, TRAINING] = Field(default=40, ge=1)
+    """Steps between two validations."""
+    patience: Annotated[int, TRAINING] = Field(default=3, ge=1)
+    """Training stops after this many validations without improvement."""
+    warmup: Annotated[float, TRAINING] = Field(default=0.1, ge=0, le=1)
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: Annotated[float, TRAINING] = Field(default=0.01, ge=0)
+    """Weight decay of AdamW."""
+
+    pool: Annotated[Path | None, NEIGHBOURS] = None
+    """Folder of further experts that can be neighbours."""
+    top_k: Annotated[int, NEIGHBOURS] = Field(default=3, ge=1)
+    """Number of neighbours to interpolate with."""
+    fisher_samples: Annotated[int, NEIGHBOURS] = Field(default=64, ge=1)
+    """Training rows that a task embedding is computed from, at most."""
+
+    finetune_learning_rate: Annotated[float, BASELINES] = Field(default=5e-5, gt=0)
+    """Peak learning rate of full fine-tuning."""
+    finetune_steps: Annotated[int | None, BASELINES] = Field(default=None, ge=1)
+    """Steps of full fine-tuning, where they are fewer than the experts' own."""
+    lorahub_budget: Annotated[int, BASELINES] = Field(default=40, ge=1)
+    """Mixtures that LoraHub's search tries."""
+    lorahub_rows: Annotated[int, BASELINES] = Field(default=64, ge=1)
+    """Training rows that LoraHub's search is scored on, at most."""
+    interpolation: Annotated[dict[str, Any], Shown("Interpolation", flag=False)] = Field(
+        default_factory=dict
+    )
+    """Settings of π's interpolation that differ from the defaults. Only in YAML and Python."""
+
+    @field_validator("shots")
+    @classmethod
+    def _positive(cls, shots: tuple[int, ...]) -> tuple[int, ...]:
+        if any(count < 1 for count in shots):
+            raise ValueError("expected numbers of at least 1")
+        return shots
+
+    @field_validator("tasks", "kinds", "shots", "seeds", "full_seeds", "methods")
+    @classmethod
+    def _each_once(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        twice = [value for value in dict.fromkeys(values or ()) if (values or ()).count(value) > 1]
+        if twice:
+            raise ValueError(f"expected each value once, {twice[0]!r} is there twice")
+        return values
+
+
+def check_methods(names: Sequence[str]) -> list[Method]:
+    """The names, if each is a method.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for name in names:
+        if name not in METHODS:
+            raise UsageError(
+                f"compare: method {name!r}: expected one of {', '.join(METHODS)}"
+                f"{did_you_mean(str(name), METHODS)}"
+            )
+    return [cast(Method, name) for name in names]
+
+
+def require_columns(settings: CompareSettings) -> None:
+    """Refuse a grid without a column.
+
+    Raises:
+        UsageError: neither shots nor all rows are asked for.
+    """
+    if not settings.shots and not settings.full:
+        raise UsageError("compare: no column to measure; give `shots`, `full`, or both")
+
+
+def compare_settings(values: Mapping[str, Any]) -> CompareSettings:
+    """Settings given in Python.
+
+    Raises:
+        UsageError: an unknown key or method (with a did-you-mean), a value out of range, or no
+            column.
+    """
+    settings = checked(CompareSettings, values, where="compare")
+    require_columns(settings)
+    return settings

@@ -1,0 +1,259 @@
+"""One definition of each setting: the command line, YAML, Python and the documentation read it here.
+
+A command's settings are a `Settings` model. Each field has a type, a default, an attribute docstring
+(its help text) and a `Shown` (where the command line shows it):
+
+    class FitSettings(Settings):
+        steps: Annotated[int, Shown("Training")] = Field(150, ge=1)
+        \"\"\"Training steps, at most.\"\"\"
+
+`settings_of(FitSettings)` lists the fields for whoever draws them: `pidep.cli.options` makes options,
+the documentation makes tables. `read_settings` and `checked` validate values from YAML and from Python.
+Imports no torch and no numpy.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pidep.errors import UsageError, did_you_mean
+
+__all__ = [
+    "Setting",
+    "Settings",
+    "Shown",
+    "checked",
+    "parameters_of",
+    "read_settings",
+    "settings_of",
+]
+
+
+class Settings(BaseModel):
+    """Base of every settings model: immutable, and an unknown key is an error."""
+
+    # Attribute docstrings become descriptions, so that a help text stands beside its setting.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+Model = TypeVar("Model", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Where the command line shows a setting."""
+
+    panel: str
+    """Heading in `--help`."""
+    argument: bool = False
+    """Whether it is a positional argument."""
+    flag: bool = True
+    """False for a setting that only YAML and Python can give."""
+    commas: bool = True
+    """Whether commas separate the values of a list. False for texts, which hold commas."""
+    aliases: tuple[str, ...] = ()
+    """Older spellings that still work; `--help` does not show them."""
+    choices: Callable[[], Sequence[str]] | None = None
+    """Names it may be, where another package can add some. A `Literal` needs none."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, ready to be drawn."""
+
+    name: str
+    panel: str
+    help: str
+    kind: type
+    """`int`, `float`, `bool`, `str` or `Path`: of the value, or of each value of a list."""
+    many: bool
+    """Whether it is a list."""
+    required: bool
+    default: Any
+    """None where it is required or where the help text says what happens without it."""
+    choices: tuple[str, ...]
+    minimum: float | None
+    maximum: float | None
+    shown: Shown
+
+    @property
+    def flag(self) -> str:
+        """Its option on the command line; the name itself for an argument; empty where it has none."""
+        if self.shown.argument:
+            return self.name.upper()
+        return f"--{self.name.replace('_', '-')}" if self.shown.flag else ""
+
+    @property
+    def type_text(self) -> str:
+        """Its type for people."""
+        words = {int: "whole number", float: "number", bool: "yes or no", str: "text", Path: "path"}
+        one = " or ".join(f"`{name}`" for name in self.choices) or words.get(self.kind, "mapping")
+        return f"list of {one}" if self.many and not self.choices else one
+
+    @property
+    def bounds_text(self) -> str:
+        """Its bounds for people; empty where there are none."""
+        if self.minimum is not None and self.maximum is not None:
+            return f"{self.minimum:g} to {self.maximum:g}"
+        if self.minimum is not None:
+            return f"at least {self.minimum:g}"
+        return f"at most {self.maximum:g}" if self.maximum is not None else ""
+
+    @property
+    def default_text(self) -> str:
+        """Its default for people; empty where there is none."""
+        if self.default is None or self.default == ():
+            return ""
+        if isinstance(self.default, bool):
+            return "yes" if self.default else "no"
+        values = self.default if self.many else (self.default,)
+        return ", ".join(
+            f"{value:g}" if isinstance(value, float) else str(value) for value in values
+        )
+
+
+def settings_of(model: type[Settings]) -> list[Setting]:
+    """Every setting of a model, in order: the rows of `--help` and of the documentation's tables."""
+    return [_setting(name, field) for name, field in model.model_fields.items()]
+
+
+def _setting(name: str, field: Any) -> Setting:
+    shown = next(part for part in field.metadata if isinstance(part, Shown))
+    annotation, many = _element(field.annotation)
+    choices: Sequence[str] = shown.choices() if shown.choices else ()
+    if get_origin(annotation) is Literal:
+        choices, annotation = get_args(annotation), str
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    return Setting(
+        name=name,
+        panel=shown.panel,
+        help=" ".join((field.description or "").split()),
+        kind=annotation,
+        many=many,
+        required=field.is_required(),
+        default=default,
+        choices=tuple(choices),
+        minimum=_bound(field.metadata, Ge, "ge"),
+        maximum=_bound(field.metadata, Le, "le"),
+        shown=shown,
+    )
+
+
+def _element(annotation: Any) -> tuple[Any, bool]:
+    """The type of a value without `None`, and whether the setting is a tuple of such values."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(part for part in get_args(annotation) if part is not types.NoneType)
+    if get_origin(annotation) is tuple:
+        return _element(get_args(annotation)[0])[0], True
+    for part in getattr(annotation, "__metadata__", ()):
+        if not isinstance(part, (Ge, Gt, Le, Lt)):
+            return _element(get_args(annotation)[0])
+    return (dict if get_origin(annotation) is dict else annotation), False
+
+
+def _bound(metadata: Sequence[Any], kind: type, attribute: str) -> float | None:
+    return next((getattr(part, attribute) for part in metadata if isinstance(part, kind)), None)
+
+
+def parameters_of(model: type[Settings], *, without: Sequence[str] = ()) -> list[Parameter]:
+    """The settings as keyword-only parameters of a Python function."""
+    return [
+        Parameter(
+            name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty
+            if field.is_required()
+            else field.get_default(call_default_factory=True),
+            annotation=field.annotation,
+        )
+        for name, field in model.model_fields.items()
+        if name not in without
+    ]
+
+
+def checked(model: type[Model], values: Mapping[str, Any], *, where: str) -> Model:
+    """The values as settings.
+
+    Raises:
+        UsageError: an unknown key (with a did-you-mean) or a value out of range. The message names
+            the setting in backticks, which the command line replaces by its flag.
+    """
+    return _checked(model, values, dict.fromkeys(values, where), where)
+
+
+def read_settings(
+    model: type[Model], path: Path | None, given: Mapping[str, Any], *, where: str
+) -> Model:
+    """A YAML file's settings, replaced by those given directly.
+
+    Raises:
+        UsageError: the file cannot be read, or as `checked`.
+    """
+    values = {} if path is None else _read_mapping(path)
+    sources = {**{name: str(path) for name in values}, **dict.fromkeys(given, where)}
+    return _checked(model, {**values, **given}, sources, where)
+
+
+def _read_mapping(path: Path) -> dict[Any, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(
+            f"{path}: not readable as YAML ({' '.join(str(error).split())})"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{path}: expected a mapping of settings, found {type(loaded).__name__}")
+    return loaded
+
+
+def _checked(
+    model: type[Model], values: Mapping[Any, Any], sources: Mapping[Any, str], where: str
+) -> Model:
+    for key in values:
+        if key not in model.model_fields:
+            near = did_you_mean(str(key), model.model_fields)
+            raise UsageError(f"{sources[key]}: unknown key {key!r}{near}")
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise UsageError(_message(model, error.errors()[0], sources, where)) from error
+
+
+def _message(model: type[Settings], error: Any, sources: Mapping[Any, str], where: str) -> str:
+    """Where, expected, found."""
+    if not error["loc"]:
+        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+    name = str(error["loc"][0])
+    source = sources.get(name, where)
+    # A key of a file keeps its name; the command line turns a name in backticks into its flag.
+    shown = f"`{name}`" if source == where else name
+    if error["type"] == "missing":
+        return f"{source}: {shown}: expected a value, found none"
+    choices = {setting.name: setting.choices for setting in settings_of(model)}[name]
+    near = did_you_mean(str(error["input"]), choices)
+    return f"{source}: {shown}: {_expected(error['msg'])}, found {error['input']!r}{near}"
+
+
+_WORDS = (
+    ("Value error, ", ""),
+    ("Input should be ", "expected "),
+    ("greater than or equal to", "at least"),
+    ("less than or equal to", "at most"),
+    ("greater than", "more than"),
+)
+"""pydantic's words and pidep's."""
+
+
+def _expected(message: str) -> str:
+    for theirs, ours in _WORDS:
+        message = message.replace(theirs, ours)
+    return message
