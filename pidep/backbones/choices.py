@@ -16,9 +16,9 @@ __all__ = ["Choices"]
 class Choices:
     """Embeddings that rows are scored against; they stay what the bare backbone makes of them, whatever the expert."""
 
-    def __init__(self, backbone: Backbone, labels: Tensor) -> None:
-        """`labels` `[C, D]`, for every row that has no candidates of its own."""
-        self._backbone, self.labels = backbone, labels
+    def __init__(self, backbone: Backbone, labels: Tensor, *, logit_scale: float) -> None:
+        """`labels` `[C, D]` serve every row that has no candidates of its own."""
+        self._backbone, self.labels, self._scale = backbone, labels, logit_scale
         self._known: dict[tuple[str, str], Tensor] = {}
         self._most = 0
 
@@ -44,3 +44,11 @@ class Choices:
         padded = nn.functional.pad(padded, (0, 0, 0, max(self._most, len(self.labels)) - padded.shape[1]))
         cosines = torch.einsum("bcd,bd->bc", padded, embeddings)
         return cosines.masked_fill(torch.arange(padded.shape[1]) >= counts.unsqueeze(1), -torch.inf)
+
+    def logits(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
+        """Scaled cosines `[B, C]` with gradients to whatever is attached."""
+        return self._scale * self.cosines(self._backbone.embed(rows, max_length=max_length), rows)
+
+    def all_logits(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
+        """Scaled cosines `[N, C]` without gradients."""
+        return self._scale * self.cosines(self._backbone.encode(rows, max_length=max_length), rows)

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from pidep.backbones.embedding import EmbeddingBackbone
 from pidep.backbones.layer_cache import LayerCache
 from pidep.errors import BackboneError
+from pidep.inputs.images import Preprocess
 from pidep.inputs.row import Input, size_key, texts_only
 from pidep.inputs.tokenize import Tokenize
 
@@ -33,7 +35,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 @dataclass(eq=False)
-class Encoder:
+class Encoder(EmbeddingBackbone):
     """A frozen text encoder: `encode(texts) -> [B, D]` unit rows."""
 
     name: str
@@ -42,6 +44,9 @@ class Encoder:
     """`mean` over the attended tokens, or `cls`."""
     tokenizer_json: str
     digest: str
+
+    preprocess: ClassVar[Preprocess | None] = None
+    image_graph: ClassVar[nn.Module | None] = None
 
     def __post_init__(self) -> None:
         self.tokenize = Tokenize(self.tokenizer_json)

@@ -11,27 +11,26 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pidep.backbones.seq2seq import Encoded, padded, reader_of
+from pidep.backbones.backbone import AnswerScorer, Candidates, GenerationMode
+from pidep.backbones.likelihoods import Likelihoods
+from pidep.backbones.seq2seq import Encoded, calls_of, padded
 from pidep.errors import BackboneError, UsageError
 from pidep.inputs.images import Preprocess
 from pidep.inputs.row import Input, Row, as_row, size_key, texts_only
 from pidep.inputs.tokenize import Tokenize
 from pidep.inputs.trie import Trie
 
-__all__ = ["Candidates", "EncoderDecoder", "Mode", "Normalise"]
+__all__ = ["EncoderDecoder", "Normalise"]
 
-Mode = Literal["greedy", "beam", "constrained"]
 Normalise = Literal["none", "tokens"]
 """Whether a score is the sum over a candidate's tokens, or their mean (which is kinder to long candidates)."""
-Candidates = Sequence[str] | Sequence[Sequence[Input]]
-"""The same texts for every row, or each row's own."""
 
 _KEPT_IMAGES = 4_000
 _DECODED_TOGETHER = 512  # sequences a call of the decoder: its logits are as wide as the vocabulary
@@ -49,17 +48,22 @@ class EncoderDecoder:
     digest: str
     preprocess: Preprocess | None = None
     """How it sees images, where it sees them."""
+    image_graph: ClassVar[None] = None
+    embeds: ClassVar[bool] = False
+    generates: ClassVar[bool] = True
+    logit_scale: ClassVar[float] = 1.0
+    """Scores are log-probabilities already."""
 
     def __post_init__(self) -> None:
         from transformers import GenerationConfig
 
         self.tokenize = Tokenize(self.tokenizer_json)
-        self._reader = reader_of(self.model)
-        if self._reader.images != "never" and self.preprocess is None:
+        self._calls = calls_of(self.model)
+        if self._calls.images != "never" and self.preprocess is None:
             raise BackboneError(f"backbone {self.name!r}: sees images and has no preprocessor_config.json; save its processor beside it")
         self._kept: OrderedDict[bytes, Tensor] | None = None
         # settings that come with weights (BART's no_repeat_ngram_size, Florence-2's three beams) would make answers nobody asked for
-        special = self._reader.special
+        special = self._calls.special
         neutral = {"decoder_start_token_id": special.start, "eos_token_id": special.end, "pad_token_id": special.pad}
         for part in (self.model, getattr(self.model, "text_decoder", None)):
             if part is not None:
@@ -73,7 +77,56 @@ class EncoderDecoder:
     @property
     def max_positions(self) -> int:
         """Longest text, in tokens."""
-        return self._reader.positions or 512
+        return self._calls.positions or 512
+
+    @property
+    def hidden_size(self) -> int:
+        """0: it scores texts instead of embedding them."""
+        return 0
+
+    @property
+    def forward(self) -> NoReturn:
+        """Raises `BackboneError`: the backbone has no embedding to export."""
+        raise self._embeds_nothing()
+
+    def _embeds_nothing(self) -> BackboneError:
+        return BackboneError(f"backbone {self.name!r}: scores and generates texts and does not embed; use a text encoder or pidep-mini")
+
+    def prepare(self, rows: Sequence[Input], *, max_length: int) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` `[B, T]` int64; `pixel_values` of the rows with an image."""
+        whole = [as_row(row) for row in rows]
+        texts = [self._ids(self._calls.source(row.text), max_length) for row in whole]
+        ids, mask = padded(texts, value=self._calls.special.pad)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        seen = [(place, row.image) for place, row in enumerate(whole, 1) if row.image is not None]
+        if seen and self.preprocess is not None:
+            images = [self.preprocess.one(image, where=f"row {place}") for place, image in seen]
+            inputs["pixel_values"] = torch.from_numpy(np.stack(images))
+        return inputs
+
+    def embed(self, rows: Sequence[Input], *, max_length: int) -> NoReturn:
+        """Raises `BackboneError`: the backbone does not embed."""
+        raise self._embeds_nothing()
+
+    def encode(self, rows: Sequence[Input], *, max_length: int, batch_size: int = 64) -> NoReturn:
+        """Raises `BackboneError`: the backbone does not embed."""
+        raise self._embeds_nothing()
+
+    def label_embeddings(self, label_texts: Sequence[str]) -> Tensor:
+        """`[C, 0]`: the backbone scores the label texts themselves."""
+        return torch.zeros(len(label_texts), 0)
+
+    def answer_scorer(
+        self,
+        label_texts: Sequence[str],
+        label_embeddings: Tensor,
+        *,
+        logit_scale: float,
+        max_answer_length: int | None = None,
+    ) -> AnswerScorer:
+        """Log-likelihoods of the label texts, of each row's candidates, or of free texts; never scaled."""
+        free = max_answer_length is not None
+        return Likelihoods(self, label_texts, free=free, max_target_length=max_answer_length or 1)
 
     def loss(self, rows: Sequence[Input], targets: Sequence[str], *, max_length: int, max_target_length: int) -> Tensor:
         """`[B]` -log p(target | row) in nats, summed over the tokens, with gradients to whatever is attached.
@@ -125,7 +178,7 @@ class EncoderDecoder:
         *,
         max_length: int,
         max_new_tokens: int = 32,
-        mode: Mode = "greedy",
+        mode: GenerationMode = "greedy",
         num_beams: int | None = None,
         candidates: Candidates | None = None,
         length_penalty: float = 1.0,
@@ -166,13 +219,13 @@ class EncoderDecoder:
     def cached_below(self, sites: Sequence[str]) -> Iterator[None]:
         """Inside, an image passes the vision tower once, where no expert acts there; nothing may be attached there then."""
         before = self._kept
-        self._kept = None if any(site.startswith(self._reader.sight) for site in sites) else OrderedDict()
+        self._kept = None if any(site.startswith(self._calls.sight) for site in sites) else OrderedDict()
         try:
             yield
         finally:
             self._kept = before
 
-    def _settings(self, mode: Mode, num_beams: int | None, own: list[list[list[int]]] | None, limit: int, penalty: float) -> Any:
+    def _settings(self, mode: GenerationMode, num_beams: int | None, own: list[list[list[int]]] | None, limit: int, penalty: float) -> Any:
         from transformers import GenerationConfig
 
         beams = 1
@@ -189,17 +242,17 @@ class EncoderDecoder:
         begun = len(encoded.prompts[0])
         options = {}
         if own is not None:
-            tries = [Trie(each, end=self._reader.special.end) for each in own]
+            tries = [Trie(each, end=self._calls.special.end) for each in own]
             options["prefix_allowed_tokens_fn"] = lambda row, ids: tries[row].after(ids[begun:].tolist())
-        found = self._reader.generate(encoded, torch.tensor(encoded.prompts), settings, **options)[:, begun:].tolist()
-        end = self._reader.special.end
+        found = self._calls.generate(encoded, torch.tensor(encoded.prompts), settings, **options)[:, begun:].tolist()
+        end = self._calls.special.end
         return [ids[: ids.index(end) + 1] if end in ids else ids for ids in found]
 
     def _text(self, ids: list[int], choices: tuple[list[list[int]], list[str]] | None) -> str:
         if choices is not None:
             answers, texts = choices
             return texts[answers.index(ids)]
-        return self.tokenize.text([token for token in ids if token not in self._reader.special.frame]).strip()
+        return self.tokenize.text([token for token in ids if token not in self._calls.special.frame]).strip()
 
     def _check_mode(self, mode: str, num_beams: int | None, candidates: Candidates | None, max_new_tokens: int) -> None:
         if mode not in ("greedy", "beam", "constrained"):
@@ -215,8 +268,8 @@ class EncoderDecoder:
 
     def _answer(self, text: str, *, limit: int | None = None) -> list[int]:
         """Tokens of a text to decode, the closing one at the end."""
-        special, longest = self._reader.special, limit if limit is not None else 2**31
-        ids = self._ids(text, longest + self._reader.cuts_opening)[int(self._reader.cuts_opening) :]
+        special, longest = self._calls.special, limit if limit is not None else 2**31
+        ids = self._ids(text, longest + self._calls.cuts_opening)[int(self._calls.cuts_opening) :]
         return ids if ids and ids[-1] == special.end else [*ids[: longest - 1], special.end]
 
     def _answers(self, candidates: Candidates, num_rows: int, *, limit: int | None = None) -> list[list[list[int]]]:
@@ -225,7 +278,7 @@ class EncoderDecoder:
         for text in (text for own in _by_row(candidates, num_rows) for text in own):
             if text not in kept:
                 kept[text] = self._answer(text, limit=limit)
-                room = self._reader.positions
+                room = self._calls.positions
                 if room is not None and len(kept[text]) >= room:
                     raise BackboneError(
                         f"candidate {text[:40]!r}: has {len(kept[text])} tokens, the decoder has {room} positions; shorten it"
@@ -238,20 +291,20 @@ class EncoderDecoder:
 
     def _encode(self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None) -> Encoded:
         """Rows to what the decoder attends to; errors call rows by `numbers`, from 1 when absent."""
-        reader, called = self._reader, list(numbers or range(1, len(rows) + 1))
+        calls, called = self._calls, list(numbers or range(1, len(rows) + 1))
         whole = [as_row(row) for row in rows]
-        if reader.images == "never":
+        if calls.images == "never":
             texts_only(rows, backbone=self.name)
         for number, row in zip(called, whole, strict=True):
-            _check(row, number, backbone=self.name, images=reader.images)
-        texts = [self._ids(reader.source(row.text), max_length) for row in whole]
+            _check(row, number, backbone=self.name, images=calls.images)
+        texts = [self._ids(calls.source(row.text), max_length) for row in whole]
         seen = [place for place, row in enumerate(whole) if row.image is not None]
         visual = self._see([whole[place] for place in seen], [called[place] for place in seen]) if seen else None
-        self._check_room(texts, 0 if visual is None or reader.cuts_opening else visual.shape[1], called)
-        return reader.encode(texts, visual, seen)
+        self._check_room(texts, 0 if visual is None or calls.cuts_opening else visual.shape[1], called)
+        return calls.encode(texts, visual, seen)
 
     def _check_room(self, texts: Sequence[Sequence[int]], beside: int, called: Sequence[int]) -> None:
-        room = self._reader.positions
+        room = self._calls.positions
         for number, ids in zip(called, texts, strict=True):
             if room is not None and len(ids) + beside > room:
                 what = f"{len(ids)} tokens" + (f" and {beside} of an image" if beside else "")
@@ -270,12 +323,12 @@ class EncoderDecoder:
             )
         )
         if self._kept is None:
-            return self._reader.see(pixels)
+            return self._calls.see(pixels)
         keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in pixels]
         missing = {key: place for place, key in enumerate(keys) if key not in self._kept}
         if missing:  # below every expert: no gradient is wanted, and what is kept must serve training after `generate`, too
             with torch.inference_mode(mode=False), torch.no_grad():
-                fresh = self._reader.see(pixels[list(missing.values())].clone())
+                fresh = self._calls.see(pixels[list(missing.values())].clone())
             self._kept.update(zip(missing, fresh, strict=True))
         found = torch.stack([self._kept[key] for key in keys])
         while len(self._kept) > _KEPT_IMAGES:
@@ -287,12 +340,12 @@ class EncoderDecoder:
         given = [[*prompt, *ids[:-1]] for prompt, ids in zip(encoded.prompts, labels, strict=True)]
         wanted = [[_IGNORED] * (len(prompt) - 1) + list(ids) for prompt, ids in zip(encoded.prompts, labels, strict=True)]
         self._check_decoder_room(given)
-        logits = self._reader.logits(encoded, padded(given, value=self._reader.special.pad)[0])
+        logits = self._calls.logits(encoded, padded(given, value=self._calls.special.pad)[0])
         targets = padded(wanted, value=_IGNORED)[0]
         return -cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=_IGNORED, reduction="none")
 
     def _check_decoder_room(self, given: Sequence[Sequence[int]]) -> None:
-        room, longest = self._reader.positions, max(len(ids) for ids in given)
+        room, longest = self._calls.positions, max(len(ids) for ids in given)
         if room is not None and longest > room:
             raise BackboneError(f"target texts: {longest} tokens, the decoder has {room} positions; cut them (max_target_length)")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.inputs.row import Input, Row, size_key
+
+if TYPE_CHECKING:  # the backbone makes its own scorer, so that it imports this module
+    from pidep.backbones.encoder_decoder import EncoderDecoder
 
 __all__ = ["Likelihoods"]
 

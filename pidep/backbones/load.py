@@ -5,7 +5,6 @@ from __future__ import annotations
 from pidep import plugins
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.encoder import load_encoder
-from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.backbones.load_encoder_decoder import is_encoder_decoder, load_encoder_decoder
 from pidep.errors import BackboneError
 
@@ -19,16 +18,16 @@ def load_backbone(name: str = "minilm") -> Backbone:
         BackboneError: nothing loadable is there, its digest is wrong, or it is of a kind that is not served.
     """
     found = load_any_backbone(name)
-    if isinstance(found, EncoderDecoder):
+    if not found.embeds:
         raise BackboneError(
             f"backbone {name!r}: {type(found.model).__name__} scores and generates texts, and a backbone that embeds is needed"
         )
     return found
 
 
-def load_any_backbone(name: str = "minilm") -> Backbone | EncoderDecoder:
+def load_any_backbone(name: str = "minilm") -> Backbone:
     """As `load_backbone`, or an encoder-decoder by folder or hub id (T5, BART, Florence-2, BLIP), which scores and generates texts."""
     if name in plugins.names("pidep.backbones"):
-        found: Backbone | EncoderDecoder = plugins.load("pidep.backbones", name)()
+        found: Backbone = plugins.load("pidep.backbones", name)()
         return found
     return load_encoder_decoder(name) if is_encoder_decoder(name) else load_encoder(name)

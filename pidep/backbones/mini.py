@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pidep.backbones.connector import Connector
+from pidep.backbones.embedding import EmbeddingBackbone
 from pidep.backbones.encoder import Encoder, encode_sorted, pool
 from pidep.backbones.layer_cache import LayerCache
 from pidep.backbones.stem import EfficientNetLite0
@@ -35,8 +36,20 @@ _PAST_AXES = 256
 _KEPT_IMAGES = 20_000  # 16 tokens of 384 floats each: half a gigabyte
 
 
+class _ImageGraph(nn.Module):
+    """Pixels `[N, 3, S, S]` fp32, normalised, to visual tokens `[N, V, D]` fp32."""
+
+    def __init__(self, stem: nn.Module, connector: Connector) -> None:
+        super().__init__()
+        self.stem, self.connector = stem, connector
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        visual: Tensor = self.connector(*self.stem(pixels))
+        return visual
+
+
 @dataclass(eq=False)
-class Mini:
+class Mini(EmbeddingBackbone):
     """A frozen encoder of rows: `encode(rows) -> [B, D]` unit rows; a `str` is a row with that text alone."""
 
     name: str
@@ -46,6 +59,11 @@ class Mini:
     preprocess: Preprocess
     digest: str
     """Over all three parts and the preprocessing."""
+
+    @property
+    def image_graph(self) -> nn.Module:
+        """Stem and connector in one module."""
+        return _ImageGraph(self.stem, self.connector)
 
     def __post_init__(self) -> None:
         self._kept: OrderedDict[str, Tensor] | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pidep.errors import BackboneError
 
-__all__ = ["BlipAnswerer", "BlipCaptioner", "Encoded", "Florence", "Reader", "Special", "TextToText", "padded", "reader_of"]
+__all__ = ["BlipAnswerer", "BlipCaptioner", "Encoded", "Florence", "ModelCalls", "Special", "TextToText", "calls_of", "padded"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def padded(rows: Sequence[Sequence[int]], *, value: int) -> tuple[Tensor, Tensor
     return ids, mask
 
 
-class Reader:
+class ModelCalls:
     """Encoder-decoders of one making; this one is of texts, for every model that has transformers' usual interface (T5, BART …)."""
 
     images: ClassVar[Literal["never", "maybe", "always"]] = "never"
@@ -129,11 +129,11 @@ def _outputs(encoded: Encoded) -> Any:
     return BaseModelOutput(last_hidden_state=encoded.hidden)
 
 
-class TextToText(Reader):
+class TextToText(ModelCalls):
     """T5, BART and others."""
 
 
-class Florence(Reader):
+class Florence(ModelCalls):
     """Florence-2: visual tokens before the words, through BART's encoder; a row without an image is its words."""
 
     images = "maybe"
@@ -165,7 +165,7 @@ class Florence(Reader):
         return Encoded(hidden, mask, ((self.special.start,),) * len(texts))
 
 
-class _Blip(Reader):
+class _Blip(ModelCalls):
     """What BLIP's two models share: an image in every row, and a decoder that is a language model of its own."""
 
     images = "always"
@@ -189,14 +189,14 @@ class _Blip(Reader):
         return found
 
     def logits(self, encoded: Encoded, ids: Tensor) -> Tensor:
-        """As `Reader.logits`."""
+        """As `ModelCalls.logits`."""
         found: Tensor = self.model.text_decoder(
             input_ids=ids, encoder_hidden_states=encoded.hidden, encoder_attention_mask=encoded.mask, use_cache=False
         ).logits
         return found
 
     def generate(self, encoded: Encoded, ids: Tensor, settings: Any, **options: Any) -> Tensor:
-        """As `Reader.generate`."""
+        """As `ModelCalls.generate`."""
         found: Tensor = self.model.text_decoder.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -237,13 +237,13 @@ class BlipAnswerer(_Blip):
         return Encoded(hidden, mask, ((self.special.start,),) * len(texts))
 
 
-def reader_of(model: Any) -> Reader:
+def calls_of(model: Any) -> ModelCalls:
     """How this model is read.
 
     Raises:
         BackboneError: nobody knows.
     """
-    kinds: dict[str, type[Reader]] = {
+    kinds: dict[str, type[ModelCalls]] = {
         "Florence2ForConditionalGeneration": Florence,
         "BlipForConditionalGeneration": BlipCaptioner,
         "BlipForQuestionAnswering": BlipAnswerer,

@@ -20,7 +20,6 @@ from pidep.adapters.mixture import Mixture, attached
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.choices import Choices
 from pidep.backbones.load import load_backbone
-from pidep.backbones.mini import Mini
 from pidep.errors import ExpertError, ParityError, UsageError
 from pidep.experts.bank import BankGroup, pack, require_bank_kind
 from pidep.experts.folder import Expert, check_name, read_expert, require_embeddings
@@ -101,7 +100,7 @@ def _torch_logits(backbone: Backbone, source: Source) -> npt.NDArray[np.float32]
 
 def _logits(backbone: Backbone, source: Source, embeddings: torch.Tensor) -> npt.NDArray[np.float32]:
     """`[N, C]` of embeddings `[N, D]` against the labels, or against each row's own candidates; places left over are far below."""
-    choices = Choices(backbone, torch.from_numpy(source.expert.label_embeddings))
+    choices = Choices(backbone, torch.from_numpy(source.expert.label_embeddings), logit_scale=source.expert.logit_scale)
     choices.learn(source.rows.rows)
     logits = source.expert.logit_scale * choices.cosines(embeddings, source.rows.rows)
     return np.nan_to_num(logits.numpy(), neginf=_FAR_BELOW)
@@ -206,13 +205,14 @@ def export_merged(
 
 def _vision(backbone: Backbone, folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     """Export the vision graph beside the model's, hold it against PyTorch; its record, or None for a backbone of texts."""
-    if not isinstance(backbone, Mini):
+    if backbone.image_graph is None or backbone.preprocess is None:
         return None
     path = folder / "vision.onnx"
     export_vision_graph(backbone, path, opset=recipe.opset)
     pixels = np.random.default_rng(0).standard_normal((4, 3, backbone.preprocess.size, backbone.preprocess.size)).astype(np.float32)
     (found,) = _session(path).run(None, {"pixels": pixels})
-    expected = backbone.visual(torch.from_numpy(pixels)).numpy()
+    with torch.no_grad():
+        expected = backbone.image_graph(torch.from_numpy(pixels)).numpy()
     error = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not error <= recipe.tolerance.max_abs:
         bound = recipe.tolerance.max_abs

@@ -17,7 +17,6 @@ from pidep.adapters.kinds import adapter_kind
 from pidep.adapters.mixture import attached
 from pidep.adapters.site import WrappedSite, bank_rows
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.mini import Mini
 from pidep.errors import PidepError
 from pidep.experts.bank import BankGroup, pack
 from pidep.experts.folder import Expert
@@ -97,7 +96,7 @@ def _to_onnx(
 def _example(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
     """Inputs of a batch, and which axes of theirs are dynamic."""
     texts: list[Input] = ["an example of some length", "short", "and one in between"]
-    seen = isinstance(backbone, Mini)
+    seen = backbone.image_graph is not None
     rows = [*texts[:2], Row(str(texts[2]), np.zeros((8, 8), np.uint8))] if seen else texts
     inputs = backbone.prepare(rows, max_length=32)
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=backbone.max_positions)
@@ -126,19 +125,11 @@ def export_bank_graph(backbone: Backbone, groups: Sequence[BankGroup], path: Pat
         _to_onnx(_Bank(backbone, groups), arguments, path, opset=opset, shapes=shapes, names=names)
 
 
-class _Vision(nn.Module):
-    def __init__(self, backbone: Mini) -> None:
-        super().__init__()
-        self.stem, self.connector = backbone.stem, backbone.connector
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        visual: Tensor = self.connector(*self.stem(pixels))
-        return visual
-
-
-def export_vision_graph(backbone: Mini, path: Path, *, opset: int) -> None:
+def export_vision_graph(backbone: Backbone, path: Path, *, opset: int) -> None:
     """Input `pixels` [N, 3, S, S] fp32, normalised; output `visual` [N, V, D] fp32, which goes beside the words."""
+    assert backbone.image_graph is not None
+    assert backbone.preprocess is not None
     size = backbone.preprocess.size
     shapes = {"pixels": {0: torch.export.Dim("images")}}
     names = {"inputs": ["pixels"], "outputs": ["visual"]}
-    _to_onnx(_Vision(backbone), {"pixels": torch.zeros(2, 3, size, size)}, path, opset=opset, shapes=shapes, names=names)
+    _to_onnx(backbone.image_graph, {"pixels": torch.zeros(2, 3, size, size)}, path, opset=opset, shapes=shapes, names=names)

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.experts.folder import Expert
 from pidep.files.cache_file import read_cached, write_cached
 from pidep.inputs.row import Input
@@ -25,7 +24,7 @@ FORMAT = 1
 
 def cached_fisher(
     cache: Path,
-    backbone: Backbone | EncoderDecoder,
+    backbone: Backbone,
     expert: Expert,
     rows: Sequence[Input],
     labels: Sequence[int] | None = None,

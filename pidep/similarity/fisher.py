@@ -13,9 +13,6 @@ from torch.nn.functional import cross_entropy
 
 from pidep.adapters.mixture import Mixture, attached
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.choices import Choices
-from pidep.backbones.encoder_decoder import EncoderDecoder
-from pidep.backbones.likelihoods import Likelihoods
 from pidep.errors import ExpertError, UsageError, did_you_mean
 from pidep.experts.folder import Expert
 from pidep.inputs.row import Input, Row, size_key
@@ -27,7 +24,7 @@ FisherKind = Literal["empirical", "true", "batch_squared"]
 
 
 def diagonal_fisher(
-    backbone: Backbone | EncoderDecoder,
+    backbone: Backbone,
     expert: Expert,
     rows: Sequence[Input],
     labels: Sequence[int] | None = None,
@@ -76,18 +73,16 @@ def diagonal_fisher(
     return {name: (total / count).float().numpy() for name, total in totals.items()}
 
 
-def _logits(backbone: Backbone | EncoderDecoder, expert: Expert, rows: Sequence[Input]) -> Callable[[Sequence[Input]], Tensor]:
-    """What some of the rows' answers are to the backbone with the expert, `[B, C]`."""
-    length = expert.max_length
-    if isinstance(backbone, EncoderDecoder):
-        found = Likelihoods(
-            backbone, expert.label_texts, free=expert.max_answer_length is not None, max_target_length=expert.max_answer_length or 1
-        )
-        found.learn(rows)
-        return lambda some: found.logits(some, max_length=length)
-    choices = Choices(backbone, torch.from_numpy(expert.label_embeddings))
-    choices.learn(rows)
-    return lambda some: expert.logit_scale * choices.cosines(backbone.embed(some, max_length=length), some)
+def _logits(backbone: Backbone, expert: Expert, rows: Sequence[Input]) -> Callable[[Sequence[Input]], Tensor]:
+    """Logits `[B, C]` of some of the rows, of the backbone with the expert."""
+    answers = backbone.answer_scorer(
+        expert.label_texts,
+        torch.from_numpy(expert.label_embeddings),
+        logit_scale=expert.logit_scale,
+        max_answer_length=expert.max_answer_length,
+    )
+    answers.learn(rows)
+    return lambda some: answers.logits(some, max_length=expert.max_length)
 
 
 def _check(expert: Expert, rows: Sequence[Input], labels: Sequence[int] | None, kind: str) -> None:

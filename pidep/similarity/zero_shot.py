@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.errors import UsageError
 from pidep.inputs.row import Input
 from pidep.similarity.fisher import diagonal_fisher
@@ -27,7 +26,7 @@ __all__ = ["weights", "without_labels"]
 
 
 def without_labels(
-    backbone: Backbone | EncoderDecoder, helpers: Mapping[str, PoolEntry], rows: Sequence[Input], *, seed: int = 0, batch_size: int = 16
+    backbone: Backbone, helpers: Mapping[str, PoolEntry], rows: Sequence[Input], *, seed: int = 0, batch_size: int = 16
 ) -> list[Neighbour]:
     """Every helper with its similarity to the target's unlabelled rows, best first; ties by name.
 

@@ -12,10 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pidep.adapters.mixture import Mixture, attached
-from pidep.backbones.backbone import Backbone
-from pidep.backbones.choices import Choices
-from pidep.backbones.encoder_decoder import EncoderDecoder
-from pidep.backbones.likelihoods import Likelihoods
+from pidep.backbones.backbone import AnswerScorer, Backbone
 from pidep.errors import PidepError
 from pidep.inputs.row import Input, size_key
 from pidep.tasks.data import Split
@@ -50,7 +47,7 @@ class Schedule:
 class Scorer:
     """Scores rows against the texts of a task's labels, or against their own candidates."""
 
-    backbone: Backbone | EncoderDecoder
+    backbone: Backbone
     label_embeddings: Tensor  # [C, D] fp32, unit rows; no rows where a task has candidates instead; D = 0 for an encoder-decoder
     logit_scale: float
     max_length: int
@@ -60,26 +57,22 @@ class Scorer:
     """Tokens of a free answer, where rows are answered by texts and not by a choice; encoder-decoders only."""
 
     @cached_property
-    def choices(self) -> Choices | Likelihoods:
-        """What rows are scored against."""
-        if isinstance(self.backbone, EncoderDecoder):
-            limit = self.max_answer_length
-            return Likelihoods(self.backbone, self.label_texts, free=limit is not None, max_target_length=limit or 1)
-        return Choices(self.backbone, self.label_embeddings)
+    def answers(self) -> AnswerScorer:
+        """The answers that rows are scored against."""
+        return self.backbone.answer_scorer(
+            self.label_texts,
+            self.label_embeddings,
+            logit_scale=self.logit_scale,
+            max_answer_length=self.max_answer_length,
+        )
 
     def logits(self, rows: Sequence[Input]) -> Tensor:
         """`[B, C]`, with gradients to whatever is attached."""
-        if isinstance(self.choices, Likelihoods):
-            return self.choices.logits(rows, max_length=self.max_length)
-        assert not isinstance(self.backbone, EncoderDecoder)
-        return self.logit_scale * self.choices.cosines(self.backbone.embed(rows, max_length=self.max_length), rows)
+        return self.answers.logits(rows, max_length=self.max_length)
 
     def encoded_logits(self, rows: Sequence[Input]) -> Tensor:
         """`[N, C]` without gradients, for any number of rows."""
-        if isinstance(self.choices, Likelihoods):
-            return self.choices.all_logits(rows, max_length=self.max_length)
-        assert not isinstance(self.backbone, EncoderDecoder)
-        return self.logit_scale * self.choices.cosines(self.backbone.encode(rows, max_length=self.max_length), rows)
+        return self.answers.all_logits(rows, max_length=self.max_length)
 
 
 @dataclass(frozen=True)
@@ -102,14 +95,13 @@ def few_shot_share(rows: int) -> float:
 
 def predict_logits(scorer: Scorer, rows: Sequence[Input], mixture: Mixture | None = None) -> Tensor:
     """`[N, C]` logits of a mixture, or of the bare backbone."""
-    scorer.choices.learn(rows)
+    scorer.answers.learn(rows)
     with attached(scorer.backbone.model, mixture):
         return scorer.encoded_logits(rows)
 
 
 def predict_answers(scorer: Scorer, rows: Sequence[Input], mixture: Mixture | None = None) -> list[str]:
     """The likeliest text of each row, token by token, of a mixture or of the bare encoder-decoder."""
-    assert isinstance(scorer.backbone, EncoderDecoder)
     with attached(scorer.backbone.model, mixture):
         return scorer.backbone.generate(rows, max_length=scorer.max_length, max_new_tokens=scorer.max_answer_length or 1)
 
@@ -176,7 +168,7 @@ def fit(
             progress, current, best = found
             mixture.load_state_dict(current)
     for split in (train, validation):
-        scorer.choices.learn([] if split is None else split.rows)
+        scorer.answers.learn([] if split is None else split.rows)
     with attached(scorer.backbone.model, mixture):
         batches = _batches(train, batch_size=schedule.batch_size, seed=schedule.seed, start=progress.step)
         while progress.step < schedule.steps and not progress.finished:

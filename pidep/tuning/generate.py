@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pidep.adapters.mixture import Mixture, attached
-from pidep.backbones.encoder_decoder import EncoderDecoder, Mode
+from pidep.backbones.backbone import Backbone, GenerationMode
 from pidep.backbones.load_encoder_decoder import load_encoder_decoder
 from pidep.errors import ExpertError, TaskError, UsageError
 from pidep.experts.folder import Expert, read_expert
@@ -43,7 +43,7 @@ def generate(
     rows: Sequence[Input],
     settings: GenerateSettings = _DEFAULTS,
     *,
-    backbone: EncoderDecoder | str | None = None,
+    backbone: Backbone | str | None = None,
 ) -> list[Answer]:
     """Answers of a run, of an expert, or of a bare encoder-decoder, one a row.
 
@@ -58,7 +58,8 @@ def generate(
     expert = _expert_of(Path(source))
     if expert is None and backbone is not None:
         raise UsageError(f"{source}: holds no expert.json, so it is a backbone itself; leave --backbone out")
-    model = backbone if isinstance(backbone, EncoderDecoder) else load_encoder_decoder(backbone or (expert.backbone if expert else source))
+    asked = backbone or (expert.backbone if expert else source)
+    model = load_encoder_decoder(asked) if isinstance(asked, str) else asked
     if expert is not None and expert.backbone_digest != model.digest:
         raise ExpertError(
             f"expert {expert.name!r}: made for backbone {expert.backbone!r} ({expert.backbone_digest[:19]}…), "
@@ -92,7 +93,7 @@ def _expert_of(folder: Path) -> Expert | None:
     return None
 
 
-def _choices(expert: Expert | None, settings: GenerateSettings) -> tuple[tuple[str, ...], Mode]:
+def _choices(expert: Expert | None, settings: GenerateSettings) -> tuple[tuple[str, ...], GenerationMode]:
     """What is chosen from, if anything, and the mode."""
     texts = settings.candidates or (() if expert is None else expert.label_texts)
     mode = settings.mode or ("constrained" if texts else "greedy")

@@ -16,7 +16,6 @@ from pidep.adapters.mixture import Mixture, find_sites
 from pidep.adapters.places import peft_can
 from pidep.adapters.site import Tensors
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.errors import TaskError
 from pidep.experts.folder import Expert, check_name
 from pidep.experts.kinds import expert_kind
@@ -85,16 +84,12 @@ class Job:
         )
 
 
-def label_embeddings(backbone: Backbone | EncoderDecoder, task: Task) -> torch.Tensor:
+def label_embeddings(backbone: Backbone, task: Task) -> torch.Tensor:
     """`[C, D]`: the bare backbone's reading of the label texts; they stay fixed, whatever the expert. None for a task of candidates.
 
     D is 0 for an encoder-decoder, which scores the texts themselves.
     """
-    if isinstance(backbone, EncoderDecoder):
-        return torch.zeros(len(task.labels), 0)
-    if not task.labels:
-        return torch.zeros(0, backbone.hidden_size)
-    return backbone.encode(list(task.labels.values()), max_length=backbone.max_positions)
+    return backbone.label_embeddings(list(task.labels.values()))
 
 
 def evaluate(scorer: Scorer, split: Split, metric: str, mixture: Mixture | None = None) -> float:
@@ -120,7 +115,7 @@ def _rows(task: Task, config: TuneConfig, data: TaskData) -> tuple[Split, Split 
     return train, validation
 
 
-def prepare(config: TuneConfig, backbone: Backbone | EncoderDecoder, out: Path) -> Job:
+def prepare(config: TuneConfig, backbone: Backbone, out: Path) -> Job:
     """Read the task and its rows, embed its labels, find the sites.
 
     Raises:
@@ -149,15 +144,15 @@ def prepare(config: TuneConfig, backbone: Backbone | EncoderDecoder, out: Path) 
     )
 
 
-def scorer_of(backbone: Backbone | EncoderDecoder, task: Task, *, max_length: int, max_answer_length: int | None) -> Scorer:
+def scorer_of(backbone: Backbone, task: Task, *, max_length: int, max_answer_length: int | None) -> Scorer:
     """How rows of a task are scored: by cosines with embedded labels, or by what an encoder-decoder makes of texts."""
-    scale = 1.0 if isinstance(backbone, EncoderDecoder) else LOGIT_SCALE
+    scale = backbone.logit_scale
     return Scorer(backbone, label_embeddings(backbone, task), scale, max_length, tuple(task.labels.values()), max_answer_length)
 
 
-def _check_answers(task: Task, config: TuneConfig, backbone: Backbone | EncoderDecoder) -> None:
+def _check_answers(task: Task, config: TuneConfig, backbone: Backbone) -> None:
     """Refuse a task that the backbone has no answers for."""
-    if task.target is not None and not isinstance(backbone, EncoderDecoder):
+    if task.target is not None and not backbone.generates:
         raise TaskError(
             f"task {task.name!r}: its answers are free texts (target), and backbone {backbone.name!r} embeds; "
             "give an encoder-decoder with --backbone, or a task with labels or candidates"
@@ -165,7 +160,7 @@ def _check_answers(task: Task, config: TuneConfig, backbone: Backbone | EncoderD
     if task.target is not None and (config.fisher == "true" or config.policy == "zero-shot"):
         asked = "--policy zero-shot" if config.policy == "zero-shot" else "--fisher true"
         raise TaskError(f"task {task.name!r}: its answers are free texts, which {asked} would have to draw; use the default")
-    if task.candidates_are == "image" and task.candidates is not None and isinstance(backbone, EncoderDecoder):
+    if task.candidates_are == "image" and task.candidates is not None and not backbone.embeds:
         raise TaskError(f"task {task.name!r}: its candidates are images, and backbone {backbone.name!r} scores texts; use pidep-mini")
 
 

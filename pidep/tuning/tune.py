@@ -13,7 +13,6 @@ from pidep import __version__
 from pidep.adapters.mixture import Mixture, fresh
 from pidep.adapters.site import Tensors
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.backbones.load import load_any_backbone
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, check_expert_place, write_expert
@@ -125,7 +124,7 @@ def _missing_helpers(config: TuneConfig) -> dict[str, str]:
 
 
 def _train_helper(
-    config: TuneConfig, name: str, task: str, backbone: Backbone | EncoderDecoder, *, resume: bool, on_step: OnStep | None
+    config: TuneConfig, name: str, task: str, backbone: Backbone, *, resume: bool, on_step: OnStep | None
 ) -> None:
     assert config.pool is not None
     update: dict[str, Any] = {"task": task, "name": None, "helpers": [], "add_to_pool": True, **_ON_FULL_DATA}
@@ -133,7 +132,7 @@ def _train_helper(
 
 
 def tune(
-    config: TuneConfig, out: Path, *, resume: bool = False, backbone: Backbone | EncoderDecoder | None = None, on_step: OnStep | None = None
+    config: TuneConfig, out: Path, *, resume: bool = False, backbone: Backbone | None = None, on_step: OnStep | None = None
 ) -> TuneResult:
     """Train, predict, interpolate, evaluate; write `out` and (unless few-shot) the pool.
 

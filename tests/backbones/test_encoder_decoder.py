@@ -238,8 +238,8 @@ def test_gradients_of_single_rows(backbone: EncoderDecoder, name: str, kind: str
 def test_an_image_passes_the_vision_tower_once(backbone: EncoderDecoder, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row for row in rows_of(name) if as_row(row).image is not None]
     calls: list[int] = []
-    see = backbone._reader.see
-    monkeypatch.setattr(backbone._reader, "see", lambda pixels: calls.append(len(pixels)) or see(pixels))
+    see = backbone._calls.see
+    monkeypatch.setattr(backbone._calls, "see", lambda pixels: calls.append(len(pixels)) or see(pixels))
     with torch.no_grad():
         before = backbone.score(rows, CANDIDATES, max_length=LENGTH)
     calls.clear()

@@ -50,7 +50,7 @@ def test_a_text_backbone_refuses_images(tiny: Any) -> None:
 def test_choices_are_the_bare_backbones_whatever_is_attached(mini: Any) -> None:
     rows = [Row("good", candidates=("good film", Row(image=picture(0)))), Row(image=picture(1), candidates=("a", "the", "very")), "bad"]
     labels = mini.encode(["positive", "negative"], max_length=8)
-    choices = Choices(mini, labels)
+    choices = Choices(mini, labels, logit_scale=1.0)
     choices.learn(rows)
     with attached(mini.model, Mixture.of([make_expert(mini)])):
         choices.learn(rows)  # nothing new
@@ -65,7 +65,7 @@ def test_choices_are_the_bare_backbones_whatever_is_attached(mini: Any) -> None:
 
 def test_candidates_learn_through_gradients(mini: Any) -> None:
     rows = [Row("good", candidates=("good film", "bad film"))]
-    choices = Choices(mini, torch.zeros(0, 16))
+    choices = Choices(mini, torch.zeros(0, 16), logit_scale=1.0)
     choices.learn(rows)
     embeddings = torch.nn.functional.normalize(torch.ones(1, 16, requires_grad=True), dim=1)
     loss = torch.nn.functional.cross_entropy(20 * choices.cosines(embeddings, rows), torch.tensor([1]))

@@ -13,7 +13,6 @@ import torch
 
 from pidep.adapters.mixture import Mixture
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.backbones.load import load_any_backbone
 from pidep.errors import BackboneError, TaskError, UsageError
 from pidep.experts.folder import Expert, read_expert
@@ -115,11 +114,11 @@ def _rows(run: Run) -> _Rows:
     return _Rows(test, held_back if data_digest(train) == given.get("train") else None)
 
 
-def _scorer(backbone: Backbone | EncoderDecoder, expert: Expert) -> Scorer:
+def _scorer(backbone: Backbone, expert: Expert) -> Scorer:
     return Scorer(backbone, torch.from_numpy(expert.label_embeddings), expert.logit_scale, expert.max_length, expert.label_texts)
 
 
-def _confusion(run: Run, backbone: Backbone | EncoderDecoder, name: str, expert: Expert, rows: Split) -> Confusion:
+def _confusion(run: Run, backbone: Backbone, name: str, expert: Expert, rows: Split) -> Confusion:
     predictions = predict_logits(_scorer(backbone, expert), rows.rows, Mixture.of([expert])).argmax(1).tolist()
     size = len(run.labels) or 1 + max(*rows.labels, *predictions)  # candidates have no names, only places
     counts = np.zeros((size, size), np.int64)
@@ -127,7 +126,7 @@ def _confusion(run: Run, backbone: Backbone | EncoderDecoder, name: str, expert:
     return Confusion(name, counts, score(run.metric, rows.labels, predictions))
 
 
-def _paths(run: Run, backbone: Backbone | EncoderDecoder, pool: Path | None, rows: _Rows, on_step: OnStep | None) -> Paths:
+def _paths(run: Run, backbone: Backbone, pool: Path | None, rows: _Rows, on_step: OnStep | None) -> Paths:
     if run.own is None:
         raise UsageError(f"{run.folder}: no path to walk, a zero-shot run has no own expert to start from; run without --path")
     ends, missing = _ends(run, pool)
