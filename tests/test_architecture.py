@@ -72,6 +72,26 @@ def test_every_room_is_on_the_plan() -> None:
 
 
 
+ONLY_IN = {
+    "torch": {"adapters", "backbones", "export", "interpolation", "kernels", "lab", "similarity", "training", "tuning"},
+    "transformers": {"adapters", "backbones"},
+    "peft": {"lab"},
+    "onnxruntime": {"cli", "deployment", "export", "runtime"},
+    "onnx": {"export"},
+    "tritonclient": {"serving", "export"},
+    "triton": {"kernels"},
+}
+"""Heavy packages and the rooms that may import them, at any place in a file."""
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for name in imports_of(path):
+        package = name.split(".")[0]
+        assert package not in ONLY_IN or room in ONLY_IN[package], f"{path}: {room} may not import {package}"
+
+
 def test_no_module_is_called_triton() -> None:
     assert not [path for path in sources() if path.stem == "triton" or path.parent.name == "triton"]
 
