@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import os
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+from tests.cli.run import PLAIN, Done
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that spin against other processes cost more than they bring here
+
+# The same examples in every run, and fewer than the 100 of the default: more of them reach no other line.
+settings.register_profile("pidep", max_examples=30, derandomize=True, deadline=None)
+settings.load_profile("pidep")
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "great", "awful", "a", "film", "the", "was", "very", "positive", "negative"]
 
@@ -31,11 +43,18 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny(tiny_folder: Path):  # type: ignore[no-untyped-def]
+@pytest.fixture(scope="session")
+def tiny_loaded(tiny_folder: Path):  # type: ignore[no-untyped-def]
+    """The backbone in `tiny_folder`, loaded once. Tests take `tiny`, which they may change."""
     from pidep.backbones.load import load_backbone
 
     return load_backbone(str(tiny_folder))
+
+
+@pytest.fixture
+def tiny(tiny_loaded):  # type: ignore[no-untyped-def]
+    """A backbone of its own for each test; a copy takes a fifth of the time of loading."""
+    return copy.deepcopy(tiny_loaded)
 
 
 def tiny_mini(text):  # type: ignore[no-untyped-def]
@@ -130,3 +149,32 @@ def task_file(tmp_path: Path) -> Path:
     path = tmp_path / "film.yaml"
     path.write_text("name: film\nlabels: {negative: negative, positive: positive}\ndata: {path: rows.jsonl}\nmax_length: 12\n")
     return path
+
+
+@pytest.fixture
+def inside(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """`inside("graph", pool)` runs `pidep graph …` in this process; a traceback is the test's failure.
+
+    A process of its own costs seconds of imports. Tests take `tests.cli.run.pidep` where the process itself is tested.
+    """
+    from pidep.cli import main
+
+    for name, value in PLAIN.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: object, stdin: bytes = b"") -> Done:
+        monkeypatch.setattr(sys, "argv", ["pidep", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        capfd.readouterr()
+        code: object = None
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)
+        out, err = capfd.readouterr()
+        return Done(int(str(code or 0)), out, err)
+
+    return run

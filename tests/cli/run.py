@@ -26,9 +26,13 @@ class Done:
     err: str
 
 
+PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
+"""No terminal, and lines long enough for a table."""
+
+
 def environment() -> dict[str, str]:
     """Of a child process: offline, one thread, no terminal."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **PLAIN}
 
 
 def pidep(*arguments: object, cwd: Path, stdin: str | bytes = "") -> Done:

@@ -410,14 +410,6 @@ def test_a_real_process_that_draws(work: Path) -> None:
         assert_refused(pidep("graph", ".", "--png", "graph.png", cwd=work), "a task graph needs two")
 
 
-@pytest.mark.slow
-def test_a_real_process_that_tunes(work: Path, tiny_folder: Path) -> None:
-    (work / "film.yaml").write_text(TASK.replace("negative: negative", "neutral: neutral"))
-    with untouched(work):
-        done = pidep("tune", "film.yaml", "--backbone", tiny_folder, cwd=work)
-        assert_refused(done, r"label 'negative' is not in the task's set")
-
-
 def test_a_real_process_that_exports(work: Path, tiny) -> None:
     write_run(work / "run", sick_expert(tiny, "truncated"), work / "film.yaml")
     damaged(work / "run" / "expert", "truncated")

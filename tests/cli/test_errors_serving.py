@@ -62,10 +62,9 @@ def test_serving_on_a_port_that_is_none(work: Path, inside: Inside, complete: Pa
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_asking_where_nobody_listens(work: Path, protocol: str) -> None:
+def test_asking_where_nobody_listens(inside: Inside, protocol: str) -> None:
     url = nobody()
-    done = pidep("infer", "a film", "--expert", "film", "--url", url, "--protocol", protocol, cwd=work)
-    assert_refused(done, url, code=1)
+    assert_refused(inside("infer", "a film", "--expert", "film", "--url", url, "--protocol", protocol), url, code=1)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:port"])
@@ -102,7 +101,7 @@ def test_a_text_that_is_no_text(inside: Inside) -> None:
     assert_refused(done, "text")
 
 
-def test_swapping_where_nobody_listens(work: Path, tiny) -> None:
+def test_a_real_process_that_swaps_where_nobody_listens(work: Path, tiny) -> None:
     write_run(work / "run", make_expert(tiny), work / "film.yaml")
     url = nobody()
     with untouched(work):

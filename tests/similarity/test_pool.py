@@ -20,7 +20,7 @@ from pidep.experts.folder import write_expert
 from pidep.similarity.measures import similarity
 from pidep.similarity.picture import draw
 from pidep.similarity.pool import read_pool, task_graph
-from tests.cli.run import Done, pidep, untouched, write_pool
+from tests.cli.run import Done, untouched, write_pool
 from tests.conftest import make_expert
 
 NAMES = ["book", "film", "meal"]
@@ -31,10 +31,17 @@ def pool(tiny, tmp_path: Path) -> Path:
     return write_pool(tmp_path / "pool", *(make_expert(tiny, name=name, seed=seed) for seed, name in enumerate(NAMES)))
 
 
-def shown(folder: Path, *arguments: str) -> Done:
-    done = pidep("graph", "pool", *arguments, cwd=folder.parent)
-    assert (done.code, done.err) == (0, "")
-    return done
+@pytest.fixture
+def shown(pool: Path, inside: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """`pidep graph pool …` beside the pool."""
+    monkeypatch.chdir(pool.parent)
+
+    def run(*arguments: str) -> Done:
+        done = inside("graph", "pool", *arguments)
+        assert (done.code, done.err) == (0, "")
+        return done
+
+    return run
 
 
 def weights(graph: networkx.Graph) -> dict[frozenset[str], float]:
@@ -79,28 +86,28 @@ def test_fewer_than_two_tasks_make_no_graph(pool: Path, count: int) -> None:
 # Its outputs.
 
 
-def test_the_table_names_every_pair(pool: Path) -> None:
+def test_the_table_names_every_pair(pool: Path, shown: Callable[..., Done]) -> None:
     graph = task_graph(pool)
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown(pool).out.splitlines() if line.startswith("│")]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown().out.splitlines() if line.startswith("│")]
     assert rows == [
         [left, *("" if left == right else f"{graph.edges[left, right]['similarity']:.4f}" for right in NAMES)] for left in NAMES
     ]
 
 
-def test_json_is_the_graph(pool: Path) -> None:
-    document = json.loads(shown(pool, "--json").out)
+def test_json_is_the_graph(pool: Path, shown: Callable[..., Done]) -> None:
+    document = json.loads(shown("--json").out)
     again = networkx.node_link_graph(document, edges="edges")
     assert weights(again) == weights(task_graph(pool))
     assert dict(again.nodes(data=True)) == dict(task_graph(pool).nodes(data=True))
 
 
-def test_graphml_is_the_graph(pool: Path) -> None:
-    shown(pool, "--graphml", "out/graph.graphml")
+def test_graphml_is_the_graph(pool: Path, shown: Callable[..., Done]) -> None:
+    shown("--graphml", "out/graph.graphml")
     assert weights(networkx.read_graphml(pool.parent / "out" / "graph.graphml")) == weights(task_graph(pool))
 
 
-def test_the_picture_is_a_png(pool: Path) -> None:
-    shown(pool, "--png", "out/graph.png")
+def test_the_picture_is_a_png(pool: Path, shown: Callable[..., Done]) -> None:
+    shown("--png", "out/graph.png")
     data = (pool.parent / "out" / "graph.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert data[-8:-4] == b"IEND"

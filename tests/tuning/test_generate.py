@@ -18,8 +18,7 @@ from pidep.tuning.generate import Answer, generate
 from pidep.tuning.settings import GenerateSettings
 from tests.adapters.test_kinds import make
 from tests.backbones.tiny_models import folder_of, loaded, picture, rows_of
-from tests.cli.conftest import inside  # noqa: F401
-from tests.cli.run import Done, assert_refused, pidep
+from tests.cli.run import Done, assert_refused
 from tests.conftest import make_expert
 from tests.tuning.text_tasks import answered, labelled
 
@@ -87,14 +86,14 @@ def test_what_cannot_answer(run_folder: Path, tiny, tmp_path: Path) -> None:  # 
         generate(str(run_folder), TEXTS, GenerateSettings(mode="beam", candidates=("red",)))
 
 
-def test_the_command_line_prints_an_answer_a_line(run_folder: Path, tmp_path: Path) -> None:
+def test_the_command_line_prints_an_answer_a_line(inside: Callable[..., Done], run_folder: Path) -> None:
     expected = [answer.text for answer in generate(str(run_folder), TEXTS)]
-    done = pidep("generate", run_folder, "--text", TEXTS[0], "--text", TEXTS[1], cwd=tmp_path)
+    done = inside("generate", run_folder, "--text", TEXTS[0], "--text", TEXTS[1])
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == expected
 
 
-def test_the_command_line_in_all_its_forms(inside: Callable[..., Done], run_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_line_in_all_its_forms(inside: Callable[..., Done], run_folder: Path, tmp_path: Path) -> None:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
     expected = [answer.to_json() for answer in generate(str(run_folder), TEXTS)]
     done = inside("generate", run_folder, "--json", stdin=lines.encode())
@@ -112,7 +111,7 @@ def test_the_command_line_in_all_its_forms(inside: Callable[..., Done], run_fold
 
 
 def test_tune_generate_and_report_from_the_command_line(
-    inside: Callable[..., Done],  # noqa: F811
+    inside: Callable[..., Done],
     tiny_folder: Path,
     tmp_path: Path,
 ) -> None:
@@ -135,7 +134,7 @@ def test_tune_generate_and_report_from_the_command_line(
     assert_refused(free, r"task 'both': its answers are free texts \(target\), and classifiers are compared; tune it with pidep tune")
 
 
-def test_a_run_with_labels_is_reported_with_its_confusions(inside: Callable[..., Done], tmp_path: Path) -> None:  # noqa: F811
+def test_a_run_with_labels_is_reported_with_its_confusions(inside: Callable[..., Done], tmp_path: Path) -> None:
     task, run = labelled(tmp_path, count=40), tmp_path / "run"
     assert inside("tune", task, "--backbone", folder_of("T5"), "--out", run, "--steps", 2, "--rank", 2).code == 0
     assert inside("report", run).code == 0
@@ -159,7 +158,7 @@ def test_a_run_with_labels_is_reported_with_its_confusions(inside: Callable[...,
     ],
 )
 def test_what_is_refused_is_one_line(
-    inside: Callable[..., Done],  # noqa: F811
+    inside: Callable[..., Done],
     run_folder: Path,
     arguments: list[str],
     stdin: bytes,
@@ -168,7 +167,7 @@ def test_what_is_refused_is_one_line(
     assert_refused(inside("generate", run_folder, *arguments, stdin=stdin), message)
 
 
-def test_nothing_is_there(inside: Callable[..., Done], tmp_path: Path) -> None:  # noqa: F811
+def test_nothing_is_there(inside: Callable[..., Done], tmp_path: Path) -> None:
     assert_refused(
         inside("generate", tmp_path / "nowhere", "--text", "a"), "backbone '.*nowhere': expected a folder or a hub id of an encoder-d"
     )
