@@ -48,14 +48,14 @@ def contents(folder: Path) -> Contents:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
-def assert_refused(done: Done, match: str, *, code: int | None = 2) -> None:
-    """Exactly one line on stderr, nothing on stdout, the right exit code (`None`: 1 or 2, where either can be argued)."""
+def assert_refused(done: Done, match: str, *, code: int = 2) -> None:
+    """Exactly one line on stderr, nothing on stdout, the right exit code: 2 for a wrong use, 1 when the work failed."""
     lines = done.err.splitlines()
     assert len(lines) == 1, f"expected one line, found:\n{done.err}"
     assert lines[0].startswith("pidep: ")
     assert re.search(match, lines[0]), f"{lines[0]!r} does not match {match!r}"
     assert done.out == ""
-    assert done.code in ((1, 2) if code is None else (code,))
+    assert done.code == code
 
 
 @contextmanager

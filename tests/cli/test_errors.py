@@ -117,7 +117,7 @@ def test_a_run_that_cannot_be(work: Path, inside: Inside, tiny_folder: Path, arg
     (work / "other" / "film").mkdir(parents=True)
     (work / "other" / "film" / "precious.txt").write_text("years of work")
     with untouched(work):
-        assert_refused(tune(inside, tiny_folder, *arguments), message, code=None)
+        assert_refused(tune(inside, tiny_folder, *arguments), message)
 
 
 def test_a_truncated_backbone(work: Path, inside: Inside, tiny_folder: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_graph_of_nothing(work: Path, inside: Inside, pool: str) -> None:
 def test_a_graph_that_cannot_be_written(work: Path, inside: Inside, tiny, arguments: tuple[str, ...]) -> None:
     write_pool(work / "pool", make_expert(tiny, name="film"), make_expert(tiny, name="book", seed=1))
     with untouched(work):
-        assert_refused(inside("graph", "pool", *arguments), arguments[-2].lstrip("-") + "|" + arguments[-1], code=None)
+        assert_refused(inside("graph", "pool", *arguments), arguments[-2].lstrip("-") + "|" + arguments[-1])
 
 
 # Export.
@@ -282,7 +282,7 @@ def run(work: Path, tiny) -> Path:
 )
 def test_an_export_that_cannot_be(work: Path, inside: Inside, run: Path, arguments: tuple[object, ...], message: str) -> None:
     with untouched(work):
-        assert_refused(inside("export", "--repo", "repo", *arguments), message, code=None)
+        assert_refused(inside("export", "--repo", "repo", *arguments), message)
 
 
 @pytest.mark.parametrize("record", ["{", "{}", "[]"])
@@ -380,7 +380,6 @@ def test_a_lora_of_another_backbone(work: Path, inside: Inside, lora: Path) -> N
     "arguments",
     [
         ("tune", LONG),
-        ("tune", "film.yaml", "--config", LONG),
         ("export", LONG),
         ("serve", LONG),
         ("graph", LONG),
@@ -391,7 +390,12 @@ def test_a_lora_of_another_backbone(work: Path, inside: Inside, lora: Path) -> N
 )
 def test_a_path_the_disk_refuses(work: Path, inside: Inside, lora: Path, tiny_folder: Path, arguments: tuple[str, ...]) -> None:
     with untouched(work):
-        assert_refused(inside(*(part.format(backbone=tiny_folder) for part in arguments)), "xxx", code=None)
+        assert_refused(inside(*(part.format(backbone=tiny_folder) for part in arguments)), "xxx", code=1)
+
+
+def test_a_settings_file_the_disk_refuses(work: Path, inside: Inside) -> None:
+    with untouched(work):
+        assert_refused(inside("tune", "film.yaml", "--config", LONG), "xxx")
 
 
 @pytest.mark.parametrize("out", ["film.yaml", ".", "notes", "film.yaml/expert"])
