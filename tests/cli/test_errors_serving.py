@@ -75,7 +75,7 @@ def test_asking_at_what_is_no_address(inside: Inside, protocol: str, url: str) -
 
 
 def test_asking_nobody_in_particular(inside: Inside) -> None:
-    assert_refused(inside("infer", "a film"), r"--expert: name the expert")
+    assert_refused(inside("infer", "a film"), r"--expert: expected a name, found none; name the expert")
 
 
 @pytest.mark.parametrize(
