@@ -1,4 +1,5 @@
-"""The tensors of K experts at all sites of a mixture as rows of one arena, so that one pass interpolates every site."""
+"""The tensors of K experts as rows of one matrix, so that one kernel pass interpolates all sites.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +19,29 @@ __all__ = ["Arena", "Layout", "Slot"]
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one tensor of one site lies in a row."""
+    """The place of one tensor of one site in a row."""
 
     start: int
     shape: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
 
 
 Layout = Sequence[Mapping[str, Slot]]
-"""Site by site, tensor by tensor."""
+"""For each site, tensor names to slots."""
 
 
 class Arena(nn.Module):
-    """K rows of P elements: the first `num_learned` are a parameter, the others are only read.
+    """K rows of P elements. The first `num_learned` rows are a parameter; the others are constant.
 
-    Args:
-        experts: `[K][S]` mappings of tensor names to arrays; all experts have tensors of the same shapes at a site.
-        alpha_logits: `[K]` logits of each site, S of them; sites may share one.
+        Args:
+            experts: `[K][S]` mappings of tensor names to arrays. At a site, all experts have
+                tensors
+                of the same shapes.
+            alpha_logits: for each of S sites, its logits `[K]`. Sites may share a parameter.
     """
 
     learned: nn.Parameter
@@ -67,22 +70,25 @@ class Arena(nn.Module):
         for name in ("tile_start", "tile_site", "site_tile"):
             self.register_buffer(name, getattr(index, name), persistent=False)
         self.site_sizes = index.site_sizes
-        # plain attributes: the logits are parameters of the sites
+        # A plain attribute, not a submodule: the logits are parameters of the sites.
         self._alpha: list[Tensor] = list(alpha_logits)
         self._kept: tuple[Any, dict[int, Tensor]] | None = None
 
     @property
     def index(self) -> ArenaIndex:
-        """For the kernels."""
+        """The layout that the kernels read."""
         return ArenaIndex(self.site_sizes, self.tile_start, self.tile_site, self.site_tile)
 
     def rows(self) -> Tensor:
-        """`[K, P]` every expert."""
+        """Every expert, `[K, P]`."""
         return torch.cat([self.learned, self.frozen])
 
     def mixed(self, site: int) -> dict[str, Tensor]:
-        """φ̄ at a site; the first site asked after a change interpolates all of them, and the others only look it up."""
-        if torch.compiler.is_compiling():  # a compiler fuses a site's own few operations, and cannot follow what is kept
+        """φ̄ at a site. The first call after a change interpolates all sites; later calls look it
+        up.
+        """
+        # A compiler fuses a site's few operations itself, and cannot follow a Python-side cache.
+        if torch.compiler.is_compiling():
             return self._mixed_alone(site)
         state = self._state()
         if self._kept is None or self._kept[0] != state:
@@ -90,23 +96,24 @@ class Arena(nn.Module):
         return {name: self._kept[1][slot.start].view(slot.shape) for name, slot in self.layout[site].items()}
 
     def forget(self) -> None:
-        """Interpolate anew at the next use: a graph is for one backward pass."""
+        """Drop the cached mixture. Its graph serves one backward pass only."""
         self._kept = None
 
     def forget_graph(self) -> None:
-        """As `forget`, unless nothing can be differentiated."""
+        """Drop the cached mixture if it has a graph."""
         if self._kept is not None and any(part.requires_grad for part in self._kept[1].values()):
             self._kept = None
 
     def _state(self) -> tuple[Any, ...]:
-        """Changes whenever what `_interpolated` gives would."""
+        """Cache key of `_interpolated()`."""
         tensors = (self.learned, self.frozen, *self._alpha)
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        # moving a module to another device or precision gives its tensors other memory, and leaves their version as it was
+        # Moving a module to another device or precision replaces a tensor's memory and keeps its
+        # version, so the key holds both.
         return (wanted, torch.is_inference_mode_enabled(), *((id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors))
 
     def _interpolated(self) -> Tensor:
-        """`[P]`; a single expert is itself."""
+        """The mixture of all sites, `[P]`. A single expert is returned as it is."""
         if len(self.learned) + len(self.frozen) == 1:
             mixed = self.rows()[0] if len(self.frozen) else self.learned[0]
         else:
@@ -116,7 +123,7 @@ class Arena(nn.Module):
         return mixed
 
     def _split(self, mixed: Tensor) -> dict[int, Tensor]:
-        """Every tensor by where it starts: one operation, whose backward is one pass, too."""
+        """Start to tensor, by one `split`: its backward is a single pass, too."""
         starts = [slot.start for slots in self.layout for slot in slots.values()]
         sizes = [slot.size for slots in self.layout for slot in slots.values()]
         lengths, end = [], 0
@@ -133,14 +140,14 @@ class Arena(nn.Module):
         return {name: torch.tensordot(alpha, value, 1) for name, value in stacked.items()}
 
     def stacked(self, site: int) -> dict[str, Tensor]:
-        """`[K, …]` every expert's tensors at a site."""
+        """Every expert's tensors at a site, `[K, …]`."""
         if not len(self.frozen):
             return self.unpacked(self.learned, site)
         learned, frozen = self.unpacked(self.learned, site), self.unpacked(self.frozen, site)
         return {name: torch.cat([value, frozen[name]]) for name, value in learned.items()}
 
     def unpacked(self, rows: Tensor, site: int) -> dict[str, Tensor]:
-        """The tensors at a site of rows `[n, P]`."""
+        """The tensors of rows `[n, P]` at a site."""
         slots = self.layout[site].items()
         return {name: rows[:, slot.start : slot.start + slot.size].reshape(-1, *slot.shape) for name, slot in slots}
 

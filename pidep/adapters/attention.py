@@ -1,4 +1,4 @@
-"""A model's attention replaced by another function, for as long as it is needed, through transformers' attention interface."""
+"""Replaces a model's attention function for a while, through transformers' attention interface."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from pidep.adapters.site import Undo
 __all__ = ["configs", "route"]
 
 Attention = Callable[..., Any]
-"""`(module, query, key, value, attention_mask, **options) -> (output [B, T, heads, head_dim], weights)`."""
+"""`(module, query, key, value, attention_mask, **options) -> (output [B, T, heads, head_dim],
+weights)`.
+"""
 
 
 def configs(model: nn.Module) -> list[Any]:
-    """Every config in the model, parents before their parts: encoder-decoders and towers have one each."""
+    """Every config in the model, parents before children. Encoder-decoders and towers have several.
+    """
     found: dict[int, Any] = {}
 
     def walk(config: Any) -> Iterator[Any]:
@@ -34,9 +37,9 @@ def configs(model: nn.Module) -> list[Any]:
 
 
 def route(model: nn.Module, name: str, attention: Attention) -> Undo:
-    """Send every attention layer of the model that goes through the interface through `attention`, registered as `name`.
+    """Send every attention layer through `attention`, which is registered as `name`.
 
-    Masks come to it whole: `[B, 1, T, S]` bool, never skipped, so that they can be widened.
+        Masks reach `attention` in full, `[B, 1, T, S]` bool, so that they can be widened.
     """
     _register(name, attention)
     before = [(config, config._attn_implementation) for config in configs(model)]
@@ -44,7 +47,8 @@ def route(model: nn.Module, name: str, attention: Attention) -> Undo:
         config._attn_implementation = name
 
     def back() -> None:
-        for config, implementation in before:  # parents first: a config hands its value down to its parts
+        # Parents first: a config hands its value down to its parts.
+        for config, implementation in before:
             config._attn_implementation = implementation
 
     return back

@@ -1,4 +1,4 @@
-"""Dense layers, whichever way round their weight lies: `nn.Linear` [out, in], transformers' `Conv1D` (GPT-2) [in, out]."""
+"""Dense layers of both conventions: `nn.Linear` [out, in] and transformers' `Conv1D` [in, out]."""
 
 from __future__ import annotations
 
@@ -13,31 +13,34 @@ __all__ = ["as_linear", "dense_layers", "is_dense", "linear_at", "widths"]
 
 
 def is_dense(module: nn.Module) -> bool:
-    """Whether a module maps `[..., in]` to `[..., out]` and is called to do so."""
+    """Whether a module maps `[..., in]` to `[..., out]` when it is called."""
     if isinstance(module, nn.Linear):
-        # nn.MultiheadAttention reads the weight of its out_proj and never calls it: what wraps it would not act
+        # nn.MultiheadAttention reads the weight of its out_proj and never calls the module. A
+        # wrapper there would never run.
         return not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
     return _is_conv1d(module)
 
 
 def _is_conv1d(module: nn.Module) -> bool:
-    # by name: transformers is not imported for a backbone that is not its own
+    # Compared by name, so that transformers is not imported for backbones of other libraries.
     return type(module).__name__ == "Conv1D" and hasattr(module, "nx") and hasattr(module, "nf")
 
 
 def dense_layers(model: nn.Module) -> list[str]:
-    """Every dense layer, in the order of the modules, each once."""
+    """Every dense layer once, in the order of the modules."""
     return [name for name, module in model.named_modules() if name and is_dense(module)]
 
 
 def widths(module: nn.Module) -> tuple[int, int]:
-    """`in` and `out`."""
+    """Input and output width."""
     found: Any = module
     return (found.nx, found.nf) if _is_conv1d(module) else (found.in_features, found.out_features)
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
-    """The layer as a Linear; a Conv1D as one over the same memory, so that what is written to its weight is written to the backbone."""
+    """The layer as a Linear. A Conv1D becomes a view, so that writing to its weight changes the
+    backbone.
+    """
     if isinstance(module, nn.Linear):
         return module
     found: Any = module

@@ -1,4 +1,7 @@
-"""What only running a backbone tells about it: two forward passes on next to nothing, once a model; they work on the meta device."""
+"""Facts about a model that only a forward pass reveals: two dummy passes, cached per model.
+
+The passes also work on the meta device, without weights.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +26,26 @@ _TOKENS = 5
 
 @dataclass(frozen=True)
 class ForwardFacts:
-    """Names of modules, and what goes through them."""
+    """What two dummy passes revealed, by module name."""
 
     keys_and_values: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Attention layers that use transformers' attention interface, with heads × head_dim of their keys and of their values."""
+    """Attention layers that use transformers' interface, with heads × head_dim of keys and of
+    values.
+    """
     patches: Mapping[str, int] = field(default_factory=dict)
-    """Modules that turn images into a plain row of patches `[B, N, D]`, with D."""
+    """Modules that turn an image into a row of patches `[B, N, D]`, with D."""
     apart: frozenset[str] | None = None
-    """Layers whose input `[B·n, …, in]` grows with the batch, so that its rows can be told apart; None when nobody knows."""
+    """Layers whose input `[B·n, …, in]` grows with the batch, so that rows can be told apart. None
+    where no pass ran.
+    """
     idle: frozenset[str] = frozenset()
-    """Layers that a forward pass on everything the backbone reads does not call: an expert there would do nothing."""
+    """Layers that no forward pass calls. An expert there would do nothing."""
     problem: str = ""
-    """Why the backbone could not be run, if it could not."""
+    """The reason why the model could not be run; empty if it could."""
 
 
 def forward_facts(model: nn.Module) -> ForwardFacts:
-    """The layout of a bare backbone, remembered."""
+    """The facts about a bare backbone, cached."""
     if model not in _CACHE:
         _CACHE[model] = _probe(model)
     return _CACHE[model]
@@ -48,9 +55,11 @@ def _probe(model: nn.Module) -> ForwardFacts:
     problem = "it takes no input_ids and no pixel_values"
     for attempt in _attempts(model):
         try:
-            with torch.random.fork_rng(devices=[]):  # ViLT draws the order of its patches
+            # ViLT shuffles its patches; the caller's random state must not change.
+            with torch.random.fork_rng(devices=[]):
                 one, two = (_run(model, attempt, batch=batch) for batch in (1, 2))
-        except Exception as error:  # whatever a backbone of unknown making raises: it only means that nobody knows
+        # An unknown backbone may raise anything. It only means that this attempt tells nothing.
+        except Exception as error:
             problem = (str(error).splitlines() or [type(error).__name__])[0]
             continue
         apart = frozenset(name for name, rows in one.rows.items() if [2 * count for count in rows] == two.rows.get(name))
@@ -61,13 +70,13 @@ def _probe(model: nn.Module) -> ForwardFacts:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """Inputs of a batch of one."""
+    """Inputs for a batch of one."""
 
     inputs: Mapping[str, Tensor]
     pixels: Tensor | None = None
-    """Images that go in apart from the texts, where a text would need as many places for them as nobody knows."""
+    """Images for a call of their own, where a text would need an unknown number of image tokens."""
     is_whole: bool = True
-    """Whether everything the backbone reads is there."""
+    """Whether the attempt feeds every modality that the backbone reads."""
 
 
 @dataclass
@@ -75,11 +84,13 @@ class _Seen:
     keys_and_values: dict[str, tuple[int, int]] = field(default_factory=dict)
     patches: dict[str, int] = field(default_factory=dict)
     rows: dict[str, list[int]] = field(default_factory=dict)
-    """Length of the first axis, one for each call."""
+    """Length of the first axis at each call."""
 
 
 _NOW: list[tuple[dict[int, str], _Seen]] = []
-"""Names of the modules of the model being run and what was seen: the attention function is registered once for all models."""
+"""Module names of the running model, and what its layers saw. The attention function is registered
+once for all models, so it finds the model here.
+"""
 
 
 def _run(model: Any, attempt: _Attempt, *, batch: int) -> _Seen:
@@ -105,10 +116,11 @@ def _run(model: Any, attempt: _Attempt, *, batch: int) -> _Seen:
 def _look(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Note the layer, and answer with zeros of the right shape."""
+    """Note the layer and answer with zeros of the right shape."""
     names, seen = _NOW[-1]
-    # caps on the scores and attention sinks are not part of scaled_dot_product_attention; the keys of attention from channel to
-    # channel (Florence-2's) are as wide as the image has tokens, so that a prefix would fit images of one size
+    # Score caps and attention sinks are not part of scaled_dot_product_attention. Florence-2's
+    # channel attention has keys as wide as the image has tokens, so a prefix would fit one image
+    # size only.
     if options.get("softcap") is None and options.get("s_aux") is None and "Channel" not in type(module).__name__:
         seen.keys_and_values[names[id(module)]] = (key.shape[1] * key.shape[3], value.shape[1] * value.shape[3])
     batch, heads, length, _size = query.shape
@@ -146,14 +158,16 @@ def _is_counted(module: nn.Module) -> bool:
 
 
 def _attempts(model: nn.Module) -> Iterator[_Attempt]:
-    """What to run the model on, the fullest first."""
+    """Inputs to try, the most complete first."""
     takes = inspect.signature(model.forward).parameters
     texts, images = _texts(model, takes), _images(model, takes)
     if texts and images:
         yield _Attempt({**texts, **images})
-        if hasattr(model, "get_image_features"):  # Florence-2
+        # Florence-2 reads images through a call of its own.
+        if hasattr(model, "get_image_features"):
             yield _Attempt(texts, images["pixel_values"])
-        if "image_embeds" in takes:  # ViLT, whose patches depend on the values of a mask: on the meta device there are none
+        # ViLT selects patches by the values of a mask, and the meta device has no values.
+        if "image_embeds" in takes:
             config: Any = model.config
             patches = torch.zeros(1, _TOKENS, config.hidden_size, device=images["pixel_values"].device, dtype=images["pixel_values"].dtype)
             yield _Attempt({**texts, "image_embeds": patches, "pixel_mask": torch.ones_like(patches[..., 0], dtype=torch.long)})
@@ -179,7 +193,8 @@ def _images(model: nn.Module, takes: Container[str]) -> dict[str, Tensor]:
         return {}
     first = next(model.parameters(), torch.empty(0))
     config: Any = getattr(model, "config", None)
-    config = getattr(config, "vision_config", getattr(config, "image_config", config))  # FLAVA's is the second
+    # FLAVA calls it image_config.
+    config = getattr(config, "vision_config", getattr(config, "image_config", config))
     size = getattr(config, "image_size", 224)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return {"pixel_values": torch.zeros(1, getattr(config, "num_channels", 3), height, width, device=first.device, dtype=first.dtype)}

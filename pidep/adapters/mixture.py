@@ -23,25 +23,27 @@ AlphaPer = Literal["site", "layer", "global"]
 
 
 def _layer_of(site: str) -> str:
-    """Everything up to the layer's number."""
+    """The site's name up to the layer number."""
     parts = site.split(".")
     numbered = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
     return ".".join(parts[: numbered + 1])
 
 
 class Mixture(nn.Module):
-    """K experts on one backbone; α starts uniform. One expert is the mixture with K = 1.
+    """K experts on one backbone; α starts uniform. A single expert is the mixture with K = 1.
 
-    Args:
-        experts: one mapping of site to tensors for each expert, all on the same sites.
-        scalings: s of each expert (1 for every kind but LoRA).
-        per: whether α is one softmax a site (the default), a layer, or for the whole backbone.
-        num_learned: how many experts, from the first, can be learned; the others are given no gradient. All when absent.
-        on_outputs: mix what the experts add instead of their parameters, where the kind can (adapters, prefixes; LoRA always does, and
-            so do prefixes with a bias).
+        Args:
+            experts: for each expert, site to tensors; all experts have the same sites.
+            scalings: s of each expert (1 for every kind but LoRA).
+            per: one softmax for each site (the default), for each layer, or for the whole backbone.
+            num_learned: number of experts, from the first, that can be learned. The others get no
+                gradient. All when absent.
+            on_outputs: mix outputs instead of parameters, where the kind can (adapter, prefix).
+                LoRA
+                and prefixes with a bias always do.
 
-    Raises:
-        ExpertError: the experts act on different sites, or their tensors do not go together.
+        Raises:
+            ExpertError: the experts have different sites, or their tensors do not fit together.
     """
 
     def __init__(
@@ -80,10 +82,10 @@ class Mixture(nn.Module):
 
     @classmethod
     def of(cls, experts: Sequence[Expert], *, per: AlphaPer = "site", num_learned: int | None = None, on_outputs: bool = False) -> Mixture:
-        """The uniform mixture of experts on disk.
+        """The uniform mixture of experts.
 
-        Raises:
-            ExpertError: they are of different kinds.
+                Raises:
+                    ExpertError: they are of different kinds.
         """
         kinds = sorted({expert.kind for expert in experts})
         if len(kinds) != 1:
@@ -116,14 +118,18 @@ class Mixture(nn.Module):
         return {name: site.part(index) for name, site in self.by_name()}
 
     def folded(self) -> dict[str, dict[str, Array]]:
-        """The mixture as one expert of scaling 1, exactly: on outputs by concatenation (rank Σ rank_k), else on the parameters."""
+        """The mixture as one expert of scaling 1, exactly.
+
+                A mixture on outputs is concatenated (rank Σ rank_k); one on parameters is averaged.
+        """
         return {name: site.folded() for name, site in self.by_name()}
 
     def check(self, model: nn.Module) -> None:
-        """Refuse a backbone these experts do not fit.
+        """Refuse a backbone that the experts do not fit.
 
-        Raises:
-            ExpertError: a site is missing or a tensor has another shape than the backbone needs.
+                Raises:
+                    ExpertError: a site is missing, or a tensor has another shape than the backbone
+                        needs.
         """
         kind = adapter_kind(self.kind)
         candidates = set(kind.candidates(model))
@@ -148,7 +154,8 @@ class Mixture(nn.Module):
 
 
 def _same_shapes(experts: Sequence[Mapping[str, Tensors]], kind: str) -> Sequence[Mapping[str, Tensors]]:
-    """Kinds that can be mixed on outputs may be of different widths."""
+    """The experts' tensors in the same shapes, for kinds that mix outputs and may differ in width.
+    """
     found = adapter_kind(kind)
     for site, tensors in experts[0].items():
         for other in experts[1:]:
@@ -167,10 +174,10 @@ def _only_on_outputs(experts: Sequence[Mapping[str, Tensors]], kind: str) -> boo
 
 @contextmanager
 def attached(model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | None) -> Iterator[None]:
-    """Experts act on the model inside; afterwards the backbone is what it was, bit for bit.
+    """The experts act on the model inside. Afterwards the backbone is what it was, bit for bit.
 
-    Raises:
-        ExpertError: they do not fit; nothing was attached then.
+        Raises:
+            ExpertError: the experts do not fit; nothing was attached.
     """
     undo: list[Undo] = []
     sites: Mapping[str, ExpertSite]
@@ -194,7 +201,10 @@ def attached(model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | No
 
 
 def _fresh_graphs(model: nn.Module, arena: Arena) -> Undo:
-    """Every forward pass interpolates in a graph of its own, so that losses of two passes can be differentiated one after the other."""
+    """Let every forward pass interpolate in a graph of its own.
+
+        The losses of two passes can then be differentiated one after the other.
+    """
     hook = model.register_forward_pre_hook(lambda *_: arena.forget_graph())
 
     def back() -> None:

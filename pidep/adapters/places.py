@@ -1,4 +1,4 @@
-"""Where experts can act on a backbone: sites by pattern, untrained experts for them, and a survey of what there is."""
+"""Sites of a backbone by pattern, untrained experts for them, and a survey of all sites."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from pidep.errors import BackboneError, ExpertError
 __all__ = ["Place", "Survey", "find_sites", "fresh", "parameters_of", "peft_can", "place_of", "skeleton", "survey"]
 
 INIT_SEED = 20230428
-"""Every fresh expert of one shape starts the same, so that Fisher embeddings are comparable across tasks."""
+"""Seed of untrained experts. One seed for all tasks keeps Fisher embeddings comparable."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A site of a backbone, and what an expert would have there."""
+    """A site of a backbone, with the tensors an expert would have there."""
 
     site: str
     module: str
-    """Type of the backbone's module."""
+    """Class name of the backbone's module."""
     shapes: Mapping[str, tuple[int, ...]]
 
     @property
     def parameters(self) -> int:
-        """How many numbers an expert has here."""
+        """Number of parameters of an expert at this site."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
 
@@ -47,24 +47,24 @@ class Survey:
     size: int
     learning_rate: float
     in_peft: bool
-    """Whether `peft` could run an expert at all of them."""
+    """Whether `peft` can run an expert at all of these sites."""
     places: tuple[Place, ...]
 
     @property
     def parameters(self) -> int:
-        """How many numbers an expert has."""
+        """Number of parameters of an expert."""
         return sum(place.parameters for place in self.places)
 
 
 def find_sites(model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str = "lora") -> list[str]:
-    """Names of the places that match any shell pattern, in the backbone's order.
+    """Names of the sites that match any shell pattern, in the backbone's order.
 
-    A pooler, the layer of the output vocabulary and layers that a forward pass does not call (FLAVA's projections for each modality
-    alone) are only taken when named. A kind's own words (`houlsby`, `pfeiffer`) are
-    patterns, too.
+        Poolers, the output vocabulary's layer, and layers that no forward pass calls are chosen
+            only
+        by their full name. A kind's own words (`houlsby`, `pfeiffer`) are patterns, too.
 
-    Raises:
-        ExpertError: the kind does not fit the backbone, or a pattern matches nothing.
+        Raises:
+            ExpertError: the kind does not fit the backbone, or a pattern matches nothing.
     """
     found = adapter_kind(kind)
     candidates = found.candidates(model)
@@ -85,7 +85,7 @@ def find_sites(model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str 
 
 
 def place_of(kind: AdapterKind) -> str:
-    """What messages call a site of the kind."""
+    """The word for a site of the kind in messages."""
     return kind.place or f"place for a {kind.name} expert"
 
 
@@ -112,15 +112,16 @@ def fresh(model: nn.Module, sites: Sequence[str], *, kind: str = "lora", size: i
 
 
 def peft_can(model: nn.Module, sites: Sequence[str], *, kind: str) -> bool:
-    """Whether `peft` can run an expert of this kind at these sites of this backbone: what `Expert.peft` is set to."""
+    """Whether `peft` can run an expert of this kind at these sites; the value of `Expert.peft`."""
     return adapter_kind(kind).in_peft(model, sites)
 
 
 def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str, size: int) -> Survey:
-    """Every site of a kind with the tensors an expert of `size` would have; the weights are not looked at, a model on `meta` will do.
+    """Every site of a kind, with the shapes of an expert of `size`. Reads no weights: `meta` will
+    do.
 
-    Raises:
-        ExpertError: the kind does not fit the backbone, or a pattern matches nothing.
+        Raises:
+            ExpertError: the kind does not fit the backbone, or a pattern matches nothing.
     """
     found = adapter_kind(kind)
     sites = find_sites(model, patterns or found.default_patterns, kind=kind)
@@ -129,14 +130,15 @@ def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str
 
 
 def skeleton(source: str | Path, *, class_of: Callable[[Any], str | None] = lambda _: None) -> nn.Module:
-    """The modules of a transformers backbone without its weights, on the `meta` device: what a survey needs, in milliseconds.
+    """The modules of a transformers backbone without weights, on the `meta` device, in
+    milliseconds.
 
-    Args:
-        source: a folder with a config.json, or a hub id.
-        class_of: the class in transformers that a config is for, where it is not AutoModel's.
+        Args:
+            source: a folder with a config.json, or a hub id.
+            class_of: gives the transformers class of a config that AutoModel does not know.
 
-    Raises:
-        BackboneError: there is no config, or transformers has no model for it.
+        Raises:
+            BackboneError: there is no config, or transformers has no model for it.
     """
     import transformers
     from transformers import AutoConfig, AutoModel
@@ -146,12 +148,12 @@ def skeleton(source: str | Path, *, class_of: Callable[[Any], str | None] = lamb
         name = class_of(config)
         with torch.device("meta"):
             model: nn.Module = AutoModel.from_config(config) if name is None else getattr(transformers, name)._from_config(config)  # type: ignore[no-untyped-call]
-    except Exception as error:  # a config from anywhere can fail in any way
+    except Exception as error:  # A config from anywhere can fail in any way.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackboneError(f"backbone {str(source)!r}: expected 'minilm', a folder with a config.json or a hub id; {reason}") from error
     return model.eval()
 
 
 def parameters_of(model: nn.Module) -> int:
-    """How many numbers a backbone has, tied ones once."""
+    """Number of parameters of a backbone; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""Where a model looks up the positions of its tokens: tables of learned positions and rotary embeddings."""
+"""How a model looks up token positions: tables of learned positions, and rotary embeddings."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions"
 
 
 def shift(model: nn.Module, by: int) -> Undo:
-    """Every token stands `by` places further on, behind that many virtual ones. Relative positions (T5's) stay as they are."""
+    """Move every token `by` positions, behind as many virtual ones. Relative positions stay."""
     hooks: list[Any] = []
     moved: list[Any] = []
     for table in _tables(model):
         hooks.append(table.register_forward_pre_hook(_checked(_room(table), by)))
-        if _has_offset(table):  # OPT and BART look up `position + offset`
+        if _has_offset(table):  # OPT and BART look up `position + offset`.
             table.offset += by
             moved.append(table)
         else:
@@ -43,8 +43,8 @@ def shift(model: nn.Module, by: int) -> Undo:
 def check_room(model: nn.Module, *, length: int, added: int) -> None:
     """Refuse texts that do not fit behind `added` virtual tokens.
 
-    Raises:
-        ExpertError: the model has no position for the last token.
+        Raises:
+            ExpertError: the model has no position for the last token.
     """
     for table in _tables(model):
         _check(_room(table), length, added)
@@ -61,14 +61,14 @@ def _has_offset(table: nn.Module) -> bool:
 
 
 def _room(table: Any) -> int:
-    """How many tokens the table has positions for."""
+    """Number of tokens that the table has positions for."""
     if _has_offset(table):
         return int(table.num_embeddings - table.offset)
     return int(table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
 
 
 def _check(room: int, length: int, added: int) -> None:
-    # a graph is exported for every length up to the most that fits; a comparison would fix its length
+    # An export serves every length up to the maximum; a comparison would fix the length.
     if not torch.compiler.is_compiling() and length + added > room:
         raise ExpertError(
             f"texts of {length} tokens behind {added} virtual ones: the backbone has {room} positions; "
@@ -82,7 +82,7 @@ def _checked(room: int, by: int) -> Callable[[nn.Module, tuple[Any, ...]], None]
 
 def _later(by: int) -> Any:
     def hook(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """`(x, position_ids, …)`, by place or by name."""
+        """The `position_ids` of `(x, position_ids, …)`, positional or by name."""
         if isinstance(options.get("position_ids"), Tensor):
             return arguments, {**options, "position_ids": options["position_ids"] + by}
         return (arguments[0], arguments[1] + by, *arguments[2:]), options

@@ -1,4 +1,4 @@
-"""A place in the backbone where K experts of one kind act: how they attach, mix and fold. Kinds build on it."""
+"""A site: the place in a backbone where K experts of one kind act. Kinds build on these classes."""
 
 from __future__ import annotations
 
@@ -32,55 +32,62 @@ __all__ = [
 ]
 
 Undo = Callable[[], None]
-"""Puts back what an attachment changed, bit for bit."""
+"""Undoes an attachment, bit for bit."""
 
 
 class ExpertSite(nn.Module, ABC):
-    """K experts at one site. Parameters are interpolated: φ̄ = Σₖ αₖ φₖ, α = softmax of the site's logits (π-Tuning, section 3.3).
+    """K experts at one site. Parameters are interpolated: φ̄ = Σₖ αₖ φₖ (π-Tuning, section 3.3).
 
-    Kinds whose outputs can be mixed (`on_outputs`) do that instead where they are asked to.
+        α is the softmax of the site's logits. Kinds that can mix outputs do so with `on_outputs`.
     """
 
     rows: Mapping[str, Tensor] | None = None
-    """One expert a row of the batch, `[B, …]` a tensor, in the place of the mixture: how per-sample gradients are had.
-    `[1, …]` is one expert for the whole batch."""
+    """Tensors `[B, …]` with one expert for each row, in place of the mixture.
+        Per-sample gradients are computed this way. `[1, …]` is one expert for the whole batch.
+    """
     scalings: tuple[float, ...] = ()
-    """s of each expert, where the kind has one."""
+    """s of each expert, for kinds that have one."""
     place = ""
-    """Name of its site in the backbone it was checked against."""
+    """The site's name in the backbone it was checked against."""
     on_outputs: bool = False
-    """Mix what the experts add, Σₖ αₖ fₖ(x), instead of their parameters, where the kind can. LoRA always does."""
+    """Mix outputs, Σₖ αₖ fₖ(x), instead of parameters, where the kind can. LoRA always does."""
     knows_rows: bool | None = None
-    """Whether rows of the batch stay apart at this site, which `Layout` finds out; None when it could not."""
+    """Whether rows of the batch stay apart at this site, from `ForwardFacts`; None if unknown."""
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()
         self.alpha_logits = nn.Parameter(torch.zeros(num_experts))
-        # set by the mixture; not a submodule: all of its sites share one
+        # Set by the mixture. Not a submodule, because all of its sites share one arena.
         self._arena: tuple[Arena, int] | None = None
 
     @classmethod
     def of(cls, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int) -> ExpertSite:
-        """A site for these experts. Their tensors go to the mixture's arena; a kind that keeps them itself overrides this."""
+        """A site for these experts, whose tensors go to the mixture's arena.
+
+                A kind that keeps the tensors itself overrides this.
+        """
         return cls(len(parts))
 
     def live_in(self, arena: Arena, site: int) -> None:
-        """Take tensors from an arena, as its site number `site`."""
+        """Read tensors from an arena, as its site number `site`."""
         self._arena = (arena, site)
 
     @property
     def experts(self) -> dict[str, Tensor]:
-        """`[K, …]` every expert's tensors, by name."""
+        """Every expert's tensors `[K, …]` by name."""
         assert self._arena is not None
         arena, site = self._arena
         return arena.stacked(site)
 
     def alpha(self) -> Tensor:
-        """`[K]` mixture weights, summing to 1."""
+        """Mixture weights `[K]`; they sum to 1."""
         return torch.softmax(self.alpha_logits, 0)
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """The rows where they are set, else the mixture on parameters. Every use must broadcast over a leading batch axis."""
+        """The rows where they are set, else the mixture on parameters.
+
+                Callers must broadcast over a leading batch axis.
+        """
         if self.rows is not None:
             return self.rows
         assert self._arena is not None
@@ -88,7 +95,7 @@ class ExpertSite(nn.Module, ABC):
         return arena.mixed(site)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one expert's tensor."""
+        """Shape of one expert's tensor."""
         assert self._arena is not None
         arena, site = self._arena
         return arena.layout[site][name].shape
@@ -100,7 +107,7 @@ class ExpertSite(nn.Module, ABC):
         return name in arena.layout[site]
 
     def parameters_of_experts(self) -> list[nn.Parameter]:
-        """What is learned of the experts and kept at the site itself."""
+        """Learned parameters that the site itself keeps."""
         return []
 
     def part(self, index: int) -> dict[str, Array]:
@@ -115,11 +122,11 @@ class ExpertSite(nn.Module, ABC):
 
     @abstractmethod
     def attach(self, model: nn.Module, name: str) -> Undo:
-        """Act on `model` at `name`; the function returned undoes it bit for bit."""
+        """Act on `model` at `name`. The returned function undoes it bit for bit."""
 
 
 class WrappedSite(ExpertSite):
-    """Stands in the place of the module it wraps, `base`; whoever asks for the module's weight or bias is given the module's."""
+    """Stands in place of the module `base` that it wraps, and forwards attribute access to it."""
 
     base: nn.Module | None
 
@@ -128,7 +135,7 @@ class WrappedSite(ExpertSite):
         self.base = None
 
     def __getattr__(self, name: str) -> Any:
-        """What is not its own is its module's: transformers' T5 reads `wo.weight.dtype`, for one."""
+        """The wrapped module's attribute. transformers' T5 reads `wo.weight.dtype`, for example."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -138,7 +145,7 @@ class WrappedSite(ExpertSite):
             return getattr(base, name)
 
     def attach(self, model: nn.Module, name: str) -> Undo:
-        """Take the module's place; it is put back afterwards, the very same."""
+        """Take the module's place. The returned function puts the same module back."""
         base = model.get_submodule(name)
         self.base = base
         model.set_submodule(name, self)
@@ -175,15 +182,15 @@ class BankSite(WrappedSite):
         self.name = name
 
     def row_tensors(self) -> Mapping[str, Tensor]:
-        """This site's tensors of the running pass."""
+        """The tensors of this site in the running pass."""
         return _BANK_ROWS[-1][self.name]
 
 
 class LayerSite(WrappedSite):
-    """A layer `[..., in] → [..., out]`, and what experts make of its output."""
+    """A layer `[..., in] → [..., out]` whose output experts change."""
 
     def forward(self, x: Tensor, *more: Any, **options: Any) -> Tensor:
-        """As the layer, then `act`; with `rows` the batch is taken apart first, however the model has flattened it."""
+        """Run the layer, then `act`. With `rows`, the batch is split into samples first."""
         assert self.base is not None
         y = cast(Tensor, self.base(x, *more, **options))
         if self.rows is None:
@@ -193,7 +200,10 @@ class LayerSite(WrappedSite):
 
     @abstractmethod
     def act(self, x: Tensor, y: Tensor) -> Tensor:
-        """Input `[..., in]` and output `[..., out]` of the layer to the new output; `[B, N, in]` and `[B, N, out]` with rows."""
+        """Input `[..., in]` and output `[..., out]` of the layer to the new output.
+
+                With rows, the shapes are `[B, N, in]` and `[B, N, out]`.
+        """
 
     def _num_rows(self, x: Tensor) -> int:
         assert self.rows is not None
@@ -208,7 +218,7 @@ class LayerSite(WrappedSite):
 
 
 def to_array(tensor: Tensor) -> Array:
-    """A copy in fp32 on the host, from whatever device and precision."""
+    """A copy in fp32 on the host, from any device and precision."""
     return np.array(tensor.detach().float().cpu().numpy(), order="C")
 
 
@@ -223,7 +233,7 @@ def nowhere(_: nn.Module, __: Sequence[str]) -> bool:
 
 
 def _with_idle_units(_: str, parts: Sequence[Tensors]) -> Sequence[Tensors]:
-    """Zeros behind every axis that is longer in another expert."""
+    """Tensors padded with zeros to the longest of each axis."""
     shapes = {name: np.max([part[name].shape for part in parts], axis=0) for name in parts[0]}
 
     def padded(name: str, value: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Which architectures of transformers the tests hold experts on; a test compares this with what they cover."""
+"""The architectures of transformers that the tests cover. A test keeps this list true."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ EVERY = ("lora", "adapter", "prefix", "prompt", "bitfit")
 
 
 class Architecture(NamedTuple):
-    """An architecture, its family, and the kinds of expert that are attached, trained, saved, loaded and detached on it in the tests."""
+    """An architecture, its family, and its tested kinds of expert.
+
+        Tested means: attached, trained, saved, loaded and detached.
+    """
 
     name: str
     family: str
@@ -42,4 +45,4 @@ TESTED: Mapping[str, Architecture] = {
     "vilt": Architecture("ViLT", "fusion", ("lora", "adapter", "prompt", "bitfit")),
     "flava": Architecture("FLAVA", "fusion", ("lora", "adapter", "prompt", "bitfit")),
 }
-"""By `model_type` of a config. Other architectures work wherever sites are found; nobody has looked."""
+"""By `model_type` of a config. Other architectures work wherever sites are found, untested."""

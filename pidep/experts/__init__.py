@@ -1,8 +1,9 @@
-"""Experts: their files, where they can act on a backbone, and how they act, mix and fold there.
+"""What an expert is: tensors, files, digests, PEFT's format, and its rows in a bank. No torch.
 
-`folder`, `peft_format`, `tensor_file` and `bank` need numpy and safetensors only: they run inside Triton Server. `site` is the one
-interface, `kinds` has a file for each kind, `places` finds sites, `mixture` holds K experts and attaches them; these need torch.
-May import `pidep.kernels`, `pidep.files.atomic_write` and `pidep.errors`.
+`folder` reads and writes experts, `kind` says what a kind of expert is, `kinds` has a file for
+each, `peft_format` has PEFT's folders, and `bank` stacks experts into graph inputs. The half that
+acts on a model is `pidep.adapters`. May import `pidep.artifacts`, `pidep.files`, `pidep.plugins`
+and `pidep.errors`.
 """
 
 __all__: list[str] = []

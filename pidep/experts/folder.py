@@ -1,14 +1,16 @@
-"""An expert on disk: PEFT's format where PEFT has one, one plain file where it has none, plus `expert.json`; no torch, never pickle.
+"""An expert on disk: PEFT's format where PEFT has the kind, one plain file elsewhere.
 
-adapter_config.json         (LoRA, prompt, prefix) PEFT's, as PEFT writes it
-adapter_model.safetensors   (LoRA, prompt, prefix) PEFT's tensors: see `peft_format`
-expert.safetensors          (what PEFT cannot run) <site>.<tensor>, fp32
-labels.safetensors          label_embeddings [C, D] fp32, unit rows: the bare backbone's reading of the label texts; schema 1 only
-expert.json                 what PEFT has no room for: backbone digest, sites, labels, metrics, provenance, digest
-fisher.safetensors          (optional) the task embedding, one fp32 tensor per expert tensor
+    adapter_config.json         (LoRA, prompt, prefix) as PEFT writes it
+    adapter_model.safetensors   (LoRA, prompt, prefix) PEFT's tensors, see `peft_format`
+    expert.safetensors          (kinds that PEFT cannot run) <site>.<tensor>, fp32
+    labels.safetensors          (schema 1) label_embeddings [C, D] fp32, unit rows, made by the
+                                bare backbone from the label texts
+    expert.json                 what PEFT has no room for, see `pidep.artifacts.expert_record`
+    fisher.safetensors          (optional) the task embedding, one fp32 tensor per expert tensor
 
-Schema 1 is an expert of a backbone that embeds. Schema 2 is one of an encoder-decoder, which scores label texts or answers freely: it has
-no label embeddings, its label texts and the length of its answers are in the digest instead.
+Schema 1 belongs to a backbone that embeds. Schema 2 belongs to an encoder-decoder, which scores
+label texts or answers freely. It has no label embeddings; its digest covers the label texts and the
+length of its answers instead. Nothing here imports torch or reads pickle.
 """
 
 from __future__ import annotations
@@ -50,27 +52,31 @@ class Expert:
     name: str
     backbone_digest: str
     sites: dict[str, Mapping[str, Array]]
-    """Site to tensors by name; LoRA: lora_A [rank, in], lora_B [out, rank], ΔW = scaling · B A."""
+    """Site to tensors by name. LoRA: lora_A [rank, in], lora_B [out, rank], ΔW = scaling · B A."""
     scaling: float
-    """s in ΔW = s·BA: lora_alpha / rank, or lora_alpha / sqrt(rank) with rsLoRA; 1 for other kinds."""
+    """s in ΔW = s·BA: lora_alpha / rank, or lora_alpha / sqrt(rank) with rsLoRA; 1 for other kinds.
+    """
     labels: tuple[str, ...]
     label_texts: tuple[str, ...]
     label_embeddings: Array
-    """[C, D] fp32, unit rows; D is 0 where an encoder-decoder scores the label texts themselves."""
+    """[C, D] fp32, unit rows. D is 0 for an encoder-decoder, which scores the label texts
+    themselves.
+    """
     logit_scale: float
     max_length: int
-    """Tokens a text is cut to; the server cuts at the same place."""
+    """Texts are cut at this many tokens, in training and in serving."""
     backbone: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     kind: str = "lora"
     peft: bool | None = None
-    """Whether `peft` can run it on this backbone, where that is known (`places.peft_can`): a LoRA always, a prompt unless this says
-    no, a prefix if this says yes and none of it has a bias. It decides the files, not the digest."""
+    """Whether `peft` can run the expert on this backbone; None where nobody looked. It decides
+    which files are written and is not part of the digest.
+    """
     rank_stabilized: bool = False
-    """Whether a LoRA's scaling is rsLoRA's; PEFT's config says so then. The scaling itself is in the digest, this is not."""
+    """Whether a LoRA's scaling is rsLoRA's, as PEFT's config records it. Not part of the digest."""
     max_answer_length: int | None = None
-    """Tokens of a free answer, where an encoder-decoder gives free answers."""
+    """Tokens of a free answer, for an encoder-decoder that answers freely."""
 
     @property
     def schema(self) -> int:
@@ -79,12 +85,12 @@ class Expert:
 
     @property
     def scores_texts(self) -> bool:
-        """Whether it is an encoder-decoder's, which scores and generates texts and embeds nothing."""
+        """Whether the expert belongs to an encoder-decoder, which embeds nothing."""
         return self.label_embeddings.ndim == 2 and self.label_embeddings.shape[1] == 0
 
     @property
     def in_peft_format(self) -> bool:
-        """Whether it is written as a PEFT adapter."""
+        """Whether the expert is written as a PEFT adapter."""
         return expert_kind(self.kind).written_for_peft(self.sites, peft_can=self.peft)
 
     @property
@@ -93,12 +99,12 @@ class Expert:
         return expert_kind(self.kind).size_of(next(iter(self.sites.values())))
 
     def tensors(self) -> dict[str, Array]:
-        """Names to arrays, as they enter the digest: PEFT's names for a LoRA, <site>.<tensor> for other kinds."""
+        """Names to arrays as they enter the digest."""
         return expert_kind(self.kind).named(self.sites)
 
     @property
     def digest(self) -> str:
-        """SHA-256 over everything that decides an answer; metrics and provenance are not part of it."""
+        """SHA-256 over everything that decides an answer. Metrics and provenance do not."""
         head: dict[str, Any] = {
             "backbone": self.backbone_digest,
             "kind": self.kind,
@@ -120,7 +126,9 @@ class Expert:
 
 
 def check_name(name: str) -> str:
-    """`name` if it can be an expert's name: letters, digits, dot, underscore, dash; at most 128; no leading dot."""
+    """The name, if it is allowed: letters, digits, dot, underscore, dash; at most 128; no leading
+    dot.
+    """
     if not _NAME.match(name):
         raise ExpertError(
             f"expert name {name[:40]!r}: expected letters, digits, '.', '_' or '-' (1 to 128, not starting with '.'); choose another name"
@@ -131,8 +139,8 @@ def check_name(name: str) -> str:
 def require_embeddings(expert: Expert) -> None:
     """Refuse an expert that cannot be exported or served.
 
-    Raises:
-        ExpertError: it is an encoder-decoder's.
+        Raises:
+            ExpertError: the expert belongs to an encoder-decoder.
     """
     if expert.scores_texts:
         raise ExpertError(
@@ -142,7 +150,7 @@ def require_embeddings(expert: Expert) -> None:
 
 
 def _read_sites(folder: Path) -> dict[str, Mapping[str, Array]]:
-    """Sites of an expert that PEFT has no format for."""
+    """Sites of an expert in pidep's own format."""
     path = folder / "expert.safetensors"
     sites: dict[str, dict[str, Array]] = {}
     for full, array in read_tensors(path).items():
@@ -158,8 +166,9 @@ def _read_sites(folder: Path) -> dict[str, Mapping[str, Array]]:
 def read_expert(folder: str | Path) -> Expert:
     """Read and verify an expert folder.
 
-    Raises:
-        ExpertError: a file is missing, damaged or unsupported, or the recorded digest does not match the content.
+        Raises:
+            ExpertError: a file is missing, damaged or unsupported, or the recorded digest does not
+                match the content.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -171,7 +180,7 @@ def read_expert(folder: str | Path) -> Expert:
             f"{where}: kind {record.kind!r}, this pidep has {', '.join(kind_names())}; "
             "install the package that adds the kind"
         )
-    # a LoRA without its PEFT config is damaged; another kind without one is in pidep's own format
+    # A LoRA without its PEFT config is damaged. Other kinds without one are in pidep's own format.
     kind = expert_kind(record.kind)
     in_peft = kind.only_in_peft or (folder / "adapter_config.json").is_file()
     sites, scaling, stabilized = _read_peft_sites(folder, record) if in_peft else (_read_sites(folder), 1.0, False)
@@ -215,11 +224,11 @@ def _read_label_embeddings(folder: Path, record: ExpertRecord) -> Array:
 
 
 def _read_peft_sites(folder: Path, record: ExpertRecord) -> tuple[dict[str, Mapping[str, Array]], float, bool]:
-    """Sites, scaling, and whether that is rsLoRA's."""
+    """Sites, scaling, and whether the scaling is rsLoRA's."""
     adapter = read_peft(folder)
     if adapter.kind != record.kind:
         raise ExpertError(f"{folder / 'adapter_config.json'}: holds a {adapter.kind}, expert.json says {record.kind}; copy it again")
-    # PEFT keeps s as lora_alpha, and s · r / r is not always s again: the exact one is in expert.json
+    # PEFT keeps s as lora_alpha, and s · r / r is not always s again. expert.json has the exact s.
     scaling = adapter.scaling if record.scaling is None else record.scaling
     if not math.isclose(scaling, adapter.scaling, rel_tol=1e-9):
         raise ExpertError(
@@ -230,11 +239,11 @@ def _read_peft_sites(folder: Path, record: ExpertRecord) -> tuple[dict[str, Mapp
 
 
 def check_expert_place(folder: Path) -> None:
-    """Refuse to write an expert over what is no expert.
+    """Refuse to replace a folder that is not an expert.
 
-    Raises:
-        UsageError: the folder is a file or lies below one.
-        ExpertError: it holds something else than an expert.
+        Raises:
+            UsageError: the folder is a file or lies below one.
+            ExpertError: it holds something other than an expert.
     """
     check_place(folder, "expert folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "expert.json").is_file():
@@ -242,7 +251,10 @@ def check_expert_place(folder: Path) -> None:
 
 
 def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array] | None = None) -> Path:
-    """Write an expert folder at once (whole or not at all); what PEFT has, `peft.PeftModel.from_pretrained` loads."""
+    """Write an expert folder, whole or not at all.
+
+        `peft.PeftModel.from_pretrained` loads it where PEFT has the kind.
+    """
     check_name(expert.name)
     folder = Path(folder)
     check_expert_place(folder)

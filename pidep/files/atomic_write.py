@@ -53,7 +53,10 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a file beside `path`, flush it, and rename it into place; not `durable`, a power cut may leave it empty."""
+    """Write a file beside `path`, flush it, and rename it into place.
+
+        Without `durable`, a power cut may leave an empty file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -83,7 +86,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def temporary_sibling(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target`, on the same file system; whatever is there at the end is removed."""
+    """An empty folder beside `target` on the same file system; it is removed at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     os.chmod(temporary, 0o755)
@@ -95,10 +98,9 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def in_place(target: Path, new: Path) -> Iterator[None]:
-    """The folder `new` in the place of `target`, flushed to the disk first.
+    """Put the folder `new` in place of `target`, flushed to the disk first.
 
-    An error inside the block puts back what was there, and `new` where it was. After the block
-    the old content is gone.
+        An error inside the block restores both folders. After the block, the old content is gone.
     """
     _flush(new)
     old = _put(new, target)
@@ -122,7 +124,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def _put(new: Path, target: Path) -> Path | None:
-    """Rename `new` to `target`; where the old content is now, None where there was none."""
+    """Rename `new` to `target`. Gives the place of the old content, or None where there was none.
+    """
     if not os.path.lexists(target):
         os.rename(new, target)
         return None
@@ -175,7 +178,7 @@ def _flush(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or a file or link in the place of one; leftovers do no harm."""
+    """Remove a folder, a file or a link. An error is ignored: leftovers do no harm."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,4 +1,7 @@
-"""Cache files: safetensors with a SHA-256 of their own. What is damaged, or was written for another key, reads as absent."""
+"""Cache files: safetensors with a SHA-256 of their own.
+
+A file that is damaged, or was written for another key, reads as absent.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_cached(path: Path, *, key: str) -> dict[str, npt.NDArray[Any]] | None:
-    """The tensors written for `key`; None where there is no such file, it is damaged, or it is for another key."""
+    """The tensors written for `key`; None if the file is absent, damaged, or for another key."""
     try:
         tensors = read_tensors(path)
     except (ExpertError, OSError):
@@ -32,7 +35,8 @@ def read_cached(path: Path, *, key: str) -> dict[str, npt.NDArray[Any]] | None:
 
 
 def write_cached(path: Path, tensors: Mapping[str, npt.NDArray[Any]], *, key: str) -> None:
-    """Whole or not at all. A cache that cannot be written costs time, not the result: it is logged."""
+    """Write a cache file, whole or not at all. A failure is logged: it costs time, not the result.
+    """
     checksum = np.frombuffer(_digest(tensors, key), np.uint8)
     try:
         write_bytes(path, tensor_bytes({**tensors, _CHECKSUM: checksum}))

@@ -1,4 +1,4 @@
-"""Safetensors written whatever the strides; safetensors and JSON from anywhere, read with care: bounded headers, one line a fault."""
+"""Safetensors and JSON from anywhere, read with bounds; every fault is one line."""
 
 from __future__ import annotations
 
@@ -22,12 +22,17 @@ _MAX_HEADER_BYTES = 4 * 1024 * 1024
 
 
 def tensor_bytes(tensors: Mapping[str, npt.NDArray[Any]], *, metadata: dict[str, str] | None = None) -> bytes:
-    """A safetensors file. The package writes a transposed array's memory as it lies, under the transposed shape: other numbers."""
+    """The bytes of a safetensors file.
+
+        Arrays are made contiguous first: the package writes memory as it lies, and a transposed
+            array
+        would come back with other numbers.
+    """
     return bytes(save_safetensors({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata=metadata))
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """A safetensors file as arrays, its header bounded before anything is parsed."""
+    """A safetensors file as arrays. The header's size is checked before anything is parsed."""
     if path.is_symlink() or not path.is_file():
         raise ExpertError(f"{path}: expected a plain safetensors file, found none; re-export or re-train the expert")
     data = path.read_bytes()

@@ -1,6 +1,6 @@
-"""The one way an image goes in: training, export and the served model decode, resize and normalise here and nowhere else.
+"""Images to pixels. Training, export and the served model decode, resize and normalise only here.
 
-pillow and numpy only, so that it runs inside Triton Server.
+pillow and numpy suffice, so that the code runs inside Triton Server.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from pidep.errors import ImageError
 __all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "Preprocess", "check_source", "load_image", "pixels_digest"]
 
 ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
-"""A path, an encoded file, an open image, an array `[H, W]` or `[H, W, 1|3|4]`, or Hugging Face's `{"bytes": …, "path": …}`."""
+"""A path, an encoded file, an open image, an array `[H, W]` or `[H, W, 1|3|4]`, or Hugging Face's
+`{"bytes": …, "path": …}`.
+"""
 
 Float = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Formats that are decoded; others (EPS runs a program, PSD and FITS are rarely meant) are refused."""
+"""Formats that are decoded. Others are refused: EPS runs a program, PSD and FITS are rarely meant.
+"""
 MAX_PIXELS = 64 * 2**20
-"""Width times height, read from the header; more is refused before anything is decoded."""
-_ALGORITHM = 1  # part of a digest: raise it when the same parameters give other pixels
+"""Most pixels of an image. The header's width times height is checked before decoding."""
+_ALGORITHM = 1  # part of the digest; raise it when the same parameters give other pixels
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,13 +50,16 @@ _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def load_image(source: ImageSource, *, where: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An upright 8-bit RGB image: orientation applied, alpha laid over white, deeper or other modes converted, the first frame.
+    """An upright 8-bit RGB image of the first frame.
 
-    Raises:
-        ImageError: nothing is there, it is damaged, too large, or of a kind that is not read; begins with `where`.
+        Orientation is applied, alpha is laid over white, and deeper or other modes are converted.
 
-    >>> load_image(np.zeros((2, 3), np.uint8)).size
-    (3, 2)
+        Raises:
+            ImageError: nothing is there, it is damaged, too large, or of a kind that is not read;
+                the message begins with `where`.
+
+        >>> load_image(np.zeros((2, 3), np.uint8)).size
+        (3, 2)
     """
     if isinstance(source, Mapping):
         source = _of_mapping(source, where)
@@ -74,10 +80,10 @@ def load_image(source: ImageSource, *, where: str = "image", max_pixels: int = M
 
 
 def check_source(source: ImageSource, *, where: str = "image") -> None:
-    """Whether there is something to decode; nothing is decoded.
+    """Check that there is something to decode, without decoding it.
 
-    Raises:
-        ImageError: no such file, or nothing in it; begins with `where`.
+        Raises:
+            ImageError: no such file, or nothing in it; begins with `where`.
     """
     if isinstance(source, Mapping):
         source = _of_mapping(source, where)
@@ -88,7 +94,7 @@ def check_source(source: ImageSource, *, where: str = "image") -> None:
 
 
 def _of_mapping(source: Mapping[str, Any], where: str) -> ImageSource:
-    """The half of Hugging Face's pair that is there; bytes come first, as in `datasets`."""
+    """The bytes or the path of Hugging Face's pair; bytes come first, as in `datasets`."""
     for key, kinds in _KINDS.items():
         value: Any = source.get(key)
         if value is not None:
@@ -118,7 +124,7 @@ def _opened(file: Path | io.BytesIO, where: str, max_pixels: int) -> Image.Image
         raise ImageError(f"{where}: expected at most {max_pixels} pixels, found more ({_line(error)}); scale it down") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{where}: expected {', '.join(FORMATS)}, found something else; convert it or remove the row") from error
-    except Exception as error:  # a damaged file makes decoders raise nearly anything
+    except Exception as error:  # A damaged file makes decoders raise almost anything.
         raise ImageError(f"{where}: the header cannot be read ({_line(error)}); it is damaged, give its file again") from error
 
 
@@ -135,7 +141,7 @@ def _decoded(image: Image.Image, where: str) -> Image.Image:
     mode = image.mode
     try:
         image.load()
-    except Exception as error:  # as above: truncated data, wrong checksums, impossible tables
+    except Exception as error:  # As above: truncated data, wrong checksums, impossible tables.
         raise ImageError(f"{where}: the pixels cannot be decoded ({_line(error)}); it is damaged, give its file again") from error
     try:
         return _upright(_to_rgb(image, where), image)
@@ -156,10 +162,10 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
-    """Turned as EXIF says; a damaged EXIF block says nothing."""
+    """The image turned as EXIF says. A damaged EXIF block is ignored."""
     try:
         turn = _TURNS.get(original.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a damaged block raises as much as a damaged image
+    except Exception:  # A damaged block raises as much as a damaged image.
         return rgb
     return rgb if turn is None else rgb.transpose(turn)
 
@@ -172,7 +178,10 @@ def _sixteen(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint16]:
 
 
 def _array_to_rgb(values: npt.NDArray[Any], where: str) -> Bytes:
-    """`[H, W]` or `[H, W, 1|3|4]` of bool, uint8, uint16 or floats in [0, 1] to `[H, W, 3]` uint8."""
+    """An array `[H, W]` or `[H, W, 1|3|4]` as `[H, W, 3]` uint8.
+
+        Accepts bool, uint8, uint16, and floats in [0, 1].
+    """
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3 or values.shape[2] not in (1, 3, 4):
@@ -194,7 +203,7 @@ def _eight_bits(values: npt.NDArray[Any], where: str) -> Bytes:
         return np.asarray((values.astype(np.uint32) + 128) // 257, dtype=np.uint8)
     if np.issubdtype(values.dtype, np.floating):
         low, high = float(values.min()), float(values.max())
-        if not (low >= 0.0 and high <= 1.0):  # NaN fails, too
+        if not (low >= 0.0 and high <= 1.0):  # NaN fails as well
             raise ImageError(f"{where}: expected floats from 0 to 1, found {low:g} to {high:g}; scale them")
         return np.asarray(np.rint(values.astype(np.float64) * 255.0), dtype=np.uint8)
     raise ImageError(f"{where}: expected bool, uint8, uint16 or floats, found {values.dtype}; convert it to uint8")
@@ -205,7 +214,7 @@ def _line(error: BaseException) -> str:
 
 
 def pixels_digest(image: Image.Image) -> str:
-    """SHA-256 over size and RGB bytes: equal pictures have equal digests, whatever files they came in."""
+    """SHA-256 over size and RGB bytes. Equal pictures have equal digests, whatever their files."""
     sha = hashlib.sha256(f"{image.width} {image.height}\n".encode())
     sha.update(image.convert("RGB").tobytes())
     return "sha256:" + sha.hexdigest()
@@ -218,9 +227,12 @@ class Preprocess:
     size: int = 224
     """Side of the square that the model sees, in pixels."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    """`crop` keeps the middle, `pad` the whole image on white, `stretch` the whole image and not its proportions."""
+    """`crop` keeps the middle, `pad` keeps the whole image on white, `stretch` changes proportions.
+    """
     share: float = 1.0
-    """With `crop`: side of the square that is kept, as a share of the shorter side (0.875 is ImageNet's habit)."""
+    """For `crop`: side of the kept square as a share of the shorter side (0.875 is usual on
+    ImageNet).
+    """
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     max_pixels: int = MAX_PIXELS
@@ -237,10 +249,10 @@ class Preprocess:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Preprocess:
-        """From its fields as JSON has them.
+        """From the fields as JSON has them.
 
-        Raises:
-            ImageError: a field is unknown, missing or out of range.
+                Raises:
+                    ImageError: a field is unknown, missing or out of range.
         """
         fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
         try:
@@ -250,13 +262,15 @@ class Preprocess:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over everything the pixels depend on; a served model and its training must agree on it."""
+        """SHA-256 over everything that decides the pixels. A served model must agree with its
+        training.
+        """
         fields = {**asdict(self), "algorithm": _ALGORITHM}
-        del fields["max_pixels"]  # decides what is refused, not what is seen
+        del fields["max_pixels"]  # It decides what is refused, not what is seen.
         return "sha256:" + hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def square(self, image: Image.Image) -> Image.Image:
-        """RGB `size` × `size`; never larger on the way, however thin the image is."""
+        """RGB `size` × `size`. No intermediate image is larger, however thin the image is."""
         width, height = image.size
         if self.fit == "crop":
             side = min(width, height) * self.share
@@ -271,17 +285,20 @@ class Preprocess:
         return out
 
     def one(self, source: ImageSource, *, where: str = "image") -> Float:
-        """`[3, size, size]` fp32.
+        """Pixels `[3, size, size]` fp32.
 
-        Raises:
-            ImageError: it cannot be read; begins with `where`.
+                Raises:
+                    ImageError: it cannot be read; begins with `where`.
         """
         pixels = np.asarray(self.square(load_image(source, where=where, max_pixels=self.max_pixels)), dtype=np.float32)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return np.ascontiguousarray(((pixels / np.float32(255.0) - mean) / std).transpose(2, 0, 1))
 
     def rows(self, sources: Sequence[ImageSource], *, where: str = "images") -> tuple[Float, dict[int, ImageError]]:
-        """`[B, 3, size, size]` fp32 and what is wrong by row number from 0; a wrong row is zeros, the others are unharmed."""
+        """Pixels `[B, 3, size, size]` fp32, and errors by row number from 0.
+
+                A row with an error is zeros; the other rows are unharmed.
+        """
         out = np.zeros((len(sources), 3, self.size, self.size), np.float32)
         wrong: dict[int, ImageError] = {}
         for row, source in enumerate(sources):
@@ -292,10 +309,10 @@ class Preprocess:
         return out, wrong
 
     def __call__(self, sources: Sequence[ImageSource], *, where: str = "images") -> Float:
-        """`[B, 3, size, size]` fp32.
+        """Pixels `[B, 3, size, size]` fp32.
 
-        Raises:
-            ImageError: the first row that cannot be read, and how many more there are.
+                Raises:
+                    ImageError: names the first row that cannot be read, and counts the others.
         """
         out, wrong = self.rows(sources, where=where)
         if wrong:

@@ -1,7 +1,8 @@
-"""Boxes as words: Florence-2's location tokens `<loc_0>` … `<loc_999>`, a thousand to each side of the image. No torch.
+"""Boxes as words: Florence-2's location tokens `<loc_0>` … `<loc_999>`, 1000 to each side.
 
-A box is `(left, top, right, bottom)`, in pixels with the image's `size`, or in [0, 1] without. Bins are those of transformers'
-`Florence2PostProcessor.quantize` and `dequantize`: down to the bin below, back to the bin's middle.
+A box is `(left, top, right, bottom)`, in pixels with the image's `size`, or in [0, 1] without. Bins
+are those of transformers' `Florence2PostProcessor.quantize` and `dequantize`: down to the bin
+below, and back to the bin's middle. No torch.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ BINS = 1000
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 Size = tuple[float, float]
-"""Width and height of the image a box lies in; (1, 1) for boxes in [0, 1]."""
+"""Width and height of the box's image; (1, 1) for boxes in [0, 1]."""
 _UNIT: Size = (1.0, 1.0)
-_SLACK = 0.01  # annotations are off by a pixel; a box in pixels without its size is off by far more
-_FOUR = re.compile(r"<loc_(\d+)>\s*<loc_(\d+)>\s*<loc_(\d+)>\s*<loc_(\d+)>")  # some tokenizers put spaces between tokens
+# Annotations are off by a pixel. A box in pixels without its size is off by far more.
+_SLACK = 0.01
+# some tokenizers put spaces between tokens
+_FOUR = re.compile(r"<loc_(\d+)>\s*<loc_(\d+)>\s*<loc_(\d+)>\s*<loc_(\d+)>")
 _LOCATION = re.compile(r"<loc_(\d+)>")
 _LABELLED = re.compile(r"([^<]*)((?:<loc_\d+>\s*)+)")
 
@@ -31,13 +34,13 @@ _LABELLED = re.compile(r"([^<]*)((?:<loc_\d+>\s*)+)")
 def box_to_text(box: Sequence[float], *, size: Size = _UNIT, where: str = "box") -> str:
     """Four location tokens.
 
-    Raises:
-        TaskError: it is no box, or lies outside the image; begins with `where`.
+        Raises:
+            TaskError: it is no box, or lies outside the image; begins with `where`.
 
-    >>> box_to_text((0.1, 0.25, 0.5, 1.0))
-    '<loc_100><loc_250><loc_500><loc_999>'
-    >>> box_to_text((64, 120, 320, 480), size=(640, 480))
-    '<loc_100><loc_250><loc_500><loc_999>'
+        >>> box_to_text((0.1, 0.25, 0.5, 1.0))
+        '<loc_100><loc_250><loc_500><loc_999>'
+        >>> box_to_text((64, 120, 320, 480), size=(640, 480))
+        '<loc_100><loc_250><loc_500><loc_999>'
     """
     left, top, right, bottom = _checked(box, size, where)
     places = zip((left, top, right, bottom), (*size, *size), strict=True)
@@ -45,10 +48,10 @@ def box_to_text(box: Sequence[float], *, size: Size = _UNIT, where: str = "box")
 
 
 def boxes_to_text(labelled: Sequence[tuple[str, Sequence[float]]], *, size: Size = _UNIT, where: str = "boxes") -> str:
-    """`car<loc_…>×4dog<loc_…>×4`, as Florence-2 writes detections and grounded phrases.
+    """Labelled boxes as Florence-2 writes them: `car<loc_…>×4dog<loc_…>×4`.
 
-    Raises:
-        TaskError: a label holds `<`, or a box is wrong; begins with `where`.
+        Raises:
+            TaskError: a label holds `<`, or a box is wrong; begins with `where`.
     """
     for label, _ in labelled:
         if "<" in label:
@@ -59,11 +62,11 @@ def boxes_to_text(labelled: Sequence[tuple[str, Sequence[float]]], *, size: Size
 def text_to_box(text: str, *, size: Size = _UNIT, where: str = "answer") -> Box:
     """The first box in a text, at the middle of its bins.
 
-    Raises:
-        TaskError: there is none, or a location is no bin; begins with `where`.
+        Raises:
+            TaskError: there is none, or a location is no bin; begins with `where`.
 
-    >>> text_to_box("the car<loc_100><loc_250><loc_500><loc_999>")
-    (0.1005, 0.2505, 0.5005, 0.9995)
+        >>> text_to_box("the car<loc_100><loc_250><loc_500><loc_999>")
+        (0.1005, 0.2505, 0.5005, 0.9995)
     """
     found = _FOUR.search(text)
     if found is None:
@@ -72,10 +75,10 @@ def text_to_box(text: str, *, size: Size = _UNIT, where: str = "answer") -> Box:
 
 
 def text_to_boxes(text: str, *, size: Size = _UNIT, where: str = "answer") -> list[tuple[str, Box]]:
-    """Every box with the label before it; a label may have several boxes, and there may be none.
+    """Every box with the label before it. A label may have several boxes; there may be none.
 
-    Raises:
-        TaskError: locations that are no box, or no bin; begins with `where`.
+        Raises:
+            TaskError: locations that are no box, or no bin; begins with `where`.
     """
     boxes = []
     for label, run in _LABELLED.findall(text):
@@ -89,10 +92,10 @@ def text_to_boxes(text: str, *, size: Size = _UNIT, where: str = "answer") -> li
 def parse_boxes(
     texts: Sequence[str], *, sizes: Sequence[Size] | None = None, where: str = "answers"
 ) -> tuple[list[Box | None], dict[int, TaskError]]:
-    """The first box of each text, and what is wrong by row number from 0; a wrong row is None, the others are unharmed.
+    """The first box of each text, and errors by row number from 0. A row with an error is None.
 
-    Raises:
-        TaskError: not as many sizes as texts.
+        Raises:
+            TaskError: not as many sizes as texts.
     """
     if sizes is not None and len(sizes) != len(texts):
         raise TaskError(f"{where}: {len(texts)} texts and {len(sizes)} image sizes; give one size a text")
@@ -124,7 +127,8 @@ def _checked(box: Sequence[float], size: Size, where: str) -> Box:
 
 
 def _bin(place: float, side: float) -> int:
-    # in fp32, as transformers divides pixels: a box on a bin's edge falls on the same side; 0.5 of one is bin 500 without it, 499 with
+    # In fp32, as transformers divides pixels, so that a box on a bin's edge falls on the same side:
+    # 0.5 of such an edge is bin 499 in fp32 and 500 in fp64.
     bins = np.float32(place) * np.float32(BINS) if side == 1.0 else np.float32(place) / np.float32(side / BINS)
     return int(np.clip(np.floor(bins), 0, BINS - 1))
 

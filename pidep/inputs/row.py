@@ -1,4 +1,5 @@
-"""What a task asks about: a text, an image, or both, and the choices where every row has its own. No torch."""
+"""A row of a task: a text, an image, or both, with its own candidates where it has some. No torch.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ class Row:
     text: str = ""
     image: ImageSource | None = None
     candidates: tuple[Input, ...] = ()
-    """What the answer is chosen from, where every row has its own choices."""
+    """The candidates that the answer is chosen from, where every row has its own."""
     where: str = ""
-    """Its place in the data, for messages."""
+    """The row's place in the data, for messages."""
 
 
 Input = str | Row
@@ -34,25 +35,25 @@ Input = str | Row
 
 
 def as_row(row: Input) -> Row:
-    """The row itself, or the text as one."""
+    """The row itself, or a text as a row."""
     return row if isinstance(row, Row) else Row(row)
 
 
 def text_of(row: Input) -> str:
-    """Its text; empty where there is none."""
+    """The row's text; empty where it has none."""
     return row if isinstance(row, str) else row.text
 
 
 def size_key(row: Input) -> tuple[bool, int]:
-    """Sorts rows so that batches of neighbours have little padding."""
+    """Sort key for rows: batches of neighbours have little padding."""
     return (False, len(row)) if isinstance(row, str) else (row.image is not None, len(row.text))
 
 
 def texts_only(rows: Sequence[Input], *, backbone: str) -> list[str]:
     """The texts of rows without images.
 
-    Raises:
-        BackboneError: a row has an image; says which.
+        Raises:
+            BackboneError: a row has an image; the message names the row.
     """
     for number, row in enumerate(rows, 1):
         if isinstance(row, Row) and row.image is not None:
@@ -61,7 +62,9 @@ def texts_only(rows: Sequence[Input], *, backbone: str) -> list[str]:
 
 
 def image_key(image: ImageSource) -> str:
-    """Tells images apart without decoding them: a file's path, size and time; SHA-256 of anything else."""
+    """Key of an image without decoding it: path, size and time of a file, else SHA-256 of the
+    content.
+    """
     if isinstance(image, str | Path):
         path = Path(image)
         if not path.is_file():
@@ -79,17 +82,17 @@ def image_key(image: ImageSource) -> str:
 
 
 def row_key(row: Input) -> tuple[str, str]:
-    """Tells rows apart by what is encoded, their choices left out: text and image."""
+    """Key of a row's encoded content, text and image, without its candidates."""
     if isinstance(row, str):
         return row, ""
     return row.text, "" if row.image is None else image_key(row.image)
 
 
 def picture_digest(image: ImageSource, *, where: str) -> str:
-    """SHA-256 of the decoded picture, the same whatever file it came in and wherever that lies.
+    """SHA-256 of the decoded picture, independent of its file and place.
 
-    Raises:
-        ImageError: it cannot be read; begins with `where`.
+        Raises:
+            ImageError: it cannot be read; begins with `where`.
     """
     if isinstance(image, str | Path):
         return _file_digest(Path(image), where, image_key(image))

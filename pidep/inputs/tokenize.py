@@ -1,4 +1,5 @@
-"""The one tokenizer: training, export and the served model cut and pad texts here and nowhere else. No torch."""
+"""Texts to token ids. Training, export and the served model cut and pad texts only here. No torch.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ class Tokenize:
         return 0
 
     def _count_suffix(self) -> int:
-        """How many special tokens close a text."""
+        """Number of special tokens that close a text."""
         mask = self._tokenizer.encode("a").special_tokens_mask
         count = 0
         while count < len(mask) and mask[-1 - count]:
@@ -46,7 +47,10 @@ class Tokenize:
         return count
 
     def __call__(self, texts: Sequence[str], *, max_length: int | Sequence[int]) -> tuple[IntArray, IntArray]:
-        """`input_ids`, `attention_mask`, both `[B, T]` int64, T the longest row; a cut row keeps its closing tokens."""
+        """`input_ids` and `attention_mask`, both `[B, T]` int64; T is the longest row's length.
+
+                A row that is cut keeps its closing tokens.
+        """
         limits = [max_length] * len(texts) if isinstance(max_length, int) else list(max_length)
         rows = [self._cut(encoding.ids, limit) for encoding, limit in zip(self._tokenizer.encode_batch(list(texts)), limits, strict=True)]
         width = max((len(row) for row in rows), default=0)
@@ -58,7 +62,7 @@ class Tokenize:
         return ids, mask
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special ones as they are written."""
+        """The text of token ids, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def _cut(self, ids: list[int], limit: int) -> list[int]:

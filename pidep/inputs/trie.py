@@ -1,4 +1,4 @@
-"""The tokens that may follow, where an answer must be one of some candidates. No torch."""
+"""The allowed next tokens of an answer that must be one of some candidates. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Trie"]
 
 
 class Trie:
-    """Token sequences that each end with the same closing token, as a tree of prefixes."""
+    """Token sequences with one closing token, as a tree of prefixes."""
 
     def __init__(self, sequences: Sequence[Sequence[int]], *, end: int) -> None:
         self._end = end
@@ -20,10 +20,14 @@ class Trie:
                 node = node.setdefault(token, {})
 
     def after(self, prefix: Sequence[int]) -> list[int]:
-        """What may follow; only the closing token behind a whole sequence, or behind a prefix of none (a beam that is lost already).
+        """Tokens that may follow a prefix.
 
-        >>> Trie([[5, 6, 2], [5, 7, 2]], end=2).after([5])
-        [6, 7]
+                After a whole sequence only the closing token may follow; likewise after a prefix of
+                    no
+                candidate, which a lost beam can have.
+
+                >>> Trie([[5, 6, 2], [5, 7, 2]], end=2).after([5])
+                [6, 7]
         """
         node = self._root
         for token in prefix:

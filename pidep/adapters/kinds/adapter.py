@@ -1,7 +1,8 @@
-"""Bottleneck adapters after the projections that write to the residual stream: y + up(relu(down(y))).
+"""Bottleneck adapters after projections to the residual stream: y + up(relu(down(y))).
 
-Houlsby et al. (2019) put one after attention and one after the feed-forward, Pfeiffer et al. (2021) the second only:
-the patterns `houlsby` (every site, the default) and `pfeiffer`. A decoder's cross-attention counts as attention.
+Houlsby et al. (2019) put one after attention and one after the feed-forward block: pattern
+`houlsby`, every site, the default. Pfeiffer et al. (2021) use the second only: pattern `pfeiffer`.
+A decoder's cross-attention counts as attention.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from pidep.experts.kinds.adapter import KIND as ADAPTER
 
 __all__ = ["KIND", "AdapterSite"]
 
-# The last dense layer of an attention or feed-forward block, as transformers' architectures name it:
-# BERT, RoBERTa, ELECTRA, DeBERTa, MPNet: (attention.)output.dense; DistilBERT: out_lin, lin2; ModernBERT: Wo; T5: o, wo;
-# GPT-2: c_proj; Llama, Qwen, ViT, DINOv2, Swin: o_proj; OPT, BART, CLIP, SigLIP: out_proj, fc2; Florence-2's images: proj, fc2;
-# BLIP's images: projection, fc2; GPT-NeoX: attention.dense, dense_4h_to_h
+# The last dense layer of an attention or feed-forward block, by transformers' names. BERT, RoBERTa,
+# ELECTRA, DeBERTa, MPNet: (attention.)output.dense. DistilBERT: out_lin, lin2. ModernBERT: Wo. T5:
+# o, wo. GPT-2: c_proj. Llama, Qwen, ViT, DINOv2, Swin: o_proj. OPT, BART, CLIP, SigLIP: out_proj,
+# fc2. Florence-2's vision: proj, fc2. BLIP's vision: projection, fc2. GPT-NeoX: attention.dense,
+# dense_4h_to_h.
 _WRITES = re.compile(
     r"(^|\.)(output\.dense|out_proj|o_proj|out_lin|o|wo|Wo|fc2|lin2|down_proj|c_proj|proj|w2|projection|(self_)?att(entio)?n\.dense|dense_4h_to_h)$"
 )
@@ -28,7 +30,7 @@ _FEED_FORWARD = re.compile(r"(^|\.)((ffn|mlp|feed_forward)\.\w+|fc2|lin2|wo|down
 
 
 class AdapterSite(LayerSite):
-    """A dense layer followed by a mixture of adapters: on the parameters, or on the outputs by putting them side by side."""
+    """A dense layer followed by a mixture of adapters, on parameters or on outputs."""
 
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         """y + up(relu(down(y)))."""
@@ -37,7 +39,10 @@ class AdapterSite(LayerSite):
         return y + hidden @ own["up"].transpose(-1, -2) + own["up_bias"].unsqueeze(-2)
 
     def side_by_side(self) -> dict[str, Tensor]:
-        """One adapter of width Σ widthₖ that adds Σₖ αₖ upₖ(relu(downₖ(y))): down `[K·W, D]`, up `[D, K·W]`."""
+        """One adapter of width Σ widthₖ that adds Σₖ αₖ upₖ(relu(downₖ(y))).
+
+                `down` is `[K·W, D]` and `up` is `[D, K·W]`.
+        """
         all_of = self.experts
         alpha = self.alpha().to(all_of["up"].dtype)
         return {
@@ -48,7 +53,7 @@ class AdapterSite(LayerSite):
         }
 
     def folded(self) -> dict[str, Array]:
-        """The mixture as one adapter; on outputs a wider one."""
+        """The mixture as one adapter; a mixture on outputs becomes a wider one."""
         if not self.on_outputs:
             return super().folded()
         with torch.no_grad():
@@ -56,7 +61,7 @@ class AdapterSite(LayerSite):
 
 
 def _candidates(model: nn.Module) -> list[str]:
-    """Dense layers inside a stack of layers that write to the residual stream."""
+    """Dense layers that write to the residual stream inside a stack of layers."""
     stacks = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
     return [name for name in dense_layers(model) if _WRITES.search(name) and name.startswith(stacks)]
 
@@ -71,7 +76,7 @@ def _shapes(model: nn.Module, site: str, width: int) -> dict[str, tuple[int, ...
 
 
 def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """down Kaiming-uniform, the rest zero: an untrained adapter passes everything through."""
+    """`down` Kaiming-uniform and the rest zero, so that an untrained adapter changes nothing."""
     if name != "down":
         return torch.zeros(shape)
     bound = shape[1] ** -0.5

@@ -1,4 +1,4 @@
-"""BitFit (Ben Zaken et al., 2022): a change of every bias."""
+"""BitFit (Ben Zaken et al., 2022): an offset for every bias."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["KIND", "BitfitSite"]
 
 
 class BitfitSite(LayerSite):
-    """A layer with a bias, plus a mixture of bias changes."""
+    """A layer with a bias, plus a mixture of bias offsets."""
 
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         """y + δ on the last axis."""

@@ -1,4 +1,7 @@
-"""LoRA (Hu et al., 2022) on dense layers: y = W x + s·B A x, and the mixture of the *products* Σₖ αₖ sₖ BₖAₖ."""
+"""LoRA (Hu et al., 2022) on dense layers: y = W x + s·B A x.
+
+A mixture sums the *products* Σₖ αₖ sₖ BₖAₖ, never the factors.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ __all__ = ["KIND", "LoraBankSite", "LoraSite"]
 
 
 class LoraSite(LayerSite):
-    """A dense layer plus K LoRAs, their ranks side by side: two matrix products whatever K is. Ranks may differ.
+    """A dense layer plus K LoRAs side by side: two matrix products for any K. Ranks may differ.
 
-    The first `num_learned` experts are parameters; the others are buffers, which are read and given no gradient.
+        The first `num_learned` experts are parameters. The others are buffers without gradient.
     """
 
     owner: Tensor
@@ -44,21 +47,22 @@ class LoraSite(LayerSite):
 
     @classmethod
     def of(cls, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int) -> LoraSite:
-        """Keeps the factors itself: products are mixed, not parameters."""
+        """A site that keeps the factors itself, because products are mixed instead of parameters.
+        """
         return cls(parts, scalings, num_learned=num_learned)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """`[R, in]` and `[out, R]` of all experts, R = Σ rank_k."""
+        """A `[R, in]` and B `[out, R]` of all experts; R = Σ rank_k."""
         if not len(self.frozen_a):
             return self.a, self.b
         return torch.cat([self.a, self.frozen_a]), torch.cat([self.b, self.frozen_b], 1)
 
     def parameters_of_experts(self) -> list[nn.Parameter]:
-        """A and B of the experts that are learned."""
+        """A and B of the learned experts."""
         return [self.a, self.b]
 
     def rank_weights(self) -> Tensor:
-        """`[R]` αₖ sₖ for each stacked rank."""
+        """αₖ sₖ for each stacked rank, `[R]`."""
         return (self.alpha() * self.scaling)[self.owner]
 
     def act(self, x: Tensor, y: Tensor) -> Tensor:
@@ -68,20 +72,20 @@ class LoraSite(LayerSite):
         return y + lora_bank(x, self.rows["lora_A"], self.rows["lora_B"].transpose(1, 2) * self.scalings[0])
 
     def part(self, index: int) -> dict[str, Array]:
-        """Expert `index` as it is, its own scaling left out."""
+        """Expert `index` as it is, without its scaling."""
         mine = self.owner == index
         a, b = self.factors()
         return {"lora_A": to_array(a[mine]), "lora_B": to_array(b[:, mine])}
 
     def folded(self) -> dict[str, Array]:
-        """One LoRA of rank Σ rank_k whose ΔW is Σ αₖ sₖ BₖAₖ exactly; α and s are in B."""
+        """One LoRA of rank Σ rank_k whose ΔW is exactly Σ αₖ sₖ BₖAₖ. B holds α and s."""
         with torch.no_grad():
             a, b = self.factors()
             return {"lora_A": to_array(a), "lora_B": to_array(b * self.rank_weights())}
 
 
 def _joined(parts: Sequence[Tensor], like: Tensor, axis: int) -> Tensor:
-    """The parts along an axis, of length 0 where there are none."""
+    """The parts joined along an axis; an empty tensor where there are none."""
     return torch.cat(list(parts), axis) if parts else like.narrow(axis, 0, 0).clone()
 
 
@@ -97,7 +101,10 @@ class LoraBankSite(BankSite):
 
 @contextmanager
 def _fold(model: nn.Module, sites: Mapping[str, Tensors], scaling: float) -> Iterator[None]:
-    """Add s·BA (summed in fp32, rounded once) to the backbone's weights; the old weights come back bit for bit."""
+    """Add s·BA to the backbone's weights, summed in fp32 and rounded once.
+
+        The old weights come back bit for bit.
+    """
     linears = {site: linear_at(model, site) for site in sites}
     kept = {site: linear.weight.detach().clone() for site, linear in linears.items()}
     try:

@@ -1,14 +1,16 @@
-"""Prefix-tuning (Li and Liang, 2021): virtual keys and values that every token of an attention layer can attend to.
+"""Prefix-tuning (Li and Liang, 2021): virtual keys and values for attention layers.
 
-Works on every transformers model whose attention goes through transformers' attention interface: self-attention of encoders and
-decoders, and cross-attention. Masks, causal or padding, never hide a prefix; a position bias (T5's, Swin's) is zero there. A KV cache
-never holds it: it is put before what comes out of the cache, so it is there once at every step of `generate`.
+It works on every transformers model that uses the attention interface: self-attention of encoders
+and decoders, and cross-attention. No mask hides a prefix, causal or padding. A position bias (T5's,
+Swin's) is zero there. A KV cache never holds the prefix: it is put before the cached keys at every
+step of `generate`.
 
-A prefix at every attention layer of a single stack is PEFT's: it takes positions 0 … P-1 and the text stands behind it. A prefix at
-some layers takes no positions, because the layers below it have never seen one.
+A prefix at every attention layer of a single stack is PEFT's. It takes positions 0 … P-1, and the
+text follows. A prefix at some layers takes no positions, because the layers below it never saw one.
 
-Beside `key` and `value` a prefix may have a `bias` [n, P] that is added to the attention scores of its n·P virtual tokens: it is n
-prefixes side by side then, in the same P positions, and what a mixture on outputs folds into. PEFT has no such thing.
+A prefix may also have a `bias` [n, P], which is added to the attention scores of its n·P virtual
+tokens. It is then n prefixes side by side in the same P positions. A mixture on outputs folds into
+this form, which PEFT does not have.
 """
 
 from __future__ import annotations
@@ -33,26 +35,31 @@ __all__ = ["KIND", "PrefixSite"]
 
 
 _IDLE = -1e4
-"""Bias of a virtual token that is only there to fill up: e to this power is 0 in any precision, and safetensors stay finite."""
+"""Bias of an idle virtual token. exp(-1e4) is 0 in every precision, and the file stays finite."""
 
 
 class PrefixSite(ExpertSite):
-    """A mixture of key and value prefixes `[P, heads × head_dim]` at one attention layer: on the parameters, or side by side."""
+    """A mixture of key and value prefixes `[P, heads × head_dim]` at one attention layer."""
 
     @property
     def positions(self) -> int:
-        """P, the number of places the virtual tokens take before the text."""
+        """P, the number of positions that the virtual tokens take before the text."""
         return self.shape("bias")[1] if self.has("bias") else self.shape("key")[0]
 
     def acting(self) -> Mapping[str, Tensor]:
-        """What the attention layer sees: `key`, `value` `[P, H]` or, of every row's own expert, `[R, P, H]`; `bias` where there is one."""
+        """The prefix that the attention layer sees.
+
+                `key` and `value` are `[P, H]`, or `[R, P, H]` for one expert a row; `bias` is
+                    optional.
+        """
         return self.side_by_side() if self.on_outputs and self.rows is None else self.tensors()
 
     def side_by_side(self) -> dict[str, Tensor]:
-        """One prefix of n·K·P virtual tokens, log αₖ added to the scores of those of expert k.
+        """One prefix of n·K·P virtual tokens, with log αₖ added to the scores of expert k's tokens.
 
-        That is a mixture of the experts' outputs with αₖ times the attention each of them draws: softmax weights
-        αₖ·exp(q·k) beside exp(q·k) of the text. With α one-hot it is that expert.
+                This mixes the experts' outputs, weighted by αₖ times the attention each expert
+                    draws: the
+                softmax sees αₖ·exp(q·k) beside exp(q·k) of the text. A one-hot α is that expert.
         """
         all_of = self.experts
         strength = torch.log_softmax(self.alpha_logits, 0).to(all_of["key"].dtype)[:, None, None]
@@ -60,7 +67,8 @@ class PrefixSite(ExpertSite):
         return {"key": all_of["key"].flatten(0, 1), "value": all_of["value"].flatten(0, 1), "bias": (bias + strength).flatten(0, 1)}
 
     def folded(self) -> dict[str, Array]:
-        """The mixture as one prefix; on outputs a longer one, without what is idle."""
+        """The mixture as one prefix. A mixture on outputs becomes longer, without its idle tokens.
+        """
         if not self.on_outputs:
             return super().folded()
         with torch.no_grad():
@@ -70,7 +78,7 @@ class PrefixSite(ExpertSite):
         return {"key": to_array(whole["key"][tokens]), "value": to_array(whole["value"][tokens]), "bias": to_array(whole["bias"][acts])}
 
     def attach(self, model: nn.Module, name: str) -> Undo:
-        """Hang the prefix on the attention layer, where `_attention` finds it."""
+        """Set the prefix on the attention layer, where `_attention` finds it."""
         attention = model.get_submodule(name)
         attention.pidep_prefix = self
 
@@ -81,7 +89,9 @@ class PrefixSite(ExpertSite):
 
 
 def _around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
-    """Route the model through `_attention`; move the text behind a prefix that is PEFT's."""
+    """Route the model through `_attention`. A text behind PEFT's kind of prefix is moved P
+    positions.
+    """
     undo = [route(model, "pidep_prefix", _attention)]
     first = next(iter(sites.values()))
     if isinstance(first, PrefixSite) and _in_peft(model, list(sites)):
@@ -95,7 +105,10 @@ def _around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
 
 
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any) -> Any:
-    """Scaled dot-product attention with the layer's prefix before its keys and values `[B, heads, T, head_dim]`."""
+    """Scaled dot-product attention, the layer's prefix before its keys and values.
+
+        Keys and values are `[B, heads, T, head_dim]`.
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     site = getattr(module, "pidep_prefix", None)
@@ -111,7 +124,10 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention
 
 
 def _widened(mask: Tensor | None, key: Tensor, prefix: Mapping[str, Tensor]) -> Tensor | None:
-    """The mask `[B or 1, heads or 1, T, S]` over prefix and text: nothing hides a prefix, its bias is added to its scores."""
+    """The mask `[B or 1, heads or 1, T, S]`, widened over the prefix.
+
+        A mask never hides a prefix. A prefix's bias is added to its scores.
+    """
     length = prefix["key"].shape[-2]
     if "bias" not in prefix:
         seen: Any = True if mask is None or mask.dtype == torch.bool else 0.0
@@ -123,13 +139,16 @@ def _widened(mask: Tensor | None, key: Tensor, prefix: Mapping[str, Tensor]) -> 
         text = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, torch.finfo(key.dtype).min)
     else:
         text = mask
-    # not len(): torch.export would take the batch for a number
+    # A size, not len(): torch.export would fix len() as a constant.
     rows, queries = bias.shape[0] if text.shape[0] == 1 else text.shape[0], text.shape[2]
     return torch.cat([bias.expand(rows, text.shape[1], queries, -1), text.expand(rows, -1, -1, -1)], -1)
 
 
 def _causal_mask(module: Any, query: Tensor, key: Tensor, options: Mapping[str, Any]) -> Tensor | None:
-    """The mask that a causal layer without one stands for: longer keys would make sdpa line it up wrongly, or cut the keys."""
+    """The causal mask of a layer that was given none.
+
+        With longer keys, sdpa would align its own causal mask wrongly or cut the keys.
+    """
     causal = options.get("is_causal")
     if not (getattr(module, "is_causal", True) if causal is None else causal) or query.shape[2] == 1:
         return None
@@ -144,9 +163,9 @@ def _heads(prefix: Tensor, like: Tensor) -> Tensor:
 
 
 def _rows_like(rows: Tensor, batch: int) -> Tensor:
-    """`[…]` of three axes for all rows, or `[R, …]` of every row's own expert, to `[1 or B, …]`.
+    """Rows of three axes, shared or `[R, …]` one for each sample, to `[1 or B, …]`.
 
-    Where B is R × windows (Swin), each row goes to all of its windows.
+        Where B is R × windows (Swin), each sample goes to all of its windows.
     """
     rows = rows if rows.dim() == 4 else rows[None]
     if len(rows) in (1, batch):
@@ -173,7 +192,9 @@ def _start(_: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor
 
 
 def _same_shapes(site: str, parts: Sequence[Tensors]) -> list[Tensors]:
-    """Prefixes of as many side by side, each with a bias, where any has one; idle virtual tokens make up for it."""
+    """Prefixes with the same number of biased parts, where any prefix has a bias; idle tokens fill
+    up.
+    """
     for part in parts:
         if "bias" in part and (part["bias"].ndim != 2 or part["bias"].size != len(part["key"])):
             raise ExpertError(
@@ -196,7 +217,9 @@ def _filled_up(part: Tensors, more: int) -> Tensors:
 
 
 def _in_peft(model: nn.Module, sites: Sequence[str]) -> bool:
-    """PEFT hands the prefix over as a filled KV cache: one stack of layers that takes one, and a prefix in every layer."""
+    """Whether PEFT can run the prefix: one stack of layers with a KV cache, and a prefix in every
+    layer.
+    """
     found = forward_facts(model).keys_and_values
     one_stack = len({re.sub(r"\d+", "#", name) for name in found}) == 1
     one_width = len({width for pair in found.values() for width in pair}) == 1

@@ -1,9 +1,10 @@
-"""Prompt-tuning (Lester et al., 2021): P virtual tokens before the input embeddings, or behind an image's patches (VPT, Jia et al., 2022).
+"""Prompt-tuning (Lester et al., 2021): P virtual tokens among the input embeddings.
 
-Decoders and encoders: the tokens stand at positions 0 … P-1 and the text behind them, as in PEFT; the outputs are cut back to the
-text. In `generate` they are put in once and stay in the KV cache. Encoder-decoders: they stand before the encoder's input and the
-decoder can attend to them. Images: `[CLS] patches prompt`; attention does not know order, so this is VPT-shallow with the [CLS] token
-where every pooler looks for it.
+Decoders and encoders: the tokens take positions 0 … P-1 and the text follows, as in PEFT. The
+outputs are cut back to the text. `generate` inserts the tokens once; they stay in the KV cache.
+Encoder-decoders: the tokens stand before the encoder's input, and the decoder can attend to them.
+Images: `[CLS] patches prompt`. Attention ignores order, so this equals VPT-shallow (Jia et al.,
+2022) and keeps [CLS] where every pooler looks for it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class PromptSite(ExpertSite):
         return self.shape("prompt")[0]
 
     def attach(self, model: nn.Module, name: str) -> Undo:
-        """Hook whatever reads the embeddings, and cut the virtual tokens from its output again."""
+        """Hook the model that reads the embeddings, and cut the virtual tokens from its output."""
         place = model.get_submodule(name)
         body = _reader(model, name)
         if body is None:
@@ -56,23 +57,26 @@ class PromptSite(ExpertSite):
         return detach
 
     def prompt(self, batch: int) -> Tensor:
-        """`[B, P, D]`; `batch` is a size, not a `len`: that would be fixed when a graph is exported."""
+        """The prompt for a batch, `[B, P, D]`. `batch` is a size, not a `len`, which an export
+        would fix.
+        """
         own = self.tensors()["prompt"]
-        if own.dim() == 3 and len(own) not in (1, batch):  # several sequences a row, next to each other: candidates that are scored
+        # Several sequences of one row lie next to each other, such as its candidates.
+        if own.dim() == 3 and len(own) not in (1, batch):
             own = own.repeat_interleave(batch // len(own), 0)
         return own.expand(batch, -1, -1)
 
     def _append(self, _: nn.Module, __: Any, output: Tensor) -> Tensor:
-        """Patches `[B, N, D]` with the prompt behind them."""
+        """Patches `[B, N, D]` followed by the prompt."""
         return torch.cat([output, self.prompt(output.shape[0])], 1)
 
     def _uncover(self, _: nn.Module, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The decoder may attend to the virtual tokens that the encoder's output begins with."""
+        """Let the decoder attend to the virtual tokens at the start of the encoder's output."""
         mask = options.get("encoder_attention_mask")
         return arguments, options if mask is None else {**options, "encoder_attention_mask": _widened(mask, self.length)}
 
     def _cut(self, body: nn.Module, *, at_end: bool, before: _Before | None = None) -> list[Any]:
-        """Hooks that take the virtual tokens from what a model returns, and from what its pooler reads."""
+        """Hooks that cut the virtual tokens from a model's output and from its pooler's input."""
 
         def keep(hidden: Tensor) -> Tensor:
             if before is not None and not before.added:
@@ -95,17 +99,20 @@ class PromptSite(ExpertSite):
 
 
 class _Before:
-    """Puts a prompt before the inputs of a model that takes `inputs_embeds`."""
+    """Puts a prompt before the input of a model that takes `inputs_embeds`."""
 
     def __init__(self, site: PromptSite, reader: nn.Module) -> None:
         self.site = site
         self.added = True
-        """Whether the call under way had the prompt put in; a step of `generate` has it in its cache."""
+        """Whether the running call inserted the prompt. A later step of `generate` has it in its
+        cache.
+        """
         self.names = list(inspect.signature(reader.forward).parameters)
 
     def __call__(self, reader: nn.Module, arguments: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         options = {**dict(zip(self.names, arguments, strict=False)), **given}
-        options.pop("cache_position", None)  # transformers before 5.20 passes it, and makes it anew from the cache where it is missing
+        # transformers before 5.20 passes it, and derives it from the cache where it is missing.
+        options.pop("cache_position", None)
         length = self.site.length
         cache = options.get("past_key_values")
         self.added = cache is None or not cache.get_seq_length()
@@ -131,7 +138,7 @@ class _Before:
 
 
 def _widened(mask: Any, length: int) -> Tensor:
-    """`[B, S]` to `[B, P + S]`, the prompt in sight."""
+    """The mask `[B, S]` as `[B, P + S]`; the prompt is visible."""
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         raise ExpertError(
             "prompt experts: expected an attention mask [batch, tokens], found one already made for attention; "
@@ -141,12 +148,13 @@ def _widened(mask: Any, length: int) -> Tensor:
 
 
 def _reader(model: nn.Module, embeddings: str) -> nn.Module | None:
-    """The innermost model around the word embeddings that takes `inputs_embeds` and a mask: the hidden states come from there."""
+    """The innermost model around the word embeddings that takes `inputs_embeds` and a mask."""
     parts = embeddings.split(".")
     for end in range(len(parts) - 1, -1, -1):
         module = model.get_submodule(".".join(parts[:end]))
         takes = set(inspect.signature(module.forward).parameters)
-        if {"inputs_embeds", "attention_mask"} <= takes and hasattr(module, "get_input_embeddings"):  # ViLT's embeddings take them, too
+        # ViLT's embedding module takes both as well.
+        if {"inputs_embeds", "attention_mask"} <= takes and hasattr(module, "get_input_embeddings"):
             return module if isinstance(model.get_submodule(embeddings), nn.Embedding) else None
     return None
 
@@ -157,7 +165,9 @@ def _is_encoder_decoder(body: nn.Module) -> bool:
 
 
 def _candidates(model: nn.Module) -> list[str]:
-    """The word embeddings, where the model takes `inputs_embeds`; what makes patches of images, where they stay a plain row."""
+    """The word embeddings where the model takes `inputs_embeds`, and modules that make a row of
+    patches.
+    """
     try:
         words = model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
@@ -176,7 +186,7 @@ def _start(_: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor
 
 
 def _in_peft(model: nn.Module, sites: Sequence[str]) -> bool:
-    """PEFT puts prompts before word embeddings, not to patches; where there are images, too, it looks for the words in their tower."""
+    """Whether PEFT can run the prompt: word embeddings of a model that reads no images."""
     of_words = len(sites) == 1 and isinstance(model.get_submodule(sites[0]), nn.Embedding)
     return of_words and "pixel_values" not in inspect.signature(model.forward).parameters
 
