@@ -1,8 +1,8 @@
-"""Backbones: the frozen pre-trained models behind one interface (`encode`), and the tokenizer train and serve share.
+"""Frozen pre-trained models behind one `Backbone` protocol: encode, score, generate.
 
-`tokenize` (numpy and tokenizers) and `images` (numpy and pillow) run inside Triton Server; the others need torch: `encoder` for texts,
-`mini` for texts and images through one transformer, with `stem` and `connector` before it.
-May import `pidep.kernels`, `pidep.experts` and `pidep.errors`.
+`encoder` reads texts, `mini` reads texts and images through one transformer (with `stem` and
+`connector` before it), and `encoder_decoder` scores and generates texts. `load` finds one by name.
+May import `pidep.adapters`, `pidep.inputs`, `pidep.kernels`, `pidep.plugins` and `pidep.errors`.
 """
 
 __all__: list[str] = []

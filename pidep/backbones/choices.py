@@ -1,4 +1,5 @@
-"""What answers are chosen from, as the bare backbone reads it: the texts of a task's labels, or each row's own candidates."""
+"""Scores of backbones that embed: cosines with a task's label texts or with each row's candidates.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ __all__ = ["Choices"]
 
 
 class Choices:
-    """Embeddings that rows are scored against; they stay what the bare backbone makes of them, whatever the expert."""
+    """Embeddings of the answers. The bare backbone makes them; no expert changes them."""
 
     def __init__(self, backbone: Backbone, labels: Tensor, *, logit_scale: float) -> None:
         """`labels` `[C, D]` serve every row that has no candidates of its own."""
@@ -23,18 +24,21 @@ class Choices:
         self._most = 0
 
     def learn(self, rows: Sequence[Input]) -> None:
-        """Embed the rows' candidates that are not known yet; nothing may be attached to the backbone."""
+        """Embed the rows' new candidates. Nothing may be attached to the backbone."""
         choosing = [row.candidates for row in rows if isinstance(row, Row)]
         self._most = max([self._most, *map(len, choosing)])
         wanted = {row_key(one): one for candidates in choosing for one in candidates}
         missing = {key: one for key, one in wanted.items() if key not in self._known}
         if missing:
             found = self._backbone.encode(list(missing.values()), max_length=self._backbone.max_positions)
-            # clones: what is made in inference mode could not be used in training
+            # Clones: tensors made in inference mode cannot be used in training.
             self._known.update(zip(missing, found.clone(), strict=True))
 
     def cosines(self, embeddings: Tensor, rows: Sequence[Input]) -> Tensor:
-        """Of `[B, D]` with each row's choices: `[B, C]`, C the most that any row seen has; places left over are -inf."""
+        """Cosines of `[B, D]` with each row's answers, `[B, C]`.
+
+                C is the largest number of candidates of any row seen. Places left over are -inf.
+        """
         own = [tuple(row.candidates) if isinstance(row, Row) else () for row in rows]
         if not any(own):
             return embeddings @ self.labels.T

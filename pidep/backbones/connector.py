@@ -1,4 +1,4 @@
-"""From a stem's feature maps to visual tokens: the only part of `pidep-mini` that was trained here."""
+"""From a stem's feature maps to visual tokens. Only this part of `pidep-mini` was trained here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _POINTS, _LARGEST = "past.points", "past.points.largest"
 
 
 class Connector(nn.Module):
-    """A stem's maps to one token for each place of the last, and its summary to a vector that passes the transformer by."""
+    """One token for each place of a stem's last map, and one vector that bypasses the transformer.
+    """
 
     def __init__(
         self, *, channels: int, channels_middle: int, channels_summary: int, width: int, num_tokens: int, axes: int, points: int = 0
@@ -42,21 +43,29 @@ class Connector(nn.Module):
         middle: Tensor,  # [B, M, 2H, 2W]
         summary: Tensor,  # [B, F]
     ) -> Tensor:  # [B, H * W + 1, D]
-        """Tokens row by row, then what `Past` gives; four places of the half-way map join the one above them: small marks are seen."""
+        """Tokens row by row, then the vector of `Past`.
+
+                Each token also sees the four places of the finer map above it, so that small marks
+                    count.
+        """
         return torch.cat([self.tokens(gathered(last, middle)), self.past(summary).unsqueeze(1)], 1)
 
     def tokens(self, features: Tensor, places: Tensor | None = None) -> Tensor:
-        """`gathered` features `[B, V, C + 4M]` to tokens `[B, V, D]`; of all places, or of those given."""
+        """`gathered` features `[B, V, C + 4M]` to tokens `[B, V, D]`; `places` are all places when
+        absent.
+        """
         place = self.place if places is None else self.place[places]
         out: Tensor = self.out(self.project(self.norm(features)) + place)
         return out
 
 
 class Past(nn.Module):
-    """What an image says without the transformer: kernel ridge regression from its summary `[B, F]` to a text's embedding `[B, D]`.
+    """Kernel ridge regression from an image's summary `[B, F]` to a text embedding `[B, D]`.
 
-    The summary is standardised and turned to Q axes; Gaussians around the N points of the training icons weigh N vectors. Nearly all
-    icons get one length; a picture far from every training icon gets less, for its direction means little.
+        The vector bypasses the transformer. The summary is standardised and projected on Q axes.
+        Gaussians around the N points of the training icons weigh N vectors. Nearly all icons get
+            one
+        length. A picture far from every training icon gets less: its direction means little.
     """
 
     mean: Tensor
@@ -80,21 +89,26 @@ class Past(nn.Module):
         self.register_buffer("enough", torch.ones(()))
 
     def turned(self, summary: Tensor) -> Tensor:  # [B, Q]
-        """Standardised by the training icons, outliers cut, on the axes."""
+        """The summary on the axes, standardised by the training icons, outliers clipped."""
         out: Tensor = self.standard(summary) @ self.axes
         return out
 
     def standard(self, summary: Tensor) -> Tensor:  # [B, F]
-        """Standardised by the training icons, outliers cut."""
+        """The summary standardised by the training icons, outliers clipped."""
         return ((summary - self.mean) / self.deviation).clamp(-5.0, 5.0)
 
     def near(self, turned: Tensor) -> Tensor:  # [B, N]
-        """How near each point is: 1 is there."""
+        """Nearness to each point; 1 at the point itself."""
         lengths = turned.square().sum(1, keepdim=True) + self.points.square().sum(1)
         return torch.exp(-self.sharpness * (lengths - 2.0 * turned @ self.points.T).clamp(min=0.0))
 
     def forward(self, summary: Tensor) -> Tensor:
-        """`[B, F]` to `[B, D]`, of length `size` where the nearest point is near `enough`, and falling with the square below."""
+        """The regression's vector `[B, D]`.
+
+                Its length is `size` where the nearest point is at least `enough` near, and falls
+                    with the
+                square of the nearness below.
+        """
         if not len(self.points):  # not fitted yet
             return summary.new_zeros(len(summary), self.vectors.shape[1])
         near = self.near(self.turned(summary))
@@ -108,9 +122,9 @@ def gathered(last: Tensor, middle: Tensor) -> Tensor:
 
 
 def write_connector(path: Path, connector: Connector, made: Mapping[str, Any]) -> str:
-    """The connector as safetensors, fp16 and its many points int8, and beside it a record with its digest and how it was made.
+    """Write the connector, and a record with its digest and training; gives the digest.
 
-    Gives the digest.
+        Weights are fp16 safetensors; the many points are int8.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in sorted(connector.state_dict().items()):
@@ -128,11 +142,12 @@ def write_connector(path: Path, connector: Connector, made: Mapping[str, Any]) -
 def read_connector(connector: Connector, path: Path, *, expected: Mapping[str, str]) -> str:
     """Load a file into `connector`, frozen; gives its digest.
 
-    Args:
-        expected: what it was trained with (`text`, `stem`, `preprocess`: digests); a difference is refused.
+        Args:
+            expected: digests of the parts it was trained with (`text`, `stem`, `preprocess`).
 
-    Raises:
-        BackboneError: it is missing, damaged, of another shape, or was trained with other parts.
+        Raises:
+            BackboneError: it is missing, damaged, of another shape, or was trained with other
+                parts.
     """
     record = _record(path.with_suffix(".json"))
     try:
@@ -147,7 +162,7 @@ def read_connector(connector: Connector, path: Path, *, expected: Mapping[str, s
             raise BackboneError(f"{path}: trained with {part} {record.get(part)}, found {value}; run: make mini-backbone")
     try:
         tensors = _floats(load(data))
-        count = len(tensors.get(_POINTS, ()))  # as many as were trained on
+        count = len(tensors.get(_POINTS, ()))  # The file says how many points there are.
         past = connector.past
         past.points, past.vectors = (torch.zeros(count, old.shape[1]) for old in (past.points, past.vectors))
         connector.load_state_dict(tensors)
@@ -158,13 +173,17 @@ def read_connector(connector: Connector, path: Path, *, expected: Mapping[str, s
 
 
 def _eight_bits(points: Tensor) -> tuple[Tensor, Tensor]:
-    """`[N, Q]` as int8, 127 being the largest of its column, and these, fp16."""
+    """`[N, Q]` as int8, where 127 is the largest value of a column, and these largest values as
+    fp16.
+    """
     largest = points.abs().amax(0).half()
     return (points / largest.float() * 127.0).round().clamp(-127.0, 127.0).to(torch.int8).contiguous(), largest
 
 
 def as_kept(points: Tensor) -> Tensor:
-    """Points as they come back from a file: what is fitted around them must be fitted around these."""
+    """Points as a file gives them back. Vectors must be fitted around these, not around the
+    originals.
+    """
     eight, largest = _eight_bits(points)
     return eight.float() * (largest.float() / 127.0)
 

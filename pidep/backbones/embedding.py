@@ -23,7 +23,9 @@ class EmbeddingBackbone:
     embeds = True
     generates = False
     logit_scale = 20.0
-    """Cosines lie within ±1; 20 lets a softmax over them become sharp. The usual scale of CLIP-like losses."""
+    """Cosines lie within ±1. A scale of 20 lets a softmax over them become sharp, as is usual for
+    contrastive losses.
+    """
 
     def score(
         self: Any, rows: Sequence[Input], candidates: Candidates, *, max_length: int

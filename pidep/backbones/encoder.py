@@ -1,4 +1,4 @@
-"""Text encoders from `transformers` as frozen backbones; the default is the packaged MiniLM."""
+"""Text encoders of `transformers` as frozen backbones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def weights_digest(model: nn.Module) -> str:
 
 @dataclass(eq=False)
 class Encoder(EmbeddingBackbone):
-    """A frozen text encoder: `encode(texts) -> [B, D]` unit rows."""
+    """A frozen text encoder: `encode(texts)` gives unit rows `[B, D]`."""
 
     name: str
     model: nn.Module
@@ -54,7 +54,7 @@ class Encoder(EmbeddingBackbone):
 
     @property
     def fitting(self) -> tuple[str, ...]:
-        """Experts made for this very encoder."""
+        """Only experts made for this very encoder."""
         return (self.digest,)
 
     @property
@@ -64,7 +64,7 @@ class Encoder(EmbeddingBackbone):
 
     @property
     def max_positions(self) -> int:
-        """Longest sequence the model was built for, in tokens."""
+        """Longest text that the model was built for, in tokens."""
         return int(getattr(self.model.config, "max_position_embeddings", 512))
 
     def forward(
@@ -72,20 +72,20 @@ class Encoder(EmbeddingBackbone):
         input_ids: Tensor,  # [B, T] int64
         attention_mask: Tensor,  # [B, T] int64
     ) -> Tensor:  # [B, D] fp32, unit rows
-        """Embed tokens with whatever expert is attached to `model`."""
+        """Embed tokens, with whatever expert is attached to `model`."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return pool(hidden, attention_mask, self.pooling)
 
     def prepare(self, rows: Sequence[Input], *, max_length: int) -> dict[str, Tensor]:
-        """What `forward` takes; raises as `embed`."""
+        """The inputs of `forward`; raises as `embed`."""
         ids, mask = self.tokenize(texts_only(rows, backbone=self.name), max_length=max_length)
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
     def embed(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
-        """Texts to `[B, D]` with gradients to whatever is attached; through the layer cache where one is open.
+        """Texts to `[B, D]` with gradients to whatever is attached, through an open layer cache.
 
-        Raises:
-            BackboneError: a row has an image.
+                Raises:
+                    BackboneError: a row has an image.
         """
         texts = texts_only(rows, backbone=self.name)
         if self._cache is None:
@@ -104,7 +104,10 @@ class Encoder(EmbeddingBackbone):
 
     @contextmanager
     def cached_below(self, sites: Sequence[str]) -> Iterator[None]:
-        """Inside, `embed` and `encode` run only the layers from the first site on; nothing may be attached below."""
+        """Inside, `embed` and `encode` run only the layers from the first site on.
+
+                Nothing may be attached below that layer.
+        """
         before, self._cache = self._cache, LayerCache.below(self.model, sites)
         try:
             yield
@@ -112,7 +115,7 @@ class Encoder(EmbeddingBackbone):
             self._cache = before
 
     def encode(self, rows: Sequence[Input], *, max_length: int, batch_size: int = 64) -> Tensor:
-        """Embed texts `[B, D]` without gradients, sorted by length so that little is padding; raises as `embed`."""
+        """Texts to `[N, D]` without gradients, sorted by length so that little is padding."""
         texts = texts_only(rows, backbone=self.name)
         return encode_sorted(
             texts, self.hidden_size, lambda some: self.embed([texts[row] for row in some], max_length=max_length), batch_size=batch_size
@@ -120,7 +123,10 @@ class Encoder(EmbeddingBackbone):
 
 
 def encode_sorted(rows: Sequence[Input], width: int, embed: Callable[[list[int]], Tensor], *, batch_size: int) -> Tensor:
-    """`embed`, given row numbers, over all rows without gradients, alike ones together so that little is padding: `[B, width]`."""
+    """Call `embed` with row numbers, sorted by length so that little is padding: `[N, width]`.
+
+        Runs without gradients.
+    """
     order = sorted(range(len(rows)), key=lambda row: size_key(rows[row]))
     out = torch.empty(len(rows), width)
     with torch.inference_mode():
@@ -131,7 +137,10 @@ def encode_sorted(rows: Sequence[Input], width: int, embed: Callable[[list[int]]
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: str, beside: Tensor | None = None) -> Tensor:
-    """`[B, T, D]` to unit rows `[B, D]`; `beside` [B, D] is a sum that joins the tokens', for what passed the model by."""
+    """Hidden states `[B, T, D]` to unit rows `[B, D]`.
+
+        `beside` [B, D] is added to the sum over tokens; it bypassed the model.
+    """
     weight = attention_mask.to(hidden.dtype).unsqueeze(-1)
     total = weight.sum(1).clamp(min=1.0)
     pooled = hidden[:, 0] if pooling == "cls" else (hidden * weight).sum(1) / total
@@ -146,10 +155,14 @@ def _pooling(folder: Path) -> str:
 
 
 def load_encoder(source: str | Path, *, name: str | None = None) -> Encoder:
-    """Load and freeze a text encoder from a folder or a hub id; `name` is what the encoder is called, `source` when absent.
+    """Load and freeze a text encoder from a folder or a hub id.
 
-    Raises:
-        BackboneError: nothing loadable is there, its digest is wrong, or it is no text encoder with a fast tokenizer.
+        Args:
+            name: the encoder's name; `source` when absent.
+
+        Raises:
+            BackboneError: nothing loadable is there, its digest is wrong, or it is no text encoder
+                with a fast tokenizer.
     """
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer

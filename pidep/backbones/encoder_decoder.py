@@ -1,7 +1,9 @@
-"""Encoder-decoders as frozen backbones: they learn target texts, score candidate texts, and generate. T5, BART, Florence-2, BLIP.
+"""Encoder-decoders as frozen backbones: T5, BART, Florence-2, BLIP.
 
-A row's score for a text is log p(text | row) in nats, the sum over its tokens and the closing one, so that the softmax over
-candidates is how likely each is if the answer is one of them; `loss` is minus the score of the target text.
+They learn target texts, score candidate texts, and generate. A row's score for a text is log p(text
+| row) in nats: the sum over the text's tokens and the closing token. A softmax over candidates is
+therefore the probability of each, given that one of them is the answer. `loss` is minus the score
+of the target text.
 """
 
 from __future__ import annotations
@@ -30,24 +32,25 @@ from pidep.inputs.trie import Trie
 __all__ = ["EncoderDecoder", "Normalise"]
 
 Normalise = Literal["none", "tokens"]
-"""Whether a score is the sum over a candidate's tokens, or their mean (which is kinder to long candidates)."""
+"""A score is the sum over a candidate's tokens, or their mean, which favours long candidates."""
 
 _KEPT_IMAGES = 4_000
-_DECODED_TOGETHER = 512  # sequences a call of the decoder: its logits are as wide as the vocabulary
-_IGNORED = -100  # cross_entropy's
+# Sequences in one call of the decoder; its logits are as wide as the vocabulary.
+_DECODED_TOGETHER = 512
+_IGNORED = -100  # the value that cross_entropy ignores
 _BEAMS = 16
 
 
 @dataclass(eq=False)
 class EncoderDecoder:
-    """A frozen encoder-decoder; experts are attached to `model`."""
+    """A frozen encoder-decoder. Experts are attached to `model`."""
 
     name: str
     model: Any
     tokenizer_json: str
     digest: str
     preprocess: Preprocess | None = None
-    """How it sees images, where it sees them."""
+    """How images are prepared, where the model reads them."""
     image_graph: ClassVar[None] = None
     embeds: ClassVar[bool] = False
     generates: ClassVar[bool] = True
@@ -62,7 +65,8 @@ class EncoderDecoder:
         if self._calls.images != "never" and self.preprocess is None:
             raise BackboneError(f"backbone {self.name!r}: sees images and has no preprocessor_config.json; save its processor beside it")
         self._kept: OrderedDict[bytes, Tensor] | None = None
-        # settings that come with weights (BART's no_repeat_ngram_size, Florence-2's three beams) would make answers nobody asked for
+        # Generation settings that come with weights (BART's no_repeat_ngram_size, Florence-2's
+        # beams) would change answers without being asked for.
         special = self._calls.special
         neutral = {"decoder_start_token_id": special.start, "eos_token_id": special.end, "pad_token_id": special.pad}
         for part in (self.model, getattr(self.model, "text_decoder", None)):
@@ -71,7 +75,7 @@ class EncoderDecoder:
 
     @property
     def fitting(self) -> tuple[str, ...]:
-        """As `Backbone.fitting`: its own digest."""
+        """Its own digest only."""
         return (self.digest,)
 
     @property
@@ -129,10 +133,11 @@ class EncoderDecoder:
         return Likelihoods(self, label_texts, free=free, max_target_length=max_answer_length or 1)
 
     def loss(self, rows: Sequence[Input], targets: Sequence[str], *, max_length: int, max_target_length: int) -> Tensor:
-        """`[B]` -log p(target | row) in nats, summed over the tokens, with gradients to whatever is attached.
+        """-log p(target | row) in nats `[B]`, summed over tokens, with gradients to whatever is
+            attached.
 
-        Raises:
-            BackboneError, ImageError: a row is of a kind the backbone cannot read; says which.
+                Raises:
+                    BackboneError, ImageError: the backbone cannot read a row; the message names it.
         """
         if len(rows) != len(targets):
             raise UsageError(f"{len(rows)} rows and {len(targets)} target texts; give one target a row")
@@ -148,13 +153,15 @@ class EncoderDecoder:
         normalise: Normalise = "none",
         max_target_length: int | None = None,
     ) -> Tensor:
-        """`[B, C]` log p(candidate | row) in nats, with gradients to whatever is attached; the encoder runs once a row.
+        """log p(candidate | row) in nats, `[B, C]`, with gradients to whatever is attached.
 
-        Rows with fewer candidates of their own than others have -inf in the places left over. Candidates are whole, or cut at
-        `max_target_length` tokens.
+                The encoder runs once a row. Rows with fewer candidates of their own have -inf in
+                    the
+                places left over. Candidates are cut at `max_target_length` tokens, if given.
 
-        Raises:
-            BackboneError, ImageError: a row is of a kind the backbone cannot read, or a candidate is; says which.
+                Raises:
+                    BackboneError, ImageError: a row or a candidate cannot be read; the message
+                        names it.
         """
         answers = self._answers(candidates, len(rows), limit=max_target_length)
         count = max(len(own) for own in answers)
@@ -163,7 +170,8 @@ class EncoderDecoder:
         parts = []
         for start in range(0, count, together):
             number = min(together, count - start)
-            # a place left over is filled with the row's first candidate: rows stay apart, each with as many sequences
+            # Every row needs the same number of sequences, so that rows stay apart. A place left
+            # over gets the row's first candidate and is masked below.
             labels = [(own[place] if place < len(own) else own[0]) for own in answers for place in range(start, start + number)]
             parts.append(self._log_likelihood(encoded.repeated(number), labels).sum(1).reshape(len(rows), number))
         scores = torch.cat(parts, 1)
@@ -186,13 +194,17 @@ class EncoderDecoder:
     ) -> list[str]:
         """One answer a row, with whatever is attached.
 
-        `beam` divides a sum of log-probabilities by length ** length_penalty, as transformers does, and has 4 beams by default.
-        `constrained` answers with one of the candidates, the likeliest by the sum; with at least as many beams as candidates (the
-        default up to 16 beams) that is exact. Its `max_new_tokens` is the longest candidate's.
+                `beam` divides a sum of log-probabilities by length ** length_penalty, as
+                    transformers
+                does; 4 beams by default. `constrained` gives the candidate with the largest sum. It
+                    is
+                exact with at least as many beams as candidates, the default up to 16. There
+                `max_new_tokens` is the longest candidate's length.
 
-        Raises:
-            UsageError: the mode needs candidates or takes none, or a number is out of range.
-            BackboneError, ImageError: a row is of a kind the backbone cannot read; says which.
+                Raises:
+                    UsageError: the mode needs candidates or takes none, or a number is out of
+                        range.
+                    BackboneError, ImageError: the backbone cannot read a row; the message names it.
         """
         self._check_mode(mode, num_beams, candidates, max_new_tokens)
         answers = None if candidates is None else self._answers(candidates, len(rows))
@@ -212,12 +224,12 @@ class EncoderDecoder:
         return found
 
     def around(self, model: Any) -> EncoderDecoder:
-        """The same backbone with another model in the place of `model`, and no cache."""
+        """The same backbone with another model, and no cache."""
         return replace(self, model=model)
 
     @contextmanager
     def cached_below(self, sites: Sequence[str]) -> Iterator[None]:
-        """Inside, an image passes the vision tower once, where no expert acts there; nothing may be attached there then."""
+        """Inside, every image passes the vision tower once, unless an expert acts there."""
         before = self._kept
         self._kept = None if any(site.startswith(self._calls.sight) for site in sites) else OrderedDict()
         try:
@@ -238,7 +250,7 @@ class EncoderDecoder:
         return GenerationConfig(max_new_tokens=limit, do_sample=False, use_cache=True, **shape)  # type: ignore[no-untyped-call]
 
     def _decode(self, encoded: Encoded, own: list[list[list[int]]] | None, settings: Any) -> list[list[int]]:
-        """What follows each row's beginning, up to the closing token."""
+        """The tokens after each row's beginning, up to the closing token."""
         begun = len(encoded.prompts[0])
         options = {}
         if own is not None:
@@ -267,7 +279,7 @@ class EncoderDecoder:
             raise UsageError(f"max_new_tokens {max_new_tokens} and num_beams {num_beams}: expected at least 1")
 
     def _answer(self, text: str, *, limit: int | None = None) -> list[int]:
-        """Tokens of a text to decode, the closing one at the end."""
+        """Tokens of a text to decode; the closing token is the last."""
         special, longest = self._calls.special, limit if limit is not None else 2**31
         ids = self._ids(text, longest + self._calls.cuts_opening)[int(self._calls.cuts_opening) :]
         return ids if ids and ids[-1] == special.end else [*ids[: longest - 1], special.end]
@@ -290,7 +302,8 @@ class EncoderDecoder:
         return [int(token) for token in ids[0][: int(mask[0].sum())]]
 
     def _encode(self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None) -> Encoded:
-        """Rows to what the decoder attends to; errors call rows by `numbers`, from 1 when absent."""
+        """Rows to the states that the decoder attends to. Errors name rows by `numbers`, from 1 on.
+        """
         calls, called = self._calls, list(numbers or range(1, len(rows) + 1))
         whole = [as_row(row) for row in rows]
         if calls.images == "never":
@@ -311,7 +324,7 @@ class EncoderDecoder:
                 raise BackboneError(f"row {number}: {what}, the backbone has {room} positions; cut texts at {room - beside} (max_length)")
 
     def _see(self, rows: Sequence[Row], numbers: Sequence[int]) -> Tensor:
-        """Visual tokens `[N, V, D]`; inside `cached_below`, images seen before are not computed again."""
+        """Visual tokens `[N, V, D]`. Inside `cached_below`, known images are not computed again."""
         assert self.preprocess is not None
         pixels = torch.from_numpy(
             np.stack(
@@ -326,7 +339,9 @@ class EncoderDecoder:
             return self._calls.see(pixels)
         keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in pixels]
         missing = {key: place for place, key in enumerate(keys) if key not in self._kept}
-        if missing:  # below every expert: no gradient is wanted, and what is kept must serve training after `generate`, too
+        # The tower is below every expert, so no gradient is needed. Plain no_grad: cached states
+        # must serve training after `generate`, and inference-mode tensors cannot.
+        if missing:
             with torch.inference_mode(mode=False), torch.no_grad():
                 fresh = self._calls.see(pixels[list(missing.values())].clone())
             self._kept.update(zip(missing, fresh, strict=True))
@@ -336,7 +351,7 @@ class EncoderDecoder:
         return found
 
     def _log_likelihood(self, encoded: Encoded, labels: Sequence[Sequence[int]]) -> Tensor:
-        """`[B, T]` log p of each token to decode, 0 where there is none."""
+        """log p of each token to decode, `[B, T]`; 0 for padding."""
         given = [[*prompt, *ids[:-1]] for prompt, ids in zip(encoded.prompts, labels, strict=True)]
         wanted = [[_IGNORED] * (len(prompt) - 1) + list(ids) for prompt, ids in zip(encoded.prompts, labels, strict=True)]
         self._check_decoder_room(given)
@@ -377,7 +392,8 @@ def _by_row(candidates: Candidates, num_rows: int) -> list[list[str]]:
 
 
 def _of_one_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Rows whose beginnings are alike in length: what is decoded must begin at one place."""
+    """Groups of rows whose beginnings have one length: a batch must start decoding at one position.
+    """
     groups: dict[int, list[int]] = {}
     for place, prompt in enumerate(prompts):
         groups.setdefault(len(prompt), []).append(place)

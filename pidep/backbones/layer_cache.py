@@ -1,4 +1,4 @@
-"""What lies below the first site never changes: its hidden states are computed once a row and kept."""
+"""Caches the hidden states below the first site. Frozen layers give each row the same states."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 __all__ = ["LayerCache", "layers_below"]
 
 Prepare = Callable[[list[int]], tuple[Tensor, Callable[[], object]]]
-"""For rows of these numbers, their attention mask `[M, T]` and what runs the model on them."""
+"""`(row numbers) -> (attention mask [M, T], function that runs the model)`."""
 
 
 class _Enough(Exception):
-    """The hidden states wanted are there; the rest of the forward pass is not needed."""
+    """Ends a forward pass early: the wanted hidden states are known."""
 
 
 class _Given(nn.Module):
-    """Stands in for the layers below: whatever comes in, the kept hidden states come out."""
+    """Replaces a lower layer. It ignores its input and returns the cached hidden states."""
 
     def __init__(self, hidden: Tensor, *, as_tuple: bool) -> None:
         super().__init__()
@@ -31,7 +31,11 @@ class _Given(nn.Module):
 
 
 def layers_below(model: nn.Module, sites: Sequence[str]) -> tuple[str, int]:
-    """Name of the stack of layers that holds every site, and how many of its layers lie below the first; ("", 0) when none does."""
+    """Name of the stack of layers that holds every site, and the number of layers below the first
+    site.
+
+        ("", 0) when there is none below.
+    """
     stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
     for stack in stacks:
         if sites and all(site.startswith(f"{stack}.") for site in sites):
@@ -40,7 +44,8 @@ def layers_below(model: nn.Module, sites: Sequence[str]) -> tuple[str, int]:
 
 
 class LayerCache:
-    """Hidden states `[T, D]` that enter layer `depth`, by row and cut; at most `max_bytes` of them are kept."""
+    """Hidden states `[T, D]` that enter layer `depth`, by row and cut; at most `max_bytes` in all.
+    """
 
     def __init__(self, model: nn.Module, stack: str, depth: int, *, max_bytes: int = 4 * 2**30) -> None:
         self._model, self._stack, self._depth = model, stack, depth
@@ -50,15 +55,18 @@ class LayerCache:
 
     @classmethod
     def below(cls, model: nn.Module, sites: Sequence[str]) -> LayerCache | None:
-        """A cache of what lies below the first of the sites, if anything does."""
+        """A cache of the layers below the first site; None when there are none."""
         stack, depth = layers_below(model, sites)
         return cls(model, stack, depth) if depth else None
 
     def last_hidden(self, keys: Sequence[Hashable], prepare: Prepare) -> tuple[Tensor, Tensor]:
-        """The model's last hidden states `[B, T, D]` and their mask `[B, T]`: each row's attended tokens first, then padding."""
+        """The model's last hidden states `[B, T, D]` and their mask `[B, T]`.
+
+                In each row, attended tokens come first, then padding.
+        """
         hidden, mask = self._hidden(keys, prepare)
         with self._in_place(hidden):
-            # ids are not looked at: the layers that would are replaced
+            # The ids do not matter: the layers that read them are replaced.
             return self._model(input_ids=mask, attention_mask=mask).last_hidden_state, mask
 
     def _hidden(self, keys: Sequence[Hashable], prepare: Prepare) -> tuple[Tensor, Tensor]:
@@ -100,7 +108,7 @@ class LayerCache:
 
     @contextmanager
     def _in_place(self, hidden: Tensor) -> Iterator[None]:
-        """The layers below replaced by their result, for one forward pass."""
+        """Inside, the lower layers are replaced by their cached result, for one forward pass."""
         layers = self._model.get_submodule(self._stack)
         assert isinstance(layers, nn.ModuleList)
         given = _Given(hidden, as_tuple=self._as_tuple)

@@ -1,4 +1,4 @@
-"""What an encoder-decoder makes of answers, as logits: of the texts of a task's labels, of each row's own candidates, or of free texts."""
+"""Scores of encoder-decoders: logits of label texts, of each row's candidates, or of free texts."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from torch import Tensor, nn
 
 from pidep.inputs.row import Input, Row, size_key
 
-if TYPE_CHECKING:  # the backbone makes its own scorer, so that it imports this module
+if TYPE_CHECKING:  # The backbone makes its own scorer and imports this module at run time.
     from pidep.backbones.encoder_decoder import EncoderDecoder
 
 __all__ = ["Likelihoods"]
 
-_SURE = -1e-5  # log p of a text that is all but certain: beyond it log(1 - p) has no use and an endless gradient
+# log p of a text that is almost certain. Beyond it, log(1 - p) is useless and its gradient
+# explodes.
+_SURE = -1e-5
 
 
 class Likelihoods:
-    """Logits of rows whose softmax is how likely each answer is.
+    """Logits whose softmax is the probability of each answer.
 
-    Labels and candidates: log p(text | row), so that the softmax is over them alone. Free texts (`free`): a row's one candidate is its
-    target, and the logits are log p and log(1 - p) with p the mean of its tokens (the geometric one), so that the cross-entropy at
-    label 0 is the target's mean negative log-likelihood a token.
+        Labels and candidates: log p(text | row), so that the softmax is over them alone.
+        Free texts (`free`): a row's one candidate is its target. With p the geometric mean over the
+        target's tokens, the logits are log p and log(1 - p). The cross-entropy at label 0 is then
+            the
+        target's mean negative log-likelihood per token.
     """
 
     def __init__(self, backbone: EncoderDecoder, label_texts: Sequence[str], *, free: bool = False, max_target_length: int = 32) -> None:
@@ -32,7 +36,7 @@ class Likelihoods:
         self._most = len(self._label_texts)
 
     def learn(self, rows: Sequence[Input]) -> None:
-        """How many candidates a row has at most: logits of every batch are as wide."""
+        """Note the largest number of candidates, so that all batches have logits of one width."""
         self._most = max([self._most, *(len(row.candidates) for row in rows if isinstance(row, Row))])
 
     def logits(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
@@ -45,7 +49,7 @@ class Likelihoods:
         return nn.functional.pad(scores, (0, max(self._most - scores.shape[1], 0)), value=-torch.inf)
 
     def all_logits(self, rows: Sequence[Input], *, max_length: int, batch_size: int = 16) -> Tensor:
-        """`[N, C]` without gradients, alike rows together so that little is padding."""
+        """`[N, C]` without gradients, sorted by length so that little is padding."""
         self.learn(rows)
         order = sorted(range(len(rows)), key=lambda row: size_key(rows[row]))
         out = torch.empty(len(rows), 2 if self._free else self._most)

@@ -1,4 +1,4 @@
-"""A backbone by its name: one that embeds, or also one that generates."""
+"""Backbones by name: packaged ones, folders and hub ids."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["load_any_backbone", "load_backbone"]
 
 
 def load_backbone(name: str = "minilm") -> Backbone:
-    """`minilm`, `pidep-mini` (text, images and both), a folder or a hub id of a text encoder; frozen.
+    """A frozen backbone that embeds: `minilm`, `pidep-mini`, a folder, or a hub id.
 
-    Raises:
-        BackboneError: nothing loadable is there, its digest is wrong, or it is of a kind that is not served.
+        Raises:
+            BackboneError: nothing loadable is there, its digest is wrong, or it does not embed.
     """
     found = load_any_backbone(name)
     if not found.embeds:
@@ -26,7 +26,10 @@ def load_backbone(name: str = "minilm") -> Backbone:
 
 
 def load_any_backbone(name: str = "minilm") -> Backbone:
-    """As `load_backbone`, or an encoder-decoder by folder or hub id (T5, BART, Florence-2, BLIP), which scores and generates texts."""
+    """A frozen backbone of any kind: as `load_backbone`, or an encoder-decoder.
+
+        Encoder-decoders (T5, BART, Florence-2, BLIP) come from a folder or a hub id.
+    """
     if name in plugins.names("pidep.backbones"):
         found: Backbone = plugins.load("pidep.backbones", name)()
         return found

@@ -20,21 +20,24 @@ _EXPECTED = "expected a folder or a hub id of an encoder-decoder: T5, BART, Flor
 
 
 def is_encoder_decoder(name: str | Path) -> bool:
-    """Whether a folder or hub id holds a model that is served as an encoder-decoder; False where nothing readable is there."""
+    """Whether a folder or hub id holds a supported encoder-decoder; False if nothing is readable.
+    """
     from transformers import AutoConfig
 
     try:
         config: Any = AutoConfig.from_pretrained(name)
-    except Exception:  # whoever loads it next says what is wrong
+    except Exception:  # The loader that comes next reports the fault.
         return False
     return class_of(config) is not None
 
 
 def load_encoder_decoder(name: str) -> EncoderDecoder:
-    """Load and freeze an encoder-decoder by path or hub id.
+    """Load and freeze an encoder-decoder from a folder or a hub id.
 
-    Raises:
-        BackboneError: nothing loadable is there, weights are missing, or it is no encoder-decoder with a fast tokenizer.
+        Raises:
+            BackboneError: nothing loadable is there, weights are missing, or it is no
+                encoder-decoder
+                with a fast tokenizer.
     """
     import transformers
     from safetensors import SafetensorError
@@ -67,7 +70,7 @@ def load_encoder_decoder(name: str) -> EncoderDecoder:
 
 
 def class_of(config: Any) -> str | None:
-    """Name of the class in transformers that generates with a config; None where it is no encoder-decoder that is served."""
+    """Name of the transformers class that generates with a config; None for other models."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
     if config.model_type == "florence2":

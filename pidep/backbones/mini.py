@@ -1,9 +1,9 @@
-"""`pidep-mini`: texts, images, and both at once through one transformer, MiniLM's six layers.
+"""`pidep-mini`: texts, images, and both at once through MiniLM's six layers.
 
-An image passes EfficientNet-Lite0 and the connector and becomes visual tokens that stand beside the words: `[CLS] words [SEP] image`,
-and one vector that joins their last states past the transformer.
-Rows without an image are embedded exactly as `Encoder` does. Experts sit on `model`, the transformer that every row passes, whatever
-it holds, so the sites and shapes are the same for every task.
+An image passes EfficientNet-Lite0 and the connector. It becomes visual tokens beside the words,
+`[CLS] words [SEP] image`, and one vector that joins the last states without passing the
+transformer. Rows without an image are embedded exactly as `Encoder` does. Experts sit on `model`,
+the transformer that every row passes, so that sites and shapes are the same for every task.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pidep.inputs.row import Input, as_row, image_key, row_key
 __all__ = ["PREPROCESS", "Mini", "new_connector"]
 
 PREPROCESS = Preprocess(size=128)
-"""How the stem sees an image: 128 × 128, four by four places in its last map."""
+"""Images for the stem are 128 × 128, which gives four by four places in its last map."""
 _PLACES = 16
 _PAST_AXES = 256
 _KEPT_IMAGES = 20_000  # 16 tokens of 384 floats each: half a gigabyte
@@ -50,7 +50,8 @@ class _ImageGraph(nn.Module):
 
 @dataclass(eq=False)
 class Mini(EmbeddingBackbone):
-    """A frozen encoder of rows: `encode(rows) -> [B, D]` unit rows; a `str` is a row with that text alone."""
+    """A frozen encoder of rows: `encode(rows)` gives unit rows `[B, D]`. A `str` is a row of text.
+    """
 
     name: str
     text: Encoder
@@ -58,7 +59,7 @@ class Mini(EmbeddingBackbone):
     connector: Connector
     preprocess: Preprocess
     digest: str
-    """Over all three parts and the preprocessing."""
+    """SHA-256 over all three parts and the preprocessing."""
 
     @property
     def image_graph(self) -> nn.Module:
@@ -71,12 +72,12 @@ class Mini(EmbeddingBackbone):
 
     @property
     def fitting(self) -> tuple[str, ...]:
-        """Its own experts, and those of the text encoder, whose rows are encoded here as there."""
+        """Its own experts and those of the text encoder, which encodes texts in the same way."""
         return (self.digest, self.text.digest)
 
     @property
     def model(self) -> Any:
-        """The transformer: experts are attached here, at the sites they have on the text backbone."""
+        """The transformer. Its sites are those of the text backbone."""
         return self.text.model
 
     @property
@@ -86,20 +87,22 @@ class Mini(EmbeddingBackbone):
 
     @property
     def max_positions(self) -> int:
-        """Longest text, in tokens; visual tokens need no position of their own."""
+        """Longest text, in tokens. Visual tokens need no positions of their own."""
         return self.text.max_positions
 
     @property
     def tokenizer_json(self) -> str:
-        """The text side's tokenizer, as the served model gets it."""
+        """The text encoder's tokenizer, as the served model gets it."""
         return self.text.tokenizer_json
 
     def prepare(self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None) -> dict[str, Tensor]:
-        """What `forward` takes: words, and beside them the visual tokens; errors call rows by `numbers`, from 1 when absent.
+        """The inputs of `forward`: words, and visual tokens beside them.
 
-        Raises:
-            ImageError: an image cannot be read; says which row.
-            BackboneError: a row holds nothing.
+                Errors name rows by `numbers`, from 1 on.
+
+                Raises:
+                    ImageError: an image cannot be read; the message names the row.
+                    BackboneError: a row holds nothing.
         """
         whole = [as_row(row) for row in rows]
         called = [row.where or f"row {number}" for row, number in zip(whole, numbers or range(1, len(whole) + 1), strict=True)]
@@ -119,21 +122,26 @@ class Mini(EmbeddingBackbone):
         self,
         input_ids: Tensor,  # [B, T] int64
         attention_mask: Tensor,  # [B, T] int64
-        visual: Tensor,  # [B, V + 1, D], the last of each row past the transformer; [B, 0, D] where no row has an image
+        # [B, V + 1, D], each row's last vector bypasses the transformer; [B, 0, D] without images
+        visual: Tensor,
         visual_mask: Tensor,  # [B, V + 1] int64
         *,
         places: Tensor | None = None,  # [V] int64
     ) -> Tensor:  # [B, D] fp32, unit rows
-        """Words and visual tokens through the transformer; `places` says which of an image's tokens these are, when not all."""
+        """Words and visual tokens through the transformer.
+
+                `places` names the places of the visual tokens, when they are not all places.
+        """
         shown, past = _parted(visual, visual_mask)
         mask = torch.cat([attention_mask, shown], 1)
         hidden = self._states(input_ids, mask, visual, places)
         return pool(hidden, mask, self.text.pooling, past / attention_mask.sum(1, keepdim=True))
 
     def _states(self, input_ids: Tensor, mask: Tensor, visual: Tensor, places: Tensor | None = None) -> Tensor:
-        """Last hidden states `[B, T + V + 1, D]`; nothing attends to the last."""
+        """Last hidden states `[B, T + V + 1, D]`; nothing attends to the last one."""
         words = self.model.get_input_embeddings()(input_ids)
-        # an image's places are numbered like words from 1, so that a text beside it changes nothing about them
+        # An image's places are numbered from 1 like words, so that a text beside it does not move
+        # them.
         numbered = torch.arange(visual.shape[1]) if places is None else nn.functional.pad(places, (0, 1))
         positions = torch.cat([torch.arange(words.shape[1]), numbered + 1]).unsqueeze(0)
         states: Tensor = self.model(
@@ -142,14 +150,17 @@ class Mini(EmbeddingBackbone):
         return states
 
     def visual(self, pixels: Tensor) -> Tensor:
-        """`[N, 3, S, S]` to visual tokens and, as the last, the part past the transformer: `[N, V + 1, D]`."""
-        # frozen parts, below every expert: no gradient is wanted here; what is kept must serve training after `encode`, too
+        """Pixels `[N, 3, S, S]` to visual tokens and the bypassing vector: `[N, V + 1, D]`."""
+        # Frozen parts below every expert need no gradient. Plain no_grad: cached tokens must serve
+        # training after `encode`, and inference-mode tensors cannot.
         with torch.inference_mode(mode=False), torch.no_grad():
             tokens: Tensor = self.connector(*self.stem(pixels))
         return tokens
 
     def _tokens_of(self, images: Sequence[tuple[str, ImageSource]]) -> Tensor:
-        """What `visual` gives for images with where they are from; inside `cached_images`, of those seen before, kept ones."""
+        """`visual` of images with their places. Inside `cached_images`, known images are not
+        computed again.
+        """
         kept = self._kept
         keys = [image_key(image) if kept is not None else str(place) for place, (_, image) in enumerate(images)]
         missing = {key: place for place, key in enumerate(keys) if kept is None or key not in kept}
@@ -180,7 +191,7 @@ class Mini(EmbeddingBackbone):
 
     @contextmanager
     def cached_below(self, sites: Sequence[str]) -> Iterator[None]:
-        """As `Encoder.cached_below`; images' tokens are computed once, too."""
+        """As `Encoder.cached_below`, and as `cached_images`."""
         before, self._cache = self._cache, LayerCache.below(self.model, sites)
         try:
             with self.cached_images():
@@ -204,7 +215,9 @@ class Mini(EmbeddingBackbone):
         return pool(hidden, mask, self.text.pooling, self._past(rows, mask.sum(1, keepdim=True)))
 
     def _past(self, rows: Sequence[Input], counts: Tensor) -> Tensor:  # [B, D]
-        """What passes the transformer by, of rows of so many tokens [B, 1]; only where the layer cache holds the rest."""
+        """The bypassing vectors of rows with these token counts [B, 1]; for use with the layer
+        cache.
+        """
         seen = [(place, row.image) for place, row in enumerate(map(as_row, rows)) if row.image is not None]
         out = torch.zeros(len(rows), self.hidden_size)
         if seen:
@@ -215,7 +228,7 @@ class Mini(EmbeddingBackbone):
         return out
 
     def encode(self, rows: Sequence[Input], *, max_length: int, batch_size: int = 64) -> Tensor:
-        """Embed rows `[B, D]` without gradients, alike ones together so that little is padding; raises as `prepare`."""
+        """Rows to `[N, D]` without gradients, sorted by length so that little is padding."""
 
         def embed(some: list[int]) -> Tensor:
             return self.embed([rows[row] for row in some], max_length=max_length, numbers=[row + 1 for row in some])
@@ -224,11 +237,13 @@ class Mini(EmbeddingBackbone):
 
 
 def _parted(visual: Tensor, visual_mask: Tensor) -> tuple[Tensor, Tensor]:  # [B, V + 1], [B, D]
-    """The mask of what the transformer sees, and what joins its last states past it: each row's last vector, twice for every token.
+    """The transformer's mask, and each row's bypassing vector, counted twice for every token.
 
-    It is shared among the tokens of the words, [CLS] and [SEP] being two: alone an image has all of it, and beside a text the text counts.
+        Pooling divides by the number of words, and [CLS] and [SEP] are two of them. An image alone
+        therefore has all of the vector; beside a text, the text counts, too.
     """
-    last = torch.arange(visual.shape[1]) == visual.shape[1] - 1  # no slices: in a graph the axis may be empty
+    # No slices: the axis may be empty in an exported graph.
+    last = torch.arange(visual.shape[1]) == visual.shape[1] - 1
     shown = visual_mask * ~last
     past = (visual * (visual_mask * last).unsqueeze(-1)).sum(1)
     return shown, past * (2 * shown.sum(1, keepdim=True))
@@ -239,7 +254,7 @@ def _inputs(input_ids: Tensor, attention_mask: Tensor, visual: Tensor, visual_ma
 
 
 def new_connector(width: int) -> Connector:
-    """A connector of the shape the mini backbone has, untrained."""
+    """An untrained connector of the shape that the mini backbone has."""
     stem = EfficientNetLite0
     return Connector(
         channels=stem.channels,

@@ -1,4 +1,4 @@
-"""A model's own preprocessing of images, read from the file its processor was saved to; done by pidep's, which needs no torchvision."""
+"""A model's own image preprocessing, read from its processor's file; torchvision is not needed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ _BICUBIC = 3
 
 
 def read_preprocess(source: str | Path) -> Preprocess | None:
-    """From `preprocessor_config.json`, or the part of `processor_config.json` for images, in a folder or at a hub id; None without either.
+    """The preprocessing of a folder or hub id; None where it has no file for it.
 
-    Raises:
-        BackboneError: it is damaged, or asks for something else than `Preprocess` does.
+        Read from `preprocessor_config.json`, or from the image part of `processor_config.json`.
+
+        Raises:
+            BackboneError: the file is damaged, or asks for something that `Preprocess` cannot do.
     """
     from transformers.utils.hub import cached_file
 
@@ -39,13 +41,14 @@ def read_preprocess(source: str | Path) -> Preprocess | None:
 
 
 def preprocess_of(values: Mapping[str, Any], *, where: str = "preprocessor_config.json") -> Preprocess:
-    """The values of an image processor of transformers as pidep's preprocessing.
+    """The values of a transformers image processor as pidep's preprocessing.
 
-    Raises:
-        BackboneError: they ask for something that is not done here; begins with `where`.
+        Raises:
+            BackboneError: the values ask for something that is not supported; begins with `where`.
 
-    >>> preprocess_of({"size": {"height": 384, "width": 384}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}).fit
-    'stretch'
+        >>> values = {"size": {"height": 384, "width": 384}, "image_mean": [0.5] * 3}
+        >>> preprocess_of({**values, "image_std": [0.5] * 3}).fit
+        'stretch'
     """
     wanted = {"do_resize": True, "do_rescale": True, "resample": _BICUBIC, "do_pad": False}
     for key, expected in wanted.items():
@@ -68,7 +71,7 @@ def _size(values: Mapping[str, Any], where: str) -> tuple[int, Any, float]:
     """Side, fit and share."""
     size, crop = values.get("size"), values.get("crop_size")
     crops = bool(values.get("do_center_crop"))
-    if isinstance(size, int):  # as files were written before sizes had names
+    if isinstance(size, int):  # Old files give a size as one number.
         size = {"shortest_edge": size} if crops else {"height": size, "width": size}
     sides = _square(crop) if crops else None
     whole = _square(size)

