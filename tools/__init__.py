@@ -1,1 +1,1 @@
-"""What only developers run."""
+"""What only developers run: ahead-of-time kernel reports and launch tuning."""

@@ -1,8 +1,9 @@
-"""Compiles every kernel for GPUs that need not be there, and says what each takes of one: registers, spills, shared memory.
+"""Compiles every kernel for GPUs that need not be present, and reports what each needs.
 
     python -m tools.ahead_of_time [--json PATH]
 
-What is compiled is what would be launched: the kernels' own wrappers run on tensors without storage, and their launches are recorded.
+The report has registers, spills and shared memory. The kernels' own wrappers run on tensors without
+storage and their launches are recorded, so that exactly what would be launched is compiled.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pidep.kernels.launch_table import Launch, recording
 __all__ = ["TARGETS", "Case", "Resources", "cases", "compile_all", "compile_case", "main"]
 
 TARGETS = (80, 90, 100)
-"""Compute capabilities times ten: A100, H100 and H200, B200."""
+"""Compute capability times ten: A100, H100 and H200, B200."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _POINTERS = {
     torch.float32: "*fp32",
@@ -46,28 +47,28 @@ class Case:
 
     kernel: str
     constants: str
-    """What tells it from the kernel's other cases."""
+    """The part of the name that tells this case from the kernel's other cases."""
     dtype: str
     launch: Launch
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel takes of one GPU."""
+    """What one kernel needs on one GPU."""
 
     kernel: str
     constants: str
     dtype: str
     target: str
     registers: int
-    """Of a thread; 255 is the most there are."""
+    """Registers of a thread; 255 is the maximum."""
     spills: int
-    """Bytes of local memory a thread: registers that did not fit."""
+    """Bytes of local memory of a thread: registers that did not fit."""
     shared: int
-    """Bytes of a program."""
+    """Bytes of shared memory of a program."""
     num_warps: int
     loads: dict[str, int]
-    """Global loads of a thread by their width in bits, and `async`: copies to shared memory."""
+    """Global loads of a thread by width in bits; `async` are copies to shared memory."""
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -75,7 +76,7 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 Work = tuple[str, str, Callable[[], object]]
-"""Kernel, what tells the case from others, and the call that launches it."""
+"""For each case: kernel, name, and the call that launches it."""
 
 
 def _interpolations(dtype: torch.dtype) -> Iterator[Work]:
@@ -125,12 +126,15 @@ def cases(dtypes: Sequence[torch.dtype] = _DTYPES) -> Iterator[Case]:
             for launch in launches:
                 if launch.name == kernel:
                     yield Case(kernel, constants, str(dtype).removeprefix("torch."), launch)
-                elif dtype == torch.float32 and constants.endswith("writes"):  # the logits are fp32 whatever the arena is
+                # the logits are fp32 for every arena
+                elif dtype == torch.float32 and constants.endswith("writes"):
                     yield Case(launch.name, constants.removesuffix(" writes"), "float32", launch)
 
 
 def _specialise(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], Any], dict[tuple[int], Any], dict[str, int]]:
-    """Signature, constants, attributes and options, as the runtime makes them of the arguments."""
+    """Signature, constants, attributes and options, as Triton's runtime makes them from the
+    arguments.
+    """
     names = launch.kernel.arg_names
     options = {name: value for name, value in launch.constants.items() if name not in names}
     signature = dict.fromkeys(names, "constexpr")
@@ -140,7 +144,7 @@ def _specialise(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], Any], 
         if isinstance(value, int) and value == 1:
             constants[(number,)] = 1
             continue
-        aligned = True  # as torch allocates
+        aligned = True  # torch's alignment
         if isinstance(value, Tensor):
             signature[name] = _POINTERS[value.dtype]
         else:
@@ -153,8 +157,8 @@ def _specialise(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], Any], 
 def compile_case(case: Case, target: int) -> Resources:
     """Compile one launch for one compute capability.
 
-    Raises:
-        RuntimeError: in a process whose Triton interprets (`TRITON_INTERPRET=1`).
+        Raises:
+            RuntimeError: Triton's interpreter is on (`TRITON_INTERPRET=1`).
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -180,7 +184,7 @@ def compile_case(case: Case, target: int) -> Resources:
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers, and bytes of local memory, of a thread."""
+    """Registers and bytes of local memory of a thread."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -214,7 +218,7 @@ def compile_all(targets: Sequence[int] = TARGETS) -> Iterator[Resources]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table, and write it where `--json` says; 1 when a kernel spills."""
+    """Print the table, and write it to `--json`. Gives 1 when a kernel spills."""
     parser = argparse.ArgumentParser(prog="python -m tools.ahead_of_time", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the table here, too")
     parser.add_argument("--target", type=int, choices=TARGETS, action="append", help="compute capability × 10; all of them without it")

@@ -20,7 +20,9 @@ Work = Callable[[], object]
 
 
 def tune_all(device: str = "cuda", *, say: Callable[[str], None] = lambda _: None) -> dict[str, Settings]:
-    """Time every choice of every kernel in fp32 and bf16 on this GPU, keep the best in the launch table, and return them."""
+    """Time all choices of all kernels in fp32 and bf16, keep the best in the launch table, return
+    them.
+    """
     found: dict[str, Settings] = {}
     for dtype in (torch.float32, torch.bfloat16):
         for kernel, work in _works(dtype, device).items():
@@ -31,7 +33,10 @@ def tune_all(device: str = "cuda", *, say: Callable[[str], None] = lambda _: Non
 
 
 def _works(dtype: torch.dtype, device: str) -> dict[str, Work]:
-    """What each kernel is tuned on: 16M elements and four experts; 4096 tokens of width 1024; a weight of 4096 × 4096."""
+    """The work that each kernel is tuned on.
+
+        16M elements and four experts; 4096 tokens of width 1024; a weight of 4096 × 4096.
+    """
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device, dtype=dtype)
@@ -66,7 +71,7 @@ def _milliseconds(work: Work) -> float:
 
 
 def main() -> None:
-    """Tune, and print what was kept."""
+    """Tune, and print the settings that were kept."""
     here = report()
     if here.path != "fused":
         sys.exit(f"tune-launches: the kernels run in plain torch here ({here.why}); run it on a machine with an NVIDIA GPU")

@@ -1,6 +1,7 @@
-"""Numeric kernels on plain tensors: `reference` is torch; fused OpenAI Triton versions sit beside it.
+"""Numeric kernels on plain tensors: `reference` in torch, `fused` in OpenAI Triton.
 
-May import torch (and OpenAI Triton where there is one), nothing else of pidep.
+Each package checks its arguments and dispatches. May import torch, OpenAI Triton where it is
+installed, and `pidep.files`.
 """
 
 __all__: list[str] = []

@@ -1,6 +1,7 @@
-"""Launch settings of every kernel: a small shipped table, and what `tune` found on this machine beside it.
+"""Launch settings of every kernel: a small shipped table, and what `tune` found on this machine.
 
-Nothing is timed unless `tune` is called (`make tune-launches`, `make gpu-check`): the first training step costs no search.
+Nothing is timed unless `tune` runs (`make tune-launches`, `make gpu-check`), so the first training
+step does not pay for a search.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ DEFAULTS: Mapping[str, Settings] = {
     "low_rank_outer": {"BLOCK_M": 64, "num_warps": 8, "num_stages": 3},
     "low_rank_outer float32": {"BLOCK_M": 32, "num_warps": 8, "num_stages": 3},
 }
-"""By kernel, and by kernel and dtype where that needs others: three TF32 products of one tile take three times the registers."""
+"""By kernel, or by kernel and dtype. Three TF32 products of one tile need three times the
+registers, so fp32 has settings of its own.
+"""
 CHOICES: Mapping[str, Mapping[str, Sequence[int]]] = {
     "interpolate_forward": {"CHUNK": (1, 2, 4, 8), "num_warps": (2, 4, 8)},
     "interpolate_backward": {"CHUNK": (1, 2, 4, 8), "num_warps": (2, 4, 8)},
@@ -41,7 +44,7 @@ CHOICES: Mapping[str, Mapping[str, Sequence[int]]] = {
     "low_rank": {"BLOCK_C": (16, 32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3)},
     "low_rank_outer": {"BLOCK_M": (32, 64), "num_warps": (4, 8), "num_stages": (2, 3)},
 }
-"""What `tune` tries; a kernel that is not here has nothing to choose."""
+"""The settings that `tune` tries. A kernel that is absent has no choice."""
 _OVERRIDE: dict[str, Settings] = {}
 
 
@@ -60,13 +63,13 @@ _RECORDS: list[list[Launch]] = []
 
 
 def cache_file() -> Path:
-    """Where the settings of this machine's GPUs are kept: `launch_table.json` in the cache folder."""
+    """`launch_table.json` in the cache folder: the tuned settings of this machine's GPUs."""
     return cache_folder() / "launch_table.json"
 
 
 @cache
 def _found() -> dict[str, Settings]:
-    """Settings found by `tune` before; a file that cannot be read is as good as none."""
+    """Settings that `tune` found earlier. An unreadable file counts as none."""
     try:
         entries = json.loads(cache_file().read_text(encoding="utf-8"))
         return {key: {name: int(value) for name, value in settings.items()} for key, settings in entries.items()}
@@ -89,7 +92,8 @@ def _name(dtype: torch.dtype) -> str:
 
 def settings_for(kernel: str, dtype: torch.dtype) -> Settings:
     """The launch settings of a kernel on this machine's GPU."""
-    options = CHOICES.get(kernel, {})  # a cache file of another version may name what this one does not know
+    # A cache file of another version may name settings that this version does not have.
+    options = CHOICES.get(kernel, {})
     found = {name: value for name, value in _found().get(_key(kernel, dtype), {}).items() if value in options.get(name, ())}
     return {**DEFAULTS[kernel], **DEFAULTS.get(f"{kernel} {_name(dtype)}", {}), **found, **_OVERRIDE.get(kernel, {})}
 
@@ -98,13 +102,15 @@ def launch(
     name: str, kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any], dtype: torch.dtype
 ) -> None:
     """Run a kernel with its settings."""
-    # fused multiply-adds by name: Triton 3.9 warns where it is not said, and 3.10 changes what it does then
+    # Fused multiply-adds are named explicitly: Triton 3.9 warns without it, and 3.10 changes the
+    # default.
     constants = {"enable_fp_fusion": True, **constants, **settings_for(name, dtype)}
     if _RECORDS:
         _RECORDS[-1].append(Launch(name, kernel, grid, tuple(arguments), constants))
         return
     device = arguments[0].device
-    if device.type == "cuda" and device.index != torch.cuda.current_device():  # Triton launches on the current one, whatever it is given
+    # Triton launches on the current device, whatever device its tensors are on.
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             kernel[grid](*arguments, **constants)
     else:
@@ -113,7 +119,7 @@ def launch(
 
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Inside, kernels are listed instead of run: the tensors may be on the meta device (`ahead_of_time`)."""
+    """Inside, launches are listed instead of run; tensors may be on the meta device."""
     launches: list[Launch] = []
     _RECORDS.append(launches)
     try:
@@ -123,7 +129,7 @@ def recording() -> Iterator[list[Launch]]:
 
 
 def choices(kernel: str) -> Iterator[Settings]:
-    """Every setting `tune` tries."""
+    """Every setting that `tune` tries."""
     options = CHOICES.get(kernel, {})
     for values in product(*options.values()):
         yield dict(zip(options, values, strict=True))
@@ -131,7 +137,7 @@ def choices(kernel: str) -> Iterator[Settings]:
 
 @contextmanager
 def using(kernel: str, settings: Settings) -> Iterator[None]:
-    """Inside, this kernel is launched with these settings."""
+    """Inside, this kernel launches with these settings."""
     before = _OVERRIDE.get(kernel)
     _OVERRIDE[kernel] = settings
     try:
@@ -144,17 +150,18 @@ def using(kernel: str, settings: Settings) -> Iterator[None]:
 
 
 def tune(kernel: str, dtype: torch.dtype, work: Callable[[], object], measure: Callable[[Callable[[], object]], float]) -> Settings:
-    """The fastest settings for `work`, written to the cache file.
+    """The fastest settings for `work`, which are also written to the cache file.
 
-    Args:
-        measure: milliseconds of a call.
+        Args:
+            measure: milliseconds of one call.
     """
     times = {}
     for number, settings in enumerate(choices(kernel)):
         with using(kernel, settings):
             try:
                 times[number] = measure(work)
-            except Exception as error:  # settings a GPU has no registers or shared memory for are no choice there
+            # Settings that need more registers or shared memory than the GPU has are skipped.
+            except Exception as error:
                 if "out of resource" not in str(error).lower():
                     raise
     best = list(choices(kernel))[min(times, key=lambda number: times[number])]
@@ -165,7 +172,7 @@ def tune(kernel: str, dtype: torch.dtype, work: Callable[[], object], measure: C
 def _remember(key: str, settings: Settings) -> None:
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    _found.cache_clear()  # another process may have written meanwhile
+    _found.cache_clear()  # Another process may have written the file meanwhile.
     whole = {**_found(), key: settings}
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,6 +1,8 @@
-"""y (+)= ((x D) ∘ w) U with D, U of a small rank R in one pass: x is read once, y written once, nothing of size [M, R] makes a round trip.
+"""y (+)= ((x D) ∘ w) U in one pass, with D and U of a small rank R.
 
-The same kernel is `lora_mixture` forward (D = Aᵀ, U = Bᵀ), its backward (D = B, U = A), and `lora_bank` (factors by row of the batch).
+x is read once, y is written once, and nothing of size [M, R] makes a round trip. The same kernel is
+`lora_mixture` forward (D = Aᵀ, U = Bᵀ), its backward (D = B, U = A), and `lora_bank` (factors
+chosen by row of the batch).
 """
 
 from __future__ import annotations
@@ -15,29 +17,33 @@ from pidep.kernels.launch_table import launch
 __all__ = ["MAX_RANK", "low_rank", "low_rank_kernel", "outer", "outer_kernel", "precision", "rank_padded", "upcast"]
 
 MAX_RANK = 128
-"""Above it the ranks no longer fit a program's registers, and two cuBLAS products are as good."""
+"""Largest rank. Above it the ranks do not fit a program's registers, and two cuBLAS products are as
+fast.
+"""
 _SPLITS = 16
-"""Parts a sum over tokens is cut into; a fixed number, so that the sum is the same every time."""
+"""Number of parts of a sum over tokens. It is fixed, so that the sum is the same every time."""
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How tensor cores multiply: fp32 in three TF32 products, which is as good as fp32."""
+    """How tensor cores multiply: fp32 in three TF32 products, which is as precise as fp32."""
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 def rank_padded(rank: int) -> int:
-    """A power of two of at least 16, which tensor cores need."""
+    """The next power of two, at least 16, which tensor cores need."""
     return max(16, int(triton.next_power_of_2(rank)))
 
 
 def upcast() -> bool:
-    """Whether products are to be of fp32: Triton's interpreter multiplies the bits of bf16 as if they were integers."""
+    """Whether to multiply in fp32. Triton's interpreter multiplies bf16 bits as if they were
+    integers.
+    """
     return bool(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def _product(left, right, total, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
-    """total + left right, fp32 sums."""
+    """total + left · right, with fp32 sums."""
     if UPCAST:
         return tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision=PRECISION)
     return tl.dot(left, right, total, input_precision=PRECISION)
@@ -76,8 +82,9 @@ def low_rank_kernel(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """A block of tokens of one row of the batch a program: down to the ranks, scaled, up again, tile by tile."""
-    program = tl.program_id(0).to(tl.int64)  # one axis: a second one ends at 65535 rows
+    """A block of tokens of one row per program: down to the ranks, scaled, up again, tile by tile.
+    """
+    program = tl.program_id(0).to(tl.int64)  # One grid axis only: a second one ends at 65535 rows.
     blocks = tl.cdiv(TOKENS, BLOCK_M)
     row = program // blocks
     m = (program % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -151,7 +158,7 @@ def outer_kernel(
 
 
 def _block_m(tokens: int, rows: int) -> int:
-    """As many tokens a program as still leave programs for every multiprocessor."""
+    """The most tokens per program that still leave a program for every multiprocessor."""
     for size in (64, 32):
         if rows * triton.cdiv(tokens, size) >= 128:
             return size
@@ -165,11 +172,14 @@ def low_rank(
     *,
     base: Tensor | None = None,  # [B, T, OUT], contiguous
     weight: Tensor | None = None,  # [R] fp32
-    expert: Tensor | None = None,  # [B] int64; expert 0 for all without it
-    hidden: Tensor | None = None,  # [B, T, R] fp32: backward
+    expert: Tensor | None = None,  # [B] int64; expert 0 for all when absent
+    hidden: Tensor | None = None,  # [B, T, R] fp32, backward only
     keep: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y `[B, T, OUT]`; the kept `[B, T, R]` (fp32 forward, x's dtype backward); Σ shares `[R]` (backward)."""
+    """y `[B, T, OUT]`, kept `[B, T, R]`, and shares `[R]`.
+
+        `kept` is fp32 forward and of x's dtype backward. Shares are computed backward only.
+    """
     rows, tokens, inputs = x.shape
     rank, outputs = down.shape[1], up.shape[2]
     y = torch.empty(rows, tokens, outputs, dtype=x.dtype, device=x.device)
@@ -200,7 +210,8 @@ def low_rank(
 
 
 def outer(left: Tensor, right: Tensor, scale: Tensor | None = None) -> Tensor:
-    """diag(scale) leftᵀ right, `[R, N]` fp32, from `[M, R]` and `[M, N]`; summed over tokens in a fixed order."""
+    """diag(scale) leftᵀ right, `[R, N]` fp32, from `[M, R]` and `[M, N]`, summed in a fixed order.
+    """
     tokens, rank = left.shape
     columns = right.shape[1]
     per_split = max(64, triton.cdiv(triton.cdiv(tokens, _SPLITS), 64) * 64)
@@ -208,7 +219,7 @@ def outer(left: Tensor, right: Tensor, scale: Tensor | None = None) -> Tensor:
     parts = torch.empty(splits, rank, columns, dtype=torch.float32, device=left.device)
     if rank and columns:
         constants = {"R_PADDED": rank_padded(rank), "HAS_SCALE": scale is not None, "PRECISION": precision(right.dtype), "UPCAST": upcast()}
-        block = 64  # columns a program; the grid must be known before the settings are
+        block = 64  # Columns per program. The grid must be known before the settings are.
         arguments = (parts, left, right, left if scale is None else scale, tokens, columns, rank, per_split)
         launch(
             "low_rank_outer", outer_kernel, (triton.cdiv(columns, block), splits), arguments, {**constants, "BLOCK_C": block}, right.dtype

@@ -16,14 +16,15 @@ __all__ = ["Path", "PathReport", "fusable", "report"]
 
 Path = Literal["fused", "torch"]
 _MINIMUM = (8, 0)
-"""Compute capability; below it there is no bf16, and nothing here was compiled for it."""
+"""Lowest compute capability. Older GPUs have no bf16, and the kernels were not compiled for them.
+"""
 CHOICE = "PIDEP_KERNELS"
-"""Environment variable: `torch` turns the fused kernels off."""
+"""Environment variable; the value `torch` turns the fused kernels off."""
 
 
 @dataclass(frozen=True)
 class PathReport:
-    """What runs here, and why."""
+    """The path that runs here, and the reason."""
 
     path: Path
     why: str
@@ -34,7 +35,7 @@ class PathReport:
 
 @cache
 def triton_version() -> str | None:
-    """Version of OpenAI Triton, None where it is not installed; nothing is imported."""
+    """Version of OpenAI Triton; None if it is not installed. Imports nothing."""
     if importlib.util.find_spec("triton") is None:
         return None
     try:
@@ -44,7 +45,10 @@ def triton_version() -> str | None:
 
 
 def fusable(*tensors: Tensor) -> bool:
-    """Whether the fused kernels take these tensors: all on one NVIDIA GPU that they can run on, none of them float64."""
+    """Whether the fused kernels take these tensors.
+
+        All of them must be on one supported NVIDIA GPU, and none may be float64.
+    """
     if not all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors):
         return False
     device = tensors[0].get_device()
@@ -60,12 +64,13 @@ def _usable(index: int) -> bool:
     return _known(index)
 
 
-# as torch.compiler.assume_constant_result, which would import dynamo: what a graph is traced for does not change under it
+# Same effect as torch.compiler.assume_constant_result, which would import dynamo. The path does not
+# change while a graph is traced.
 _usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def report(index: int = 0) -> PathReport:
-    """What `pidep doctor` shows."""
+    """The report that `pidep doctor` shows."""
     found = triton_version()
     if not torch.cuda.is_available():
         return PathReport("torch", "no NVIDIA GPU that torch can use", f"cpu ({torch.get_num_threads()} threads)", found)

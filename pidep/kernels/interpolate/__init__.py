@@ -1,10 +1,11 @@
-"""φ̄ = Σₖ softmax(α_s)ₖ φₖ over every site of an arena at once, with the gradients of φ and α (π-Tuning, section 3.3).
+"""φ̄ = Σₖ softmax(α_s)ₖ φₖ over all sites of an arena, with gradients of φ and α (section 3.3).
 
     index = ArenaIndex.of([size of each site, …])
     mixed = interpolate(learned, frozen, alpha_logits, index)
 
-An arena holds the parameters of K experts as rows `[K, P]`; those that are learned and those that are only read are two tensors, so
-that nothing is written for the second. On a GPU it is one OpenAI Triton launch each way, else plain torch.
+An arena holds the parameters of K experts as rows `[K, P]`. Learned and frozen rows are two
+tensors, so that no gradient is written for the frozen ones. On a GPU, one OpenAI Triton launch runs
+forward and one backward; elsewhere plain torch runs.
 """
 
 from __future__ import annotations
@@ -25,18 +26,19 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def interpolate(
     learned: Tensor,  # [T, P] fp32/bf16/fp16, contiguous
-    frozen: Tensor | None,  # [F, P] fp32/bf16/fp16, contiguous; never given a gradient
+    frozen: Tensor | None,  # [F, P] fp32/bf16/fp16, contiguous; gets no gradient
     alpha_logits: Tensor,  # [S, T + F] fp32
     index: ArenaIndex,
     *,
     out: Tensor | None = None,  # [P], written instead of new memory; without gradients only
-) -> Tensor:  # [P], in the dtype of `learned`, or of `frozen` where T = 0
-    """The interpolated parameters; sums run in fp32 (in float64 for float64).
+) -> Tensor:  # [P], dtype of `learned`, or of `frozen` if T = 0
+    """The interpolated parameters. Sums run in fp32 (in float64 for float64).
 
-    Gradients go to `learned` and `alpha_logits`. The same inputs give the same bits, forward and backward: nothing is added atomically.
+        Gradients go to `learned` and `alpha_logits`. Equal inputs give equal bits, forward and
+        backward: no sum is atomic.
 
-    Raises:
-        ValueError: shapes, dtypes or devices that do not fit together; says which.
+        Raises:
+            ValueError: shapes, dtypes or devices do not fit together; the message names them.
     """
     frozen = learned.new_empty(0, learned.shape[1]) if frozen is None else frozen
     _check(learned, frozen, alpha_logits, index)
@@ -106,7 +108,9 @@ def _backward(gradient: Tensor, saved: tuple[Tensor, ...], *, write: bool) -> tu
 
 
 class _Interpolate(torch.autograd.Function):
-    """The eager path: a custom operator's dispatch costs more than a small arena's whole pass."""
+    """The eager path. A custom operator's dispatch costs more than the whole pass over a small
+    arena.
+    """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""One launch over the arena forward, one backward; a second, small one adds up the tiles' shares of dα in a fixed order."""
+"""One launch over the arena forward and one backward.
+
+A second, small backward launch sums the tiles' shares of dα in a fixed order.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from pidep.kernels.launch_table import launch
 __all__ = ["backward", "backward_kernel", "forward", "forward_kernel", "logits_kernel"]
 
 _SHARES = 4096
-"""At a time: one program adds up a whole site, so few and wide reads."""
+"""One program sums a whole site, so it does few and wide reads."""
 
 
 @triton.constexpr_function
 def _chunk(count, chunk):
-    """Rows at a time, at most `chunk`: no more registers than there are rows for."""
+    """Rows to load at a time, at most `chunk`; more registers than rows would be idle."""
     return min(chunk, triton.next_power_of_2(max(1, count)))
 
 
@@ -33,7 +36,7 @@ def _softmax_scale(logits, NUM_EXPERTS: tl.constexpr, K_PADDED: tl.constexpr):
 
 @triton.jit
 def _add_rows(total, rows, logits, top, at, num_elements, FIRST, COUNT: tl.constexpr, CHUNK: tl.constexpr):
-    """total + Σ_k exp(logit_k - top) φ_k over `COUNT` rows, `CHUNK` of them loaded at a time."""
+    """total + Σ_k exp(logit_k - top) φ_k over `COUNT` rows, `CHUNK` rows at a time."""
     SIZE: tl.constexpr = _chunk(COUNT, CHUNK)
     for first in tl.static_range(0, COUNT, SIZE):
         k = first + tl.arange(0, SIZE)
@@ -59,7 +62,7 @@ def forward_kernel(
     CHUNK: tl.constexpr,
     GRAIN: tl.constexpr,
 ):
-    """out = Σ_k softmax(logits)_k φ_k, a tile a program; fp32 inside."""
+    """out = Σ_k softmax(logits)_k φ_k, one tile per program, fp32 inside."""
     tile = tl.program_id(0)
     num_elements = num_elements.to(tl.int64)
     logits += tl.load(tile_site + tile) * (NUM_LEARNED + NUM_FROZEN)
@@ -90,7 +93,7 @@ def _share(
     GRAIN: tl.constexpr,
     WRITE: tl.constexpr,
 ):
-    """Σ_p g_p φ_kp of one tile for `COUNT` rows into `shares`, and dφ_k = α_k g where rows are learned."""
+    """Shares Σ_p g_p φ_kp of one tile for `COUNT` rows, and dφ_k = α_k g for learned rows."""
     SIZE: tl.constexpr = _chunk(COUNT, CHUNK)
     for first in tl.static_range(0, COUNT, SIZE):
         k = first + tl.arange(0, SIZE)
@@ -126,7 +129,10 @@ def backward_kernel(
     GRAIN: tl.constexpr,
     WRITE: tl.constexpr,
 ):
-    """Reads the arena and the gradient, writes the learned rows' gradients and each tile's share of dα; frozen rows are only read."""
+    """Read the arena and the gradient; write the learned rows' gradients and each tile's dα share.
+
+        Frozen rows are only read.
+    """
     tile = tl.program_id(0)
     num_elements = num_elements.to(tl.int64)
     logits += tl.load(tile_site + tile) * (NUM_LEARNED + NUM_FROZEN)
@@ -147,7 +153,10 @@ def logits_kernel(
     K_PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dlogit = α (dα - Σ α dα), dα the sum of a site's shares, always in the same order: the same bits every time."""
+    """dlogit = α (dα - Σ α dα), with dα the sum of a site's shares.
+
+        The order of the sum is fixed, so that equal inputs give equal bits.
+    """
     site = tl.program_id(0)
     k = tl.arange(0, K_PADDED)
     total = tl.zeros([K_PADDED], tl.float32)
@@ -173,7 +182,9 @@ def _constants(learned: Tensor, frozen: Tensor) -> dict[str, int]:
 
 
 def forward(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, tile_site: Tensor, out: Tensor | None = None) -> Tensor:
-    """`[P]` in the dtype of the learned rows, or of the frozen ones where none are learned."""
+    """The mixture `[P]`, in the dtype of the learned rows, or of the frozen rows if none are
+    learned.
+    """
     rows = learned if len(learned) else frozen
     out = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device) if out is None else out
     if len(tile_site):

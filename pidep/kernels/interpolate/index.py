@@ -1,4 +1,4 @@
-"""Where the parameters of every site lie in an arena `[K, P]`, and how its passes are cut into tiles."""
+"""The sites' places in an arena `[K, P]`, and the tiles that its passes are cut into."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor
 __all__ = ["GRAIN", "ArenaIndex", "Span", "spans_of"]
 
 GRAIN = 1024
-"""Elements; every site starts at a multiple of it, so that no pass ever masks and every load is aligned."""
+"""Elements. Every site starts at a multiple of it, so that no pass masks and every load is aligned.
+"""
 _TILES = 2048
-"""About as many tiles as keep a large GPU busy; a longer arena has longer tiles, not more."""
+"""Roughly the number of tiles that keeps a large GPU busy. A longer arena has longer tiles."""
 _MAX_GRAINS = 16
 
 
@@ -27,33 +28,35 @@ class Span(NamedTuple):
 
 
 def spans_of(sizes: Sequence[int]) -> list[Span]:
-    """Where parts of these numbers of elements lie, one behind the other, each on its own grains."""
+    """The spans of parts with these sizes, one after another, each padded to whole grains."""
     starts = [0, *accumulate(-(-size // GRAIN) * GRAIN for size in sizes)]
     return [Span(start, start + size) for start, size in zip(starts, sizes, strict=False)]
 
 
 @dataclass(frozen=True, eq=False)
 class ArenaIndex:
-    """The sites of an arena, for the kernels.
+    """The sites of an arena, as the kernels read them.
 
-    Every pass walks `tiles`: runs of at most 16 grains of one site. Tensors are int32, on the arena's device.
+        Every pass walks over tiles: runs of at most 16 grains of one site. Tensors are int32, on
+            the
+        arena's device.
     """
 
     site_sizes: tuple[int, ...]
-    """Elements of each site, without the padding behind it."""
+    """Elements of each site, without padding."""
     tile_start: Tensor
-    """`[N + 1]` first grain of each tile."""
+    """First grain of each tile, `[N + 1]`."""
     tile_site: Tensor
-    """`[N]` site of each tile."""
+    """Site of each tile, `[N]`."""
     site_tile: Tensor
-    """`[S + 1]` first tile of each site."""
+    """First tile of each site, `[S + 1]`."""
 
     @classmethod
     def of(cls, site_sizes: Sequence[int], *, device: torch.device | str | None = None) -> ArenaIndex:
-        """The index of sites of these numbers of elements, in this order.
+        """The index of sites with these sizes, in this order.
 
-        Raises:
-            ValueError: a size is negative.
+                Raises:
+                    ValueError: a size is negative.
         """
         if any(size < 0 for size in site_sizes):
             raise ValueError(f"arena: site sizes are numbers of elements, found {min(site_sizes)}")
@@ -70,26 +73,26 @@ class ArenaIndex:
 
     @property
     def num_sites(self) -> int:
-        """S."""
+        """S, the number of sites."""
         return len(self.site_sizes)
 
     @property
     def num_elements(self) -> int:
-        """P, the padding included."""
+        """P, padding included."""
         return sum(-(-size // GRAIN) * GRAIN for size in self.site_sizes)
 
     @property
     def spans(self) -> list[Span]:
-        """Where each site lies."""
+        """The span of each site."""
         return spans_of(self.site_sizes)
 
     def to(self, device: torch.device | str) -> ArenaIndex:
-        """The same on another device."""
+        """The same index on another device."""
         moved = (tensor.to(device) for tensor in (self.tile_start, self.tile_site, self.site_tile))
         return ArenaIndex(self.site_sizes, *moved)
 
 
 def runs_of(tile_start: Tensor, site_tile: Tensor) -> list[Span]:
-    """Elements of each site, padding included, from the index's tensors."""
+    """Elements of each site with padding, from the index's tensors."""
     bounds = (tile_start.long()[site_tile.long()] * GRAIN).tolist()
     return [Span(start, stop) for start, stop in pairwise(bounds)]

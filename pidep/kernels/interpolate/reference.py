@@ -1,4 +1,7 @@
-"""Plain torch: the meaning of the operation (`plain`), and the path of a CPU, which is as near to the speed of memory as torch gets."""
+"""Plain torch: the definition of the operation (`plain`), and the CPU path.
+
+The CPU path is as near to the memory bandwidth as torch gets.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,15 @@ from pidep.kernels.interpolate.index import GRAIN, Span, runs_of
 __all__ = ["backward", "forward", "plain"]
 
 _BLOCK = 1 << 20
-"""Elements: a block of the result stays in the caches while the experts stream past, and is worth starting threads for."""
+"""Elements. A block of the result stays in the caches while the experts stream past, and is large
+enough to pay for threads.
+"""
 _HUGE = 1 << 25
-"""Bytes; below, malloc hands out what was freed before, and nothing is mapped anew."""
+"""Bytes. Below this size, malloc reuses freed memory and maps no new pages."""
 _SMALL = 32
-"""Grains: below this mean length of a site, one batched product over all grains beats a call for every site."""
+"""Grains. For sites shorter than this on average, one batched product over all grains is faster
+than a call per site.
+"""
 
 
 def plain(
@@ -27,7 +34,7 @@ def plain(
     alpha_logits: Tensor,  # [S, K]
     site_sizes: Sequence[int],
 ) -> Tensor:  # [P]
-    """Σₖ softmax(α_s)ₖ φₖ a site at a time (π-Tuning, section 3.3), for autograd and float64."""
+    """Σₖ softmax(α_s)ₖ φₖ, one site at a time (π-Tuning, section 3.3), for autograd and float64."""
     experts = torch.cat([learned, frozen.to(learned.dtype)]) if len(learned) else frozen
     parts, start = [], 0
     for site, size in enumerate(site_sizes):
@@ -74,7 +81,9 @@ def backward(
 
 
 def _empty_like(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Memory for a result. NumPy asks for huge pages, torch does not: on 64 MB its page faults take longer than the whole pass."""
+    """Memory for a result. NumPy asks for huge pages and torch does not. At 64 MB, torch's page
+    faults take longer than the whole pass.
+    """
     size = math.prod(shape) * like.element_size()
     if size < _HUGE or like.device.type != "cpu":
         return torch.empty(shape, dtype=like.dtype, device=like.device)
@@ -100,7 +109,7 @@ def _small(runs: Sequence[Span]) -> bool:
 
 
 def _blocks(alpha: Tensor, runs: Sequence[Span]) -> Iterator[tuple[Tensor, slice]]:
-    """α of the site, and the elements, of each block."""
+    """For each block: α of its site, and its elements."""
     for weights, (start, stop) in zip(alpha, runs, strict=True):
         for first in range(start, stop, _BLOCK):
             yield weights, slice(first, min(first + _BLOCK, stop))
@@ -120,12 +129,12 @@ def _weighted_sum(parts: Sequence[Tensor], weights: Sequence[float], out: Tensor
 
 
 def _by_grain(alpha: Tensor, runs: Sequence[Span]) -> Tensor:
-    """`[G, K]` α of each grain's site."""
+    """α of each grain's site, `[G, K]`."""
     return alpha[_site_of(runs, alpha.device)]
 
 
 def _site_of(runs: Sequence[Span], device: torch.device) -> Tensor:
-    """`[G]` site of each grain."""
+    """Site of each grain, `[G]`."""
     grains = torch.tensor([(stop - start) // GRAIN for start, stop in runs], device=device)
     return torch.arange(len(runs), device=device).repeat_interleave(grains)
 
@@ -147,7 +156,8 @@ def _batched(alpha: Tensor, runs: Sequence[Span], learned: Tensor, frozen: Tenso
 def _batched_backward(
     alpha: Tensor, runs: Sequence[Span], gradient: Tensor, learned: Tensor, frozen: Tensor, d_learned: Tensor, *, write: bool
 ) -> Tensor:
-    # a product and a sum, row by row through the same memory: a batched product of these shapes takes five times as long
+    # A product and a sum, row by row through the same memory. A batched product of these shapes
+    # takes five times as long.
     product = torch.empty_like(gradient)
     shares = [torch.mul(row, gradient, out=product).view(-1, GRAIN).sum(1) for row in (*learned, *frozen)]
     sites = _site_of(runs, alpha.device)

@@ -1,4 +1,4 @@
-"""Plain torch: what the bank graph is exported from, and how per-sample gradients are had."""
+"""Plain torch: the bank graph is exported from it, and per-sample gradients run through it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""W + Σₖ αₖ sₖ BₖAₖ: a mixture of LoRAs folded into the backbone's weight, summed in fp32 and rounded once."""
+"""W + Σₖ αₖ sₖ BₖAₖ: a mixture of LoRAs folded into a weight, summed in fp32, rounded once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ __all__ = ["lora_fold"]
 
 def lora_fold(
     w: Tensor,  # [out, in] fp32/bf16/fp16, any strides
-    a: Tensor,  # [R, in]   the experts' A stacked, R = Σ rank_k
-    b: Tensor,  # [out, R]  the experts' B side by side
-    weight: Tensor,  # [R]  α_k s_k of the expert that owns the rank
+    a: Tensor,  # [R, in], the experts' A stacked, R = Σ rank_k
+    b: Tensor,  # [out, R], the experts' B side by side
+    weight: Tensor,  # [R], α_k s_k of the expert that owns the rank
     *,
     out: Tensor | None = None,  # [out, in], w's dtype; may be w
 ) -> Tensor:  # [out, in]
-    """Without gradients. As near to the exact sum as folding in fp32 and then rounding, in every dtype.
+    """The folded weight, without gradients.
 
-    Raises:
-        ValueError: shapes or dtypes that do not fit together; says which.
+        In every dtype it is as near to the exact sum as folding in fp32 and rounding.
+
+        Raises:
+            ValueError: shapes or dtypes do not fit together; the message names them.
     """
     if w.dim() != 2 or a.shape != (len(a), w.shape[1]) or b.shape != (w.shape[0], len(a)) or weight.shape != (len(a),):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""One read and one write of W; ΔW never exists."""
+"""One read and one write of W; ΔW is never stored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fold_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A tile of W a program: fp32 inside, rounded once."""
+    """One tile of W per program; fp32 inside, rounded once."""
     m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -57,7 +57,7 @@ def lora_fold(w: Tensor, a: Tensor, b: Tensor, weight: Tensor, out: Tensor) -> T
         "R_BLOCK": min(32, rank_padded(len(a))),
         "BLOCK_M": _BLOCK[0],
         "BLOCK_N": _BLOCK[1],
-        # what is rounded to 16 bits does not need the last bits of fp32 products
+        # A result that is rounded to 16 bits does not need the last bits of fp32 products.
         "PRECISION": "ieee" if out.element_size() >= 4 else "tf32x3",
     }
     if rows and columns:

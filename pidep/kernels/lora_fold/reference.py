@@ -1,4 +1,7 @@
-"""Plain torch: fp32 sums whatever the weight's dtype, a block of rows at a time so that no fp32 copy of W is ever whole."""
+"""Plain torch: fp32 sums for every dtype, one block of rows at a time.
+
+No fp32 copy of the whole W exists.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from torch import Tensor
 __all__ = ["lora_fold"]
 
 _BLOCK = 1 << 19
-"""Elements of W in fp32 at a time."""
+"""Elements of W that are in fp32 at a time."""
 
 
 def lora_fold(w: Tensor, a: Tensor, b: Tensor, weight: Tensor, out: Tensor) -> Tensor:

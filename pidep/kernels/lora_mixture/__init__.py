@@ -1,4 +1,4 @@
-"""y + Σₖ αₖ sₖ (x Aₖᵀ) Bₖᵀ: a mixture of LoRA products without K passes, whatever K is."""
+"""y + Σₖ αₖ sₖ (x Aₖᵀ) Bₖᵀ: a mixture of LoRA products in two products for any K."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ __all__ = ["lora_mixture"]
 
 def lora_mixture(
     x: Tensor,  # [..., in]
-    a: Tensor,  # [R, in]   the experts' A stacked, R = Σ rank_k
-    b: Tensor,  # [out, R]  the experts' B side by side
-    weight: Tensor,  # [R]  α_k s_k of the expert that owns the rank
-    base: Tensor | None = None,  # [..., out]  what the frozen layer gives
+    a: Tensor,  # [R, in], the experts' A stacked, R = Σ rank_k
+    b: Tensor,  # [out, R], the experts' B side by side
+    weight: Tensor,  # [R], α_k s_k of the expert that owns the rank
+    base: Tensor | None = None,  # [..., out], the frozen layer's output
 ) -> Tensor:  # [..., out], in x's dtype
-    """base + the mixture of the *products* (π-Tuning eq. 5 on ΔW = BA), exact because stacking is concatenation.
+    """base plus the mixture of the *products* (π-Tuning, eq. 5 on ΔW = BA); stacking makes it
+    exact.
 
-    On a GPU one launch forward, and backward one for x and α and one each for A and B; elsewhere two matrix products.
+        On a GPU, one launch runs forward. Backward has one launch for x and α, and one each for A
+            and
+        B. Elsewhere two matrix products run.
 
-    Raises:
-        ValueError: shapes that do not fit together; says which.
+        Raises:
+            ValueError: shapes do not fit together; the message names them.
     """
     _check(x, a, b, weight, base)
     if not fusable(x, a, b, weight):
@@ -91,7 +94,8 @@ class _LoraMixture(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         through = gradient if ctx.needs_input_grad[4] else None
-        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):  # α alone is learned: no pass over the tokens for dA and dB
+        # Only α is learned, so no pass over the tokens for dA and dB is needed.
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             dx, _, d_weight = _to_the_ranks(gradient.contiguous(), *ctx.saved_tensors[1:])
             return dx, None, None, d_weight, through
         return (*_backward(gradient.contiguous(), *ctx.saved_tensors), through)

@@ -10,7 +10,7 @@ __all__ = ["lora_mixture"]
 
 
 def lora_mixture(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None = None) -> Tensor:
-    """Two products; the second adds to `base` as it goes."""
+    """Two products; the second adds to `base` in place."""
     inner = linear(x, a.to(x.dtype)) * weight.to(x.dtype)
     up = b.to(x.dtype)
     if base is None:
