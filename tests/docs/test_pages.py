@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from pidep import errors
+from pidep.artifacts import BankRecord, Manifest, MergedRecord, VisionRecord
+from pidep.artifacts.record import Record
 from pidep.export.recipe import Recipe, Tolerance
 from pidep.tasks.metrics import METRICS
 from pidep.tasks.task import Data, Task
@@ -219,3 +221,21 @@ def test_messages_on_the_error_page_are_in_the_code() -> None:
         # A message may be put together from several texts, so only its longest piece has to stand in one of them.
         piece = max(re.split(r"…|'…'", message), key=len).strip(" ;:(),'")
         assert any(piece in template for template in _templates()), message
+
+
+@pytest.mark.parametrize(
+    ("heading", "record"),
+    [
+        ("`bank.json`", BankRecord),
+        ("`merged.json`", MergedRecord),
+        ("`vision`", VisionRecord),
+        ("`manifest.json`", Manifest),
+    ],
+)
+def test_the_page_of_files_has_every_key_of_a_record(heading: str, record: type[Record]) -> None:
+    text = (DOCS / "reference" / "files.md").read_text(encoding="utf-8")
+    section = re.split(r"\n###? ", text.split(f"\n### {heading}\n")[1])[0]
+    rows = re.findall(r"^\| (`[^|]+) \|", section, re.M)
+    listed = [key for row in rows for key in re.findall(r"`(\w+)`", row)]
+    fields = record.model_fields.items()
+    assert sorted(listed) == sorted(field.serialization_alias or name for name, field in fields)

@@ -1,6 +1,6 @@
 """Run the pages of Start and Guides and compare the output they show with the output they give.
 
-    python -m tools.docs.run_pages [PAGE.md ...] [--timeout SECONDS] [--write]
+    python -m tools.docs.run_pages [PAGE.md ...] [--folder FOLDER] [--timeout SECONDS] [--write]
 
 All pages share one folder, in the order of mkdocs.yml; each page has one bash session of its own.
 A page is run as follows:
@@ -336,8 +336,10 @@ def _write(page: Path, replaced: Sequence[tuple[Step, list[str]]]) -> None:
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def run(pages: Sequence[Path], *, timeout_s: float, write: bool = False) -> None:
-    """Run pages in one temporary folder.
+def run(
+    pages: Sequence[Path], *, timeout_s: float, write: bool = False, folder: Path | None = None
+) -> None:
+    """Run pages in one folder, a temporary one by default.
 
     Raises:
         RunError: a step failed, or an output differs from its page.
@@ -351,13 +353,14 @@ def run(pages: Sequence[Path], *, timeout_s: float, write: bool = False) -> None
         )
     started = time.monotonic()
     differences: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="pidep-docs-") as folder:
+    with tempfile.TemporaryDirectory(prefix="pidep-docs-") as temporary:
+        where = folder or Path(temporary)
         for page in pages:
             before = _cpu_s()
             print(f"\n== {page.name}", flush=True)
             try:
                 differences += run_page(
-                    page, Path(folder), ports=ports, deadline=started + timeout_s, write=write
+                    page, where, ports=ports, deadline=started + timeout_s, write=write
                 )
             except RunError as error:
                 raise RunError(f"{page.name}: {error}") from None
@@ -389,6 +392,7 @@ def main() -> None:
     parser.add_argument(
         "--timeout", type=float, default=1800.0, help="seconds for the whole run (default 1800)"
     )
+    parser.add_argument("--folder", type=Path, help="run in this folder, which stays")
     parser.add_argument(
         "--write",
         action="store_true",
@@ -396,7 +400,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     try:
-        run(options.pages or executed_pages(), timeout_s=options.timeout, write=options.write)
+        pages = options.pages or executed_pages()
+        run(pages, timeout_s=options.timeout, write=options.write, folder=options.folder)
     except (RunError, OSError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from None
