@@ -16,7 +16,7 @@ from pidep.artifacts.record import Record
 from pidep.export.recipe import Recipe, Tolerance
 from pidep.tasks.metrics import METRICS
 from pidep.tasks.task import Data, Task
-from pidep.tuning.settings import TuneConfig
+from pidep.tuning.settings import TuneSettings
 from tools.docs.cli_reference import commands
 from tools.docs.hooks import GENERATED, generated
 from tools.docs.navigation import DOCS, ROOT, all_pages, configuration, executed_pages
@@ -52,6 +52,12 @@ def _options(command: Any) -> set[str]:
             for name in (*parameter.opts, *parameter.secondary_opts)
         ),
     }
+
+
+def _visible(command: Any) -> set[str]:
+    """Options that `--help` shows."""
+    shown = [one for one in command.params if one.param_type_name == "option" and not one.hidden]
+    return {flag for one in shown for flag in (*one.opts, *one.secondary_opts)}
 
 
 def _code(page: Path) -> str:
@@ -154,21 +160,28 @@ def test_the_reference_of_commands_has_every_option() -> None:
     text = generated("cli")
     for name, command in COMMANDS.items():
         section = text.split(f"## pidep {name}\n")[1].split("\n## ")[0]
-        assert {flag for flag in _options(command) if flag.startswith("-")} - {"--help"} <= set(
-            re.findall(r"`(--[a-z][a-z-]*)`", section)
-        ), name
+        assert _visible(command) - {"--help", "-h"} == set(re.findall(r"`(-[a-z-]+)`", section)), (
+            name
+        )
 
 
 @pytest.mark.parametrize(
-    ("name", "model"), [("tune", TuneConfig), ("recipe", Recipe), ("tolerance", Tolerance)]
+    ("name", "model"), [("tune", TuneSettings), ("recipe", Recipe), ("tolerance", Tolerance)]
 )
 def test_the_tables_of_settings_have_every_key_with_its_meaning(name: str, model: Any) -> None:
-    rows = [
-        [cell.strip() for cell in row.strip("|").split(" | ")]
-        for row in generated(name).splitlines()[2:]
-    ]
-    assert [row[0].strip("` ") for row in rows] == list(model.model_fields)
-    assert all(row[-1].strip() for row in rows if row[0].strip("` ") not in {"name", "tolerance"})
+    lines = [line for line in generated(name).splitlines() if line.startswith("| `")]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in lines]
+    assert [row[0] for row in rows] == list(model.model_fields)
+    assert [row[0] for row in rows if not row[-1]] == (
+        ["name", "tolerance"] if name == "recipe" else []
+    )
+
+
+def test_the_table_of_tuning_has_every_option_of_the_command() -> None:
+    flags = set(re.findall(r"`(--[a-z-]+)`", generated("tune")))
+    beside = {"--out", "--config", "--resume", "--json", "--help"}
+    visible = {flag for flag in _visible(COMMANDS["tune"]) if not flag.startswith("--no-")}
+    assert flags == visible - beside
 
 
 def test_the_page_of_task_files_has_every_key_and_metric() -> None:

@@ -27,7 +27,7 @@ def _section(name: str, command: Any) -> str:
     arguments = [
         parameter for parameter in command.params if parameter.param_type_name == "argument"
     ]
-    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    options = [one for one in command.params if one.param_type_name == "option" and not one.hidden]
     usage = " ".join(["pidep", name, "[OPTIONS]", *(_usage(argument) for argument in arguments)])
     parts = [f"## pidep {name}", inspect.cleandoc(command.help or ""), f"```text\n{usage}\n```"]
     if arguments:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from tools.docs.cli_reference import cli_reference
-from tools.docs.settings_tables import TABLES, table
+from tools.docs.settings_tables import RECORDS, SETTINGS, table
 
 GENERATED = re.compile(r"<!-- generated: ([a-z]+) -->")
 
@@ -20,6 +20,8 @@ def generated(name: str) -> str:
     """The text for a mark: `cli`, or the name of a table of settings."""
     if name == "cli":
         return cli_reference()
-    if name in TABLES:
+    if name in {*SETTINGS, *RECORDS}:
         return table(name)
-    raise ValueError(f"generated: {name!r}: expected cli or one of {', '.join(TABLES)}")
+    raise ValueError(
+        f"generated: {name!r}: expected cli or one of {', '.join([*SETTINGS, *RECORDS])}"
+    )

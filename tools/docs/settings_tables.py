@@ -5,87 +5,64 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from pathlib import PurePath
+from itertools import groupby
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from pidep.export.recipe import Recipe, Tolerance
-from pidep.tuning.settings import TuneConfig
-from tools.docs.cli_reference import commands
+from pidep.settings import Setting, Settings, settings_of
+from pidep.tuning.settings import TuneSettings
 
-__all__ = ["TABLES", "table"]
+__all__ = ["RECORDS", "SETTINGS", "table"]
 
-TABLES: dict[str, tuple[type[BaseModel], str | None]] = {
-    "tune": (TuneConfig, "tune"),
-    "recipe": (Recipe, None),
-    "tolerance": (Tolerance, None),
-}
-"""Name of a table to its model and the command whose flags set its fields."""
+SETTINGS: dict[str, type[Settings]] = {"tune": TuneSettings}
+"""Settings that are given by flags, YAML and Python: a table for each panel."""
+RECORDS: dict[str, type[BaseModel]] = {"recipe": Recipe, "tolerance": Tolerance}
+"""Files that are written by hand: one table."""
 
 
 def table(name: str) -> str:
-    """The table `name` of `TABLES` as Markdown."""
-    model, command = TABLES[name]
-    flags = _flags(command) if command else {}
+    """The tables of a model in `SETTINGS` or `RECORDS` as Markdown."""
+    return _settings(SETTINGS[name]) if name in SETTINGS else _record(RECORDS[name])
+
+
+def _settings(model: type[Settings]) -> str:
+    panels = []
+    for panel, settings in groupby(settings_of(model), key=lambda setting: setting.panel):
+        rows = ["| key | flag | default | meaning |", "| --- | --- | --- | --- |"]
+        rows += [f"| {' | '.join(_cells(setting))} |" for setting in settings]
+        panels.append("\n".join([f"### {panel}", "", *rows]))
+    return "\n\n".join(panels)
+
+
+def _cells(setting: Setting) -> list[str]:
+    flag = "argument" if setting.shown.argument else f"`{setting.flag}`" if setting.flag else ""
+    default = "required" if setting.required else f"`{setting.default_text}`"
+    facts = ", ".join(fact for fact in (_choices(setting), setting.bounds_text) if fact)
+    meaning = f"{setting.help} ({facts})" if facts else setting.help
+    return [f"`{setting.name}`", flag, default.replace("``", ""), meaning.replace("|", "\\|")]
+
+
+def _choices(setting: Setting) -> str:
+    return " or ".join(f"`{choice}`" for choice in setting.choices)
+
+
+def _record(model: type[BaseModel]) -> str:
     described = _attribute_docstrings(model)
-    head = ["key", *(["flag"] if command else []), "default", "meaning"]
-    rows = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    rows = ["| key | default | meaning |", "| --- | --- | --- |"]
     for key, field in model.model_fields.items():
-        meaning = " ".join((field.description or described.get(key, "")).split()).replace(
-            "|", "\\|"
-        )
-        cells = [
-            f"`{key}`",
-            *([flags.get(key, "")] if command else []),
-            _default(field),
-            meaning or _choices(field),
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
+        default = "required" if field.is_required() else f"`{field.default}`"
+        meaning = " ".join((field.description or described.get(key, "")).split())
+        rows.append(f"| `{key}` | {default} | {meaning or _values(field)} |")
     return "\n".join(rows)
 
 
-def _flags(command: str) -> dict[str, str]:
-    """Setting to its flags; an option sets the setting of its parameter, `--helper` the setting `helpers`."""
-    found: dict[str, str] = {}
-    for parameter in commands()[command].params:
-        text = "argument"
-        if parameter.param_type_name == "option":
-            text = ", ".join(f"`{flag}`" for flag in (*parameter.opts, *parameter.secondary_opts))
-        for key in (
-            parameter.name,
-            f"{parameter.name}s",
-            {"rslora": "rank_stabilized"}.get(parameter.name, ""),
-        ):
-            found.setdefault(key, text)
-    return found
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    value: Any = field.get_default(call_default_factory=True, validated_data={})
-    if value is None or value is PydanticUndefined or value == []:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(f"`{part}`" for part in value)
-    return (
-        f"`{value}`"
-        if isinstance(value, (str, PurePath))
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
-
-
-def _choices(field: FieldInfo) -> str:
+def _values(field: FieldInfo) -> str:
     """The values that a field may have, for a field without a description."""
     if choices := get_args(field.annotation):
-        return ", ".join(f"`{choice}`" for choice in choices)
+        return " or ".join(f"`{choice}`" for choice in choices)
     bounds = {name: bound for found in field.metadata for name, bound in _bounds(found).items()}
     if "ge" in bounds and "le" in bounds:
         return f"{bounds['ge']} to {bounds['le']}"
