@@ -221,11 +221,14 @@ def _sources(task: Task) -> list[tuple[Iterable[Any], str]]:
 
 def _whole_sources(task: Task) -> list[tuple[Iterable[Any], str]]:
     data = task.data
+    if data.rows is not None:
+        sides = [(data.rows.train, "training rows"), (data.rows.test, "test rows")]
+        return [(rows, where) for rows, where in sides if rows is not None]
     if data.dataset is not None:
-        sides = [(data.dataset, data.train_split)]
+        splits = [(data.dataset, data.train_split)]
         if data.test_split is not None:
-            sides.append((data.test_dataset or data.dataset, data.test_split))
-        return [(hub_rows(task, split, dataset=dataset), f"{dataset}[{split}]") for dataset, split in sides]
+            splits.append((data.test_dataset or data.dataset, data.test_split))
+        return [(hub_rows(task, split, dataset=dataset), f"{dataset}[{split}]") for dataset, split in splits]
     found = _packaged(data.packaged) if data.packaged is not None else data.files or data.path
     assert found is not None
     paths = [found] if isinstance(found, Path) else [found["train"], found["test"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pidep.errors import TaskError, did_you_mean
+from pidep.tasks.memory import MemoryRows, label_names, plain_rows
 from pidep.tasks.metrics import METRICS, Metric
 from pidep.tasks.packaged import packaged_tasks
 
@@ -18,12 +20,14 @@ __all__ = ["Data", "Task", "load_task"]
 
 
 class Data(BaseModel):
-    """Where the rows come from: exactly one of `packaged`, `path`, `files`, `dataset`."""
+    """Where the rows come from: exactly one of `packaged`, `path`, `files`, `dataset`, `rows`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     packaged: str | None = None
     path: Path | None = None
+    rows: MemoryRows | None = Field(default=None, exclude=True, repr=False)
+    """Rows in memory (`Task.from_rows`); `pidep.tasks.memory.write_task` makes files of them."""
     files: dict[Literal["train", "test"], Path] | None = None
     dataset: str | None = None
     config: str | None = None
@@ -39,7 +43,8 @@ class Data(BaseModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
-        given = [key for key in ("packaged", "path", "files", "dataset") if getattr(self, key) is not None]
+        sources = ("packaged", "path", "files", "dataset", "rows")
+        given = [key for key in sources if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"expected exactly one of packaged, path, files, dataset; found {given or 'none'}")
         if self.files is not None and set(self.files) != {"train", "test"}:
@@ -84,6 +89,62 @@ class Task(BaseModel):
     """Of the data, for people."""
     source: str = ""
     """Where the data and its columns were described, for people."""
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Any,
+        *,
+        text: str = "text",
+        label: str = "label",
+        labels: Mapping[str, str] | Sequence[str] | None = None,
+        name: str = "task",
+        test: Any = None,
+        **fields: Any,
+    ) -> Task:
+        """A task over rows in memory.
+
+        Args:
+            rows: a list of dicts, a pandas.DataFrame or a datasets.Dataset.
+            text: column of the text, or a template over columns such as "{title}: {body}".
+            label: column of the label.
+            labels: label to the text it is scored by, or label names. Without them, the class
+                names of a datasets.Dataset, or every label of the rows.
+            test: test rows in the same forms. Without them, `test_fraction` of the rows.
+            fields: further fields of a task file, such as `image` or `metric`.
+
+        Raises:
+            TaskError: the rows or the fields make no task.
+
+        >>> rows = [{"text": "a great film", "label": "good"}, {"text": "awful", "label": "bad"}]
+        >>> Task.from_rows(rows, labels={"good": "praise", "bad": "complaint"}).labels["bad"]
+        'complaint'
+        """
+        data = MemoryRows(
+            plain_rows(rows, label=label),
+            None if test is None else plain_rows(test, label=label),
+        )
+        values: dict[str, Any] = {"name": name, "label": label, **fields}
+        values.setdefault("input", text if "{" in text or not text else f"{{{text}}}")
+        if not {"candidates", "target", "label_text"} & fields.keys():
+            found = labels if labels is not None else label_names(rows, label)
+            # dict.fromkeys keeps the order in which the rows have the labels.
+            found = found or dict.fromkeys(
+                str(row[label]) for row in data.train if row.get(label) is not None
+            )
+            texts = found if isinstance(found, Mapping) and labels is not None else {
+                each: each for each in found
+            }
+            values["labels"] = {str(key): str(value) for key, value in texts.items()}
+        _unknown_key("Task.from_rows", values)
+        try:
+            return cls.model_validate({**values, "data": Data(rows=data)})
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = "".join(f"{part}: " for part in first["loc"])
+            raise TaskError(
+                f"Task.from_rows: {key}{first['msg'].removeprefix('Value error, ')}"
+            ) from error
 
     @field_validator("labels")
     @classmethod
