@@ -20,7 +20,7 @@ from pidep.inputs.images import Preprocess
 from pidep.inputs.row import Input, size_key, texts_only
 from pidep.inputs.tokenize import Tokenize
 
-__all__ = ["Encoder", "encode_sorted", "load_encoder", "pool", "weights_digest"]
+__all__ = ["Encoder", "encode_sorted", "encoder_of", "load_encoder", "pool", "weights_digest"]
 
 
 
@@ -176,8 +176,41 @@ def load_encoder(source: str | Path, *, name: str | None = None) -> Encoder:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BackboneError(f"backbone {name!r}: expected 'minilm', a folder or a hub id of a text encoder; {reason}") from error
+    return encoder_of(model, tokenizer, name=name, pooling=_pooling(Path(source)))
+
+
+def encoder_of(
+    model: Any, tokenizer: Any, *, name: str | None = None, pooling: str = "mean"
+) -> Encoder:
+    """A text encoder from a model and a tokenizer of `transformers` that are loaded already.
+
+    The model is frozen in place and put into evaluation mode.
+
+    Args:
+        name: what experts call the backbone. The default is made of the class and the digest.
+        pooling: `mean` over the tokens, or `cls`.
+
+    Raises:
+        BackboneError: it is no text encoder in float32 with a fast tokenizer.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    found = type(model).__name__
     if backend is None or getattr(model.config, "is_encoder_decoder", False):
-        raise BackboneError(f"backbone {name!r}: expected a text encoder with a fast tokenizer, found {type(model).__name__}")
+        raise BackboneError(
+            f"backbone {name or found!r}: expected a text encoder with a fast tokenizer, "
+            f"found {found}"
+        )
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        raise BackboneError(
+            f"backbone {name or found!r}: expected weights in float32; load it with dtype=torch.float32"
+        )
     model.requires_grad_(False).eval()
-    return Encoder(name=name, model=model, pooling=_pooling(Path(source)), tokenizer_json=backend.to_str(), digest=weights_digest(model))
+    digest = weights_digest(model)
+    name = name or f"{found}-{digest.removeprefix('sha256:')[:12]}"
+    return Encoder(
+        name=name,
+        model=model,
+        pooling=pooling,
+        tokenizer_json=backend.to_str(),
+        digest=digest,
+    )

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from weakref import WeakValueDictionary
+
 from pidep import plugins
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.encoder import load_encoder
 from pidep.backbones.load_encoder_decoder import is_encoder_decoder, load_encoder_decoder
 from pidep.errors import BackboneError
 
-__all__ = ["load_any_backbone", "load_backbone"]
+__all__ = ["load_any_backbone", "load_backbone", "remember_backbone"]
+
+# Weak: a backbone is found by its name for as long as the caller keeps it, and no longer.
+_IN_MEMORY: WeakValueDictionary[str, Backbone] = WeakValueDictionary()
+
+
+def remember_backbone(backbone: Backbone) -> None:
+    """Let `load_any_backbone` find a backbone that was made in memory, in this process.
+
+    Experts know their backbone by name, so export finds the backbone of theirs this way.
+
+    Raises:
+        BackboneError: the name belongs to an installed backbone.
+    """
+    if backbone.name in plugins.names("pidep.backbones"):
+        raise BackboneError(f"backbone {backbone.name!r}: the name is taken; choose another")
+    _IN_MEMORY[backbone.name] = backbone
 
 
 def load_backbone(name: str = "minilm") -> Backbone:
@@ -28,8 +46,10 @@ def load_backbone(name: str = "minilm") -> Backbone:
 def load_any_backbone(name: str = "minilm") -> Backbone:
     """A frozen backbone of any kind: as `load_backbone`, or an encoder-decoder.
 
-        Encoder-decoders (T5, BART, Florence-2, BLIP) come from a folder or a hub id.
+    Encoder-decoders (T5, BART, Florence-2, BLIP) come from a folder or a hub id.
     """
+    if name in _IN_MEMORY:
+        return _IN_MEMORY[name]
     if name in plugins.names("pidep.backbones"):
         found: Backbone = plugins.load("pidep.backbones", name)()
         return found

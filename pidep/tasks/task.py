@@ -120,6 +120,8 @@ class Task(BaseModel):
         >>> Task.from_rows(rows, labels={"good": "praise", "bad": "complaint"}).labels["bad"]
         'complaint'
         """
+        if "data" in fields:
+            raise TaskError("Task.from_rows: expected rows, found data; use Task or load_task for files")
         data = MemoryRows(
             plain_rows(rows, label=label),
             None if test is None else plain_rows(test, label=label),
