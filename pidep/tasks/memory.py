@@ -20,7 +20,7 @@ from pidep.files.atomic_write import write_bytes, write_text
 if TYPE_CHECKING:
     from pidep.tasks.task import Task
 
-__all__ = ["MemoryRows", "label_names", "plain_rows", "write_task"]
+__all__ = ["MemoryRows", "label_names", "labels_in", "plain_rows", "write_task"]
 
 Record = dict[str, Any]
 """A row: column to value."""
@@ -65,11 +65,16 @@ def label_names(rows: Any, label: str | None) -> tuple[str, ...]:
     return tuple(getattr(features.get(label), "names", ())) if isinstance(features, dict) else ()
 
 
-def _records(rows: Any) -> Iterable[Any]:
+def labels_in(rows: Iterable[Record], label: str) -> tuple[str, ...]:
+    """The labels of the rows, in the order in which they first appear."""
+    found = (row.get(label) for row in rows)
+    return tuple(dict.fromkeys(str(value) for value in found if value is not None))
+
+
+def _records(rows: Any) -> Any:
     # Recognised by their methods, so that neither pandas nor datasets has to be installed.
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
-        records: Iterable[Any] = rows.to_dict(orient="records")
-        return records
+        return rows.to_dict(orient="records")
     if hasattr(rows, "cast_column") and hasattr(rows, "features"):
         return _without_decoding(rows)
     if isinstance(rows, Iterable) and not isinstance(rows, str | bytes | Mapping):

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pidep.errors import TaskError, did_you_mean
-from pidep.tasks.memory import MemoryRows, label_names, plain_rows
+from pidep.tasks.memory import MemoryRows, label_names, labels_in, plain_rows
 from pidep.tasks.metrics import METRICS, Metric
 from pidep.tasks.packaged import packaged_tasks
 
@@ -129,14 +129,9 @@ class Task(BaseModel):
         values: dict[str, Any] = {"name": name, "label": label, **fields}
         values.setdefault("input", text if "{" in text or not text else f"{{{text}}}")
         if not {"candidates", "target", "label_text"} & fields.keys():
-            found = labels if labels is not None else label_names(rows, label)
-            # dict.fromkeys keeps the order in which the rows have the labels.
-            found = found or dict.fromkeys(
-                str(row[label]) for row in data.train if row.get(label) is not None
-            )
-            texts = found if isinstance(found, Mapping) and labels is not None else {
-                each: each for each in found
-            }
+            known = labels or label_names(rows, label) or labels_in(data.train, label)
+            # Names without texts are scored by themselves.
+            texts = known if isinstance(known, Mapping) else dict(zip(known, known, strict=True))
             values["labels"] = {str(key): str(value) for key, value in texts.items()}
         _unknown_key("Task.from_rows", values)
         try:
