@@ -157,8 +157,8 @@ def _specialise(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], Any], 
 def compile_case(case: Case, target: int) -> Resources:
     """Compile one launch for one compute capability.
 
-        Raises:
-            RuntimeError: Triton's interpreter is on (`TRITON_INTERPRET=1`).
+    Raises:
+        RuntimeError: Triton's interpreter is on (`TRITON_INTERPRET=1`).
     """
     import triton
     from triton.backends.compiler import GPUTarget

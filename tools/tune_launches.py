@@ -35,7 +35,7 @@ def tune_all(device: str = "cuda", *, say: Callable[[str], None] = lambda _: Non
 def _works(dtype: torch.dtype, device: str) -> dict[str, Work]:
     """The work that each kernel is tuned on.
 
-        16M elements and four experts; 4096 tokens of width 1024; a weight of 4096 × 4096.
+    16M elements and four experts; 4096 tokens of width 1024; a weight of 4096 × 4096.
     """
 
     def draw(*shape: int) -> Tensor:

@@ -37,11 +37,10 @@ Layout = Sequence[Mapping[str, Slot]]
 class Arena(nn.Module):
     """K rows of P elements. The first `num_learned` rows are a parameter; the others are constant.
 
-        Args:
-            experts: `[K][S]` mappings of tensor names to arrays. At a site, all experts have
-                tensors
-                of the same shapes.
-            alpha_logits: for each of S sites, its logits `[K]`. Sites may share a parameter.
+    Args:
+        experts: `[K][S]` mappings of tensor names to arrays. At a site, all experts have tensors
+            of the same shapes.
+        alpha_logits: for each of S sites, its logits `[K]`. Sites may share a parameter.
     """
 
     learned: nn.Parameter

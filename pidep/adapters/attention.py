@@ -39,7 +39,7 @@ def configs(model: nn.Module) -> list[Any]:
 def route(model: nn.Module, name: str, attention: Attention) -> Undo:
     """Send every attention layer through `attention`, which is registered as `name`.
 
-        Masks reach `attention` in full, `[B, 1, T, S]` bool, so that they can be widened.
+    Masks reach `attention` in full, `[B, 1, T, S]` bool, so that they can be widened.
     """
     _register(name, attention)
     before = [(config, config._attn_implementation) for config in configs(model)]

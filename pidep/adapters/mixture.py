@@ -32,18 +32,17 @@ def _layer_of(site: str) -> str:
 class Mixture(nn.Module):
     """K experts on one backbone; α starts uniform. A single expert is the mixture with K = 1.
 
-        Args:
-            experts: for each expert, site to tensors; all experts have the same sites.
-            scalings: s of each expert (1 for every kind but LoRA).
-            per: one softmax for each site (the default), for each layer, or for the whole backbone.
-            num_learned: number of experts, from the first, that can be learned. The others get no
-                gradient. All when absent.
-            on_outputs: mix outputs instead of parameters, where the kind can (adapter, prefix).
-                LoRA
-                and prefixes with a bias always do.
+    Args:
+        experts: for each expert, site to tensors; all experts have the same sites.
+        scalings: s of each expert (1 for every kind but LoRA).
+        per: one softmax for each site (the default), for each layer, or for the whole backbone.
+        num_learned: number of experts, from the first, that can be learned. The others get no
+            gradient. All when absent.
+        on_outputs: mix outputs instead of parameters, where the kind can (adapter, prefix). LoRA
+            and prefixes with a bias always do.
 
-        Raises:
-            ExpertError: the experts have different sites, or their tensors do not fit together.
+    Raises:
+        ExpertError: the experts have different sites, or their tensors do not fit together.
     """
 
     def __init__(
@@ -84,8 +83,8 @@ class Mixture(nn.Module):
     def of(cls, experts: Sequence[Expert], *, per: AlphaPer = "site", num_learned: int | None = None, on_outputs: bool = False) -> Mixture:
         """The uniform mixture of experts.
 
-                Raises:
-                    ExpertError: they are of different kinds.
+        Raises:
+            ExpertError: they are of different kinds.
         """
         kinds = sorted({expert.kind for expert in experts})
         if len(kinds) != 1:
@@ -120,16 +119,15 @@ class Mixture(nn.Module):
     def folded(self) -> dict[str, dict[str, Array]]:
         """The mixture as one expert of scaling 1, exactly.
 
-                A mixture on outputs is concatenated (rank Σ rank_k); one on parameters is averaged.
+        A mixture on outputs is concatenated (rank Σ rank_k); one on parameters is averaged.
         """
         return {name: site.folded() for name, site in self.by_name()}
 
     def check(self, model: nn.Module) -> None:
         """Refuse a backbone that the experts do not fit.
 
-                Raises:
-                    ExpertError: a site is missing, or a tensor has another shape than the backbone
-                        needs.
+        Raises:
+            ExpertError: a site is missing, or a tensor has another shape than the backbone needs.
         """
         kind = adapter_kind(self.kind)
         candidates = set(kind.candidates(model))
@@ -176,8 +174,8 @@ def _only_on_outputs(experts: Sequence[Mapping[str, Tensors]], kind: str) -> boo
 def attached(model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | None) -> Iterator[None]:
     """The experts act on the model inside. Afterwards the backbone is what it was, bit for bit.
 
-        Raises:
-            ExpertError: the experts do not fit; nothing was attached.
+    Raises:
+        ExpertError: the experts do not fit; nothing was attached.
     """
     undo: list[Undo] = []
     sites: Mapping[str, ExpertSite]
@@ -203,7 +201,7 @@ def attached(model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | No
 def _fresh_graphs(model: nn.Module, arena: Arena) -> Undo:
     """Let every forward pass interpolate in a graph of its own.
 
-        The losses of two passes can then be differentiated one after the other.
+    The losses of two passes can then be differentiated one after the other.
     """
     hook = model.register_forward_pre_hook(lambda *_: arena.forget_graph())
 

@@ -59,12 +59,11 @@ class Survey:
 def find_sites(model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str = "lora") -> list[str]:
     """Names of the sites that match any shell pattern, in the backbone's order.
 
-        Poolers, the output vocabulary's layer, and layers that no forward pass calls are chosen
-            only
-        by their full name. A kind's own words (`houlsby`, `pfeiffer`) are patterns, too.
+    Poolers, the output vocabulary's layer, and layers that no forward pass calls are chosen only by
+    their full name. A kind's own words (`houlsby`, `pfeiffer`) are patterns, too.
 
-        Raises:
-            ExpertError: the kind does not fit the backbone, or a pattern matches nothing.
+    Raises:
+        ExpertError: the kind does not fit the backbone, or a pattern matches nothing.
     """
     found = adapter_kind(kind)
     candidates = found.candidates(model)
@@ -120,8 +119,8 @@ def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str
     """Every site of a kind, with the shapes of an expert of `size`. Reads no weights: `meta` will
     do.
 
-        Raises:
-            ExpertError: the kind does not fit the backbone, or a pattern matches nothing.
+    Raises:
+        ExpertError: the kind does not fit the backbone, or a pattern matches nothing.
     """
     found = adapter_kind(kind)
     sites = find_sites(model, patterns or found.default_patterns, kind=kind)
@@ -133,12 +132,12 @@ def skeleton(source: str | Path, *, class_of: Callable[[Any], str | None] = lamb
     """The modules of a transformers backbone without weights, on the `meta` device, in
     milliseconds.
 
-        Args:
-            source: a folder with a config.json, or a hub id.
-            class_of: gives the transformers class of a config that AutoModel does not know.
+    Args:
+        source: a folder with a config.json, or a hub id.
+        class_of: gives the transformers class of a config that AutoModel does not know.
 
-        Raises:
-            BackboneError: there is no config, or transformers has no model for it.
+    Raises:
+        BackboneError: there is no config, or transformers has no model for it.
     """
     import transformers
     from transformers import AutoConfig, AutoModel

@@ -43,8 +43,8 @@ def shift(model: nn.Module, by: int) -> Undo:
 def check_room(model: nn.Module, *, length: int, added: int) -> None:
     """Refuse texts that do not fit behind `added` virtual tokens.
 
-        Raises:
-            ExpertError: the model has no position for the last token.
+    Raises:
+        ExpertError: the model has no position for the last token.
     """
     for table in _tables(model):
         _check(_room(table), length, added)

@@ -38,12 +38,12 @@ Undo = Callable[[], None]
 class ExpertSite(nn.Module, ABC):
     """K experts at one site. Parameters are interpolated: φ̄ = Σₖ αₖ φₖ (π-Tuning, section 3.3).
 
-        α is the softmax of the site's logits. Kinds that can mix outputs do so with `on_outputs`.
+    α is the softmax of the site's logits. Kinds that can mix outputs do so with `on_outputs`.
     """
 
     rows: Mapping[str, Tensor] | None = None
-    """Tensors `[B, …]` with one expert for each row, in place of the mixture.
-        Per-sample gradients are computed this way. `[1, …]` is one expert for the whole batch.
+    """Tensors `[B, …]` with one expert for each row, in place of the mixture. Per-sample gradients
+    are computed this way. `[1, …]` is one expert for the whole batch.
     """
     scalings: tuple[float, ...] = ()
     """s of each expert, for kinds that have one."""
@@ -64,7 +64,7 @@ class ExpertSite(nn.Module, ABC):
     def of(cls, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int) -> ExpertSite:
         """A site for these experts, whose tensors go to the mixture's arena.
 
-                A kind that keeps the tensors itself overrides this.
+        A kind that keeps the tensors itself overrides this.
         """
         return cls(len(parts))
 
@@ -86,7 +86,7 @@ class ExpertSite(nn.Module, ABC):
     def tensors(self) -> Mapping[str, Tensor]:
         """The rows where they are set, else the mixture on parameters.
 
-                Callers must broadcast over a leading batch axis.
+        Callers must broadcast over a leading batch axis.
         """
         if self.rows is not None:
             return self.rows
@@ -202,7 +202,7 @@ class LayerSite(WrappedSite):
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         """Input `[..., in]` and output `[..., out]` of the layer to the new output.
 
-                With rows, the shapes are `[B, N, in]` and `[B, N, out]`.
+        With rows, the shapes are `[B, N, in]` and `[B, N, out]`.
         """
 
     def _num_rows(self, x: Tensor) -> int:

@@ -13,7 +13,7 @@ EVERY = ("lora", "adapter", "prefix", "prompt", "bitfit")
 class Architecture(NamedTuple):
     """An architecture, its family, and its tested kinds of expert.
 
-        Tested means: attached, trained, saved, loaded and detached.
+    Tested means: attached, trained, saved, loaded and detached.
     """
 
     name: str

@@ -37,7 +37,7 @@ class Choices:
     def cosines(self, embeddings: Tensor, rows: Sequence[Input]) -> Tensor:
         """Cosines of `[B, D]` with each row's answers, `[B, C]`.
 
-                C is the largest number of candidates of any row seen. Places left over are -inf.
+        C is the largest number of candidates of any row seen. Places left over are -inf.
         """
         own = [tuple(row.candidates) if isinstance(row, Row) else () for row in rows]
         if not any(own):

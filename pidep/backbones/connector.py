@@ -45,8 +45,7 @@ class Connector(nn.Module):
     ) -> Tensor:  # [B, H * W + 1, D]
         """Tokens row by row, then the vector of `Past`.
 
-                Each token also sees the four places of the finer map above it, so that small marks
-                    count.
+        Each token also sees the four places of the finer map above it, so that small marks count.
         """
         return torch.cat([self.tokens(gathered(last, middle)), self.past(summary).unsqueeze(1)], 1)
 
@@ -62,10 +61,9 @@ class Connector(nn.Module):
 class Past(nn.Module):
     """Kernel ridge regression from an image's summary `[B, F]` to a text embedding `[B, D]`.
 
-        The vector bypasses the transformer. The summary is standardised and projected on Q axes.
-        Gaussians around the N points of the training icons weigh N vectors. Nearly all icons get
-            one
-        length. A picture far from every training icon gets less: its direction means little.
+    The vector bypasses the transformer. The summary is standardised and projected on Q axes.
+    Gaussians around the N points of the training icons weigh N vectors. Nearly all icons get one
+    length. A picture far from every training icon gets less: its direction means little.
     """
 
     mean: Tensor
@@ -105,9 +103,8 @@ class Past(nn.Module):
     def forward(self, summary: Tensor) -> Tensor:
         """The regression's vector `[B, D]`.
 
-                Its length is `size` where the nearest point is at least `enough` near, and falls
-                    with the
-                square of the nearness below.
+        Its length is `size` where the nearest point is at least `enough` near, and falls with the
+        square of the nearness below.
         """
         if not len(self.points):  # not fitted yet
             return summary.new_zeros(len(summary), self.vectors.shape[1])
@@ -124,7 +121,7 @@ def gathered(last: Tensor, middle: Tensor) -> Tensor:
 def write_connector(path: Path, connector: Connector, made: Mapping[str, Any]) -> str:
     """Write the connector, and a record with its digest and training; gives the digest.
 
-        Weights are fp16 safetensors; the many points are int8.
+    Weights are fp16 safetensors; the many points are int8.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in sorted(connector.state_dict().items()):
@@ -142,12 +139,11 @@ def write_connector(path: Path, connector: Connector, made: Mapping[str, Any]) -
 def read_connector(connector: Connector, path: Path, *, expected: Mapping[str, str]) -> str:
     """Load a file into `connector`, frozen; gives its digest.
 
-        Args:
-            expected: digests of the parts it was trained with (`text`, `stem`, `preprocess`).
+    Args:
+        expected: digests of the parts it was trained with (`text`, `stem`, `preprocess`).
 
-        Raises:
-            BackboneError: it is missing, damaged, of another shape, or was trained with other
-                parts.
+    Raises:
+        BackboneError: it is missing, damaged, of another shape, or was trained with other parts.
     """
     record = _record(path.with_suffix(".json"))
     try:

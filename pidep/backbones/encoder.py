@@ -84,8 +84,8 @@ class Encoder(EmbeddingBackbone):
     def embed(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
         """Texts to `[B, D]` with gradients to whatever is attached, through an open layer cache.
 
-                Raises:
-                    BackboneError: a row has an image.
+        Raises:
+            BackboneError: a row has an image.
         """
         texts = texts_only(rows, backbone=self.name)
         if self._cache is None:
@@ -106,7 +106,7 @@ class Encoder(EmbeddingBackbone):
     def cached_below(self, sites: Sequence[str]) -> Iterator[None]:
         """Inside, `embed` and `encode` run only the layers from the first site on.
 
-                Nothing may be attached below that layer.
+        Nothing may be attached below that layer.
         """
         before, self._cache = self._cache, LayerCache.below(self.model, sites)
         try:
@@ -125,7 +125,7 @@ class Encoder(EmbeddingBackbone):
 def encode_sorted(rows: Sequence[Input], width: int, embed: Callable[[list[int]], Tensor], *, batch_size: int) -> Tensor:
     """Call `embed` with row numbers, sorted by length so that little is padding: `[N, width]`.
 
-        Runs without gradients.
+    Runs without gradients.
     """
     order = sorted(range(len(rows)), key=lambda row: size_key(rows[row]))
     out = torch.empty(len(rows), width)
@@ -139,7 +139,7 @@ def encode_sorted(rows: Sequence[Input], width: int, embed: Callable[[list[int]]
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: str, beside: Tensor | None = None) -> Tensor:
     """Hidden states `[B, T, D]` to unit rows `[B, D]`.
 
-        `beside` [B, D] is added to the sum over tokens; it bypassed the model.
+    `beside` [B, D] is added to the sum over tokens; it bypassed the model.
     """
     weight = attention_mask.to(hidden.dtype).unsqueeze(-1)
     total = weight.sum(1).clamp(min=1.0)
@@ -157,12 +157,12 @@ def _pooling(folder: Path) -> str:
 def load_encoder(source: str | Path, *, name: str | None = None) -> Encoder:
     """Load and freeze a text encoder from a folder or a hub id.
 
-        Args:
-            name: the encoder's name; `source` when absent.
+    Args:
+        name: the encoder's name; `source` when absent.
 
-        Raises:
-            BackboneError: nothing loadable is there, its digest is wrong, or it is no text encoder
-                with a fast tokenizer.
+    Raises:
+        BackboneError: nothing loadable is there, its digest is wrong, or it is no text encoder
+            with a fast tokenizer.
     """
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer

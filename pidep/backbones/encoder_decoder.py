@@ -136,8 +136,8 @@ class EncoderDecoder:
         """-log p(target | row) in nats `[B]`, summed over tokens, with gradients to whatever is
             attached.
 
-                Raises:
-                    BackboneError, ImageError: the backbone cannot read a row; the message names it.
+        Raises:
+            BackboneError, ImageError: the backbone cannot read a row; the message names it.
         """
         if len(rows) != len(targets):
             raise UsageError(f"{len(rows)} rows and {len(targets)} target texts; give one target a row")
@@ -155,13 +155,11 @@ class EncoderDecoder:
     ) -> Tensor:
         """log p(candidate | row) in nats, `[B, C]`, with gradients to whatever is attached.
 
-                The encoder runs once a row. Rows with fewer candidates of their own have -inf in
-                    the
-                places left over. Candidates are cut at `max_target_length` tokens, if given.
+        The encoder runs once a row. Rows with fewer candidates of their own have -inf in the places
+        left over. Candidates are cut at `max_target_length` tokens, if given.
 
-                Raises:
-                    BackboneError, ImageError: a row or a candidate cannot be read; the message
-                        names it.
+        Raises:
+            BackboneError, ImageError: a row or a candidate cannot be read; the message names it.
         """
         answers = self._answers(candidates, len(rows), limit=max_target_length)
         count = max(len(own) for own in answers)
@@ -194,17 +192,14 @@ class EncoderDecoder:
     ) -> list[str]:
         """One answer a row, with whatever is attached.
 
-                `beam` divides a sum of log-probabilities by length ** length_penalty, as
-                    transformers
-                does; 4 beams by default. `constrained` gives the candidate with the largest sum. It
-                    is
-                exact with at least as many beams as candidates, the default up to 16. There
-                `max_new_tokens` is the longest candidate's length.
+        `beam` divides a sum of log-probabilities by length ** length_penalty, as transformers does;
+        4 beams by default. `constrained` gives the candidate with the largest sum. It is exact with
+        at least as many beams as candidates, the default up to 16. There `max_new_tokens` is the
+        longest candidate's length.
 
-                Raises:
-                    UsageError: the mode needs candidates or takes none, or a number is out of
-                        range.
-                    BackboneError, ImageError: the backbone cannot read a row; the message names it.
+        Raises:
+            UsageError: the mode needs candidates or takes none, or a number is out of range.
+            BackboneError, ImageError: the backbone cannot read a row; the message names it.
         """
         self._check_mode(mode, num_beams, candidates, max_new_tokens)
         answers = None if candidates is None else self._answers(candidates, len(rows))

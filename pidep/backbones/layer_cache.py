@@ -34,7 +34,7 @@ def layers_below(model: nn.Module, sites: Sequence[str]) -> tuple[str, int]:
     """Name of the stack of layers that holds every site, and the number of layers below the first
     site.
 
-        ("", 0) when there is none below.
+    ("", 0) when there is none below.
     """
     stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
     for stack in stacks:
@@ -62,7 +62,7 @@ class LayerCache:
     def last_hidden(self, keys: Sequence[Hashable], prepare: Prepare) -> tuple[Tensor, Tensor]:
         """The model's last hidden states `[B, T, D]` and their mask `[B, T]`.
 
-                In each row, attended tokens come first, then padding.
+        In each row, attended tokens come first, then padding.
         """
         hidden, mask = self._hidden(keys, prepare)
         with self._in_place(hidden):

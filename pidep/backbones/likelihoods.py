@@ -23,11 +23,10 @@ _SURE = -1e-5
 class Likelihoods:
     """Logits whose softmax is the probability of each answer.
 
-        Labels and candidates: log p(text | row), so that the softmax is over them alone.
-        Free texts (`free`): a row's one candidate is its target. With p the geometric mean over the
-        target's tokens, the logits are log p and log(1 - p). The cross-entropy at label 0 is then
-            the
-        target's mean negative log-likelihood per token.
+    Labels and candidates: log p(text | row), so that the softmax is over them alone. Free texts
+    (`free`): a row's one candidate is its target. With p the geometric mean over the target's
+    tokens, the logits are log p and log(1 - p). The cross-entropy at label 0 is then the target's
+    mean negative log-likelihood per token.
     """
 
     def __init__(self, backbone: EncoderDecoder, label_texts: Sequence[str], *, free: bool = False, max_target_length: int = 32) -> None:

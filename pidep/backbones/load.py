@@ -32,8 +32,8 @@ def remember_backbone(backbone: Backbone) -> None:
 def load_backbone(name: str = "minilm") -> Backbone:
     """A frozen backbone that embeds: `minilm`, `pidep-mini`, a folder, or a hub id.
 
-        Raises:
-            BackboneError: nothing loadable is there, its digest is wrong, or it does not embed.
+    Raises:
+        BackboneError: nothing loadable is there, its digest is wrong, or it does not embed.
     """
     found = load_any_backbone(name)
     if not found.embeds:

@@ -34,10 +34,9 @@ def is_encoder_decoder(name: str | Path) -> bool:
 def load_encoder_decoder(name: str) -> EncoderDecoder:
     """Load and freeze an encoder-decoder from a folder or a hub id.
 
-        Raises:
-            BackboneError: nothing loadable is there, weights are missing, or it is no
-                encoder-decoder
-                with a fast tokenizer.
+    Raises:
+        BackboneError: nothing loadable is there, weights are missing, or it is no encoder-decoder
+            with a fast tokenizer.
     """
     import transformers
     from safetensors import SafetensorError

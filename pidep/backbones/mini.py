@@ -98,11 +98,11 @@ class Mini(EmbeddingBackbone):
     def prepare(self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None) -> dict[str, Tensor]:
         """The inputs of `forward`: words, and visual tokens beside them.
 
-                Errors name rows by `numbers`, from 1 on.
+        Errors name rows by `numbers`, from 1 on.
 
-                Raises:
-                    ImageError: an image cannot be read; the message names the row.
-                    BackboneError: a row holds nothing.
+        Raises:
+            ImageError: an image cannot be read; the message names the row.
+            BackboneError: a row holds nothing.
         """
         whole = [as_row(row) for row in rows]
         called = [row.where or f"row {number}" for row, number in zip(whole, numbers or range(1, len(whole) + 1), strict=True)]
@@ -130,7 +130,7 @@ class Mini(EmbeddingBackbone):
     ) -> Tensor:  # [B, D] fp32, unit rows
         """Words and visual tokens through the transformer.
 
-                `places` names the places of the visual tokens, when they are not all places.
+        `places` names the places of the visual tokens, when they are not all places.
         """
         shown, past = _parted(visual, visual_mask)
         mask = torch.cat([attention_mask, shown], 1)
@@ -239,8 +239,8 @@ class Mini(EmbeddingBackbone):
 def _parted(visual: Tensor, visual_mask: Tensor) -> tuple[Tensor, Tensor]:  # [B, V + 1], [B, D]
     """The transformer's mask, and each row's bypassing vector, counted twice for every token.
 
-        Pooling divides by the number of words, and [CLS] and [SEP] are two of them. An image alone
-        therefore has all of the vector; beside a text, the text counts, too.
+    Pooling divides by the number of words, and [CLS] and [SEP] are two of them. An image alone
+    therefore has all of the vector; beside a text, the text counts, too.
     """
     # No slices: the axis may be empty in an exported graph.
     last = torch.arange(visual.shape[1]) == visual.shape[1] - 1

@@ -19,10 +19,10 @@ _BICUBIC = 3
 def read_preprocess(source: str | Path) -> Preprocess | None:
     """The preprocessing of a folder or hub id; None where it has no file for it.
 
-        Read from `preprocessor_config.json`, or from the image part of `processor_config.json`.
+    Read from `preprocessor_config.json`, or from the image part of `processor_config.json`.
 
-        Raises:
-            BackboneError: the file is damaged, or asks for something that `Preprocess` cannot do.
+    Raises:
+        BackboneError: the file is damaged, or asks for something that `Preprocess` cannot do.
     """
     from transformers.utils.hub import cached_file
 
@@ -43,12 +43,12 @@ def read_preprocess(source: str | Path) -> Preprocess | None:
 def preprocess_of(values: Mapping[str, Any], *, where: str = "preprocessor_config.json") -> Preprocess:
     """The values of a transformers image processor as pidep's preprocessing.
 
-        Raises:
-            BackboneError: the values ask for something that is not supported; begins with `where`.
+    Raises:
+        BackboneError: the values ask for something that is not supported; begins with `where`.
 
-        >>> values = {"size": {"height": 384, "width": 384}, "image_mean": [0.5] * 3}
-        >>> preprocess_of({**values, "image_std": [0.5] * 3}).fit
-        'stretch'
+    >>> values = {"size": {"height": 384, "width": 384}, "image_mean": [0.5] * 3}
+    >>> preprocess_of({**values, "image_std": [0.5] * 3}).fit
+    'stretch'
     """
     wanted = {"do_resize": True, "do_rescale": True, "resample": _BICUBIC, "do_pad": False}
     for key, expected in wanted.items():

@@ -105,7 +105,7 @@ class ModelCalls:
     def encode(self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]) -> Encoded:
         """Token numbers of B texts and visual tokens `[N, V, D]` to the encoder's states.
 
-                `image_rows` names the N rows that have an image.
+        `image_rows` names the N rows that have an image.
         """
         ids, mask = padded(texts, value=self.special.pad)
         hidden = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -114,7 +114,7 @@ class ModelCalls:
     def logits(self, encoded: Encoded, ids: Tensor) -> Tensor:  # [B, T] to [B, T, vocabulary]
         """Teacher forcing: logits of the token after each position.
 
-                Padding on the right needs no mask, because the decoder does not look ahead.
+        Padding on the right needs no mask, because the decoder does not look ahead.
         """
         found: Tensor = self.model(
             encoder_outputs=_outputs(encoded), attention_mask=encoded.mask, decoder_input_ids=ids, use_cache=False
@@ -253,8 +253,8 @@ class BlipAnswerer(_Blip):
 def calls_of(model: Any) -> ModelCalls:
     """The calls of this model.
 
-        Raises:
-            BackboneError: the model is not supported.
+    Raises:
+        BackboneError: the model is not supported.
     """
     kinds: dict[str, type[ModelCalls]] = {
         "Florence2ForConditionalGeneration": Florence,

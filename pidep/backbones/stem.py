@@ -74,7 +74,7 @@ class _Block(nn.Module):
 class EfficientNetLite0(nn.Module):
     """`[B, 3, S, S]` to the last map, the map at stride 16, and a summary; S is at least 17.
 
-        Shapes: `[B, 1280, S/32, S/32]`, `[B, 112, S/16, S/16]` and `[B, 2816]`.
+    Shapes: `[B, 1280, S/32, S/32]`, `[B, 112, S/16, S/16]` and `[B, 2816]`.
     """
 
     channels = 1280
@@ -118,7 +118,7 @@ class EfficientNetLite0(nn.Module):
 def _summary(maps: Mapping[int, Tensor]) -> Tensor:  # [B, 2816]
     """Mean and maximum of every channel; early maps add spread, minimum, and quarter maxima.
 
-        Early maps hold lines and corners, and their place matters.
+    Early maps hold lines and corners, and their place matters.
     """
     early, (late, end) = [maps[number] for number in _EARLY], [maps[number] for number in _LATE]
     found = [end.mean((2, 3)), end.amax((2, 3))]
@@ -177,8 +177,8 @@ def _packaged_weights() -> Path:
 def load_stem() -> EfficientNetLite0:
     """EfficientNet-Lite0 with its ImageNet weights, frozen.
 
-        Raises:
-            BackboneError: the package is missing, or its file is not the expected one.
+    Raises:
+        BackboneError: the package is missing, or its file is not the expected one.
     """
     # The package has only a pickled state dict. Its digest is checked first, and weights_only runs
     # no code.

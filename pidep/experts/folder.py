@@ -139,8 +139,8 @@ def check_name(name: str) -> str:
 def require_embeddings(expert: Expert) -> None:
     """Refuse an expert that cannot be exported or served.
 
-        Raises:
-            ExpertError: the expert belongs to an encoder-decoder.
+    Raises:
+        ExpertError: the expert belongs to an encoder-decoder.
     """
     if expert.scores_texts:
         raise ExpertError(
@@ -166,9 +166,9 @@ def _read_sites(folder: Path) -> dict[str, Mapping[str, Array]]:
 def read_expert(folder: str | Path) -> Expert:
     """Read and verify an expert folder.
 
-        Raises:
-            ExpertError: a file is missing, damaged or unsupported, or the recorded digest does not
-                match the content.
+    Raises:
+        ExpertError: a file is missing, damaged or unsupported, or the recorded digest does not
+            match the content.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -241,9 +241,9 @@ def _read_peft_sites(folder: Path, record: ExpertRecord) -> tuple[dict[str, Mapp
 def check_expert_place(folder: Path) -> None:
     """Refuse to replace a folder that is not an expert.
 
-        Raises:
-            UsageError: the folder is a file or lies below one.
-            ExpertError: it holds something other than an expert.
+    Raises:
+        UsageError: the folder is a file or lies below one.
+        ExpertError: it holds something other than an expert.
     """
     check_place(folder, "expert folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "expert.json").is_file():
@@ -253,7 +253,7 @@ def check_expert_place(folder: Path) -> None:
 def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array] | None = None) -> Path:
     """Write an expert folder, whole or not at all.
 
-        `peft.PeftModel.from_pretrained` loads it where PEFT has the kind.
+    `peft.PeftModel.from_pretrained` loads it where PEFT has the kind.
     """
     check_name(expert.name)
     folder = Path(folder)

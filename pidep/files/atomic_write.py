@@ -55,7 +55,7 @@ def fsync_folder(folder: Path) -> None:
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file beside `path`, flush it, and rename it into place.
 
-        Without `durable`, a power cut may leave an empty file.
+    Without `durable`, a power cut may leave an empty file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -100,7 +100,7 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
 def in_place(target: Path, new: Path) -> Iterator[None]:
     """Put the folder `new` in place of `target`, flushed to the disk first.
 
-        An error inside the block restores both folders. After the block, the old content is gone.
+    An error inside the block restores both folders. After the block, the old content is gone.
     """
     _flush(new)
     old = _put(new, target)

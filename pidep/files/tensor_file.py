@@ -24,9 +24,8 @@ _MAX_HEADER_BYTES = 4 * 1024 * 1024
 def tensor_bytes(tensors: Mapping[str, npt.NDArray[Any]], *, metadata: dict[str, str] | None = None) -> bytes:
     """The bytes of a safetensors file.
 
-        Arrays are made contiguous first: the package writes memory as it lies, and a transposed
-            array
-        would come back with other numbers.
+    Arrays are made contiguous first: the package writes memory as it lies, and a transposed array
+    would come back with other numbers.
     """
     return bytes(save_safetensors({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata=metadata))
 

@@ -52,14 +52,14 @@ _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 def load_image(source: ImageSource, *, where: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An upright 8-bit RGB image of the first frame.
 
-        Orientation is applied, alpha is laid over white, and deeper or other modes are converted.
+    Orientation is applied, alpha is laid over white, and deeper or other modes are converted.
 
-        Raises:
-            ImageError: nothing is there, it is damaged, too large, or of a kind that is not read;
-                the message begins with `where`.
+    Raises:
+        ImageError: nothing is there, it is damaged, too large, or of a kind that is not read;
+            the message begins with `where`.
 
-        >>> load_image(np.zeros((2, 3), np.uint8)).size
-        (3, 2)
+    >>> load_image(np.zeros((2, 3), np.uint8)).size
+    (3, 2)
     """
     if isinstance(source, Mapping):
         source = _of_mapping(source, where)
@@ -82,8 +82,8 @@ def load_image(source: ImageSource, *, where: str = "image", max_pixels: int = M
 def check_source(source: ImageSource, *, where: str = "image") -> None:
     """Check that there is something to decode, without decoding it.
 
-        Raises:
-            ImageError: no such file, or nothing in it; begins with `where`.
+    Raises:
+        ImageError: no such file, or nothing in it; begins with `where`.
     """
     if isinstance(source, Mapping):
         source = _of_mapping(source, where)
@@ -180,7 +180,7 @@ def _sixteen(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint16]:
 def _array_to_rgb(values: npt.NDArray[Any], where: str) -> Bytes:
     """An array `[H, W]` or `[H, W, 1|3|4]` as `[H, W, 3]` uint8.
 
-        Accepts bool, uint8, uint16, and floats in [0, 1].
+    Accepts bool, uint8, uint16, and floats in [0, 1].
     """
     if values.ndim == 2:
         values = values[..., None]
@@ -251,8 +251,8 @@ class Preprocess:
     def of(cls, record: Mapping[str, Any]) -> Preprocess:
         """From the fields as JSON has them.
 
-                Raises:
-                    ImageError: a field is unknown, missing or out of range.
+        Raises:
+            ImageError: a field is unknown, missing or out of range.
         """
         fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
         try:
@@ -287,8 +287,8 @@ class Preprocess:
     def one(self, source: ImageSource, *, where: str = "image") -> Float:
         """Pixels `[3, size, size]` fp32.
 
-                Raises:
-                    ImageError: it cannot be read; begins with `where`.
+        Raises:
+            ImageError: it cannot be read; begins with `where`.
         """
         pixels = np.asarray(self.square(load_image(source, where=where, max_pixels=self.max_pixels)), dtype=np.float32)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
@@ -297,7 +297,7 @@ class Preprocess:
     def rows(self, sources: Sequence[ImageSource], *, where: str = "images") -> tuple[Float, dict[int, ImageError]]:
         """Pixels `[B, 3, size, size]` fp32, and errors by row number from 0.
 
-                A row with an error is zeros; the other rows are unharmed.
+        A row with an error is zeros; the other rows are unharmed.
         """
         out = np.zeros((len(sources), 3, self.size, self.size), np.float32)
         wrong: dict[int, ImageError] = {}
@@ -311,8 +311,8 @@ class Preprocess:
     def __call__(self, sources: Sequence[ImageSource], *, where: str = "images") -> Float:
         """Pixels `[B, 3, size, size]` fp32.
 
-                Raises:
-                    ImageError: names the first row that cannot be read, and counts the others.
+        Raises:
+            ImageError: names the first row that cannot be read, and counts the others.
         """
         out, wrong = self.rows(sources, where=where)
         if wrong:

@@ -34,13 +34,13 @@ _LABELLED = re.compile(r"([^<]*)((?:<loc_\d+>\s*)+)")
 def box_to_text(box: Sequence[float], *, size: Size = _UNIT, where: str = "box") -> str:
     """Four location tokens.
 
-        Raises:
-            TaskError: it is no box, or lies outside the image; begins with `where`.
+    Raises:
+        TaskError: it is no box, or lies outside the image; begins with `where`.
 
-        >>> box_to_text((0.1, 0.25, 0.5, 1.0))
-        '<loc_100><loc_250><loc_500><loc_999>'
-        >>> box_to_text((64, 120, 320, 480), size=(640, 480))
-        '<loc_100><loc_250><loc_500><loc_999>'
+    >>> box_to_text((0.1, 0.25, 0.5, 1.0))
+    '<loc_100><loc_250><loc_500><loc_999>'
+    >>> box_to_text((64, 120, 320, 480), size=(640, 480))
+    '<loc_100><loc_250><loc_500><loc_999>'
     """
     left, top, right, bottom = _checked(box, size, where)
     places = zip((left, top, right, bottom), (*size, *size), strict=True)
@@ -50,8 +50,8 @@ def box_to_text(box: Sequence[float], *, size: Size = _UNIT, where: str = "box")
 def boxes_to_text(labelled: Sequence[tuple[str, Sequence[float]]], *, size: Size = _UNIT, where: str = "boxes") -> str:
     """Labelled boxes as Florence-2 writes them: `car<loc_…>×4dog<loc_…>×4`.
 
-        Raises:
-            TaskError: a label holds `<`, or a box is wrong; begins with `where`.
+    Raises:
+        TaskError: a label holds `<`, or a box is wrong; begins with `where`.
     """
     for label, _ in labelled:
         if "<" in label:
@@ -62,11 +62,11 @@ def boxes_to_text(labelled: Sequence[tuple[str, Sequence[float]]], *, size: Size
 def text_to_box(text: str, *, size: Size = _UNIT, where: str = "answer") -> Box:
     """The first box in a text, at the middle of its bins.
 
-        Raises:
-            TaskError: there is none, or a location is no bin; begins with `where`.
+    Raises:
+        TaskError: there is none, or a location is no bin; begins with `where`.
 
-        >>> text_to_box("the car<loc_100><loc_250><loc_500><loc_999>")
-        (0.1005, 0.2505, 0.5005, 0.9995)
+    >>> text_to_box("the car<loc_100><loc_250><loc_500><loc_999>")
+    (0.1005, 0.2505, 0.5005, 0.9995)
     """
     found = _FOUR.search(text)
     if found is None:
@@ -77,8 +77,8 @@ def text_to_box(text: str, *, size: Size = _UNIT, where: str = "answer") -> Box:
 def text_to_boxes(text: str, *, size: Size = _UNIT, where: str = "answer") -> list[tuple[str, Box]]:
     """Every box with the label before it. A label may have several boxes; there may be none.
 
-        Raises:
-            TaskError: locations that are no box, or no bin; begins with `where`.
+    Raises:
+        TaskError: locations that are no box, or no bin; begins with `where`.
     """
     boxes = []
     for label, run in _LABELLED.findall(text):
@@ -94,8 +94,8 @@ def parse_boxes(
 ) -> tuple[list[Box | None], dict[int, TaskError]]:
     """The first box of each text, and errors by row number from 0. A row with an error is None.
 
-        Raises:
-            TaskError: not as many sizes as texts.
+    Raises:
+        TaskError: not as many sizes as texts.
     """
     if sizes is not None and len(sizes) != len(texts):
         raise TaskError(f"{where}: {len(texts)} texts and {len(sizes)} image sizes; give one size a text")

@@ -52,8 +52,8 @@ def size_key(row: Input) -> tuple[bool, int]:
 def texts_only(rows: Sequence[Input], *, backbone: str) -> list[str]:
     """The texts of rows without images.
 
-        Raises:
-            BackboneError: a row has an image; the message names the row.
+    Raises:
+        BackboneError: a row has an image; the message names the row.
     """
     for number, row in enumerate(rows, 1):
         if isinstance(row, Row) and row.image is not None:
@@ -91,8 +91,8 @@ def row_key(row: Input) -> tuple[str, str]:
 def picture_digest(image: ImageSource, *, where: str) -> str:
     """SHA-256 of the decoded picture, independent of its file and place.
 
-        Raises:
-            ImageError: it cannot be read; begins with `where`.
+    Raises:
+        ImageError: it cannot be read; begins with `where`.
     """
     if isinstance(image, str | Path):
         return _file_digest(Path(image), where, image_key(image))

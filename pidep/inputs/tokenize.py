@@ -49,7 +49,7 @@ class Tokenize:
     def __call__(self, texts: Sequence[str], *, max_length: int | Sequence[int]) -> tuple[IntArray, IntArray]:
         """`input_ids` and `attention_mask`, both `[B, T]` int64; T is the longest row's length.
 
-                A row that is cut keeps its closing tokens.
+        A row that is cut keeps its closing tokens.
         """
         limits = [max_length] * len(texts) if isinstance(max_length, int) else list(max_length)
         rows = [self._cut(encoding.ids, limit) for encoding, limit in zip(self._tokenizer.encode_batch(list(texts)), limits, strict=True)]

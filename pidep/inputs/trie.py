@@ -22,12 +22,11 @@ class Trie:
     def after(self, prefix: Sequence[int]) -> list[int]:
         """Tokens that may follow a prefix.
 
-                After a whole sequence only the closing token may follow; likewise after a prefix of
-                    no
-                candidate, which a lost beam can have.
+        After a whole sequence only the closing token may follow; likewise after a prefix of no
+        candidate, which a lost beam can have.
 
-                >>> Trie([[5, 6, 2], [5, 7, 2]], end=2).after([5])
-                [6, 7]
+        >>> Trie([[5, 6, 2], [5, 7, 2]], end=2).after([5])
+        [6, 7]
         """
         node = self._root
         for token in prefix:

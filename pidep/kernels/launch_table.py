@@ -152,8 +152,8 @@ def using(kernel: str, settings: Settings) -> Iterator[None]:
 def tune(kernel: str, dtype: torch.dtype, work: Callable[[], object], measure: Callable[[Callable[[], object]], float]) -> Settings:
     """The fastest settings for `work`, which are also written to the cache file.
 
-        Args:
-            measure: milliseconds of one call.
+    Args:
+        measure: milliseconds of one call.
     """
     times = {}
     for number, settings in enumerate(choices(kernel)):

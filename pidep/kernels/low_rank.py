@@ -178,7 +178,7 @@ def low_rank(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y `[B, T, OUT]`, kept `[B, T, R]`, and shares `[R]`.
 
-        `kept` is fp32 forward and of x's dtype backward. Shares are computed backward only.
+    `kept` is fp32 forward and of x's dtype backward. Shares are computed backward only.
     """
     rows, tokens, inputs = x.shape
     rank, outputs = down.shape[1], up.shape[2]

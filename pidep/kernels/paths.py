@@ -47,7 +47,7 @@ def triton_version() -> str | None:
 def fusable(*tensors: Tensor) -> bool:
     """Whether the fused kernels take these tensors.
 
-        All of them must be on one supported NVIDIA GPU, and none may be float64.
+    All of them must be on one supported NVIDIA GPU, and none may be float64.
     """
     if not all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors):
         return False

@@ -41,7 +41,7 @@ class AdapterSite(LayerSite):
     def side_by_side(self) -> dict[str, Tensor]:
         """One adapter of width Σ widthₖ that adds Σₖ αₖ upₖ(relu(downₖ(y))).
 
-                `down` is `[K·W, D]` and `up` is `[D, K·W]`.
+        `down` is `[K·W, D]` and `up` is `[D, K·W]`.
         """
         all_of = self.experts
         alpha = self.alpha().to(all_of["up"].dtype)

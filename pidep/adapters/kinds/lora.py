@@ -25,7 +25,7 @@ __all__ = ["KIND", "LoraBankSite", "LoraSite"]
 class LoraSite(LayerSite):
     """A dense layer plus K LoRAs side by side: two matrix products for any K. Ranks may differ.
 
-        The first `num_learned` experts are parameters. The others are buffers without gradient.
+    The first `num_learned` experts are parameters. The others are buffers without gradient.
     """
 
     owner: Tensor
@@ -103,7 +103,7 @@ class LoraBankSite(BankSite):
 def _fold(model: nn.Module, sites: Mapping[str, Tensors], scaling: float) -> Iterator[None]:
     """Add s·BA to the backbone's weights, summed in fp32 and rounded once.
 
-        The old weights come back bit for bit.
+    The old weights come back bit for bit.
     """
     linears = {site: linear_at(model, site) for site in sites}
     kept = {site: linear.weight.detach().clone() for site, linear in linears.items()}

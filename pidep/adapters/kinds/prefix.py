@@ -49,17 +49,15 @@ class PrefixSite(ExpertSite):
     def acting(self) -> Mapping[str, Tensor]:
         """The prefix that the attention layer sees.
 
-                `key` and `value` are `[P, H]`, or `[R, P, H]` for one expert a row; `bias` is
-                    optional.
+        `key` and `value` are `[P, H]`, or `[R, P, H]` for one expert a row; `bias` is optional.
         """
         return self.side_by_side() if self.on_outputs and self.rows is None else self.tensors()
 
     def side_by_side(self) -> dict[str, Tensor]:
         """One prefix of n·K·P virtual tokens, with log αₖ added to the scores of expert k's tokens.
 
-                This mixes the experts' outputs, weighted by αₖ times the attention each expert
-                    draws: the
-                softmax sees αₖ·exp(q·k) beside exp(q·k) of the text. A one-hot α is that expert.
+        This mixes the experts' outputs, weighted by αₖ times the attention each expert draws: the
+        softmax sees αₖ·exp(q·k) beside exp(q·k) of the text. A one-hot α is that expert.
         """
         all_of = self.experts
         strength = torch.log_softmax(self.alpha_logits, 0).to(all_of["key"].dtype)[:, None, None]
@@ -107,7 +105,7 @@ def _around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any) -> Any:
     """Scaled dot-product attention, the layer's prefix before its keys and values.
 
-        Keys and values are `[B, heads, T, head_dim]`.
+    Keys and values are `[B, heads, T, head_dim]`.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -126,7 +124,7 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention
 def _widened(mask: Tensor | None, key: Tensor, prefix: Mapping[str, Tensor]) -> Tensor | None:
     """The mask `[B or 1, heads or 1, T, S]`, widened over the prefix.
 
-        A mask never hides a prefix. A prefix's bias is added to its scores.
+    A mask never hides a prefix. A prefix's bias is added to its scores.
     """
     length = prefix["key"].shape[-2]
     if "bias" not in prefix:
@@ -147,7 +145,7 @@ def _widened(mask: Tensor | None, key: Tensor, prefix: Mapping[str, Tensor]) -> 
 def _causal_mask(module: Any, query: Tensor, key: Tensor, options: Mapping[str, Any]) -> Tensor | None:
     """The causal mask of a layer that was given none.
 
-        With longer keys, sdpa would align its own causal mask wrongly or cut the keys.
+    With longer keys, sdpa would align its own causal mask wrongly or cut the keys.
     """
     causal = options.get("is_causal")
     if not (getattr(module, "is_causal", True) if causal is None else causal) or query.shape[2] == 1:
@@ -165,7 +163,7 @@ def _heads(prefix: Tensor, like: Tensor) -> Tensor:
 def _rows_like(rows: Tensor, batch: int) -> Tensor:
     """Rows of three axes, shared or `[R, …]` one for each sample, to `[1 or B, …]`.
 
-        Where B is R × windows (Swin), each sample goes to all of its windows.
+    Where B is R × windows (Swin), each sample goes to all of its windows.
     """
     rows = rows if rows.dim() == 4 else rows[None]
     if len(rows) in (1, batch):

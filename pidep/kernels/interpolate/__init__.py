@@ -34,11 +34,11 @@ def interpolate(
 ) -> Tensor:  # [P], dtype of `learned`, or of `frozen` if T = 0
     """The interpolated parameters. Sums run in fp32 (in float64 for float64).
 
-        Gradients go to `learned` and `alpha_logits`. Equal inputs give equal bits, forward and
-        backward: no sum is atomic.
+    Gradients go to `learned` and `alpha_logits`. Equal inputs give equal bits, forward and
+    backward: no sum is atomic.
 
-        Raises:
-            ValueError: shapes, dtypes or devices do not fit together; the message names them.
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together; the message names them.
     """
     frozen = learned.new_empty(0, learned.shape[1]) if frozen is None else frozen
     _check(learned, frozen, alpha_logits, index)

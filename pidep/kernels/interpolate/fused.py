@@ -131,7 +131,7 @@ def backward_kernel(
 ):
     """Read the arena and the gradient; write the learned rows' gradients and each tile's dα share.
 
-        Frozen rows are only read.
+    Frozen rows are only read.
     """
     tile = tl.program_id(0)
     num_elements = num_elements.to(tl.int64)
@@ -155,7 +155,7 @@ def logits_kernel(
 ):
     """dlogit = α (dα - Σ α dα), with dα the sum of a site's shares.
 
-        The order of the sum is fixed, so that equal inputs give equal bits.
+    The order of the sum is fixed, so that equal inputs give equal bits.
     """
     site = tl.program_id(0)
     k = tl.arange(0, K_PADDED)

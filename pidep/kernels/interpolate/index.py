@@ -37,9 +37,8 @@ def spans_of(sizes: Sequence[int]) -> list[Span]:
 class ArenaIndex:
     """The sites of an arena, as the kernels read them.
 
-        Every pass walks over tiles: runs of at most 16 grains of one site. Tensors are int32, on
-            the
-        arena's device.
+    Every pass walks over tiles: runs of at most 16 grains of one site. Tensors are int32, on the
+    arena's device.
     """
 
     site_sizes: tuple[int, ...]
@@ -55,8 +54,8 @@ class ArenaIndex:
     def of(cls, site_sizes: Sequence[int], *, device: torch.device | str | None = None) -> ArenaIndex:
         """The index of sites with these sizes, in this order.
 
-                Raises:
-                    ValueError: a size is negative.
+        Raises:
+            ValueError: a size is negative.
         """
         if any(size < 0 for size in site_sizes):
             raise ValueError(f"arena: site sizes are numbers of elements, found {min(site_sizes)}")

@@ -20,11 +20,11 @@ def lora_bank(
 ) -> Tensor:  # [B, T, out] or [B, out]
     """base plus each row's own LoRA: factors a[i] and b[i], or a[expert[i]] and b[expert[i]].
 
-        On a GPU, with `expert` and without gradients, one launch reads each row's factors in place.
-        Elsewhere the factors are gathered first. The bank graph is exported from that path.
+    On a GPU, with `expert` and without gradients, one launch reads each row's factors in place.
+    Elsewhere the factors are gathered first. The bank graph is exported from that path.
 
-        Raises:
-            ValueError: shapes do not fit together; the message names them.
+    Raises:
+        ValueError: shapes do not fit together; the message names them.
     """
     paired = a.shape[0] == x.shape[0] if expert is None else expert.shape == x.shape[:1]
     if a.dim() != 3 or b.dim() != 3 or a.shape[:2] != b.shape[:2] or not paired or a.shape[2] != x.shape[-1]:

@@ -21,10 +21,10 @@ def lora_fold(
 ) -> Tensor:  # [out, in]
     """The folded weight, without gradients.
 
-        In every dtype it is as near to the exact sum as folding in fp32 and rounding.
+    In every dtype it is as near to the exact sum as folding in fp32 and rounding.
 
-        Raises:
-            ValueError: shapes or dtypes do not fit together; the message names them.
+    Raises:
+        ValueError: shapes or dtypes do not fit together; the message names them.
     """
     if w.dim() != 2 or a.shape != (len(a), w.shape[1]) or b.shape != (w.shape[0], len(a)) or weight.shape != (len(a),):
         raise ValueError(

@@ -23,12 +23,11 @@ def lora_mixture(
     """base plus the mixture of the *products* (π-Tuning, eq. 5 on ΔW = BA); stacking makes it
     exact.
 
-        On a GPU, one launch runs forward. Backward has one launch for x and α, and one each for A
-            and
-        B. Elsewhere two matrix products run.
+    On a GPU, one launch runs forward. Backward has one launch for x and α, and one each for A and
+    B. Elsewhere two matrix products run.
 
-        Raises:
-            ValueError: shapes do not fit together; the message names them.
+    Raises:
+        ValueError: shapes do not fit together; the message names them.
     """
     _check(x, a, b, weight, base)
     if not fusable(x, a, b, weight):
