@@ -1,8 +1,9 @@
 """Human-rated sentences of four domains (Hutto and Gilbert, ICWSM 2014; MIT licence).
 
-They travel in vaderSentiment's source distribution, fetched once with pip, checked against a pinned digest and
-kept as JSONL in the user's cache folder; afterwards no network is needed. A row's label is the sign of its mean
-human rating, from -4 to 4; sentences rated less than 0.5 from 0 were neither to the raters and are left out.
+vaderSentiment's source distribution brings them. pip fetches it once, its digest is checked, and
+the rows are kept as JSONL in the user's cache folder; later runs need no network. A label is the
+sign of a row's mean human rating, from -4 to 4. Sentences rated within 0.5 of 0 are neutral and
+left out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["packaged_rows"]
 
 _SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 _REQUIREMENT = "vaderSentiment==3.3.2"
-_FORM = 2  # of the rows kept; part of the cache's path
+_FORM = 2  # version of the rows; part of the cache's path
 _NEUTRAL = 0.5
 _NESTED = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 _FILES = {
@@ -70,7 +71,7 @@ def _fetch() -> bytes:
 
 
 def _unpack(sdist: bytes, folder: Path) -> None:
-    """Read the four files straight out of the nested archives; nothing is extracted to a path of theirs."""
+    """Read the four files out of the nested archives, without extracting anything to a path."""
     with tarfile.open(fileobj=io.BytesIO(sdist)) as outer:
         nested = outer.extractfile(_NESTED)
         assert nested is not None

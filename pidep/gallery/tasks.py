@@ -1,4 +1,4 @@
-"""The sixteen packaged tasks as `pidep.tasks` wants them. Nothing is fetched or drawn before rows are asked for."""
+"""The sixteen packaged tasks for `pidep.plugins`. Rows are fetched or drawn only when asked for."""
 
 from __future__ import annotations
 

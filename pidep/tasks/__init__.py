@@ -1,6 +1,6 @@
-"""Tasks: what to learn, from which rows, held to which metric. No torch.
+"""Tasks: inputs, answers, data and metric. No torch.
 
-May import `pidep.inputs.images` (no torch there, either), `pidep.files.atomic_write` and `pidep.errors`.
+May import `pidep.inputs`, `pidep.plugins`, `pidep.files` and `pidep.errors`.
 """
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What answers a row: the number of its label or candidate, or texts."""
+"""A row's answer: the number of its label or candidate, or texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["check_column", "label_of", "targets_of"]
 
 
 def check_column(row: dict[str, Any], column: str, place: str) -> None:
-    """Refuse a row without the column, or with nothing in it."""
+    """Refuse a row whose column is missing or empty."""
     if row.get(column) is None:
         raise TaskError(f"{place}: no column {column!r}; the row has {', '.join(map(str, row))}")
 
@@ -78,6 +78,6 @@ def _size(image: ImageSource, place: str) -> tuple[int, int]:
     return _size_of_file(image) if isinstance(image, Path) else load_image(image, where=place).size
 
 
-@functools.lru_cache(maxsize=100_000)  # several rows ask about one image
+@functools.lru_cache(maxsize=100_000)  # Cached: several rows ask about one image.
 def _size_of_file(path: Path) -> tuple[int, int]:
     return load_image(path).size

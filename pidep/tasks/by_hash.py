@@ -1,4 +1,4 @@
-"""Chance without a random number generator: what falls where depends on a text and a seed alone. No torch."""
+"""Chance without a random number generator: results depend on a text and a seed alone. No torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ def share(text: str, seed: int) -> float:
 
 
 def held_out(text: str, *, fraction: float, seed: int) -> bool:
-    """Whether a text is a test row's: texts that differ in capitals and spaces only fall on the same side."""
+    """Whether a text belongs to the test rows. Capitals and spaces do not matter."""
     return share(" ".join(text.lower().split()), seed) < fraction
 
 
 def in_order(items: Iterable[Item], key: Callable[[Item], str], *, seed: int) -> list[Item]:
-    """Items in an order drawn from their keys; more items move none past another."""
+    """Items in an order drawn from their keys. A new item leaves the order of the others as it is.
+    """
     return sorted(items, key=lambda item: (share(key(item), seed), key(item)))

@@ -1,4 +1,4 @@
-"""Rows to inputs and label numbers; splits without leakage; shots."""
+"""Rows to inputs and label numbers; splits without leakage; few shots."""
 
 from __future__ import annotations
 
@@ -26,23 +26,25 @@ from pidep.tasks.task import Task
 __all__ = ["UNLABELLED", "Split", "TaskData", "data_digest", "few_shot", "hold_out", "limit", "load_data", "load_texts"]
 
 UNLABELLED = -1
-"""Stands where a label was not read, or is not there."""
+"""The label number of a row whose label was not read or does not exist."""
 Numbered = Iterable[tuple[int, Any]]
 """Rows with their numbers in the file, from 1."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs and label numbers, side by side; a text alone is a `str`."""
+    """Inputs and label numbers, side by side. A text alone is a `str`."""
 
     rows: list[Input]
     labels: list[int]
-    """`UNLABELLED` where rows are answered by a text."""
+    """`UNLABELLED` where texts answer the rows."""
     targets: list[tuple[str, ...]] = field(default_factory=list)
-    """Where rows are answered by a text: the right ones of every row. Empty for other tasks, and where they were not read."""
+    """The right texts of every row, where texts answer the rows; empty for other tasks, or if not
+    read.
+    """
 
     def take(self, rows: Iterable[int]) -> Split:
-        """The rows of the given numbers."""
+        """The rows with the given numbers."""
         chosen = list(rows)
         targets = [self.targets[row] for row in chosen] if self.targets else []
         return Split([self.rows[row] for row in chosen], [self.labels[row] for row in chosen], targets)
@@ -50,7 +52,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Training rows, and the test rows nothing but evaluation sees."""
+    """Training rows, and test rows that only evaluation sees."""
 
     train: Split
     test: Split
@@ -90,7 +92,7 @@ def _read_file(path: Path) -> Iterator[Any]:
 
 
 def _input(task: Task, row: Any, place: str) -> Input:
-    """What is asked of a row: its text, image and candidates."""
+    """A row's input: text, image and candidates."""
     text = _text(task, row, place)
     if task.image is None and task.candidates is None:
         return text
@@ -138,7 +140,7 @@ def _text(task: Task, row: Any, place: str) -> str:
 
 
 def _each(task: Task, rows: Iterable[Any], where: str) -> Iterator[Any]:
-    """Rows, taken apart where `data.each` names a list."""
+    """Rows, expanded where `data.each` names a column of lists."""
     column = task.data.each
     for number, row in enumerate(rows, 1):
         if column is None or not isinstance(row, dict):
@@ -151,7 +153,7 @@ def _each(task: Task, rows: Iterable[Any], where: str) -> Iterator[Any]:
 
 
 def _parse(task: Task, rows: Numbered, where: str, *, labelled: bool = True) -> Split:
-    """Rows to a split; the first wrong row stops everything."""
+    """Rows to a split. The first wrong row stops the reading."""
     split = Split([], [])
     for number, row in rows:
         place = f"{where}, row {number}"
@@ -165,12 +167,12 @@ def _parse(task: Task, rows: Numbered, where: str, *, labelled: bool = True) -> 
 
 
 def _is_test(task: Task, row: Input) -> bool:
-    """A row falls on one side by its own hash, so equal ones are never on both; by its image where it has one."""
+    """Whether a row is a test row. Its own hash decides, so equal rows are on one side."""
     return held_out(_asked(row), fraction=task.test_fraction, seed=task.split_seed)
 
 
 def _asked(row: Input) -> str:
-    """The picture where there is one, whatever is asked about it; else the text."""
+    """The text that decides a row's side: the picture's digest where there is one."""
     if isinstance(row, Row) and row.image is not None:
         return picture_digest(row.image, where=row.where)
     return text_of(row)
@@ -195,12 +197,13 @@ def load_data(task: Task) -> TaskData:
 
 
 def load_texts(task: Task) -> TaskData:
-    """The same rows for a target without labels: those of training rows are not looked at, whether they are there or not.
+    """The same rows for a target without labels. Labels of training rows are not read.
 
-    Test rows have their labels, for evaluation alone; where none of them has one, they are `UNLABELLED`, too.
+    Test rows keep their labels for evaluation. If none has one, all are `UNLABELLED`.
 
     Raises:
-        TaskError, ImageError: a file, column, text or image is wrong, or the label of a test row where others have one; says where.
+        TaskError, ImageError: a file, column, text or image is wrong, or a test row lacks a label
+            where others have one; says where.
     """
     task = with_labels(task)
     sides = [(list(enumerate(rows, 1)), where) for rows, where in _sources(task)]
@@ -215,7 +218,7 @@ def load_texts(task: Task) -> TaskData:
 
 
 def _sources(task: Task) -> list[tuple[Iterable[Any], str]]:
-    """Rows and where they are from: the training rows, and the test rows where the data has some of its own."""
+    """Rows with their source: training rows, and test rows where the data has separate ones."""
     return [(_each(task, rows, where), where) for rows, where in _whole_sources(task)]
 
 
@@ -243,7 +246,7 @@ def _packaged(name: str) -> Mapping[Any, Path] | Path:
 
 
 def _rows_of(task: Task, path: Path) -> Iterator[Any]:
-    """Rows of a file, or of a folder of images; where they name images by path, relative to it."""
+    """Rows of a file or of a folder of images. Relative image paths are relative to the file."""
     if task.image is not None and path.is_dir():
         for row in image_folder(path):
             yield {**row, task.image: row["image"]}
@@ -257,7 +260,7 @@ def _rows_of(task: Task, path: Path) -> Iterator[Any]:
 
 
 def _beside(task: Task, row: Any, folder: Path) -> Any:
-    """The row with its images' paths made absolute."""
+    """The row with absolute image paths."""
     if not isinstance(row, dict):
         return row
     found = dict(row)
@@ -269,13 +272,13 @@ def _beside(task: Task, row: Any, folder: Path) -> Any:
 
 
 def _without_leakage(train: Split, test: Split) -> TaskData:
-    """Training rows that are also test rows, the same text and the same picture, are dropped."""
+    """Drop training rows that are also test rows: same text and same picture."""
     held = {_content(row) for row in test.rows}
     return TaskData(train.take(number for number, row in enumerate(train.rows) if _content(row) not in held), test)
 
 
 def _content(row: Input) -> tuple[str, ...]:
-    """All of a row that is not its place: text, picture, candidates."""
+    """The content of a row without its place: text, picture, candidates."""
     if isinstance(row, str):
         return (row,)
     picture = () if row.image is None else (picture_digest(row.image, where=row.where),)
@@ -290,7 +293,8 @@ def _both(task: Task, data: TaskData) -> TaskData:
 
 
 def data_digest(split: Split) -> str:
-    """SHA-256 over texts, pictures, candidates, labels and targets in order; where files lie is no part of it."""
+    """SHA-256 over texts, pictures, candidates, labels and targets in order; paths do not matter.
+    """
     sha = hashlib.sha256()
     for number, (row, label) in enumerate(zip(split.rows, split.labels, strict=True)):
         sha.update(f"{label}".encode())
@@ -324,7 +328,7 @@ def few_shot(split: Split, *, shots: int, seed: int) -> Split:
 
 
 def hold_out(split: Split, *, fraction: float, seed: int) -> tuple[Split, Split | None]:
-    """Stratified (train, validation); with fewer than 20 rows of a class nothing is held back."""
+    """Stratified (train, validation). Nothing is held out if a class has fewer than 20 rows."""
     classes = _by_class(split, seed)
     if min(len(rows) for rows in classes.values()) < 20:
         return split, None

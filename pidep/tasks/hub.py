@@ -1,4 +1,4 @@
-"""Rows and class names out of `datasets`: from a hub, or from a folder in the same form."""
+"""Rows and class names from `datasets`: from a hub, or from a folder in the same form."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ __all__ = ["hub_rows", "images_folder", "with_labels"]
 
 
 def hub_rows(task: Task, split: str, *, dataset: str) -> Iterator[Any]:
-    """Rows of a split: labels by name, None where there is none; images as files.
+    """Rows of a split with labels by name (None where there is none) and images as files.
 
-    Images that come as bytes are kept in the cache folder, by their SHA-256: a data set of images is larger than memory.
+    Images that come as bytes are kept in the cache folder by their SHA-256, because a dataset of
+    images is larger than memory.
 
     Raises:
-        TaskError: `datasets` is not there, or the split cannot be loaded.
+        TaskError: `datasets` is not installed, or the split cannot be loaded.
     """
     table = _table(task, split, dataset)
     names = getattr(table.features.get(task.label), "names", None)
@@ -34,19 +35,21 @@ def hub_rows(task: Task, split: str, *, dataset: str) -> Iterator[Any]:
     folder = images_folder(task)
     for row in table:
         if names is not None and isinstance(row.get(task.label), int):
-            row[task.label] = names[row[task.label]] if 0 <= row[task.label] < len(names) else None  # unlabelled splits have -1
+            # unlabelled splits have -1
+            row[task.label] = names[row[task.label]] if 0 <= row[task.label] < len(names) else None
         if task.image is not None and row.get(task.image) is not None:
             row[task.image] = _on_disk(row[task.image], folder)
         yield row
 
 
 def images_folder(task: Task) -> Path:
-    """What image paths are relative to: `data.images`, `$PIDEP_IMAGES`, or `images` in the cache folder."""
+    """The folder of relative image paths: `data.images`, `$PIDEP_IMAGES`, or `images` in the cache.
+    """
     return task.data.images or Path(os.environ.get("PIDEP_IMAGES") or cache_folder() / "images")
 
 
 def with_labels(task: Task) -> Task:
-    """The task with its labels: as it is, or, with `label_text`, with those that the data's class names make.
+    """The task with its labels. With `label_text`, they are made from the data's class names.
 
     Raises:
         TaskError: the data cannot be loaded, or the label's column has no class names.
@@ -87,7 +90,7 @@ def _table(task: Task, split: str, dataset: str) -> Any:
 
 
 def _on_disk(image: Any, folder: Path) -> Any:
-    """A path for what a row has as its image; what is none of `datasets`' forms stays."""
+    """The path of a row's image; an unknown form is returned as it is."""
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path") or image
     if isinstance(image, bytes):

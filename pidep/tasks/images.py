@@ -1,4 +1,7 @@
-"""Images as data: a folder of folders (ImageFolder), or a Parquet column in Hugging Face's Image format. No torch, nothing decoded."""
+"""Images as data: a folder of folders, or a Parquet column of images. Nothing is decoded.
+
+The forms are Hugging Face's ImageFolder and Image feature. No torch.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,15 @@ _METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 def image_folder(folder: Path) -> list[dict[str, Any]]:
-    """Rows `{"image": path, "label": folder's name}`, sorted by path, as Hugging Face's `imagefolder` reads them.
+    """Rows `{"image": path, "label": folder's name}`, sorted by path, as `imagefolder` reads them.
 
-    Files straight in `folder` have no label. Where there is a `metadata.jsonl` or `metadata.csv`, its columns (captions,
-    questions, …) join the row that its `file_name` names, and rows it does not name are an error. Hidden files are passed over.
+    Files directly in `folder` have no label. The columns of a `metadata.jsonl` or `metadata.csv`
+    (captions, questions, …) join the row that its `file_name` names. A row without metadata is then
+    an error. Hidden files are ignored.
 
     Raises:
-        TaskError: no such folder, no images, a file that is no image, or metadata that does not fit; says which.
+        TaskError: no such folder, no images, a file that is no image, or metadata that does not
+            fit; the message names it.
     """
     if not folder.is_dir():
         raise TaskError(f"{folder}: expected a folder of images, found {'a file' if folder.exists() else 'nothing'}; check the path")
@@ -74,12 +79,13 @@ def _metadata(path: Path) -> Iterator[Any]:
 
 
 def parquet_images(path: Path, *, column: str = "image") -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file, `column` as an image source; few at a time, because images are large.
+    """Rows of a Parquet file with `column` as an image source, few at a time.
 
-    The column is Hugging Face's struct `{bytes, path}`, bytes, or paths; a relative path is relative to the file.
+    The column is Hugging Face's struct `{bytes, path}`, bytes, or paths. A relative path is
+    relative to the file.
 
     Raises:
-        TaskError: the file cannot be read, has no such column, or another type of column; says what it has.
+        TaskError: the file cannot be read, has no such column, or another type of column.
     """
     try:
         import pyarrow
@@ -110,7 +116,7 @@ def _check_type(path: Path, column: str, kind: Any, types: Any) -> None:
 
 
 def _absolute(value: Any, folder: Path) -> Any:
-    """Bytes as they are; a path, alone or in a pair without bytes, from the data file's folder."""
+    """Bytes as they are, or a path made absolute by the data file's folder."""
     if isinstance(value, str):
         return folder / value
     if isinstance(value, dict) and value.get("bytes") is None and value.get("path") is not None:

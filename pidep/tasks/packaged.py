@@ -22,8 +22,9 @@ class PackagedTask:
     fields: Mapping[str, Any]
     """The fields of a task file, without `data`."""
     files: Callable[[], Mapping[Side, Path] | Path]
-    """Writes the rows where they are missing. Gives `{"train": path, "test": path}`,
-    or one path whose rows pidep splits."""
+    """Writes the rows where they are missing. Gives `{"train": path, "test": path}`, or one path
+    whose rows pidep splits.
+    """
 
 
 @cache

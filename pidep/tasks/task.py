@@ -1,4 +1,4 @@
-"""A task file: what is asked, what the answer is chosen from, data, split, metric."""
+"""A task file: inputs, answers, data, split and metric."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Data", "Task", "load_task"]
 
 
 class Data(BaseModel):
-    """Where the rows come from: exactly one of `packaged`, `path`, `files`, `dataset`, `rows`."""
+    """The source of the rows: exactly one of `packaged`, `path`, `files`, `dataset`, `rows`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
@@ -35,11 +35,11 @@ class Data(BaseModel):
     train_split: str = "train"
     test_split: str | None = None
     test_dataset: str | None = None
-    """The test split is of this dataset, where the two were published apart."""
+    """The dataset of the test split, where it was published separately."""
     images: Path | None = None
-    """Folder that a dataset's image paths are relative to; `$PIDEP_IMAGES` where absent."""
+    """Folder of a dataset's relative image paths; `$PIDEP_IMAGES` when absent."""
     each: str | None = None
-    """Column with a list: a row stands for as many rows, each with one of its elements in that column."""
+    """Column with a list. A row becomes as many rows, each with one element in that column."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -55,30 +55,38 @@ class Data(BaseModel):
 
 
 class Task(BaseModel):
-    """Rows (a text, an image, or both), each answered by one of the labels' texts, by one of its own candidates, or by a text."""
+    """Rows (a text, an image, or both), each answered by a label, by a candidate, or by a text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     input: str = "{text}"
-    """Template over the columns of a row; may be empty where there is an image."""
+    """Template over the columns of a row. May be empty where there is an image."""
     image: str | None = None
-    """Column of the image: a path (relative to the data file), encoded bytes, or Hugging Face's `{bytes, path}`."""
+    """Column of the image: a path (relative to the data file), encoded bytes, or Hugging Face's
+    `{bytes, path}`.
+    """
     label: str = "label"
-    """Column of the label's name; with `candidates`, of the right one's number from 0, or the right one itself."""
+    """Column of the label's name. With `candidates`: of the right one's number from 0, or of the
+    right candidate itself.
+    """
     labels: dict[str, str] = Field(default_factory=dict)
-    """Label name to the text it is scored by, in order."""
+    """Label name to the text that is scored for it, in order."""
     candidates: str | None = None
-    """Column of a list: what a row's answer is chosen from, where every row has its own choices. Instead of `labels`."""
+    """Column with each row's list of candidates. Instead of `labels`."""
     candidates_are: Literal["text", "image"] = "text"
     label_text: str | None = None
-    """Template of every label's text, `{label}` its name in words; the names are the data's own. Instead of `labels`."""
+    """Template of every label's text; `{label}` is the class name in words. Instead of `labels`."""
     label_names: dict[str, str] = Field(default_factory=dict)
-    """With `label_text`: words for names that are none."""
+    """For `label_text`: words for class names that are not words."""
     target: str | None = None
-    """Template of the text that answers a row; where a column holds a list, there are as many right answers. Instead of `labels`."""
+    """Template of the text that answers a row. A column with a list gives several right answers.
+    Instead of `labels`.
+    """
     target_is: Literal["text", "box"] = "text"
-    """`box`: the target is one column, four numbers in pixels of the image; the text is their location tokens."""
+    """`box`: the target is one column with four numbers in pixels; the text is their location
+    tokens.
+    """
     box_format: Literal["xywh", "xyxy"] = "xywh"
     data: Data
     test_fraction: float = Field(0.2, gt=0, lt=1)
@@ -86,9 +94,9 @@ class Task(BaseModel):
     metric: Metric = "accuracy"
     max_length: int = Field(48, ge=4)
     licence: str = ""
-    """Of the data, for people."""
+    """Licence of the data, for people."""
     source: str = ""
-    """Where the data and its columns were described, for people."""
+    """Address of the data's description, for people."""
 
     @classmethod
     def from_rows(
@@ -170,12 +178,12 @@ class Task(BaseModel):
 
     @property
     def columns(self) -> list[str]:
-        """Text columns: those the input template names."""
+        """Columns of the input template."""
         return _fields(self.input)
 
     @property
     def target_columns(self) -> list[str]:
-        """Columns the target template names."""
+        """Columns of the target template."""
         return [re.split(r"[.\[]", field)[0] for field in _fields(self.target or "")]
 
 
@@ -195,7 +203,9 @@ def _unknown_key(where: str, values: dict[str, Any]) -> None:
 
 
 def load_task(reference: str | Path) -> Task:
-    """A task from a YAML file, or a packaged one by name (`sentiment/movie`, or `paper/food101` for data on a hub).
+    """A task from a YAML file, or a packaged one by name.
+
+    Examples are `sentiment/movie`, and `paper/food101` for data on a hub.
 
     Raises:
         TaskError: no such task, or the file is wrong.
@@ -238,7 +248,7 @@ def _paper() -> dict[str, Path]:
 
 
 def _beside(data: Data, folder: Path) -> Data:
-    """Relative paths are relative to the task file; absolute from here on, so that a run can be exported from any folder."""
+    """Absolute paths instead of paths relative to the task file, so that export works anywhere."""
     folder = folder.absolute()
     update: dict[str, Any] = {}
     for key in ("path", "images"):

@@ -1,7 +1,7 @@
-"""Icons out of packages: what there is, what it is called, drawn on demand, split so that no variant is on both sides. No torch.
+"""Icons of installed packages: listed, named, drawn on demand, and split. No torch.
 
-`catalog` lists them, `names` takes names apart, `draw` renders, `split` divides, `digits` holds scikit-learn's handwriting.
-May import what `pidep.tasks` may.
+`catalog` lists them, `names` takes names apart, `draw` renders, `split` divides them so that no
+variant of an icon is on both sides, `digits` holds scikit-learn's handwriting.
 """
 
 __all__: list[str] = []

@@ -25,31 +25,31 @@ LICENCES: dict[Family, str] = {
     "octicons": "Octicons by GitHub, in mkdocs-material: MIT",
     "simple": "Simple Icons, in mkdocs-material: CC0-1.0; the brands' marks remain theirs",
 }
-"""Where each family is from and on which terms. Nothing of them is in pidep's own files."""
+"""Source and licence of each family. No icon is in pidep's own files."""
 _SIZE = re.compile(r"-(?:12|16|24|48|96)$")
 
 
 @dataclass(frozen=True, order=True)
 class Icon:
-    """One drawing."""
+    """One icon."""
 
     family: Family
     style: str
-    """`solid`, `regular` or `brands` for Font Awesome, `default` elsewhere."""
+    """`solid`, `regular` or `brands` for Font Awesome; `default` for other families."""
     name: str
-    """As the family calls it, without a size."""
+    """The family's own name of the icon, without a size."""
     path: Path = field(compare=False)
     base: str = field(compare=False, default="")
     """The name without its modifiers."""
     modifiers: tuple[str, ...] = field(compare=False, default=())
     label: str = field(compare=False, default="")
-    """The name as text; Font Awesome's own label."""
+    """The name as text, or Font Awesome's own label."""
     terms: tuple[str, ...] = field(compare=False, default=())
-    """Other words for it: Font Awesome's search terms and former names."""
+    """Other words for the icon: Font Awesome's search terms and former names."""
     categories: tuple[str, ...] = field(compare=False, default=())
     """Font Awesome's categories, by name."""
     kin: tuple[str, ...] = field(compare=False, default=())
-    """Bases of its other names: it belongs with icons of those, too."""
+    """Base names of the icon's other names. The icon is grouped with icons of those, too."""
 
     @property
     def key(self) -> str:
@@ -66,7 +66,7 @@ def _package_folder(package: str, inside: str, requirement: str) -> Path:
 
 
 def _from_files(family: Family, folder: Path) -> list[Icon]:
-    """A folder of SVGs named as they are called; of several sizes the largest."""
+    """Icons of a folder of SVG files; the largest of several sizes."""
     chosen = {_SIZE.sub("", path.stem) if family == "octicons" else path.stem: path for path in sorted(folder.glob("*.svg"))}
     icons = []
     for name, path in sorted(chosen.items()):
@@ -82,7 +82,7 @@ def _metadata() -> tuple[Path, dict[str, Any]]:
 
 @functools.cache
 def categories() -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Font Awesome's categories: name to label and the names of their icons."""
+    """Font Awesome's categories: name to label and icon names."""
     folder, _ = _metadata()
     table = yaml.safe_load((folder / "metadata" / "categories.yml").read_text(encoding="utf-8"))
     return {name: (str(entry["label"]), tuple(map(str, entry["icons"]))) for name, entry in table.items()}
@@ -110,7 +110,7 @@ def _fontawesome() -> list[Icon]:
 
 @functools.cache
 def catalog(*families: Family) -> tuple[Icon, ...]:
-    """Icons of the families asked for, all when none is named, in a fixed order.
+    """Icons of the given families, or of all, in a fixed order.
 
     Raises:
         TaskError: a family is unknown or its package is not installed.

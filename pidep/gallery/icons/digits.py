@@ -1,7 +1,8 @@
 """scikit-learn's 1,797 real handwritten digits (8 × 8, 16 shades) as images.
 
-UCI's Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998; CC BY 4.0), its test part: other writers than its training
-part. Who wrote which is not told, so a split is by image, with equal images on one side.
+They are the test part of UCI's Optical Recognition of Handwritten Digits (Alpaydin and Kaynak,
+1998; CC BY 4.0), by other writers than its training part. The writers are not recorded, so a split
+is by image, with equal images on one side.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ class Digit:
     """One digit, black ink on white."""
 
     number: int
-    """Its row in scikit-learn's table."""
+    """Row in scikit-learn's table."""
     pixels: npt.NDArray[np.uint8]
     """`[8, 8]`; preprocessing scales it up."""
     label: int
 
 
 def digits() -> list[Digit]:
-    """All of them, in scikit-learn's order.
+    """All digits in scikit-learn's order.
 
     Needs scikit-learn (`pip install 'pidep[tune]'`).
     """

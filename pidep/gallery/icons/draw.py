@@ -1,4 +1,4 @@
-"""SVG to pixels, drawn on demand and kept."""
+"""SVG to pixels, drawn on demand and cached."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from pidep.inputs.images import load_image
 
 __all__ = ["draw", "drawn_file", "render"]
 
-_FORM = 1  # of what is drawn; part of the cache's path
+_FORM = 1  # version of the drawing; part of the cache's path
 
 
 def render(icon: Icon, *, size: int = 128) -> bytes:
-    """A PNG of the icon, black on white, in the middle of a `size` × `size` square with a margin of a sixteenth on every side.
+    """A PNG of the icon, black on white, centred on a `size` × `size` square.
+
+    The margin is a sixteenth of the side.
 
     Raises:
         TaskError: resvg-py is not installed, or the SVG cannot be drawn.
@@ -45,7 +47,7 @@ def render(icon: Icon, *, size: int = 128) -> bytes:
 
 
 def _centred(raw: bytes, icon: Icon, *, size: int, inner: int) -> bytes:
-    """Onto the square; what is wider than high is scaled down first."""
+    """The image centred on the square; an image wider than high is scaled down first."""
     image = load_image(raw, where=icon.key).convert("L")
     if image.width > inner:
         image = image.resize((inner, max(1, round(image.height * inner / image.width))), Image.Resampling.BICUBIC)
@@ -58,12 +60,12 @@ def _centred(raw: bytes, icon: Icon, *, size: int, inner: int) -> bytes:
 
 @cache
 def _renderer() -> str:
-    """The version of resvg-py; reading a package's metadata takes as long as reading a drawn icon."""
+    """The version of resvg-py, cached: reading metadata takes as long as reading a drawn icon."""
     return version("resvg-py")
 
 
 def drawn_file(icon: Icon, *, size: int = 128) -> Path:
-    """What `render` gives, as a file in the user's cache folder; rendered the first time.
+    """The icon as a PNG file in the user's cache folder; rendered the first time.
 
     Raises:
         TaskError: resvg-py is not installed, or the SVG cannot be drawn.
@@ -71,12 +73,13 @@ def drawn_file(icon: Icon, *, size: int = 128) -> Path:
     key = hashlib.sha256(f"{_FORM} {_renderer()} {size}\n".encode() + icon.path.read_bytes()).hexdigest()
     path = cache_folder() / "icons" / str(size) / key[:2] / f"{key[2:34]}.png"
     if not path.is_file() or path.stat().st_size == 0:
-        write_bytes(path, render(icon, size=size), durable=False)  # thousands of files that can be drawn again
+        # Not flushed: there are thousands of files, and each can be drawn again.
+        write_bytes(path, render(icon, size=size), durable=False)
     return path
 
 
 def draw(icon: Icon, *, size: int = 128) -> npt.NDArray[np.uint8]:  # [size, size, 3]
-    """The icon's pixels, black on white; from the cache after the first time.
+    """The icon's pixels, black on white, cached after the first time.
 
     Raises:
         TaskError: resvg-py is not installed, or the SVG cannot be drawn.

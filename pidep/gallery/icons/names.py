@@ -1,11 +1,12 @@
-"""An icon's name, taken apart: `account-plus-outline` is the base `account` with the modifiers `plus` and `outline`."""
+"""Parts of an icon's name: `account-plus-outline` is `account` with modifiers `plus`, `outline`."""
 
 from __future__ import annotations
 
 __all__ = ["MODIFIERS", "base_and_modifiers", "words"]
 
-# Last words w for which the Material family has at least ten pairs X and X-w, with the words that stand in their place elsewhere
-# (Font Awesome's slash and xmark, Octicons' fill) and the closed sets: directions, sizes, shapes around an icon.
+# Last words w for which the Material family has at least ten pairs X and X-w; the words that other
+# families use for them (Font Awesome's slash and xmark, Octicons' fill); and closed sets:
+# directions, sizes, shapes around an icon.
 _STYLES = "outline filled fill variant bold thick thin light full empty half dotted dashed solid regular classic alt small medium large"
 _BADGES = (
     "plus minus remove off on alert check cancel close xmark slash question exclamation help lock unlock edit pencil pen cog settings gear "
@@ -19,7 +20,7 @@ _DIRECTIONS = (
 _DEGREES = "fast slow high low max min maximum minimum all none"
 
 MODIFIERS = frozenset(" ".join((_STYLES, _BADGES, _SHAPES, _DIRECTIONS, _DEGREES)).split())
-"""Words that make a variant when they come last; numbers and single letters do, too."""
+"""Last words that make a variant. Numbers and single letters do so as well."""
 
 
 def words(name: str) -> str:
@@ -32,7 +33,7 @@ def _modifies(word: str) -> bool:
 
 
 def base_and_modifiers(name: str) -> tuple[str, tuple[str, ...]]:
-    """The base name and the words after it that make it a variant; at least one word is the base.
+    """The base name and the modifiers after it; at least one word is the base.
 
     >>> base_and_modifiers("account-plus-outline")
     ('account', ('plus', 'outline'))

@@ -1,4 +1,4 @@
-"""Icons in parts by base name: whatever is drawn alike for the same word, in any family, falls on one side."""
+"""Icons in parts by base name: variants of one word fall on one side, in every family."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["groups", "parts"]
 
 
 def groups(icons: Iterable[Icon]) -> dict[str, str]:
-    """Base name to the group it belongs to: bases that one icon has as its names (`kin`) are of one group."""
+    """Base name to group. Bases that are names of one icon (`kin`) share a group."""
     parent: dict[str, str] = {}
 
     def root(base: str) -> str:
@@ -31,9 +31,10 @@ def groups(icons: Iterable[Icon]) -> dict[str, str]:
 
 
 def parts(icons: Sequence[Icon], *, shares: Mapping[str, float], seed: int) -> dict[str, list[Icon]]:
-    """Icons by part; a group falls by its own hash, so more icons or families never move one across.
+    """Icons by part. A group's part follows from its own hash, so new icons move no group.
 
-    Groups are drawn over all installed families, not only over `icons`: a base is on the same side whatever is asked for.
+    Groups are made over all installed families, not only over `icons`, so that a base is always on
+    the same side.
 
     Raises:
         TaskError: the shares do not add up to 1.
@@ -48,7 +49,7 @@ def parts(icons: Sequence[Icon], *, shares: Mapping[str, float], seed: int) -> d
 
 
 def _part_of(group: str, shares: Mapping[str, float], seed: int) -> str:
-    """Where a number in [0, 1), drawn from the group's name and the seed, falls on the shares laid end to end."""
+    """The part of a group: its hash, a number in [0, 1), on the shares laid end to end."""
     left = int.from_bytes(hashlib.sha256(f"{seed}\n{group}".encode()).digest()[:8], "big") / 2**64
     *others, last = shares
     for part in others:

@@ -1,4 +1,4 @@
-"""What the sixteen packaged tasks are, stated: nothing is imported, fetched or drawn for it."""
+"""Facts about the sixteen packaged tasks. Importing this fetches and draws nothing."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ _OCTICONS = "Octicons by GitHub: MIT"
 
 @dataclass(frozen=True)
 class Facts:
-    """One packaged task: what a person wants to know, and the fields of its task file."""
+    """One packaged task: facts for people, and the fields of its task file."""
 
     modality: Modality
     asks: str
     train: int
     test: int
     balance: str
-    """Whether every label has as many rows."""
+    """Whether all labels have equally many rows."""
     licence: str
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
-        """What it is measured by."""
+        """Name of the metric."""
         return str(self.fields.get("metric", "accuracy"))
 
     @property
     def terms(self) -> str:
-        """The licences by name alone."""
+        """Names of the licences."""
         return ", ".join(dict.fromkeys(part.rpartition(": ")[2].split(",")[0] for part in self.licence.split("; ")))
 
     @property
     def choices(self) -> str:
-        """Labels, or what each row brings of its own."""
+        """The labels, or the kind of candidates that rows bring."""
         if "labels" in self.fields:
             return ", ".join(self.fields["labels"])
         return f"four {self.fields['candidates_are']}s"
@@ -268,6 +268,6 @@ _VISION_LANGUAGE = {
     ),
 }
 FACTS: dict[str, Facts] = {**_VISION, **_LANGUAGE, **_VISION_LANGUAGE}
-"""By name; the sizes are what the packages of `constraints.txt` give, as a test says."""
+"""Facts by task name. A test checks the sizes with the packages of `constraints.txt`."""
 DRAWN = tuple(name for name in FACTS if not name.startswith("sentiment/"))
-"""Tasks whose rows this package chooses; the others are sentences as they come."""
+"""Tasks whose rows this package chooses. The other tasks take sentences as they come."""

@@ -1,4 +1,4 @@
-"""Rows of the packaged tasks as JSONL in the user's cache folder, written the first time they are asked for."""
+"""Rows of the packaged tasks as JSONL in the user's cache folder, written on first use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHOOSING = (
     *("tasks/by_hash", "gallery/icons/catalog", "gallery/icons/digits", "gallery/icons/names", "gallery/icons/split"),
     *(f"gallery/suite/{module}" for module in ("files", "icons", "language", "pictures", "row", "statements", "vision", "vision_language")),
 )
-"""Modules that decide the rows: rows kept by another version of them are not read."""
+"""Modules that decide the rows. A change of one of them makes cached rows stale."""
 _PACKAGES = ("mkdocs-material", "fontawesomefree", "resvg-py", "scikit-learn", "pillow")
 _CHOOSE: dict[str, Callable[[], Sides]] = {
     **{f"sentiment/{name}": partial(language.sentiment, name) for name in language.DOMAINS},
@@ -44,7 +44,7 @@ _CHOOSE: dict[str, Callable[[], Sides]] = {
 
 
 def sides_of(name: str) -> Sides:
-    """The rows of a task, in a fixed order; what decides them is in the packages alone.
+    """The rows of a task in a fixed order; only the packages decide them.
 
     Raises:
         TaskError: no such task, or a package it is drawn from is not installed.
@@ -55,7 +55,7 @@ def sides_of(name: str) -> Sides:
 
 
 def packaged_files(name: str) -> dict[Literal["train", "test"], Path]:
-    """The task's training and test rows as JSONL; pictures are drawn beside them and named by paths relative to the file.
+    """The task's training and test rows as JSONL files, with pictures as relative paths.
 
     Raises:
         TaskError: no such task, or a package it is drawn from is not installed.
@@ -74,7 +74,7 @@ def packaged_files(name: str) -> dict[Literal["train", "test"], Path]:
 
 
 def _made_with() -> str:
-    """Versions of all that the rows depend on: packages, and the modules that choose."""
+    """Cache key: versions of the packages and a digest of the choosing modules."""
     sha = hashlib.sha256()
     for module in _CHOOSING:
         sha.update((Path(__file__).parents[2] / f"{module}.py").read_bytes())
@@ -95,7 +95,7 @@ def _write(path: Path, rows: list[SuiteRow]) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the file is there with every picture it names: a cache may have been emptied in parts."""
+    """Whether the file and all of its pictures exist. A cache may have been emptied in part."""
     if not path.is_file():
         return False
     with path.open(encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""The icons of each side, one split for every task, and what their names say of them."""
+"""The icons of each side, one split for every task, and text from their names."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ __all__ = [
 Side = Literal["train", "test"]
 SHARES = {"test": 0.12, "validation": 0.1, "train": 0.78}
 SPLIT_SEED = 0
-"""Those of `benchmarks/bench_mini.py`: no icon of a test row was seen by pidep-mini's connector in training."""
+"""The shares of `benchmarks/bench_mini.py`. pidep-mini's connector was not trained on test icons.
+"""
 _PARTS: dict[Side, tuple[str, ...]] = {"train": ("train",), "test": ("test", "validation")}
 
 _TWINS = {f"material/default/{name}" for name in ("checkbox-blank-circle-outline", "circle-outline", "radiobox-blank")}
-"""Training icons with the pixels of a test icon by another path: these circles are also the new moon. There are no more."""
+"""Training icons that look exactly like a test icon: these circles are also the new moon."""
 
 BADGES = {
     "plus": "a plus sign",
@@ -47,14 +48,15 @@ BADGES = {
     "edit": "a pencil",
     "clock": "a clock",
 }
-"""Modifiers that are a mark on the picture, and what is seen of them."""
+"""Modifiers that are a mark on the picture, and the words for the mark."""
 
 
 @functools.cache
 def icons_of(side: Side) -> tuple[Icon, ...]:
-    """All icons of a side, in an order drawn from their names; for tests, those of the part that nothing was chosen on come first.
+    """All icons of a side, in an order drawn from their names.
 
-    What is drawn alike under two names stays with the tests.
+    For tests, icons of the part that nothing was chosen on come first. A drawing that has two names
+    stays with the tests.
     """
     divided = parts(catalog(), shares=SHARES, seed=SPLIT_SEED)
     icons = tuple(icon for part in _PARTS[side] for icon in in_order(divided[part], lambda icon: icon.key, seed=0))
@@ -65,7 +67,10 @@ def icons_of(side: Side) -> tuple[Icon, ...]:
 
 
 def named(side: Side) -> list[Icon]:
-    """Icons called after what they show: Material Design and Font Awesome, no brands; Font Awesome's regular style repeats the solid."""
+    """Icons named after what they show: Material Design and Font Awesome without brands.
+
+    Font Awesome's regular style repeats the solid style and is left out.
+    """
     return [icon for icon in icons_of(side) if icon.family == "material" or (icon.family == "fontawesome" and icon.style == "solid")]
 
 
@@ -80,20 +85,21 @@ def group_of(icon: Icon) -> str:
 
 
 def badge_of(icon: Icon) -> str | None:
-    """The one badge an icon has, if it has one."""
+    """The icon's badge, if it has exactly one."""
     found = [word for word in icon.modifiers if word in BADGES]
     return found[0] if len(found) == 1 else None
 
 
 def bare_name(icon: Icon) -> str:
-    """What an icon shows, as text: a Material icon's name without badge and style, Font Awesome's label."""
+    """The icon's subject as text: a Material name without badge and style, or Font Awesome's label.
+    """
     if icon.family != "material":
         return icon.label
     return words("-".join([icon.base, *(word for word in icon.modifiers if word not in ("outline", badge_of(icon)))]))
 
 
 def outline_pairs(side: Side) -> list[tuple[Icon, Icon]]:
-    """Material icons that are there filled and as an outline."""
+    """Material icons that exist both filled and as an outline."""
     material = {icon.name: icon for icon in icons_of(side) if icon.family == "material"}
     return [(icon, material[f"{name}-outline"]) for name, icon in material.items() if f"{name}-outline" in material]
 
@@ -110,9 +116,10 @@ def at_most(icons: Iterable[Icon], count: int, key: Callable[[Icon], Hashable]) 
 
 
 def neighbours(icons: Iterable[Icon], key: Callable[[Icon], Hashable]) -> list[tuple[Icon, Icon]]:
-    """Pairs of icons next to each other by name among those of one key, in an order drawn from the names; no icon is in two.
+    """Pairs of icons with neighbouring names and one key, in an order drawn from the names.
 
-    One icon stands in for its base name's group, so that two of a pair never mean the same.
+    Each icon is in one pair at most. One icon stands for its base name's group, so that two of a
+    pair never mean the same.
     """
     of_key: dict[Hashable, dict[str, Icon]] = {}
     for icon in icons:

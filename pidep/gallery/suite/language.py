@@ -1,4 +1,5 @@
-"""Six tasks on the human-rated sentences of four domains; a sentence is on the same side in all of them."""
+"""Six tasks on the rated sentences of four domains; a sentence is on the same side in all of them.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ __all__ = ["DOMAINS", "domain", "sentiment", "strength"]
 
 DOMAINS = ("amazon", "movie", "nyt", "tweets")
 _TEST_FRACTION, _SPLIT_SEED = 0.3, 0
-"""As those of the task files, whose rows are divided by this rule, too."""
+"""The defaults of task files, whose rows are divided by the same rule."""
 _STRONG, _MILD = 2.0, 1.0
-"""Least rating of a strong sentence, largest of a mild one, of at most 4."""
+"""Lowest rating of a strong sentence, and highest rating of a mild one; 4 is the maximum."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def _of_domain(name: str) -> Iterator[_Sentence]:
 
 
 def sentiment(name: str) -> Sides:
-    """All sentences of a domain, by the sign of their rating."""
+    """All sentences of a domain, labelled by the sign of their rating."""
     sides = Sides([], [])
     for sentence in _of_domain(name):
         row = SuiteRow("positive" if sentence.rating > 0 else "negative", sentence.text)
@@ -48,7 +49,7 @@ def sentiment(name: str) -> Sides:
 
 
 def _sentences() -> list[_Sentence]:
-    """Every sentence that is in one domain only, once, in an order drawn from the texts."""
+    """Every sentence that occurs in one domain only, once, in an order drawn from the texts."""
     found: dict[str, list[_Sentence]] = {}
     for sentence in (sentence for name in DOMAINS for sentence in _of_domain(name)):
         found.setdefault(" ".join(sentence.text.lower().split()), []).append(sentence)
@@ -70,14 +71,15 @@ def _balanced(label_of: Callable[[_Sentence], str | None], stratum_of: Callable[
 
 
 def domain() -> Sides:
-    """Which domain a sentence is from."""
+    """Task: the domain that a sentence comes from."""
     return _balanced(lambda sentence: sentence.domain, lambda _: None, train=500, test=150)
 
 
 def strength() -> Sides:
-    """Whether a sentence was rated strongly or mildly; as many of each in every domain and for either sign.
+    """Task: whether a sentence was rated strongly or mildly.
 
-    Editorials are left out: few of their sentences are rated strongly.
+    Labels are balanced in every domain and for either sign. Editorials are left out: few of their
+    sentences are rated strongly.
     """
     return _balanced(_strength_of, lambda sentence: (sentence.domain, sentence.rating > 0), train=160, test=50)
 

@@ -1,4 +1,4 @@
-"""What a row shows: an icon, an icon turned by quarter turns, or a handwritten digit; as a PNG file in the user's cache folder."""
+"""Pictures of rows as PNG files in the user's cache folder: icons, turned icons, digits."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ class Turned:
 
     icon: Icon
     quarters: int
-    """From 0, upright, to 3."""
+    """Quarter turns, from 0 (upright) to 3."""
 
 
 Picture = Icon | Turned | Digit
 
-_TURNS = {1: Image.Transpose.ROTATE_270, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_90}  # pillow's go the other way
+# pillow turns the other way
+_TURNS = {1: Image.Transpose.ROTATE_270, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_90}
 
 
 def picture_file(picture: Picture) -> Path:
@@ -62,5 +63,5 @@ def _turned(upright: Path, quarters: int) -> Image.Image:
 
 
 def digest_of(picture: Picture) -> str:
-    """SHA-256 over its pixels, however the file is packed."""
+    """SHA-256 over the pixels, independent of the file's compression."""
     return pixels_digest(load_image(picture_file(picture)))

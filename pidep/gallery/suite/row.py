@@ -1,4 +1,4 @@
-"""One row of a packaged task, before it is written: pictures by what they show, not by where they lie."""
+"""One row of a packaged task before it is written; pictures by content, not by path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ __all__ = ["Sides", "SuiteRow", "columns", "rows_digest"]
 
 @dataclass(frozen=True)
 class SuiteRow:
-    """What is shown and asked, and the answer: a label's name, or the number of the right choice."""
+    """A row's picture and text, and its answer: a label's name, or the number of the right
+    candidate.
+    """
 
     label: str | int
     text: str = ""
@@ -32,7 +34,7 @@ class Sides:
 
 
 def columns(row: SuiteRow, *, path_of: Callable[[Picture], str]) -> dict[str, Any]:
-    """As a JSON object with pictures as paths; what a row does not have is left out."""
+    """The row as a JSON object with pictures as paths; absent parts are left out."""
     found: dict[str, Any] = {}
     if row.image is not None:
         found["image"] = path_of(row.image)
@@ -44,7 +46,7 @@ def columns(row: SuiteRow, *, path_of: Callable[[Picture], str]) -> dict[str, An
 
 
 def rows_digest(rows: Sequence[SuiteRow]) -> str:
-    """SHA-256 over labels, texts, choices and pixels in order; the same on every machine with the same packages."""
+    """SHA-256 over labels, texts, candidates and pixels in order; equal on all machines."""
     sha = hashlib.sha256()
     for row in rows:
         image = None if row.image is None else digest_of(row.image)

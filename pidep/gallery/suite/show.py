@@ -1,4 +1,4 @@
-"""A packaged task to look at, and as files of one's own: task YAML, JSONL, images."""
+"""A packaged task to look at, and as files of the user's own: task YAML, JSONL, images."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["examples", "export_task", "facts_of"]
 
 
 def facts_of(name: str) -> Facts:
-    """What is stated of a packaged task.
+    """The facts of a packaged task.
 
     Raises:
-        TaskError: there is none of this name.
+        TaskError: no task has this name.
     """
     if name not in FACTS:
         raise TaskError(f"task {name!r}: expected one of {', '.join(FACTS)}{did_you_mean(name, FACTS)}")
@@ -34,7 +34,9 @@ def facts_of(name: str) -> Facts:
 
 
 def examples(name: str, *, count: int = 3) -> list[dict[str, Any]]:
-    """The first training rows of every label, pictures as absolute paths; of a task whose rows bring their choices, the first rows.
+    """The first training rows of every label, with pictures as absolute paths.
+
+    A task whose rows bring candidates gives its first rows.
 
     Raises:
         TaskError: no such task, or a package it is drawn from is not installed.
@@ -52,11 +54,11 @@ def _of_each(rows: list[SuiteRow], labels: Iterable[str], count: int) -> Iterato
 
 
 def export_task(name: str, folder: Path) -> Path:
-    """Write `NAME.yaml`, `train.jsonl`, `test.jsonl` and `images/` into a new folder; gives the YAML's path.
+    """Write `NAME.yaml`, `train.jsonl`, `test.jsonl` and `images/` to a new folder; gives the YAML.
 
     Raises:
         TaskError: no such task, or a package it is drawn from is not installed.
-        UsageError: the folder is a file, or has something in it.
+        UsageError: the folder is a file, or is not empty.
     """
     facts = facts_of(name)
     check_place(folder, "--export")
@@ -82,7 +84,7 @@ def _copied(picture: Picture, folder: Path) -> str:
 
 
 def _called(picture: Picture) -> str:
-    """A name that says what it shows, one for each picture."""
+    """A file name that says what the picture shows, one for each picture."""
     if isinstance(picture, Icon):
         return picture.key.replace("/", "-")
     if isinstance(picture, Turned):

@@ -1,4 +1,4 @@
-"""What is said of an icon: `an outlined account with a plus sign`."""
+"""Statements about icons, such as `an outlined account with a plus sign`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def style_of(icon: Icon) -> str:
 
 
 def statement(noun: str, *, style: str = "", badge: str | None = None) -> str:
-    """
+    """A statement about an icon.
+
     >>> statement("account", style="outlined", badge="plus")
     'an outlined account with a plus sign'
     """
@@ -25,10 +26,10 @@ def statement(noun: str, *, style: str = "", badge: str | None = None) -> str:
 
 
 def of_family(icon: Icon, family: str) -> str:
-    """The icon as one of a family, its own or another."""
+    """A statement that an icon belongs to a family, its own or another."""
     return f"a {FAMILY_NAMES[family]} icon of {icon.label}"
 
 
 def phrase(icon: Icon) -> str:
-    """What an icon's name says of it."""
+    """The statement that an icon's name makes."""
     return statement(bare_name(icon), style="outlined" if "outline" in icon.modifiers else "", badge=badge_of(icon))

@@ -1,4 +1,4 @@
-"""Five tasks that show a picture and nothing else."""
+"""Five tasks that show a picture and no text."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from pidep.tasks.by_hash import share
 __all__ = ["CATEGORIES", "category", "digits", "family", "filled", "turned"]
 
 CATEGORIES = ("arrows", "communication", "food-beverage", "household", "medical-health", "transportation", "users-people")
-"""The largest of Font Awesome's categories that share few icons; the few are left out."""
+"""The largest of Font Awesome's categories that share few icons. Shared icons are left out."""
 _OF_A_BASE = 6
 TURNS = ("upright", "right", "down", "left")
-"""Where the top of a turned icon points, by quarter turns."""
-_DIFFERENT = 20.0  # mean difference of two shades from 0 to 255: less, and an icon looks alike turned
+"""Direction of a turned icon's top, by quarter turns."""
+# Mean difference of shades (0 to 255). Below it, an icon looks the same when turned.
+_DIFFERENT = 20.0
 
 
 def digits() -> Sides:
-    """scikit-learn's handwriting; equal images fall on the same side."""
+    """Task: scikit-learn's handwritten digits. Equal images fall on the same side."""
     sides = Sides([], [])
     for digit in all_digits():
         held = share(hashlib.sha256(digit.pixels.tobytes()).hexdigest(), 0) < 0.3
@@ -34,7 +35,7 @@ def digits() -> Sides:
 
 
 def family() -> Sides:
-    """Which of four families an icon is of; Octicons has fewest."""
+    """Task: the icon's family, one of four. Octicons has the fewest icons."""
     return Sides(_of_families("train", 450), _of_families("test", 140))
 
 
@@ -44,7 +45,7 @@ def _of_families(side: Side, count: int) -> list[SuiteRow]:
 
 
 def filled() -> Sides:
-    """Pairs of the same name, filled and as an outline."""
+    """Task: filled or outlined, in pairs of one name."""
     return Sides(_of_pairs("train", 1000), _of_pairs("test", 300))
 
 
@@ -55,7 +56,7 @@ def _of_pairs(side: Side, count: int) -> list[SuiteRow]:
 
 
 def category() -> Sides:
-    """Font Awesome's category of an icon; for a Material icon or an Octicon, of the Font Awesome icons of its base name."""
+    """Task: Font Awesome's category. Other families take the category of their base name."""
     return Sides(_of_categories("train"), _of_categories("test"))
 
 
@@ -68,18 +69,19 @@ def _of_categories(side: Side) -> list[SuiteRow]:
     rows = []
     for icon in at_most(icons, _OF_A_BASE, lambda icon: (icon.family, icon.base)):
         found = set(icon.categories) & set(CATEGORIES) if icon.family == "fontawesome" else of_base.get(icon.base, set())
-        if len(found) == 1 and all(len(word) > 1 for word in icon.modifiers):  # a letter makes a brand: language-r
+        # a single letter marks a brand: language-r
+        if len(found) == 1 and all(len(word) > 1 for word in icon.modifiers):
             rows.append(SuiteRow(next(iter(found)), image=icon))
     return rows
 
 
 def turned() -> Sides:
-    """An icon upright or turned by quarter turns (Gidaris et al., 2018); those that look alike turned are left out."""
+    """Task: quarter turns of an icon (Gidaris et al., 2018); symmetric icons are left out."""
     return Sides(_of_turns("train", 1000), _of_turns("test", 400))
 
 
 def _of_turns(side: Side, count: int) -> list[SuiteRow]:
-    """One icon of a base name, so that a shape is there once."""
+    """One icon for each base name, so that a shape occurs once."""
     rows: list[SuiteRow] = []
     for icon in at_most((icon for icon in icons_of(side) if icon.family == "material"), 1, lambda icon: icon.base):
         if len(rows) < count and _has_a_top(icon):

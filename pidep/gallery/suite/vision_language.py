@@ -1,4 +1,7 @@
-"""Five tasks that need both a picture and words. Wrong answers are hard, and neither alone tells them from right ones."""
+"""Five tasks that need both a picture and words.
+
+Wrong answers are hard, and neither the picture nor the words alone tell them from right ones.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +30,19 @@ __all__ = ["CHOICES", "badge", "caption", "entail", "find", "fits"]
 
 CHOICES = 4
 _VARIANTS = 2
-"""Wrong choices of the right one's own base name, at most."""
+"""Most wrong candidates that share the right one's base name."""
 _HARD = 2
-"""Hard choices beside the right one, at least."""
+"""Fewest hard candidates beside the right one."""
 _OF_A_BASE = 4
 _UNSEEN = {"variant", "alt", "classic"}
-"""Modifiers that no picture tells."""
+"""Modifiers that no picture shows."""
 
 
 def fits() -> Sides:
-    """Pairs of icons of the same modifiers or, where there are none, the same first word: each with its own name and the other's."""
+    """Task: does the text name the icon? Pairs of icons share modifiers, or their first word.
+
+    Each icon occurs with its own name and with the other's.
+    """
     return Sides(_names_that_fit("train", 500), _names_that_fit("test", 150))
 
 
@@ -47,7 +53,7 @@ def _names_that_fit(side: Side, count: int) -> list[SuiteRow]:
 
 
 def caption() -> Sides:
-    """A picture, and four names to choose from."""
+    """Task: one picture, and four names to choose from."""
     return Sides(_captions("train", 2000), _captions("test", 500))
 
 
@@ -56,7 +62,7 @@ def _captions(side: Side, count: int) -> list[SuiteRow]:
 
 
 def find() -> Sides:
-    """A phrase, and four pictures to choose from."""
+    """Task: one phrase, and four pictures to choose from."""
     return Sides(_phrases("train", 1000), _phrases("test", 400))
 
 
@@ -65,9 +71,10 @@ def _phrases(side: Side, count: int) -> list[SuiteRow]:
 
 
 def _among_four(side: Side, count: int) -> Iterator[tuple[Icon, list[Icon], int]]:
-    """Icons, each among three others, and where it stands among them; at least two of the others are hard to tell from it.
+    """Icons among three others each, with their position; at least two of the others are hard.
 
-    Hard are up to two variants of its base name, then others that share a word with it or its modifiers.
+    Hard candidates are up to two variants of the base name, then icons that share a word or the
+    modifiers.
     """
     icons = [icon for icon in named(side) if not _UNSEEN & set(icon.modifiers)]
     of_base, of_modifiers = _index(icons, lambda icon: [icon.base]), _index(icons, lambda icon: [icon.modifiers])
@@ -95,24 +102,24 @@ def _index(icons: Iterable[Icon], keys_of: Callable[[Icon], Iterable[Hashable]])
 
 
 def _words(icon: Icon) -> set[str]:
-    """Words of its name that are no modifiers."""
+    """Words of the icon's name that are not modifiers."""
     return set(icon.label.split()) - MODIFIERS
 
 
 def _stranger_to(icon: Icon) -> Callable[[Icon], bool]:
-    """Whether another icon is called something else; neither name says the other with more words."""
+    """Whether another icon is called something else: neither name contains the other."""
     own = set(icon.label.split())
     return lambda other: group_of(other) != group_of(icon) and not own <= set(other.label.split()) and not own >= set(other.label.split())
 
 
 def _from_somewhere(icon: Icon, others: Sequence[Icon]) -> list[Icon]:
-    """All of them, from a place that is drawn from the icon's name."""
+    """All icons, beginning at a place that is drawn from the icon's name."""
     start = int(share(icon.key, 2) * len(others))
     return [*others[start:], *others[:start]]
 
 
 def _unlike(icon: Icon, chosen: list[Icon], others: Iterable[Icon], count: int = CHOICES - 1) -> list[Icon]:
-    """The chosen ones and others up to `count`, no two of them of one name."""
+    """The chosen icons and others up to `count`, no two of one name."""
     found = list(chosen)
     for other in others:
         if len(found) == count:
@@ -123,7 +130,7 @@ def _unlike(icon: Icon, chosen: list[Icon], others: Iterable[Icon], count: int =
 
 
 def badge() -> Sides:
-    """Which mark an icon has; the text says what the rest of it shows."""
+    """Task: the icon's mark; the text names the rest of the icon."""
     return Sides(_badges("train", 150), _badges("test", 60))
 
 
@@ -136,9 +143,10 @@ def _with_badge(side: Side) -> list[Icon]:
 
 
 def entail() -> Sides:
-    """A true statement and a false one about every icon: another style, mark, thing or family, a quarter of the rows each.
+    """Task: a true and a false statement about every icon.
 
-    Every statement's words are as often true as false, so they alone tell nothing.
+    False statements change the style, mark, thing or family, a quarter of the rows each. The words
+    of a statement are true as often as false, so that they alone tell nothing.
     """
     return Sides(_statements("train", 250), _statements("test", 76))
 
@@ -153,7 +161,7 @@ def _statements(side: Side, count: int) -> list[SuiteRow]:
 
 
 Statements = Iterable[tuple[Icon, str, str]]
-"""An icon, what is true of it, and what is not."""
+"""An icon with a true and a false statement."""
 
 
 def _other_style(side: Side) -> Statements:
@@ -164,7 +172,7 @@ def _other_style(side: Side) -> Statements:
 
 
 def _other_badge(side: Side, count: int) -> Statements:
-    """Badges go round among the icons, as far as none gets its own."""
+    """Badges rotate among the icons, where possible so that no icon gets its own."""
     few = at_most(at_most(_with_badge(side), _OF_A_BASE, group_of), 1 + count // 5, badge_of)[:count]
     few.sort(key=lambda icon: str(badge_of(icon)))
     step = max(Counter(map(badge_of, few)).values())
@@ -180,7 +188,7 @@ def _other_thing(side: Side) -> Statements:
 
 
 def _other_family(side: Side, count: int) -> Statements:
-    """As many icons of one family as of the other, none with a modifier."""
+    """Equally many icons of both families, none with a modifier."""
     plain = at_most((icon for icon in named(side) if not icon.modifiers), 1, group_of)
     for icon in at_most(plain, count // 2, lambda icon: icon.family):
         (other,) = set(FAMILY_NAMES) - {icon.family}

@@ -1,6 +1,6 @@
-"""Metrics by name. Their answers are label numbers, or texts with one reference or several; boxes are texts of location tokens.
+"""Metrics by name, for label numbers, for texts with references, and for boxes.
 
-May import `pidep.inputs.locations` and `pidep.errors`.
+Boxes are texts of location tokens. May import `pidep.inputs.locations` and `pidep.errors`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ METRICS: Mapping[str, tuple[Metric, ...]] = {
     "boxes": ("acc@0.5",),
     "texts": ("accuracy", "vqa_score", "bleu4", "cider", "meteor", "spice"),
 }
-"""What the answers of a task are, to the metrics they can have, the usual one first."""
+"""Kinds of answers to the metrics they can have; the default comes first."""
 
 
 def score(metric: str, labels: Sequence[int], predictions: Sequence[int]) -> float:
@@ -31,12 +31,13 @@ def score(metric: str, labels: Sequence[int], predictions: Sequence[int]) -> flo
 
 
 def score_texts(metric: str, references: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
-    """A metric of generated texts, each with its references. All are in [0, 1] but `cider`, which goes to 10.
+    """A metric of generated texts, each with its references, in [0, 1]; `cider` goes to 10.
 
-    `accuracy` counts texts that are one of their references, white space apart.
+    `accuracy` counts texts that equal a reference, white space apart.
 
     Raises:
-        TaskError: an unknown metric, numbers that differ, a text without references, or a metric whose library is not there.
+        TaskError: an unknown metric, numbers that differ, a text without references, or a metric
+            whose library is not installed.
 
     >>> score_texts("accuracy", [("yes",), ("two dogs", "2 dogs")], ["no", "2  dogs"])
     0.5

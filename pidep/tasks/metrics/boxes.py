@@ -1,4 +1,4 @@
-"""Boxes: the share that lie on the right one."""
+"""The share of boxes that match a reference box."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["acc_at_half", "iou"]
 
 
 def iou(left: Box, right: Box) -> float:
-    """Intersection over union; the same in pixels and in shares of the image, because both axes scale alike above and below."""
+    """Intersection over union. Pixels and shares of the image give the same value."""
     width = min(left[2], right[2]) - max(left[0], right[0])
     height = min(left[3], right[3]) - max(left[1], right[1])
     if width <= 0 or height <= 0:
@@ -25,9 +25,10 @@ def _area(box: Box) -> float:
 
 
 def acc_at_half(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
-    """Acc@0.5 of RefCOCO: the share of texts whose first box has IoU ≥ 0.5 with a reference box. No box is a wrong box.
+    """Acc@0.5 of RefCOCO: the share of texts whose first box has IoU ≥ 0.5 with a reference box.
 
-    ≥ as in OFA's and MDETR's evaluation. References are location tokens, too, so that their edges are right to 1/1000 of the image.
+    A text without a box is wrong. ≥ is used in OFA's and MDETR's evaluation. References are
+    location tokens, too, so their edges are exact to 1/1000 of the image.
     """
     return sum(_right(row, text) for row, text in zip(references, predictions, strict=True)) / len(predictions)
 
@@ -35,7 +36,7 @@ def acc_at_half(references: Sequence[Sequence[str]], predictions: Sequence[str])
 def _right(references: Sequence[str], text: str) -> bool:
     try:
         found = text_to_box(text)
-    except TaskError:  # whatever a model says that is no box
+    except TaskError:  # any text of a model that is not a box
         return False
-    # a half is right, whatever rounding makes of it
+    # An IoU of a half counts as right, whatever rounding does to it.
     return any(iou(found, text_to_box(reference, where="reference")) >= 0.5 - 1e-9 for reference in references)

@@ -1,4 +1,4 @@
-"""BLEU-4 and CIDEr-D of captions, as COCO's evaluation computes them; tokens come without its Java tokenizer."""
+"""BLEU-4 and CIDEr-D of captions as in COCO's evaluation, without its Java tokenizer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 __all__ = ["bleu4", "cider", "tokens"]
 
 _LONGEST = 4
-_SIGMA = 6.0  # of CIDEr-D's penalty for another length, in words
+_SIGMA = 6.0  # sigma of CIDEr-D's length penalty, in words
 _WORD = re.compile(
     r"n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:[-.,:/]\w+)*?(?=n't\b)|\w+(?:[-.,:/']\w+)*?(?='(?:s|re|ve|ll|d|m)\b)|\w+(?:[-.,:/']\w+)*"
 )
-"""Words, with `n't` and `'s` apart as the Penn Treebank has them."""
+"""Words, with `n't` and `'s` separate as in the Penn Treebank."""
 Grams = Counter[tuple[str, ...]]
 
 
@@ -32,9 +32,10 @@ def _grams(words: Sequence[str], length: int) -> Grams:
 
 
 def bleu4(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
-    """BLEU of the corpus with n-grams up to four (Papineni et al., 2002); of several references the nearest length counts.
+    """Corpus BLEU with n-grams up to four (Papineni et al., 2002).
 
-    As in COCO's evaluation, 1e-15 and 1e-9 keep a missing n-gram from making it zero.
+    Of several references, the nearest length counts. As in COCO's evaluation, 1e-15 and 1e-9 keep a
+    missing n-gram from making the score zero.
     """
     right, made = [0] * _LONGEST, [0] * _LONGEST
     length_made = length_wanted = 0
@@ -54,9 +55,9 @@ def bleu4(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> fl
 
 
 def cider(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
-    """CIDEr-D (Vedantam et al., 2015), the mean over captions, in [0, 10]. How rare an n-gram is, is counted on these references.
+    """CIDEr-D (Vedantam et al., 2015), the mean over captions, in [0, 10].
 
-    One caption alone has nothing to be rare against, and scores 0.
+    Document frequencies come from these references. A single caption has none and scores 0.
     """
     wanted = [[[_grams(tokens(one), n + 1) for n in range(_LONGEST)] for one in row] for row in references]
     seen_in: Grams = Counter()
@@ -76,7 +77,8 @@ def cider(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> fl
 
 
 def _alike(made: dict[tuple[str, ...], float], wanted: dict[tuple[str, ...], float], longer: int) -> float:
-    """Cosine of two weighted counts, more of an n-gram than wanted not rewarded; less for another length."""
+    """Cosine of two weighted counts, clipped at the reference's, with a penalty for another length.
+    """
     dot = sum(min(weight, wanted[gram]) * wanted[gram] for gram, weight in made.items() if gram in wanted)
     lengths = _length(made.values()) * _length(wanted.values())
     return dot / lengths * math.exp(-(longer**2) / (2 * _SIGMA**2)) if lengths else 0.0

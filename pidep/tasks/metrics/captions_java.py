@@ -31,7 +31,7 @@ def spice(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> fl
         return float(_scorer("spice", "Spice").compute_score(*_numbered(references, predictions))[0])
     except TaskError:
         raise
-    except Exception as error:  # it fetches Stanford CoreNLP 3.6.0 at its first use
+    except Exception as error:  # it fetches Stanford CoreNLP 3.6.0 on first use
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TaskError(f"metric 'spice': {reason}; pycocoevalcap needs Java 8 and fetches Stanford CoreNLP 3.6.0 once") from error
 
@@ -47,6 +47,6 @@ def _scorer(metric: str, name: str) -> Any:
 
 
 def _numbered(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """As COCO's evaluation hands captions over: tokens with blanks between them."""
+    """Captions as COCO's evaluation passes them on: tokens joined by blanks."""
     wanted = {number: [" ".join(tokens(one)) for one in row] for number, row in enumerate(references)}
     return wanted, {number: [" ".join(tokens(text))] for number, text in enumerate(predictions)}

@@ -1,4 +1,4 @@
-"""VQA accuracy (Antol et al., 2015; Goyal et al., 2017), with the normalisation of the official evaluation."""
+"""VQA accuracy (Antol et al., 2015; Goyal et al., 2017) with the official normalisation."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _CONTRACTIONS = """
     why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 _SPELLED = {word[:at] + word[at + 1 :]: word for word in _CONTRACTIONS.split() for at, letter in enumerate(word) if letter == "'"}
-"""Contractions with one apostrophe missing to how they are written: `dont` to `don't`, `couldnt've` and `couldn'tve` to `couldn't've`."""
+"""Contractions without one apostrophe to their spelling: `dont` to `don't`, and so on."""
 _PERIOD = re.compile(r"\.(?!\d)")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 
 
 def normalised(answer: str) -> str:
-    """Lower case; no articles and punctuation; digits for number words up to ten; contractions with their apostrophes.
+    """Lower case, no articles or punctuation, digits for words up to ten, contractions spelled out.
 
     >>> normalised("The two dogs, I think.")
     '2 dogs i think'
@@ -36,7 +36,8 @@ def normalised(answer: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """A mark beside a blank goes, any other becomes one; where a number has a comma in it, all of them go."""
+    """Remove marks beside a blank; replace other marks by a blank. A comma in a number removes all.
+    """
     found = text
     grouped = _COMMA_IN_NUMBER.search(text) is not None
     for mark in _PUNCTUATION:
@@ -45,9 +46,9 @@ def _without_punctuation(text: str) -> str:
 
 
 def vqa_score(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
-    """Mean over answers of min(people who said it / 3, 1), itself the mean over leaving one of the people out.
+    """Mean over answers of min(number of people who said it / 3, 1), averaged over leave-one-out.
 
-    As officially, texts are normalised only where the people differ; where all said the same, it is compared as it stands.
+    As in the official code, texts are normalised only where people disagree.
     """
     return sum(_of_one(row, text) for row, text in zip(references, predictions, strict=True)) / len(predictions)
 
@@ -57,7 +58,7 @@ def _of_one(people: Sequence[str], answer: str) -> float:
     if len(set(said)) > 1:
         said, answer = [normalised(one) for one in said], normalised(answer)
     agree = said.count(answer)
-    others = [agree - (one == answer) for one in said]  # people left when one is not asked
+    others = [agree - (one == answer) for one in said]  # people left when one is left out
     return sum(min(1.0, count / 3) for count in others) / len(said)
 
 
