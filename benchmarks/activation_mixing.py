@@ -1,4 +1,4 @@
-"""The authors' way of mixing LoRAs: as activations, an expert at a time. What π-Tuning steps are held against."""
+"""The authors' way of mixing LoRAs: as activations, one expert at a time. A baseline for steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class ActivationSite(WrappedSite):
     """y = Σₖ αₖ (W x + b + sₖ Bₖ(Aₖ x)).
 
     Args:
-        base_per_expert: the frozen layer is run for each expert, as their LoRA code does; else once, which is kinder than it.
+        base_per_expert: run the frozen layer once for each expert, as the authors' LoRA code does;
+            otherwise once in all, which is cheaper than their code.
     """
 
     def __init__(self, parts: Sequence[Tensors], scalings: Sequence[float], *, base_per_expert: bool) -> None:

@@ -1,4 +1,7 @@
-"""What the fused kernels take of an A100, H100 and B200, compiled without one: `benchmarks/results/kernels-aot.json`."""
+"""Needs of the fused kernels on an A100, H100 and B200, compiled without one.
+
+Writes `benchmarks/results/kernels-aot.json`.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,21 @@ from tools.ahead_of_time import TARGETS, Resources, compile_all
 __all__ = ["claims_of", "main", "vectors"]
 
 _SHARED = 99 * 1024
-"""Bytes a program may have on compute capability 8.6 and 8.9 (RTX 30 and 40, A10, L4, L40), the least of all that are supported."""
+"""Shared memory of a program on compute capability 8.6 and 8.9 (RTX 30 and 40, A10, L4, L40): the
+smallest limit of all supported GPUs.
+"""
 
 
 def vectors(one: Resources) -> int:
-    """128-bit loads a thread needs for one grain of every row, when all of the arena is loaded so."""
+    """128-bit loads of a thread for one grain of every row, when the whole arena is loaded that
+    way.
+    """
     rows = sum(int(number) for number in re.findall(r"[TF]=(\d+)", one.constants))
     return rows * GRAIN * (4 if one.dtype == "float32" else 2) // (16 * 32 * one.num_warps)
 
 
 def claims_of(found: Sequence[Resources]) -> list[Claim]:
-    """Nothing spills, everything fits, and the arena is read 128 bits at a time."""
+    """Claims: nothing spills, everything fits, and the arena is read 128 bits at a time."""
     launches = {(one.kernel, one.constants, one.dtype) for one in found}
     spilling = sum(one.spills > 0 for one in found)
     largest = max(one.shared for one in found)

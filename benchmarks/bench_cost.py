@@ -1,9 +1,10 @@
-"""What predicting and interpolating cost beside plain training: the Fisher of a task, and a step with four experts.
+"""The cost of prediction and interpolation beside plain training.
 
-python -m benchmarks.bench_cost
+    python -m benchmarks.bench_cost
 
-Everything on one thread. Rounds are interleaved (each case once a round, in turning order), after a round of warm-up. Ratios are
-those of the median CPU times: on a shared machine wall time measures the neighbours.
+It measures the Fisher embedding of a task, and a step with four experts. Everything runs on one
+thread. After a warm-up round, every round runs each case once, in rotating order. Ratios are of
+median CPU times: on a shared machine, wall time measures the neighbours.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ NUM_EXPERTS = 4
 FISHER_TARGET = 1.5
 STEP_TARGET = 1.15
 RATE = 1e-5
-"""Small: what is timed must not drift."""
+"""A small rate, so that the timed work does not drift."""
 MEASUREMENT_S = 0.6
 """Short work is repeated until one measurement takes about this long."""
 Work = Callable[[], object]
@@ -53,7 +54,7 @@ Work = Callable[[], object]
 
 
 def _timed(work: Work, repeats: int) -> tuple[float, float]:
-    """CPU and wall milliseconds of one."""
+    """CPU and wall milliseconds of one call."""
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(repeats):
         work()
@@ -61,7 +62,7 @@ def _timed(work: Work, repeats: int) -> tuple[float, float]:
 
 
 def interleaved(cases: Mapping[str, Work], *, rounds: int) -> dict[str, dict[str, Any]]:
-    """CPU and wall times of each case, a round at a time."""
+    """CPU and wall times of each case, one round at a time."""
     warm = {name: _timed(work, 1)[0] for name, work in cases.items()}
     warm = {name: min(first, _timed(cases[name], 1)[0]) if first < 5e3 else first for name, first in warm.items()}
     repeats = {name: max(1, math.ceil(MEASUREMENT_S * 1e3 / max(each, 1e-3))) for name, each in warm.items()}
@@ -83,7 +84,7 @@ def _summary(values: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 
 def ratio(times: Mapping[str, Any], name: str, to: str, *, clock: str = "cpu_ms") -> float:
-    """Of the medians."""
+    """Ratio of the medians."""
     return round(float(times[name][clock]["p50"] / times[to][clock]["p50"]), 4)
 
 
@@ -91,7 +92,7 @@ def ratio(times: Mapping[str, Any], name: str, to: str, *, clock: str = "cpu_ms"
 
 
 def _expert(backbone: Encoder, task: Task, sites: Sequence[str], *, seed: int, max_length: int, kind: str = "lora") -> Expert:
-    """An expert whose every tensor is away from zero: gradients reach all of them."""
+    """An expert whose tensors are all away from zero, so that gradients reach all of them."""
     rng = np.random.default_rng(seed)
     start = fresh(backbone.model, sites, kind=kind, size=RANK)
 
@@ -114,7 +115,7 @@ def _expert(backbone: Encoder, task: Task, sites: Sequence[str], *, seed: int, m
 
 
 class Trainer:
-    """One step of `pidep.training.loop` at a time: forward, backward, clipping, AdamW."""
+    """One step of `pidep.training.loop` per call: forward, backward, clipping, AdamW."""
 
     def __init__(self, scorer: Scorer, trained: Sequence[tuple[list[nn.Parameter], float]], rows: Split) -> None:
         for parameters, _ in trained:
@@ -124,7 +125,7 @@ class Trainer:
         self._scorer, self._trained, self._rows = scorer, list(trained), rows
 
     def step(self, rows: list[int]) -> float:
-        """The loss."""
+        """The step's loss."""
         return _step(self._scorer, self._optimizer, self._trained, self._rows, rows, 1.0)
 
 
@@ -137,7 +138,8 @@ def _cache(backbone: Encoder, sites: Sequence[str], *, cached: bool) -> Iterator
 def fisher_against_epoch(
     backbone: Encoder, task: Task, rows: Split, patterns: Sequence[str], *, cached: bool, batch_size: int, rounds: int
 ) -> dict[str, Any]:
-    """The Fisher of a task's expert, and one epoch of its training, over the same samples in the same batches."""
+    """A task's Fisher embedding, and one epoch of training on the same samples in the same batches.
+    """
     sites = find_sites(backbone.model, patterns)
     max_length = 32
     expert = _expert(backbone, task, sites, seed=0, max_length=max_length)
@@ -169,7 +171,7 @@ def fisher_against_epoch(
 
 
 def _texts_of(backbone: Encoder, rows: Split, *, count: int, tokens: int) -> Split:
-    """Texts that are exactly `tokens` long once they are cut: sentences of the task, joined."""
+    """Texts of exactly `tokens` tokens after the cut: joined sentences of the task."""
     texts, words = [], iter(" ".join(rows.rows).split())
     for _ in range(count):
         text = ""
@@ -191,7 +193,9 @@ def step_of_four(
     rounds: int,
     kind: str = "lora",
 ) -> dict[str, Any]:
-    """A training step with one expert, and with four: pidep's mixture and, for LoRA, the authors' activations."""
+    """A training step with one expert and with four: pidep's mixture and, for LoRA, the authors'
+    way.
+    """
     sites = find_sites(backbone.model, patterns, kind=kind)
     batch = _texts_of(backbone, rows, count=count, tokens=tokens)
     experts = [_expert(backbone, task, sites, seed=seed, max_length=tokens, kind=kind) for seed in range(NUM_EXPERTS)]
@@ -217,12 +221,12 @@ def step_of_four(
 
 
 def _arms(experts: Sequence[Expert]) -> Iterator[tuple[str, Any, list[tuple[list[nn.Parameter], float]]]]:
-    """Name, what is attached, and the parameters trained."""
+    """For each case: name, attached mixture, trained parameters."""
     single = Mixture.of(experts[:1]).requires_grad_(False)
     yield "single", single, [(single.expert_parameters(), RATE)]
     joint = Mixture.of(experts).requires_grad_(False)
     yield "joint", joint, [(joint.alpha_parameters(), RATE), (joint.expert_parameters(), RATE)]
-    # as `auto` trains, but for adapters, which it mixes on outputs
+    # as `auto` trains; it mixes adapters on outputs, though
     own = Mixture.of(experts, num_learned=1).requires_grad_(False)
     yield "helpers frozen", own, [(own.alpha_parameters(), RATE), (own.expert_parameters(), RATE)]
     alone = Mixture.of(experts).requires_grad_(False)
@@ -241,7 +245,7 @@ def _arms(experts: Sequence[Expert]) -> Iterator[tuple[str, Any, list[tuple[list
 
 
 def _check_same(logits: Mapping[str, Tensor]) -> None:
-    """What is compared computes the same."""
+    """Check that the compared cases compute the same."""
     for name, found in logits.items():
         if name != "single" and not torch.allclose(found, logits["joint"], atol=1e-3, rtol=1e-4):
             raise SystemExit(f"bench_cost: {name} and the mixture differ by {float((found - logits['joint']).abs().max())}")
@@ -251,7 +255,7 @@ def _check_same(logits: Mapping[str, Tensor]) -> None:
 
 
 def claims_of(fishers: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]) -> list[Claim]:
-    """The first case is the one the target was set for; every case is in raw, the worst is named."""
+    """Claims. The target was set for the first case; the worst case is named, and raw has all."""
     claims = [
         _claim(f"Fisher of a task / training epoch, {_where(found)}", FISHER_TARGET, found["ratios"]["empirical"]["cpu_ms"])
         for found in fishers

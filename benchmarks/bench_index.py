@@ -1,8 +1,11 @@
-"""Top-k over 10,000 tasks: `python -m benchmarks.bench_index` (about two minutes of one core), results in `results/index.json`.
+"""Top-k over 10,000 tasks: about two minutes of one core, results in `results/index.json`.
 
-The tasks are made up around real ones: the Fisher of a rank-4 LoRA on the queries and values of MiniLM's last two layers, trained
-for a few steps on each packaged sentiment domain. A made-up task is a real one, moved (log-normal, in its logarithms) to one of
-200 clusters, along 8 directions of that cluster, by noise of its own, and in the scale of each tensor.
+    python -m benchmarks.bench_index
+
+The tasks are synthetic variations of real ones. A real one is the Fisher embedding of a rank-4 LoRA
+on the queries and values of MiniLM's last two layers, trained briefly on a packaged sentiment
+domain. A synthetic task moves a real one (log-normally) to one of 200 clusters, along 8 directions
+of that cluster, by noise of its own, and in the scale of each tensor.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ Embedding = Mapping[str, npt.NDArray[np.float32]]
 
 
 def real_embeddings() -> dict[str, Embedding]:
-    """The Fisher of a briefly trained expert of each domain."""
+    """The Fisher embedding of a briefly trained expert of each domain."""
     from pidep.adapters.mixture import Mixture, find_sites, fresh
     from pidep.backbones.load import load_backbone
     from pidep.experts.folder import Expert
@@ -88,7 +91,9 @@ def _train(backbone: Any, mixture: Any, expert: Any, texts: list[str], labels: l
 
 
 def make_pool(pool: Path) -> dict[str, int]:
-    """Write the tasks; the process that measures never sees them all."""
+    """Write the tasks in a process of their own, so that the measuring process never holds them
+    all.
+    """
     from pidep.similarity.measures import Layout
 
     real = real_embeddings()
@@ -122,13 +127,13 @@ def _write_task(folder: Path, tensors: Embedding) -> None:
 
 
 def measure(pool: Path) -> dict[str, Any]:
-    """Build, query, all pairs, add: one process, so that its peak memory is theirs."""
+    """Build, query, all pairs, add, in one process, so that its peak memory belongs to them."""
     from pidep.similarity.index import TaskIndex
 
     build = _timed(lambda: TaskIndex.open(pool))[1]
     index, again = _timed(lambda: TaskIndex.open(pool))
     embeddings = {name: load_file(pool / name / "fisher.safetensors") for name in _queries(index.names)}
-    index.top_k(next(iter(embeddings.values())), K)  # the first imports scikit-learn
+    index.top_k(next(iter(embeddings.values())), K)  # the first query imports scikit-learn
     queries = {name: _timed(partial(index.top_k, own, K, exclude={name})) for name, own in embeddings.items()}
     peak_queries_mib = _peak_mib()
     every, all_pairs = _timed(lambda: dict(index.all_top_k(K)))
@@ -151,7 +156,7 @@ def measure(pool: Path) -> dict[str, Any]:
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
-    """What it gives, and its seconds of this process's CPU and by the clock on the wall."""
+    """The result of a call, and its CPU and wall seconds."""
     cpu, wall = time.process_time(), time.perf_counter()
     found = work()
     return found, {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
@@ -175,7 +180,7 @@ def _queries(names: list[str]) -> list[str]:
 
 
 def exact_top_k(pool: Path) -> dict[str, list[str]]:
-    """Every query against every task, by the formula in fp32; all tensors have one size here."""
+    """Every query against every task, by the formula in fp32. All tensors have one size here."""
     names = sorted(path.name for path in pool.iterdir() if path.name.startswith("task-"))
     queries = _queries(names)
 
@@ -201,7 +206,10 @@ def recall(found: Mapping[str, list[str]], exact: Mapping[str, list[str]]) -> fl
 
 
 def _stage(name: str, pool: Path) -> Any:
-    """A stage in a process of its own, on one thread: threads that wait for each other on a busy machine are all one would measure."""
+    """A stage in a process of its own, on one thread.
+
+    On a busy machine, threads that wait for each other would dominate the measurement.
+    """
     command = [sys.executable, "-m", "benchmarks.bench_index", "--stage", name, "--pool", str(pool)]
     one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **one_thread})

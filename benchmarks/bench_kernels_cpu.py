@@ -1,8 +1,9 @@
-"""Interpolation on the CPU: share of memcpy bandwidth, and beside the naive expression and PEFT's `add_weighted_adapter`.
+"""Interpolation on the CPU: share of memcpy bandwidth, beside the naive expression and PEFT.
 
-python -m benchmarks.bench_kernels_cpu
+    python -m benchmarks.bench_kernels_cpu
 
-Every case is timed in turns with the others of its group; medians of wall time on all threads of the machine.
+The PEFT baseline is `add_weighted_adapter`. The cases of a group are timed in turns; medians of
+wall time on all threads of the machine.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Work = Callable[[], object]
 
 
 def in_turns(cases: Mapping[str, Work], *, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of a call: one measurement a round of each case, after a warm-up."""
+    """Milliseconds of a call: one measurement per round and case, after a warm-up."""
     repeats = {}
     for name, work in cases.items():
         work()
@@ -53,7 +54,7 @@ def in_turns(cases: Mapping[str, Work], *, rounds: int) -> dict[str, list[float]
 
 
 def _summary(times: Mapping[str, list[float]], moved: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Median, spread, and GB/s where the bytes that must be moved are known."""
+    """Median, spread, and GB/s where the number of bytes to move is known."""
     found = {}
     for name, each in times.items():
         low, middle, high = (statistics.quantiles(each, n=5)[0], statistics.median(each), statistics.quantiles(each, n=5)[3])
@@ -69,7 +70,7 @@ def _summary(times: Mapping[str, list[float]], moved: Mapping[str, int]) -> dict
 
 
 def naive(rows: Tensor, logits: Tensor) -> Tensor:
-    """What one writes first."""
+    """The naive expression."""
     alpha = torch.softmax(logits, 0)
     total = alpha[0] * rows[0]
     for k in range(1, len(rows)):
@@ -78,7 +79,10 @@ def naive(rows: Tensor, logits: Tensor) -> Tensor:
 
 
 def bandwidth(size: int, count: int, *, num_sites: int, rounds: int) -> dict[str, Any]:
-    """One arena `[count, size]`: forward, and backward with all experts learned and with all frozen, beside a copy of as many bytes."""
+    """One arena `[count, size]`, beside a copy of as many bytes.
+
+    Forward, and backward with all experts learned and with all frozen.
+    """
     index = ArenaIndex.of([size // num_sites // 1024 * 1024] * num_sites)
     size = index.num_elements
     rows, logits, gradient = torch.randn(count, size), torch.randn(num_sites, count), torch.randn(size)
@@ -117,7 +121,8 @@ def _minilm_sites() -> Iterator[str]:
 
 
 def many_small_sites(*, rounds: int) -> dict[str, Any]:
-    """30 sites, 4 experts, rank 8, MiniLM's widths: ours, the naive expression site by site, PEFT's way of mixing the factors."""
+    """30 sites, 4 experts, rank 8, MiniLM's widths: pidep, the naive expression per site, and PEFT.
+    """
     import peft
     from transformers import BertConfig, BertModel
 
@@ -179,7 +184,7 @@ def many_small_sites(*, rounds: int) -> dict[str, Any]:
 
 
 def claims_of(large: list[dict[str, Any]], small: Mapping[str, Any]) -> list[Claim]:
-    """Every direction and size has its claim."""
+    """One claim for every direction and size."""
     claims: list[Claim] = []
     for found in large:
         for name in ("forward", "forward into new memory", "backward, frozen", "backward, learned"):

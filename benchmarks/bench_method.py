@@ -1,12 +1,12 @@
-"""π against every baseline on four sentiment domains (issue 3): writes `benchmarks/results/method.json`.
+"""π against every baseline on four sentiment domains: writes `benchmarks/results/method.json`.
 
-    python -m benchmarks.bench_method --prepare              # the helpers: 4 tasks × 3 kinds; --part I/N shares them out
-    python -m benchmarks.bench_method --part 0/2             # half of the cells, one thread; the other half beside it
-    python -m benchmarks.bench_method --part 1/2
-    python -m benchmarks.bench_method --summarise            # claims and every single run
-    python -m benchmarks.bench_method --restore              # the cells of method.json back into the folder, to go on from them
+    python -m benchmarks.bench_method --prepare    # the helpers: 4 tasks × 3 kinds (or --part I/N)
+    python -m benchmarks.bench_method --part 0/2   # half of the cells, one thread
+    python -m benchmarks.bench_method --part 1/2   # the other half, beside it
+    python -m benchmarks.bench_method --summarise  # claims and every single run
+    python -m benchmarks.bench_method --restore    # cells of method.json back into the folder
 
-Stopped and started again it goes on where it was. `--redo pi` measures one method again in every cell.
+A run that was stopped continues where it was. `--redo pi` measures one method again in every cell.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COMMON: dict[str, Any] = {
     "finetune_steps": 40,
 }
 EVERY = tuple(method for method in METHODS if method != "pi_trial")
-"""With three helpers in all there is nobody to choose."""
+"""With only three helpers there is nothing to choose."""
 REST = tuple(method for method in EVERY if method not in ONLY_FOR and method != "own_tuned")
 GRIDS = (
     CompareSettings(**COMMON, kinds=("lora",), shots=(8, 128), methods=EVERY),
@@ -48,14 +48,17 @@ GRIDS = (
         methods=("backbone", "own", "uniform", "uniform_outputs", "joint", "pi"),
     ),
 )
-"""LoRA's 8 and 128 shots have the merging baselines and the own expert at the better of two rates as well; BitFit and full fine-tuning
-do not depend on the kind."""
+"""LoRA's 8 and 128 shots also have the merging baselines and the own expert at the better of two
+rates. BitFit and full fine-tuning do not depend on the kind.
+"""
 
 Cells = Sequence[Mapping[str, Any]]
 
 
 def claims(summary: Mapping[str, Any], missing: Sequence[str] = ()) -> list[Claim]:
-    """The claims of issue 3, met or not; a column with a cell missing is not measured, so its claims are not met."""
+    """The claims, met or not. A column with a missing cell is not measured, so its claims are not
+    met.
+    """
     found: list[Claim] = []
     for kind, columns in (("lora", (8, 32, 128, None)), ("adapter", (8, 128)), ("prefix", (8, 128))):
         for shots in columns:
@@ -83,13 +86,13 @@ def _minus(summary: Mapping[str, Any], kind: str, shots: int | None, other: str)
 
 
 def _under_the_best(summary: Mapping[str, Any], kind: str, shots: int | None) -> dict[str, float]:
-    """π minus the better of own expert and uniform mixture, means of each target."""
+    """π minus the better of own expert and uniform mixture; means of each target."""
     own, uniform = (_minus(summary, kind, shots, other)["tasks"] for other in ("own", "uniform"))
     return {task: min(own[task], uniform[task]) for task in own}
 
 
 def _at_least(claim: str, points: float, measured: float | None) -> Claim:
-    """A claim about percentage points; what rounding to a millionth of a point hides is not a difference."""
+    """A claim in percentage points. A difference below a millionth of a point counts as none."""
     if measured is None:
         return {"claim": claim + ", points of accuracy", "target": f">= {points:g}", "measured": "not measured yet", "met": False}
     value = round(100 * measured, 6)
@@ -97,7 +100,9 @@ def _at_least(claim: str, points: float, measured: float | None) -> Claim:
 
 
 def _cost(cells: Cells) -> dict[str, dict[str, float]]:
-    """CPU seconds of each method in a mean cell, by kind and column; the own expert's are in `own_expert`."""
+    """CPU seconds of each method in a mean cell, by kind and column; `own_expert` has the own
+    expert's.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for cell in cells:
         column = found.setdefault(f"{cell['kind']}, {column_name(cell['shots'])}", {})
@@ -109,9 +114,9 @@ def _cost(cells: Cells) -> dict[str, dict[str, float]]:
 
 
 def in_hindsight(cells: Cells) -> dict[str, dict[str, float]]:
-    """By kind and column, in points: the best method of each cell, which only the test rows can name, and what it is ahead by on average.
+    """By kind and column: the lead, in points, of each cell's best method as the test rows name it.
 
-    What is not reached so is not to be had by choosing among the methods measured.
+    No choice among the measured methods can exceed it.
     """
     found: dict[str, list[dict[str, float]]] = {}
     for cell in cells:

@@ -1,10 +1,11 @@
-"""Trains the connector of `pidep-mini` and measures it on icons whose base names it never saw: `make mini-backbone`.
+"""Trains the connector of `pidep-mini` and measures it on unseen base names: `make mini-backbone`.
 
-Icons of three families (Material Design, Font Awesome without brands, Octicons) against MiniLM's embeddings of their names, by a
-symmetric contrastive loss: an image against the names of all training icons, a name against the images of the batch. What goes past
-the transformer is fitted after that, in closed form. The stem's features are computed once and kept in the user's cache folder.
-Parts are by base name (see `pidep.gallery.icons.split`); everything was chosen on the validation part, and the test part is measured
-at the end.
+Icons of three families (Material Design, Font Awesome without brands, Octicons) are trained against
+MiniLM's embeddings of their names by a symmetric contrastive loss: an image against the names of
+all training icons, a name against the images of the batch. The part that bypasses the transformer
+is fitted afterwards, in closed form. The stem's features are computed once and cached. Parts are by
+base name (see `pidep.gallery.icons.split`). Everything was chosen on the validation part; the test
+part is measured at the end.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ SHARES = {"test": 0.12, "validation": 0.1, "train": 0.78}
 SPLIT_SEED = 0
 AMONG = 400
 PHRASES = ("{}", "an icon of {}")
-"""An icon's name as text; the first is what is asked with."""
+"""An icon's name as text. The first phrase is the query."""
 _WORDS = 24
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What training depends on, beside the data."""
+    """All settings of the training, beside the data."""
 
     steps: int = 1400
     batch: int = 64
@@ -56,32 +57,34 @@ class Settings:
     weight_decay: float = 0.05
     warmup: int = 50
     places: int = 8
-    """How many of an image's sixteen tokens a step sees, drawn anew for every step."""
+    """Number of an image's sixteen tokens in a step, drawn anew for every step."""
     dropout: float = 0.2
-    """Of the stem's features."""
+    """Dropout of the stem's features."""
     other_phrases: float = 0.3
     """Share of steps that use another phrase than the bare name."""
     softness: float = 0.0
-    """Weight of names that mean nearly the same, against the one right name."""
+    """Weight of names that mean nearly the same, relative to the one right name."""
     logit_scale: float = 20.0
-    """At the start; learned."""
+    """Initial value; it is learned."""
     sharpness: float = 1.0
-    """Of the Gaussians past the transformer; 2 is about the squared distance of two icons."""
+    """Width of the bypassing part's Gaussians; 2 is about the squared distance of two icons."""
     ridge: float = 0.2
     whitening: float = 0.75
-    """Power by which directions of a name that pictures do not tell count less than those they tell; 0 is none."""
+    """Exponent that lowers the weight of name directions that pictures do not tell; 0 lowers none.
+    """
     whitening_floor: float = 0.1
     """Added to each direction's error, in means over all directions."""
     strange: float = 0.05
-    """Share of training icons that are farther from all others than is near enough for the full length."""
+    """Share of training icons whose nearest neighbour is farther than the distance for full length.
+    """
     past: float = 3.0
-    """Length of the part past the transformer, in lengths of the transformer's."""
+    """Length of the bypassing part, relative to the transformer's part."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Data:
-    """Icons with their features and names, and which part each is in."""
+    """Icons with their features, names and parts."""
 
     icons: Sequence[Icon]
     part: list[str]
@@ -97,12 +100,12 @@ class Data:
 
 
 def choose() -> list[Icon]:
-    """Icons that have a name of their own: brands are left out."""
+    """Icons with names of their own; brands are left out."""
     return [icon for icon in catalog("material", "fontawesome", "octicons") if icon.style != "brands"]
 
 
 def stem_features(icons: Sequence[Icon], mini: Mini) -> tuple[Any, Tensor]:
-    """`[N, V, C + 4M]` fp16 and `[N, F]` fp32 of every icon, from the cache folder after the first time."""
+    """`[N, V, C + 4M]` fp16 and `[N, F]` fp32 of every icon, cached after the first time."""
     sha = hashlib.sha256(f"{PREPROCESS.digest} {weights_digest(mini.stem)}\n".encode())
     for icon in icons:
         sha.update(f"{icon.key} {hashlib.sha256(icon.path.read_bytes()).hexdigest()}\n".encode())
@@ -117,7 +120,7 @@ def stem_features(icons: Sequence[Icon], mini: Mini) -> tuple[Any, Tensor]:
 
 
 def _compute(icons: Sequence[Icon], mini: Mini, path: Path) -> Any:
-    """The features go to `path`; gives the summaries."""
+    """Write the features to `path`; gives the summaries."""
     table: Any = None
     summaries: list[Any] = []
     started = time.perf_counter()
@@ -143,7 +146,7 @@ def say(text: str) -> None:
 
 
 def load_data(mini: Mini) -> Data:
-    """Everything training and measuring needs."""
+    """Everything that training and measuring need."""
     icons = choose()
     of_base = groups(catalog())
     part_of = {icon.key: part for part, some in parts(icons, shares=SHARES, seed=SPLIT_SEED).items() for icon in some}
@@ -172,7 +175,10 @@ def new_mini() -> Mini:
 
 
 def embed(mini: Mini, features: Tensor, summary: Tensor | None = None, places: Tensor | None = None) -> Tensor:
-    """Features `[B, V, C + 4M]`, of all places or of those given, to unit rows of an image and no text; with or without what goes past."""
+    """Features `[B, V, C + 4M]` to unit rows of images without text, with or without the bypass.
+
+        `places` are all places when absent.
+    """
     ids, mask = (torch.from_numpy(array) for array in mini.text.tokenize([""] * len(features), max_length=_WORDS))
     tokens = mini.connector.tokens(features, places)
     past = torch.zeros(len(features), mini.hidden_size) if summary is None else mini.connector.past(summary)
@@ -181,7 +187,10 @@ def embed(mini: Mini, features: Tensor, summary: Tensor | None = None, places: T
 
 
 def loss_of(found: Tensor, names: Tensor, target: Tensor, scale: Tensor, softness: float) -> Tensor:
-    """Image against all names, and the batch's names against its images; icons of one name are no negatives of each other."""
+    """Image against all names, and the batch's names against its images.
+
+    Icons of one name are not negatives of each other.
+    """
     to_names = found @ names.T * scale
     own = names[target]
     if softness:
@@ -242,9 +251,10 @@ def train(mini: Mini, data: Data, settings: Settings) -> list[float]:
 
 @torch.no_grad()
 def fit_past(mini: Mini, data: Data, settings: Settings) -> None:
-    """Kernel ridge regression of the training icons' names from their summaries; icons of much drawn bases weigh less.
+    """Kernel ridge regression of the training icons' names from their summaries.
 
-    A direction of the names counts the less the worse it is told for base names left out, as in a discriminant analysis.
+    Icons of frequent bases weigh less. A name direction that is predicted badly for left-out base
+    names counts less, as in a discriminant analysis.
     """
     past, rows = mini.connector.past, torch.tensor(data.rows("train"))
     summary = data.summary[rows]
@@ -266,7 +276,7 @@ def fit_past(mini: Mini, data: Data, settings: Settings) -> None:
 
 
 def left_out_errors(factor: Tensor, vectors: Tensor, group: Tensor) -> Tensor:  # [N, D]
-    """Names less what is found for them when all icons of their group [N] are left out of the regression, in closed form."""
+    """Errors of names when all icons of their group [N] are left out, in closed form."""
     inverse, out = torch.cholesky_inverse(factor), torch.empty_like(vectors)
     for some in group.argsort(stable=True).split(group.bincount().tolist()):
         out[some] = torch.linalg.solve(inverse[some][:, some], vectors[some])
@@ -274,14 +284,14 @@ def left_out_errors(factor: Tensor, vectors: Tensor, group: Tensor) -> Tensor:  
 
 
 def whitening(errors: Tensor, settings: Settings) -> Tensor:  # [D, D]
-    """What divides each principal direction of the errors by a power of its mean square."""
+    """Divides each principal direction of the errors by a power of its mean square."""
     found, directions = torch.linalg.eigh((errors.T @ errors).double())
     scale = (found.clamp(min=0.0) / found.mean() + settings.whitening_floor) ** -settings.whitening
     return ((directions * scale) @ directions.T).float()
 
 
 def transformer_length(mini: Mini, data: Data, rows: Sequence[int]) -> float:
-    """Mean length of what the transformer gives for images, in what goes past it: `past` of this length is as long in a row."""
+    """The length of `past` that makes it as long as the transformer's part."""
     lengths = []
     with torch.inference_mode():
         for some in torch.tensor(rows).split(64):
@@ -293,7 +303,7 @@ def transformer_length(mini: Mini, data: Data, rows: Sequence[int]) -> float:
 
 
 def _start(connector: nn.Module, generator: torch.Generator) -> None:
-    """Drawn from the seed alone, whatever was drawn before."""
+    """Drawn from the seed alone, independent of earlier draws."""
     connector.requires_grad_(True).train()
     for module in connector.modules():
         if isinstance(module, nn.Linear):
@@ -326,7 +336,7 @@ def ask(data: Data, part: str, *, per_base: bool, seed: int = 0) -> list[int]:
 
 
 def recalls(mini: Mini, data: Data, rows: Sequence[int], phrase: int = 0) -> dict[str, float]:
-    """Recall at 1 and 10 in percent, both ways, among the icons asked for."""
+    """Recall at 1 and 10 in percent, both ways, among the given icons."""
     chosen = torch.tensor(rows)
     with torch.inference_mode():
         batches = [(torch.from_numpy(np.asarray(data.features[some.numpy()])).float(), data.summary[some]) for some in chosen.split(64)]
@@ -341,7 +351,7 @@ def recalls(mini: Mini, data: Data, rows: Sequence[int], phrase: int = 0) -> dic
 
 
 def kept_tokens(mini: Mini) -> list[float]:
-    """The shipped connector's part that was trained by steps, and that no step was taken."""
+    """The stepwise-trained part of the shipped connector, without training it again."""
     tensors = {name: value.float() for name, value in load_file(CONNECTOR).items() if not name.startswith("past.")}
     mini.connector.load_state_dict(tensors, strict=False)
     mini.connector.requires_grad_(False).eval()
@@ -398,7 +408,7 @@ def main() -> int:
 
 
 def parts_of(mini: Mini, data: Data, rows: Sequence[int]) -> dict[str, Any]:
-    """What the two parts of a row do alone, and their lengths."""
+    """The results and lengths of a row's two parts alone."""
     past, size = mini.connector.past, mini.connector.past.size
     lengths = {"transformer": transformer_length(mini, data, rows), "past": float(size)}
     past.size = torch.zeros(())
@@ -410,12 +420,12 @@ def parts_of(mini: Mini, data: Data, rows: Sequence[int]) -> dict[str, Any]:
 
 
 def _sizes(data: Data) -> dict[str, dict[str, int]]:
-    """Icons and base names of every part."""
+    """Numbers of icons and base names of every part."""
     return {part: {"icons": len(data.rows(part)), "base_names": len({data.group[row] for row in data.rows(part)})} for part in SHARES}
 
 
 def claims_of(test: dict[str, float]) -> list[Claim]:
-    """The issue's targets, both ways, on the test part."""
+    """The targets, both ways, on the test part."""
     out: list[Claim] = []
     for way in ("image_to_text", "text_to_image"):
         for top, target in ((1, 25.0), (10, 60.0)):

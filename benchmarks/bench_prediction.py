@@ -1,6 +1,8 @@
-"""Does the predicted similarity of two tasks tell how well one's expert helps the other? See docs/concepts/prediction.md.
+"""Does the predicted similarity of two tasks tell how well one's expert helps the other?
 
-python -m benchmarks.bench_prediction --out DIR
+    python -m benchmarks.bench_prediction --out DIR
+
+See docs/concepts/prediction.md.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured; with the code, all that the figures depend on."""
+    """Settings of the measurement. Together with the code, they decide the figures."""
 
     domains: tuple[str, ...] = ("sentiment/amazon", "sentiment/movie", "sentiment/nyt", "sentiment/tweets")
     clusters: int = 2
@@ -73,7 +75,7 @@ class Settings:
     few_rate: float = 5e-4
     validation_rows: int = 150
     fisher_rows: int = 256
-    """Training rows of a full-data embedding, at most; a few-shot one takes all its rows."""
+    """Most training rows of a full-data embedding. A few-shot embedding takes all its rows."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,9 @@ class SubTask:
     scorer: Scorer
     data: TaskData
     words: tuple[str, ...]
-    """The words that set it off from the rest of its domain."""
+    """Words that distinguish the part from the rest of its domain."""
     mean_embedding: Matrix
-    """`[D]`, of its training texts, under the bare backbone."""
+    """Mean embedding `[D]` of its training texts under the bare backbone."""
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
@@ -98,14 +100,15 @@ def _normalised(text: str) -> str:
 
 
 def sub_tasks(settings: Settings, backbone: Encoder, out: Path) -> list[SubTask]:
-    """Every domain cut in parts by topic; a sentence is in one part only, on one side only."""
+    """Every domain cut into parts by topic. A sentence is in one part and on one side."""
     found: list[SubTask] = []
     seen: set[str] = set()
     for domain in settings.domains:
         task = load_task(domain)
         data = load_data(task)
         train = limit(_unseen(data.train, seen), settings.train_rows, seed=0)
-        # 0.3 of a packaged domain is tested: as many a cluster as are used, and a half more for uneven clusters
+        # Tests take 0.3 of a packaged domain: one share per cluster, and half as much again for
+        # uneven clusters.
         test = limit(_unseen(data.test, seen), settings.test_rows * settings.clusters * 5 // 4, seed=0)
         seen |= {_normalised(text) for text in [*data.train.rows, *data.test.rows]}
         found += _clusters(settings, backbone, task, train, test, out)
@@ -146,7 +149,7 @@ def _k_means(embeddings: npt.NDArray[np.float32], clusters: int) -> npt.NDArray[
 
 
 def _words(mine: list[str], rest: list[str], *, count: int = 8) -> tuple[str, ...]:
-    """The words whose share of sentences is most above that in the rest."""
+    """Words whose share of sentences exceeds most their share in the rest."""
     shares = []
     for texts in (mine, rest):
         counter = Counter(word for text in texts for word in set(re.findall(r"[a-z]{3,}", text.lower())))
@@ -185,7 +188,7 @@ class Lab:
         print(f"{name}: {self.seconds[name]} s of CPU", file=sys.stderr, flush=True)
 
     def rows(self, task: SubTask, seed: int | None) -> tuple[Split, Split | None]:
-        """Training rows and those held back: the shots of a seed, or with None all of them."""
+        """Training and held-out rows: the shots of a seed, or all rows for None."""
         train = task.data.train
         if seed is not None:
             return few_shot(train, shots=self.settings.shots, seed=seed), None
@@ -230,13 +233,15 @@ class Lab:
         return expert
 
     def embedding(self, task: SubTask, seed: int | None, kind: FisherKind) -> Embedding:
-        """Fisher at the task's own expert: of all the shots, or of `fisher_rows` rows."""
+        """Fisher embedding at the task's own expert, of all the shots or of `fisher_rows` rows."""
         rows = limit(self.rows(task, seed)[0], self.settings.fisher_rows, seed=0)
         expert, digest = self.expert(task, seed), data_digest(rows)
         return cached_fisher(self.out / "fisher", self.backbone, expert, rows.rows, rows.labels, data_digest=digest, kind=kind)
 
     def accuracy(self, task: SubTask, *experts: Expert) -> float:
-        """On the task's test rows, of the uniform mixture of the experts, or of the bare backbone."""
+        """Accuracy on the task's test rows, of the experts' uniform mixture or of the bare
+        backbone.
+        """
         key = {"format": FORMAT, "backbone": self.backbone.digest, "test": data_digest(task.data.test)}
         key |= {"max_length": task.scorer.max_length, "experts": [expert.digest for expert in experts]}
         mixture = Mixture.of(experts) if experts else None
@@ -252,7 +257,7 @@ class Lab:
         return dict(found)
 
     def kept(self, what: str, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        """A JSON value by everything that decides it."""
+        """A cached JSON value, by everything that decides it."""
         path = self.out / what / f"{_sha(key)}.json"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -323,12 +328,13 @@ def _predict(lab: Lab, full: Mapping[str, Expert]) -> dict[str, Matrix]:
     found["text, shots only"] = np.array([_cosines(means, np.array(row, np.float64)) for row in few])
     zero = [[lab.zero_shot(task, seed, full) for task in tasks] for seed in seeds]
     found["no labels"] = np.array([[[similar.get(task.name, 1.0) for similar in row] for task in tasks] for row in zero])
-    found["random"] = np.zeros((1, len(tasks), len(tasks)))  # a tie is a uniform choice: the expected value, not a draw
+    # a tie is a uniform choice; this is its expected value
+    found["random"] = np.zeros((1, len(tasks), len(tasks)))
     return found
 
 
 def _compared(helpers: list[Any], targets: list[list[Any]]) -> Matrix:
-    """Similarity of each helper with each target; the diagonal is not used."""
+    """Similarity of each helper with each target. The diagonal is not used."""
     return np.array(
         [
             [[1.0 if i == j else similarity(helper, target) for j, target in enumerate(row)] for i, helper in enumerate(helpers)]
@@ -346,7 +352,7 @@ def _cosines(left: Matrix, right: Matrix) -> Matrix:
 
 
 def claims_of(figures: Mapping[str, Mapping[str, Figure]]) -> list[Claim]:
-    """From the transfers into few-shot mixtures, predicted from the shots alone."""
+    """Claims: transfers into few-shot mixtures, predicted from the shots alone."""
     fisher, text, batch, random = (figures[name] for name in ("empirical", "text", "batch_squared", "random"))
     gain = {
         "random": random["regret"] - fisher["regret"],
@@ -414,7 +420,7 @@ def _described(lab: Lab, measured: Measured) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what is not yet in the folder, and write the result."""
+    """Measure what the folder lacks, and write the result."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_prediction", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of experts, embeddings and evaluations; a run goes on from it")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where prediction.json goes")

@@ -1,13 +1,13 @@
-"""Own expert and π on the sixteen packaged tasks of vision, language and both (issue 5): writes `benchmarks/results/suite.json`.
+"""Own expert and π on the sixteen packaged tasks: writes `benchmarks/results/suite.json`.
 
-    python -m benchmarks.bench_suite --prepare               # the helpers, one a task; --part I/N shares them out
-    python -m benchmarks.bench_suite --part 0/2              # half of the cells, one thread; the other half beside it
-    python -m benchmarks.bench_suite --part 1/2
-    python -m benchmarks.bench_suite --pairs                 # each task's own expert of 16 shots with every helper, one at a time
-    python -m benchmarks.bench_suite --summarise             # claims, task graph, helpers of other modalities, every single run
-    python -m benchmarks.bench_suite --restore               # the cells of suite.json back into the folder, to go on from them
+    python -m benchmarks.bench_suite --prepare    # the helpers, one a task (or --part I/N)
+    python -m benchmarks.bench_suite --part 0/2   # half of the cells, one thread
+    python -m benchmarks.bench_suite --part 1/2   # the other half, beside it
+    python -m benchmarks.bench_suite --pairs      # each 16-shot own expert with every helper
+    python -m benchmarks.bench_suite --summarise  # claims, task graph, and every single run
+    python -m benchmarks.bench_suite --restore    # cells of suite.json back into the folder
 
-Stopped and started again it goes on where it was. `--redo pi` measures one method again in every cell.
+A run that was stopped continues where it was. `--redo pi` measures one method again in every cell.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ GRID = CompareSettings(
     validation_rows=100,
 )
 MODALITY = {str(facts.fields["name"]): facts.modality for facts in FACTS.values()}
-"""Of each task, by the name cells call it."""
+"""Modality of each task, by its name in cells."""
 
 TARGETS = ((SHOTS, "own", 3.0), (SHOTS, "own_tuned", 0.0), (None, "own", 0.0))
-"""What π is to gain on average: column, over which method, points."""
+"""Target of π's mean gain: column, method it is compared with, points."""
 WORDS = {"own": "own expert", "own_tuned": "own expert at the better of two rates, by the same folds"}
 
 Cells = Sequence[Mapping[str, Any]]
@@ -68,7 +68,7 @@ Pairs = Sequence[Mapping[str, Any]]
 
 
 def claims(cells: Cells, missing: Sequence[str] = ()) -> list[Claim]:
-    """π against the own expert on average, at few shots and on full data."""
+    """Claims: π against the own expert on average, at few shots and on full data."""
     found: list[Claim] = []
     for shots, other, points in TARGETS:
         gains = [_gain(cell, other) for cell in cells if cell["shots"] == shots]
@@ -85,7 +85,9 @@ def _gain(cell: Mapping[str, Any], other: str = "own") -> float:
 
 
 def modalities(cells: Cells) -> list[dict[str, Any]]:
-    """By shots, modality (and all) and method: the mean over the tasks, its deviation over the seeds; tasks where π is below own."""
+    """By shots, modality and method: mean over tasks, deviation over seeds, and tasks where π
+    loses.
+    """
     found = []
     for shots in (SHOTS, None):
         for modality in (*dict.fromkeys(MODALITY.values()), "all"):
@@ -113,10 +115,11 @@ def _over_seeds(cells: Cells, method: str) -> dict[str, float | None]:
 
 
 def crossing(cells: Cells, pairs: Pairs) -> dict[str, Any]:
-    """How often a helper among the nearest is of another modality than its target, and what that brought.
+    """Frequency and effect of helpers whose modality differs from the target's.
 
-    `helpers`: counts by target's and helper's modality. `pi_minus_own`: means of cells with such a helper, and without.
-    `pairs`: what the own expert gains by the plain mean with one of the nearest, by whether its modality is another.
+    `helpers`: counts by target's and helper's modality. `pi_minus_own`: means of cells with such a
+    helper, and without. `pairs`: gain of the plain mean with one of the nearest, by whether
+    modalities differ.
     """
     found: dict[str, Any] = {}
     for shots in (SHOTS, None):
@@ -148,7 +151,10 @@ def _nearest(pair: Mapping[str, Any]) -> dict[str, float]:
 
 
 def prediction(pairs: Pairs) -> dict[str, Any]:
-    """How well each predictor orders the helpers of a target by what they bring it: all ordered pairs, one seed of 16 shots."""
+    """How well each predictor ranks a target's helpers by their gain, over all ordered pairs.
+
+    One seed of 16 shots.
+    """
     tasks = [pair["task"] for pair in pairs]
     if len(tasks) < len(MODALITY):
         return {}
@@ -165,9 +171,9 @@ def prediction(pairs: Pairs) -> dict[str, Any]:
 
 
 def ceiling(pairs: Pairs) -> dict[str, float | None]:
-    """What the own expert gains by the plain mean with helpers chosen on the test rows: means over targets.
+    """Gain of the plain mean with helpers chosen on the test rows; means over targets.
 
-    `best_helper`: the one that brings most; `or_none`: as that, and nothing where every helper costs.
+    `best_helper`: the helper that gains most. `or_none`: the same, or nothing where all lose.
     """
     best = [max(pair["with"].values()) - pair["own"] for pair in pairs]
     return {"best_helper": _mean(best), "or_none": _mean([max(gain, 0.0) for gain in best])}
@@ -182,7 +188,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _graph(out: Path) -> list[dict[str, Any]]:
-    """Similarities of every two tasks, most alike first."""
+    """Similarities of all pairs of tasks, the most similar first."""
     from pidep.similarity.pool import task_graph
 
     edges = [(a, b, data["similarity"]) for a, b, data in task_graph(out / "pool" / "lora").edges(data=True)]
@@ -225,7 +231,8 @@ def _pair_paths(out: Path, raw: Mapping[str, Any]) -> dict[Path, Any]:
 
 
 def _pairs(out: Path, say: Say) -> None:
-    """For every task's first few-shot cell: its own expert again, the plain mean of it and each other expert, and both predictions."""
+    """For every task's first few-shot cell: own expert, plain mean with each helper, predictions.
+    """
     import torch
 
     from pidep.backbones.load import load_backbone

@@ -40,7 +40,8 @@ def _shown(value: str | float) -> str:
 
 
 def main(folder: Path = RESULTS) -> int:
-    """Print the table; 1 when a result is malformed or there is none. A claim that is not met is shown, not hidden."""
+    """Print the table; gives 1 when a result is malformed or there is none. Unmet claims are shown.
+    """
     try:
         results = read_claims(folder)
     except PidepError as error:

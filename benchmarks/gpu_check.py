@@ -1,9 +1,10 @@
-"""Every kernel on a real GPU: right first, then how fast. Writes `benchmarks/results/kernels-gpu.json`.
+"""Every kernel on a real GPU: correctness first, then speed.
 
-make gpu-check            (python3 -m benchmarks.gpu_check; needs torch, OpenAI Triton and transformers, nothing else)
+    make gpu-check   # python3 -m benchmarks.gpu_check; needs torch, OpenAI Triton, transformers
 
-Under 8 minutes. Nothing is timed before everything was found right. Times are medians of `triton.testing.do_bench` (the cache is
-flushed between runs); bandwidth counts what must be moved: each expert and gradient read once, each result written once.
+Writes `benchmarks/results/kernels-gpu.json` in under 8 minutes. Nothing is timed unless everything
+is correct. Times are medians of `triton.testing.do_bench`, which flushes the cache between runs.
+Bandwidth counts the necessary bytes: each expert and gradient read once, each result written once.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Found = Sequence[Mapping[str, Any]]
 
 
 def claims_of(checks: Found, interpolations: Found, folds: Found, steps: Found) -> list[Claim]:
-    """Targets of the kernels, on this GPU."""
+    """Claims of the kernels, on this GPU."""
     wrong = sum(not one["right"] for one in checks)
     claims: list[Claim] = [
         {"claim": f"kernels that are wrong, of {len(checks)} cases", "target": "0", "measured": wrong, "met": wrong == 0}

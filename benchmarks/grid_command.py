@@ -1,4 +1,7 @@
-"""The command line of a benchmark that is a grid of `pidep compare` cells: prepare, measure by parts, restore, summarise."""
+"""Command line of a benchmark that is a grid of `pidep compare` cells.
+
+Steps: prepare, measure by parts, restore, summarise.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,15 @@ from pidep.lab.settings import CompareSettings, check_methods
 __all__ = ["GridCommand", "Say", "cell_path", "column_name", "read_cells"]
 
 Say = Callable[[int, int, str], None]
-"""Told how many are done, of how many, and what is begun."""
+"""Called with the number done, the total, and the cell that begins."""
 
 
 @dataclass(frozen=True)
 class GridCommand:
-    """One benchmark's grids, and what is made of their cells."""
+    """One benchmark's grids, and the summary of their cells."""
 
     name: str
-    """Of the result."""
+    """Name of the result."""
     description: str
     grids: Sequence[CompareSettings]
     out: Path
@@ -63,7 +66,9 @@ class GridCommand:
         return 0
 
     def restore(self, out: Path) -> int:
-        """Write what the folder lacks from the committed result; what was measured elsewhere need not be measured again."""
+        """Write the cells that the folder lacks from the committed result, so that they need no
+        run.
+        """
         raw = json.loads((record.RESULTS / f"{self.name}.json").read_text(encoding="utf-8"))["raw"]
         places = {cell_path(out, cell): cell for cell in raw["cells"]} | self.restored(out, raw)
         left = {path: value for path, value in places.items() if not path.is_file()}
@@ -99,7 +104,7 @@ class GridCommand:
 
 
 def read_cells(grids: Sequence[CompareSettings], tasks: Sequence[str], out: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Every finished cell of the grids, with its own methods; and what is missing, which is said on standard error."""
+    """Every finished cell of the grids. Missing cells are listed on standard error."""
     from pidep.lab.compare_grid import cells_of, methods_of
 
     cells, missing = [], []
@@ -117,7 +122,7 @@ def read_cells(grids: Sequence[CompareSettings], tasks: Sequence[str], out: Path
 
 
 def cell_path(out: Path, cell: Mapping[str, Any]) -> Path:
-    """Where a cell lies in the folder."""
+    """Path of a cell in the folder."""
     from pidep.lab.compare_grid import Key
 
     return out / Key(cell["kind"], cell["task"], cell["shots"], cell["seed"]).path

@@ -1,4 +1,4 @@
-"""What every benchmark writes: the machine, versions, command, raw runs, and the claims they support."""
+"""The result format of every benchmark: machine, versions, command, raw runs and claims."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PACKAGES = (
 
 
 class Claim(TypedDict):
-    """One claim of the project and whether this run supports it."""
+    """One claim of the project, and whether this run supports it."""
 
     claim: str
     target: str | float
@@ -61,7 +61,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that are installed, of those that matter to a measurement."""
+    """Versions of Python and of the installed packages that matter to a measurement."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -99,7 +99,7 @@ def check_result(path: Path, result: Any) -> list[Claim]:
     """The claims of a result.
 
     Raises:
-        PidepError: something is missing or of another type; says what and where.
+        PidepError: something is missing or of another type; the message names it.
     """
     if not isinstance(result, dict):
         raise PidepError(f"{path}: expected a JSON object, found {type(result).__name__}; run its benchmark again")
@@ -127,7 +127,7 @@ def _check_claim(where: str, claim: Any) -> None:
 
 
 def _cpu_model() -> str:
-    """The marketing name where Linux tells it, else what the platform says."""
+    """The CPU's marketing name where Linux tells it, else the platform's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

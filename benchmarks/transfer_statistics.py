@@ -1,4 +1,7 @@
-"""Whether one matrix predicts another, target by target: rank correlation, regret of the top choice, bootstrap over targets. numpy only."""
+"""Whether one matrix predicts another, target by target. numpy only.
+
+Rank correlation, regret of the top choice, bootstrap over targets.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def spearman(
     left: Matrix,  # [..., N]
     right: Matrix,  # [..., N]
 ) -> Matrix:  # [...]
-    """Rank correlation, ties sharing their mean rank; 0 where one side is constant, which orders nothing."""
+    """Rank correlation; ties share their mean rank. 0 where one side is constant."""
     ranks = [rankdata(side, axis=-1) for side in (left, right)]
     a, b = (side - side.mean(-1, keepdims=True) for side in ranks)
     lengths = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
@@ -55,7 +58,10 @@ def top_regret(
     predicted: Matrix,  # [..., N]
     transfer: Matrix,  # [..., N]
 ) -> Matrix:  # [...]
-    """Best transfer minus that of the helper predicted best; a tie is a uniform choice, so a constant prediction is a random one."""
+    """Regret: best transfer minus the transfer of the helper predicted best.
+
+    A tie is a uniform choice, so a constant prediction is a random choice.
+    """
     best = predicted == predicted.max(-1, keepdims=True)
     return np.asarray(transfer.max(-1) - (best * transfer).sum(-1) / best.sum(-1))
 
@@ -66,7 +72,10 @@ def top_overlap(
     *,
     top: int = TOP,
 ) -> Matrix:  # [...]
-    """Share of the best `top` that is predicted among the best `top`; ties at the edge count by the chance that they are in."""
+    """Share of the best `top` helpers that are predicted among the best `top`.
+
+    Ties at the edge count by their chance of being in.
+    """
     return np.asarray((_inside(predicted, top) * _inside(transfer, top)).sum(-1) / top)
 
 
@@ -92,7 +101,10 @@ def statistics(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Figure]:
-    """Figures of one predictor, each the mean over the seeds. Resamples are the same for every predictor, so differences are paired."""
+    """Figures of one predictor, each the mean over the seeds.
+
+    Resamples are the same for every predictor, so that differences are paired.
+    """
     guess, truth = by_target(predicted), by_target(transfer)
     count = len(truth)
     draws = np.random.default_rng(seed).integers(count, size=(resamples, count))

@@ -1,6 +1,6 @@
-"""The parts of `benchmarks.gpu_check`. They import torch, OpenAI Triton and transformers, pidep's kernels and experts, and nothing else."""
+"""The parts of `benchmarks.gpu_check`. They need torch, OpenAI Triton and transformers only."""
 
 __all__ = ["DEVICE"]
 
 DEVICE = "cuda"
-"""Tests put "cpu" here, to see that everything runs at all."""
+"""Tests set this to "cpu", to see that everything runs."""

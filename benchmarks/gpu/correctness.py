@@ -22,7 +22,7 @@ from pidep.kernels.lora_mixture import reference as mixture_reference
 __all__ = ["TOLERANCE", "correctness"]
 
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
-"""Largest error, as a share of the largest value of the float64 result: a few roundings of each dtype."""
+"""Largest error relative to the largest float64 value: a few roundings of each dtype."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -39,7 +39,7 @@ def _doubles(*tensors: Tensor) -> list[Tensor]:
 
 
 def check_interpolate(dtype: torch.dtype, sizes: Sequence[int], learned: int, frozen: int) -> dict[str, float]:
-    """Forward, dφ and dα against float64; the same bits twice."""
+    """Forward, dφ and dα against float64, and equal bits twice."""
     index = ArenaIndex.of(sizes, device=gpu.DEVICE)
     rows = [torch.randn(count, index.num_elements, device=gpu.DEVICE).to(dtype) for count in (learned, frozen)]
     logits = torch.randn(len(sizes), learned + frozen, device=gpu.DEVICE, requires_grad=True)
@@ -55,7 +55,7 @@ def check_interpolate(dtype: torch.dtype, sizes: Sequence[int], learned: int, fr
         found.backward(gradient)
         bits.append([found.detach(), logits.grad, *([own.grad] if learned else [])])
     errors = {"forward": _error(found.detach(), want.detach()), "d_alpha": _error(logits.grad, logits64.grad)}
-    if learned + frozen == 1:  # α is 1 whatever the logit: its gradient is 0
+    if learned + frozen == 1:  # α is 1 for every logit, so its gradient is 0
         errors["d_alpha"] = float(logits.grad.abs().max()) * 1e-3
     if learned:
         errors["d_learned"] = _error(own.grad, own64.grad)
@@ -64,7 +64,7 @@ def check_interpolate(dtype: torch.dtype, sizes: Sequence[int], learned: int, fr
 
 
 def check_past_int32() -> dict[str, float]:
-    """Elements past 2³¹: the last rows of a long arena, against themselves alone."""
+    """Elements past 2³¹: the last rows of a long arena, against these rows alone."""
     index = ArenaIndex.of([2**29 + 1024], device=gpu.DEVICE)
     rows = torch.empty(5, index.num_elements, dtype=torch.float16, device=gpu.DEVICE).normal_()
     logits = torch.randn(1, 5, device=gpu.DEVICE)
@@ -93,7 +93,7 @@ def check_mixture(dtype: torch.dtype, tokens: int, inputs: int, outputs: int, ra
 
 
 def check_bank(dtype: torch.dtype) -> dict[str, float]:
-    """Rows of one batch through experts of their own."""
+    """Rows of one batch, each with its own expert."""
     x, a, b = (torch.randn(*shape, device=gpu.DEVICE).to(dtype) for shape in ((9, 33, 100), (5, 8, 100), (5, 8, 70)))
     base, expert = torch.randn(9, 33, 70, device=gpu.DEVICE).to(dtype), torch.randint(5, (9,), device=gpu.DEVICE)
     want = bank_reference.lora_bank(x.double(), a.double(), b.double(), expert, base.double())
@@ -101,7 +101,7 @@ def check_bank(dtype: torch.dtype) -> dict[str, float]:
 
 
 def check_fold(dtype: torch.dtype, outputs: int, inputs: int, rank: int) -> dict[str, float]:
-    """As good as fold in fp32, then round: never more than a hundredth above that error."""
+    """At most a hundredth above the error of folding in fp32 and rounding."""
     w, a, b = (torch.randn(*shape, device=gpu.DEVICE).to(dtype) for shape in ((outputs, inputs), (rank, inputs), (outputs, rank)))
     weight = torch.rand(rank, device=gpu.DEVICE)
     want = w.double() + (b.double() * weight.double()) @ a.double()
@@ -125,11 +125,11 @@ def _checks() -> Iterator[tuple[str, torch.dtype, dict[str, float]]]:
 
 
 def correctness() -> list[dict[str, Any]]:
-    """Every case with its errors and whether they are within bounds."""
+    """Every case with its errors, and whether they are within bounds."""
     found = []
     for name, dtype, errors in _checks():
         shown = {key: float(f"{value:.3g}") if math.isfinite(value) else str(value) for key, value in errors.items()}
-        right = all(value <= TOLERANCE[dtype] for value in errors.values())  # NaN is not right either
+        right = all(value <= TOLERANCE[dtype] for value in errors.values())  # NaN fails as well
         found.append({"case": name, "dtype": str(dtype), "errors": shown, "right": right})
         if not right:
             print(f"WRONG: {found[-1]}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""How fast the kernels are, beside what else there is."""
+"""Speed of the kernels beside the alternatives."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def _weighted(rows: Tensor, logits: Tensor) -> Tensor:
 
 
 def bench_interpolate(size: int, count: int, dtype: torch.dtype) -> dict[str, Any]:
-    """One site of `size` elements: forward alone, forward and backward, beside eager, torch.compile and a copy of as many bytes."""
+    """One site of `size` elements, forward, and forward and backward.
+
+    Beside eager torch, torch.compile, and a copy of as many bytes.
+    """
     index = ArenaIndex.of([size], device=gpu.DEVICE)
     size = index.num_elements
     rows = torch.randn(count, size, device=gpu.DEVICE, dtype=dtype).requires_grad_()
@@ -62,7 +65,7 @@ def bench_interpolate(size: int, count: int, dtype: torch.dtype) -> dict[str, An
 
         return work
 
-    torch.compiler.reset()  # after eight shapes of one function torch.compile gives up, silently
+    torch.compiler.reset()  # After eight shapes of one function, torch.compile gives up silently.
     compiled = torch.compile(_weighted, dynamic=False)
     copies = {moved: _copy_ms(width * size * moved) for moved in sorted({count + 1, 2 * count + 1})}
     cases: dict[str, tuple[Callable[[], Work], int]] = {
@@ -71,7 +74,7 @@ def bench_interpolate(size: int, count: int, dtype: torch.dtype) -> dict[str, An
         "backward, frozen": (lambda: backward_of(lambda: interpolate(nothing, frozen, logits, index)), count + 1),
         "eager forward": (lambda: lambda: _eager(frozen, logits[0].detach()), count + 1),
     }
-    if size >= 2**24:  # where claims are made: every compilation takes seconds
+    if size >= 2**24:  # Only where claims are made: every compilation takes seconds.
         cases["compiled forward"] = (lambda: lambda: compiled(frozen, logits[0].detach()), count + 1)
     if width * size * count < 12 * 2**30:  # autograd of the naive expression keeps K products
         cases["eager backward"] = (lambda: backward_of(lambda: _eager(rows, logits[0])), 2 * count + 1)
@@ -109,7 +112,10 @@ def _copy_ms(moved: int) -> float:
 
 
 def bench_fold(outputs: int, inputs: int, dtype: torch.dtype, *, rank: int = 8, count: int = 4) -> dict[str, Any]:
-    """A fold of four experts, beside one read and one write of W, and beside PEFT's merge: W += s B A, expert after expert."""
+    """A fold of four experts, beside one read and one write of W, and beside PEFT's merge.
+
+    PEFT adds W += s B A, one expert after another.
+    """
     w = torch.randn(outputs, inputs, device=gpu.DEVICE).to(dtype)
     a, b = torch.randn(rank * count, inputs, device=gpu.DEVICE).to(dtype), torch.randn(outputs, rank * count, device=gpu.DEVICE).to(dtype)
     weight, out = torch.rand(rank * count, device=gpu.DEVICE), torch.empty_like(w)
@@ -130,7 +136,7 @@ def bench_fold(outputs: int, inputs: int, dtype: torch.dtype, *, rank: int = 8, 
 
 
 def bench_layer(tokens: int, inputs: int, outputs: int, dtype: torch.dtype) -> dict[str, Any]:
-    """A mixture of four LoRAs on one dense layer forward and backward, and a bank of 32 experts, beside plain torch."""
+    """A mixture of four LoRAs on a dense layer, and a bank of 32 experts, beside plain torch."""
 
     def leaf(*shape: int) -> Tensor:
         return torch.randn(*shape, device=gpu.DEVICE, dtype=dtype, requires_grad=True)

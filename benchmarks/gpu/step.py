@@ -27,7 +27,9 @@ BERT_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_hea
 def bench_step(
     dtype: torch.dtype, *, shape: Mapping[str, int] = BERT_LARGE, batch: int = 16, length: int = 128, rounds: int = 12
 ) -> dict[str, Any]:
-    """BERT-large's shape with LoRA of rank 8 on every dense layer; arms in turns, medians of CUDA events."""
+    """BERT-large's shape with rank-8 LoRAs on every dense layer; arms in turns, medians of CUDA
+    events.
+    """
     torch.manual_seed(0)
     model = BertModel(BertConfig(**shape), add_pooling_layer=False).requires_grad_(False).eval()
     sites = find_sites(model, ["*"])
@@ -38,7 +40,7 @@ def bench_step(
     steps = {name: _stepper(model, ids, arm) for name, arm in arms.items()}
     times: dict[str, list[float]] = {name: [] for name in arms}
     peak: dict[str, float] = {}
-    for number in range(rounds + 3):  # three to warm up
+    for number in range(rounds + 3):  # three rounds of warm-up
         for name, arm in arms.items():
             with attached(model, arm):
                 taken, peak[name] = _timed_once(steps[name])
@@ -58,7 +60,7 @@ def bench_step(
 
 
 def _expert(model: nn.Module, sites: Sequence[str], seed: int) -> Sites:
-    """A LoRA with every factor away from zero."""
+    """A LoRA whose factors are all away from zero."""
     rng = np.random.default_rng(seed)
 
     def moved(array: Any) -> Any:
@@ -99,7 +101,7 @@ def _stepper(model: nn.Module, ids: Tensor, arm: Any) -> Work:
 
 
 def _timed_once(step: Work) -> tuple[float, float]:
-    """Milliseconds, and the peak of memory in GiB."""
+    """Milliseconds, and peak memory in GiB."""
     torch.cuda.reset_peak_memory_stats()
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     began.record()
