@@ -8,18 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pidep.artifacts.names import SCHEMA, TEXT_SCHEMA
 from pidep.errors import ExpertError
 from pidep.files.tensor_file import read_json
 
-__all__ = ["SCHEMA", "TEXT_SCHEMA", "ExpertRecord"]
-
-SCHEMA = 1
-"""An expert of a backbone that embeds."""
-TEXT_SCHEMA = 2
-"""An expert of an encoder-decoder, which scores label texts or answers freely.
-
-It has no label embeddings. Its label texts and the length of its answers enter the digest instead.
-"""
+__all__ = ["ExpertRecord"]
 
 
 class ExpertRecord(BaseModel):

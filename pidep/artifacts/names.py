@@ -21,9 +21,11 @@ __all__ = [
     "LABELS",
     "MANIFEST",
     "MERGED_RECORD",
+    "SCHEMA",
     "SCORES",
     "SHIM",
     "TEXT",
+    "TEXT_SCHEMA",
     "TOKENIZER",
     "VERSION",
     "VISION_GRAPH",
@@ -66,3 +68,12 @@ GRAPH_EMBEDDING = "sentence_embedding"
 GRAPH_LOGITS = "logits"
 GRAPH_PIXELS = "pixels"
 GRAPH_VISUAL = "visual"
+
+# Schemas of expert.json.
+SCHEMA = 1
+"""An expert of a backbone that embeds."""
+TEXT_SCHEMA = 2
+"""An expert of an encoder-decoder, which scores label texts or answers freely.
+
+It has no label embeddings. Its label texts and the length of its answers enter the digest instead.
+"""

@@ -22,17 +22,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pidep.artifacts.expert_record import SCHEMA, TEXT_SCHEMA, ExpertRecord
+from pidep.artifacts.names import SCHEMA, TEXT_SCHEMA
 from pidep.errors import ExpertError
 from pidep.experts.kind import Array
 from pidep.experts.kinds import expert_kind, kind_names
 from pidep.experts.peft_format import at_sites, peft_config, read_peft
 from pidep.files.atomic_write import atomic_folder, check_place
 from pidep.files.tensor_file import read_tensors, tensor_bytes
+
+if TYPE_CHECKING:  # pydantic: mixing experts needs no file, and GPU checks run without it
+    from pidep.artifacts.expert_record import ExpertRecord
 
 __all__ = [
     "Expert",
@@ -170,6 +173,8 @@ def read_expert(folder: str | Path) -> Expert:
         ExpertError: a file is missing, damaged or unsupported, or the recorded digest does not
             match the content.
     """
+    from pidep.artifacts.expert_record import ExpertRecord
+
     folder = Path(folder)
     if not folder.is_dir():
         raise ExpertError(f"{folder}: no such expert folder; give the folder that holds expert.json")
@@ -255,6 +260,8 @@ def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array]
 
     `peft.PeftModel.from_pretrained` loads it where PEFT has the kind.
     """
+    from pidep.artifacts.expert_record import ExpertRecord
+
     check_name(expert.name)
     folder = Path(folder)
     check_expert_place(folder)
