@@ -6,4 +6,41 @@ acts on a model is `pidep.adapters`. May import `pidep.artifacts`, `pidep.files`
 and `pidep.errors`.
 """
 
-__all__: list[str] = []
+from typing import TYPE_CHECKING
+
+from pidep.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from pidep.experts.folder import Expert, check_name, read_expert, write_expert
+    from pidep.experts.kind import BankGroup, ExpertKind, PeftAdapter
+    from pidep.experts.kinds import expert_kind, kind_names
+    from pidep.experts.peft_format import read_peft
+
+__all__ = [
+    "BankGroup",
+    "Expert",
+    "ExpertKind",
+    "PeftAdapter",
+    "check_name",
+    "expert_kind",
+    "kind_names",
+    "read_expert",
+    "read_peft",
+    "write_expert",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "BankGroup": "pidep.experts.kind",
+        "Expert": "pidep.experts.folder",
+        "ExpertKind": "pidep.experts.kind",
+        "PeftAdapter": "pidep.experts.kind",
+        "check_name": "pidep.experts.folder",
+        "expert_kind": "pidep.experts.kinds",
+        "kind_names": "pidep.experts.kinds",
+        "read_expert": "pidep.experts.folder",
+        "read_peft": "pidep.experts.peft_format",
+        "write_expert": "pidep.experts.folder",
+    },
+)

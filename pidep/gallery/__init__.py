@@ -4,4 +4,25 @@ Nothing imports this room by name: `pidep.plugins` finds its tasks and backbones
 room below.
 """
 
-__all__: list[str] = []
+from typing import TYPE_CHECKING
+
+from pidep.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from pidep.gallery.backbones import load_mini, load_minilm
+    from pidep.gallery.tasks import TASKS
+
+__all__ = [
+    "TASKS",
+    "load_mini",
+    "load_minilm",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "TASKS": "pidep.gallery.tasks",
+        "load_mini": "pidep.gallery.backbones",
+        "load_minilm": "pidep.gallery.backbones",
+    },
+)

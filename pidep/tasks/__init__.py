@@ -3,4 +3,43 @@
 May import `pidep.inputs`, `pidep.plugins`, `pidep.files` and `pidep.errors`.
 """
 
-__all__: list[str] = []
+from typing import TYPE_CHECKING
+
+from pidep.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from pidep.tasks.data import Split, TaskData, few_shot, load_data
+    from pidep.tasks.metrics import score, score_texts
+    from pidep.tasks.packaged import PackagedTask, packaged_tasks
+    from pidep.tasks.task import Data, Task, load_task
+
+__all__ = [
+    "Data",
+    "PackagedTask",
+    "Split",
+    "Task",
+    "TaskData",
+    "few_shot",
+    "load_data",
+    "load_task",
+    "packaged_tasks",
+    "score",
+    "score_texts",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Data": "pidep.tasks.task",
+        "PackagedTask": "pidep.tasks.packaged",
+        "Split": "pidep.tasks.data",
+        "Task": "pidep.tasks.task",
+        "TaskData": "pidep.tasks.data",
+        "few_shot": "pidep.tasks.data",
+        "load_data": "pidep.tasks.data",
+        "load_task": "pidep.tasks.task",
+        "packaged_tasks": "pidep.tasks.packaged",
+        "score": "pidep.tasks.metrics",
+        "score_texts": "pidep.tasks.metrics",
+    },
+)
