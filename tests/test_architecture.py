@@ -73,7 +73,7 @@ def test_every_room_is_on_the_plan() -> None:
 
 
 ONLY_IN = {
-    "torch": {"adapters", "backbones", "export", "interpolation", "kernels", "lab", "similarity", "training", "tuning"},
+    "torch": {"adapters", "backbones", "export", "gallery", "interpolation", "kernels", "lab", "similarity", "training", "tuning"},
     "transformers": {"adapters", "backbones"},
     "peft": {"lab"},
     "onnxruntime": {"cli", "deployment", "export", "runtime"},

@@ -9,23 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.bench_mini import (
-    SHARES,
-    Data,
-    Settings,
-    ask,
-    claims_of,
-    fit_past,
-    left_out_errors,
-    loss_of,
-    parts_of,
-    recalls,
-    train,
-    whitening,
-)
+from benchmarks.bench_mini import ask, claims_of, parts_of, recalls
 from pidep.backbones.connector import Connector
 from pidep.backbones.mini import Mini
 from pidep.gallery.icons.catalog import Icon
+from pidep.gallery.mini_training import Data, Settings, fit_past, left_out_errors, loss_of, train, whitening
+from pidep.gallery.suite.icons import SHARES
 from pidep.inputs.images import Preprocess
 
 NAMES = ["good film", "bad film", "the great", "very awful", "a film", "positive", "negative", "was great"]

@@ -30,8 +30,7 @@ __all__ = [
 Side = Literal["train", "test"]
 SHARES = {"test": 0.12, "validation": 0.1, "train": 0.78}
 SPLIT_SEED = 0
-"""The shares of `benchmarks/bench_mini.py`. pidep-mini's connector was not trained on test icons.
-"""
+"""`pidep.gallery.mini_training` splits in the same way, so pidep-mini saw no test icon in training."""
 _PARTS: dict[Side, tuple[str, ...]] = {"train": ("train",), "test": ("test", "validation")}
 
 _TWINS = {f"material/default/{name}" for name in ("checkbox-blank-circle-outline", "circle-outline", "radiobox-blank")}

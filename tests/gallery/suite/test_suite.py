@@ -135,13 +135,10 @@ def test_no_picture_is_on_both_sides_of_the_suite() -> None:
 
 
 def test_test_icons_are_none_the_connector_was_trained_on() -> None:
-    pytest.importorskip("torch")
-    from benchmarks import bench_mini
     from pidep.gallery.icons.catalog import catalog
     from pidep.gallery.icons.split import parts
 
-    assert (bench_mini.SHARES, bench_mini.SPLIT_SEED) == (SHARES, SPLIT_SEED)
-    trained_on = set(parts(catalog(), shares=bench_mini.SHARES, seed=bench_mini.SPLIT_SEED)["train"])
+    trained_on = set(parts(catalog(), shares=SHARES, seed=SPLIT_SEED)["train"])
     assert not trained_on & set(icons_of("test"))
     assert set(icons_of("train")) <= trained_on
 
