@@ -40,6 +40,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
 
 def names(group: Group) -> tuple[str, ...]:
     """Every name of a group: pidep's own first, then those of other packages, sorted."""
+    # Another package cannot replace a built-in name: a run must mean the same on every machine.
     return (*BUILT_IN[group], *sorted(set(_others(group)) - set(BUILT_IN[group])))
 
 

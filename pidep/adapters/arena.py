@@ -118,6 +118,8 @@ class Arena(nn.Module):
         else:
             mixed = interpolate(self.learned, self.frozen, torch.stack([*self._alpha]), self.index)
         if mixed.requires_grad:
+            # The graph behind the cached mixture is freed by its backward pass, so the cache must
+            # go with it.
             mixed.register_hook(lambda _: self.forget())  # type: ignore[no-untyped-call]
         return mixed
 
@@ -125,6 +127,8 @@ class Arena(nn.Module):
         """Start to tensor, by one `split`: its backward is a single pass, too."""
         starts = [slot.start for slots in self.layout for slot in slots.values()]
         sizes = [slot.size for slots in self.layout for slot in slots.values()]
+        # Padding between sites is split off as parts of its own and dropped, because split() needs
+        # every element.
         lengths, end = [], 0
         for start, size in zip(starts, sizes, strict=True):
             lengths += [start - end, size]

@@ -65,6 +65,7 @@ class Mixture(nn.Module):
         learned = len(experts) if num_learned is None else num_learned
         of = adapter_kind(kind).site.of
         self.sites = nn.ModuleList(of([expert[site] for expert in experts], scalings, num_learned=learned) for site in self.site_names)
+        # Sites with one softmax share one Parameter, so that the optimizer sees it once.
         shared: dict[str, nn.Parameter] = {}
         for name, site in self.by_name():
             group = {"site": name, "layer": _layer_of(name), "global": ""}[per]
@@ -187,6 +188,7 @@ def attached(model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | No
         sites, around, arena = mixture or {}, None, None
     try:
         if arena is not None:
+            # First, so that its hook runs before any site reads the arena.
             undo.append(_fresh_graphs(model, arena))
         if around is not None:
             undo.append(around(model, sites))
@@ -194,6 +196,7 @@ def attached(model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | No
             undo.append(site.attach(model, name))
         yield
     finally:
+        # In reverse: a site may wrap what an earlier step changed.
         for detach in reversed(undo):
             detach()
 

@@ -90,6 +90,8 @@ def place_of(kind: AdapterKind) -> str:
 
 def _heads(model: nn.Module) -> set[str]:
     try:
+        # Shared with the vocabulary's embeddings in many models; an expert there would change the
+        # input as well.
         head = model.get_output_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
         head = None
@@ -103,6 +105,7 @@ def _is_head(name: str, pattern: str, heads: set[str]) -> bool:
 def fresh(model: nn.Module, sites: Sequence[str], *, kind: str = "lora", size: int) -> dict[str, Tensors]:
     """Untrained tensors at the sites, the same for every task."""
     found = adapter_kind(kind)
+    # A generator of its own: the caller's random state is neither read nor moved.
     generator = torch.Generator().manual_seed(INIT_SEED)
     return {
         site: {name: found.start(name, shape, generator).numpy() for name, shape in found.shapes(model, site, size).items()}

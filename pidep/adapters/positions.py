@@ -19,6 +19,8 @@ _TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions"
 def shift(model: nn.Module, by: int) -> Undo:
     """Move every token `by` positions, behind as many virtual ones. Relative positions stay."""
     hooks: list[Any] = []
+    # Tables that are moved by their offset are remembered apart: a hook is removed, an offset is
+    # put back.
     moved: list[Any] = []
     for table in _tables(model):
         hooks.append(table.register_forward_pre_hook(_checked(_room(table), by)))
@@ -64,6 +66,7 @@ def _room(table: Any) -> int:
     """Number of tokens that the table has positions for."""
     if _has_offset(table):
         return int(table.num_embeddings - table.offset)
+    # RoBERTa's positions begin behind its padding index.
     return int(table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
 
 

@@ -195,6 +195,8 @@ class LayerSite(WrappedSite):
         y = cast(Tensor, self.base(x, *more, **options))
         if self.rows is None:
             return self.act(x, y)
+        # Models flatten the batch in their own ways (Swin's windows, OPT's [B·T]); rows must be
+        # told apart again.
         count = self._num_rows(x)
         return self.act(x.reshape(count, -1, x.shape[-1]), y.reshape(count, -1, y.shape[-1])).reshape(y.shape)
 

@@ -30,6 +30,8 @@ class Choices:
         wanted = {row_key(one): one for candidates in choosing for one in candidates}
         missing = {key: one for key, one in wanted.items() if key not in self._known}
         if missing:
+            # Candidates are never cut at the task's max_length: serving embeds them at the model's
+            # own limit.
             found = self._backbone.encode(list(missing.values()), max_length=self._backbone.max_positions)
             # Clones: tensors made in inference mode cannot be used in training.
             self._known.update(zip(missing, found.clone(), strict=True))

@@ -28,6 +28,7 @@ def weights_digest(model: nn.Module) -> str:
     """SHA-256 over the sorted state dict: names, shapes, dtypes and bytes."""
     sha = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        # Equal weights must give one digest on every device and memory layout.
         value = tensor.detach().cpu().contiguous()
         sha.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
         sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -127,6 +128,7 @@ def encode_sorted(rows: Sequence[Input], width: int, embed: Callable[[list[int]]
 
     Runs without gradients.
     """
+    # The results go back to their places below, so the caller does not see the order.
     order = sorted(range(len(rows)), key=lambda row: size_key(rows[row]))
     out = torch.empty(len(rows), width)
     with torch.inference_mode():

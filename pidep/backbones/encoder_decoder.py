@@ -164,6 +164,7 @@ class EncoderDecoder:
         answers = self._answers(candidates, len(rows), limit=max_target_length)
         count = max(len(own) for own in answers)
         encoded = self._encode(rows, max_length=max_length)
+        # Candidates are decoded in groups; all at once, their logits could fill the memory.
         together = max(1, _DECODED_TOGETHER // max(1, len(rows)))
         parts = []
         for start in range(0, count, together):
@@ -240,6 +241,7 @@ class EncoderDecoder:
             beams = num_beams or 4
         if own is not None:
             beams = num_beams or min(max(len(each) for each in own), _BEAMS)
+            # No length penalty: beams must compare sums, as `score` does.
             limit, penalty = max(len(ids) for each in own for ids in each), 0.0
         shape = {"num_beams": beams, "length_penalty": penalty, "early_stopping": "never"} if beams > 1 else {}
         return GenerationConfig(max_new_tokens=limit, do_sample=False, use_cache=True, **shape)  # type: ignore[no-untyped-call]

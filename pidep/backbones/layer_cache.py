@@ -77,6 +77,7 @@ class LayerCache:
             for row, states, seen in zip(missing, self._run_below(run), mask.bool(), strict=True):
                 fresh[row] = states[seen]  # a copy
                 size = fresh[row].numel() * fresh[row].element_size()
+                # A full cache keeps what it has: eviction would make long epochs miss every time.
                 if size <= self._left:
                     self._kept[keys[row]], self._left = fresh[row], self._left - size
         rows = [fresh[row] if row in fresh else self._kept[key] for row, key in enumerate(keys)]
@@ -88,6 +89,7 @@ class LayerCache:
 
         def take(_: nn.Module, arguments: tuple[Any, ...]) -> None:
             found.append(arguments[0])
+            # An exception is the only way out of a forward pass from within a hook.
             raise _Enough
 
         def note(_: nn.Module, __: Any, output: Any) -> None:
@@ -97,6 +99,7 @@ class LayerCache:
         assert isinstance(layers, nn.ModuleList)
         hooks = [layers[self._depth].register_forward_pre_hook(take), layers[self._depth - 1].register_forward_hook(note)]
         try:
+            # Plain no_grad: tensors made in inference mode could not enter a graph later.
             with torch.no_grad():
                 run()
         except _Enough:

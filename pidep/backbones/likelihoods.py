@@ -43,6 +43,7 @@ class Likelihoods:
         own = [tuple(row.candidates) if isinstance(row, Row) and row.candidates else self._label_texts for row in rows]
         if self._free:
             mean = self._backbone.score(rows, own, max_length=max_length, normalise="tokens", max_target_length=self._limit)
+            # log(1 - p) by expm1: for p near 1 the plain expression loses all digits.
             return torch.cat([mean, torch.log(-torch.expm1(mean.clamp(max=_SURE)))], 1)
         scores = self._backbone.score(rows, own, max_length=max_length)
         return nn.functional.pad(scores, (0, max(self._most - scores.shape[1], 0)), value=-torch.inf)

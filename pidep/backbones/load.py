@@ -50,6 +50,8 @@ def load_any_backbone(name: str = "minilm") -> Backbone:
     """
     if name in _IN_MEMORY:
         return _IN_MEMORY[name]
+    # Registered names come first, so that a folder of the same name cannot shadow a packaged
+    # backbone.
     if name in plugins.names("pidep.backbones"):
         found: Backbone = plugins.load("pidep.backbones", name)()
         return found

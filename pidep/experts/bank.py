@@ -25,6 +25,8 @@ def pack(group: BankGroup, experts: Sequence[Expert | None], *, max_rank: int) -
     None (the bare backbone) and sites that an expert does not have are zeros.
     """
     shape = expert_kind(group.kind).bank_shape(group, count=len(experts), max_rank=max_rank)
+    # Zeros, not empty: a smaller rank leaves the rest of its row untouched, and zeros change
+    # nothing.
     packed = np.zeros(shape, dtype=np.float32)
     for row, expert in enumerate(experts):
         if expert is not None:

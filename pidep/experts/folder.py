@@ -122,6 +122,7 @@ class Expert:
         sha = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         named = {**self.tensors(), "label_embeddings": self.label_embeddings}
         for name in sorted(named):
+            # Little-endian fp32 in C order, so that every machine hashes the same bytes.
             array = np.ascontiguousarray(named[name], dtype="<f4")
             sha.update(f"\n{name} {array.shape} ".encode())
             sha.update(array.tobytes())
@@ -180,6 +181,7 @@ def read_expert(folder: str | Path) -> Expert:
         raise ExpertError(f"{folder}: no such expert folder; give the folder that holds expert.json")
     where = folder / "expert.json"
     record = ExpertRecord.read(where)
+    # The kind is checked before any tensor is read, because the kind says which files to read.
     if record.kind not in kind_names():
         raise ExpertError(
             f"{where}: kind {record.kind!r}, this pidep has {', '.join(kind_names())}; "

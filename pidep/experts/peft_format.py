@@ -123,6 +123,8 @@ def read_peft(folder: Path) -> PeftAdapter:
             f"{where}: peft_type is {config.get('peft_type')!r}, "
             f"expected {' or '.join(map(repr, types.values()))}"
         )
+    # Refused by name instead of ignored: an adapter without DoRA's magnitudes would answer, only
+    # wrongly.
     for key, allowed in _REFUSED.items():
         if key in config and config[key] not in allowed:
             raise ExpertError(

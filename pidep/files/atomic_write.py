@@ -58,6 +58,7 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     Without `durable`, a power cut may leave an empty file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target: a rename is atomic within one file system only.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -65,6 +66,7 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
             if durable:
                 stream.flush()
                 os.fsync(stream.fileno())
+        # mkstemp makes files that only their owner can read; the server may run as another user.
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:

@@ -23,5 +23,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Make the folder and hold its lock, so that only one of several processes fills it."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
+        # The kernel frees the lock when the process ends, however it ends; a lock file alone would
+        # stay.
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

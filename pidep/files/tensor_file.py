@@ -32,6 +32,7 @@ def tensor_bytes(tensors: Mapping[str, npt.NDArray[Any]], *, metadata: dict[str,
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     """A safetensors file as arrays. The header's size is checked before anything is parsed."""
+    # A link could point anywhere, and a FIFO would block the reader for ever.
     if path.is_symlink() or not path.is_file():
         raise ExpertError(f"{path}: expected a plain safetensors file, found none; re-export or re-train the expert")
     data = path.read_bytes()

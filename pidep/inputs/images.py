@@ -32,6 +32,7 @@ Bytes = npt.NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are decoded. Others are refused: EPS runs a program, PSD and FITS are rarely meant.
 """
+# A PNG of some kilobytes can hold gigapixels, and decoding allocates them all.
 MAX_PIXELS = 64 * 2**20
 """Most pixels of an image. The header's width times height is checked before decoding."""
 _ALGORITHM = 1  # part of the digest; raise it when the same parameters give other pixels

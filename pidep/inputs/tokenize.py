@@ -27,6 +27,7 @@ class Tokenize:
         padding = self._tokenizer.padding or {}
         self._pad_id = int(padding.get("pad_id", self._pad_token_id()))
         self._tokenizer.no_padding()
+        # Cutting and padding are done below: the tokenizer's own settings are shared state.
         self._tokenizer.no_truncation()
         self._special = self._tokenizer.num_special_tokens_to_add(False)
         self._suffix = self._count_suffix()

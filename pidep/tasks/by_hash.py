@@ -13,6 +13,7 @@ Item = TypeVar("Item")
 
 def share(text: str, seed: int) -> float:
     """A number in [0, 1) that depends on the text and the seed only."""
+    # SHA-256 and not Python's hash(), which differs from process to process
     return int.from_bytes(hashlib.sha256(f"{seed}\n{text}".encode()).digest()[:8], "big") / 2**64
 
 

@@ -181,6 +181,7 @@ def _asked(row: Input) -> str:
 def _split(task: Task, rows: Split) -> TaskData:
     sides = [_is_test(task, row) for row in rows.rows]
     return TaskData(
+        # By hash and not by position: a row stays on its side when rows are added or reordered.
         train=rows.take(row for row, test in enumerate(sides) if not test), test=rows.take(row for row, test in enumerate(sides) if test)
     )
 
@@ -273,6 +274,7 @@ def _beside(task: Task, row: Any, folder: Path) -> Any:
 
 def _without_leakage(train: Split, test: Split) -> TaskData:
     """Drop training rows that are also test rows: same text and same picture."""
+    # The training side gives way: dropping test rows would change what is measured.
     held = {_content(row) for row in test.rows}
     return TaskData(train.take(number for number, row in enumerate(train.rows) if _content(row) not in held), test)
 
@@ -330,6 +332,7 @@ def few_shot(split: Split, *, shots: int, seed: int) -> Split:
 def hold_out(split: Split, *, fraction: float, seed: int) -> tuple[Split, Split | None]:
     """Stratified (train, validation). Nothing is held out if a class has fewer than 20 rows."""
     classes = _by_class(split, seed)
+    # With fewer, a tenth is one or two rows, and early stopping would follow noise.
     if min(len(rows) for rows in classes.values()) < 20:
         return split, None
     held = {row for rows in classes.values() for row in rows[: max(1, round(len(rows) * fraction))]}

@@ -35,6 +35,7 @@ class AdapterSite(LayerSite):
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         """y + up(relu(down(y)))."""
         own = self.side_by_side() if self.on_outputs and self.rows is None else self.tensors()
+        # transpose and unsqueeze instead of F.linear: the tensors may have a leading batch axis.
         hidden = torch.relu(y @ own["down"].transpose(-1, -2) + own["down_bias"].unsqueeze(-2))
         return y + hidden @ own["up"].transpose(-1, -2) + own["up_bias"].unsqueeze(-2)
 

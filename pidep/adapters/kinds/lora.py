@@ -112,6 +112,7 @@ def _fold(model: nn.Module, sites: Mapping[str, Tensors], scaling: float) -> Ite
             for site, lora in sites.items():
                 weight = linears[site].weight
                 a, b = (torch.from_numpy(lora[name]).to(weight.device) for name in ("lora_A", "lora_B"))
+                # In place: a second copy of every folded weight would double the backbone's memory.
                 lora_fold(weight, a, b, a.new_full((len(a),), scaling), out=weight)
         yield
     finally:

@@ -78,6 +78,8 @@ class PrefixSite(ExpertSite):
     def attach(self, model: nn.Module, name: str) -> Undo:
         """Set the prefix on the attention layer, where `_attention` finds it."""
         attention = model.get_submodule(name)
+        # On the module, because transformers' attention interface passes the module and nothing of
+        # ours.
         attention.pidep_prefix = self
 
         def detach() -> None:
@@ -112,6 +114,8 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention
     site = getattr(module, "pidep_prefix", None)
     if site is not None:
         prefix = site.acting()
+        # transformers drops the mask where it lets sdpa make a causal one; that one would not know
+        # the prefix.
         if attention_mask is None:
             attention_mask = _causal_mask(module, query, key, options)
         key, value = (torch.cat([_heads(prefix[name], like), like], 2) for name, like in (("key", key), ("value", value)))

@@ -112,6 +112,7 @@ class _Before:
     def __call__(self, reader: nn.Module, arguments: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         options = {**dict(zip(self.names, arguments, strict=False)), **given}
         # transformers before 5.20 passes it, and derives it from the cache where it is missing.
+        # Left as it is, it would count the tokens without the prompt.
         options.pop("cache_position", None)
         length = self.site.length
         cache = options.get("past_key_values")

@@ -91,6 +91,7 @@ def _forward(
     site_tile: Tensor,
     out: Tensor | None = None,
 ) -> Tensor:
+    # Imported where it runs: OpenAI Triton is absent on machines without a GPU.
     if fusable(learned, frozen, logits):
         from pidep.kernels.interpolate import fused as kernels
 
