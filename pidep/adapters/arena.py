@@ -83,8 +83,9 @@ class Arena(nn.Module):
         return torch.cat([self.learned, self.frozen])
 
     def mixed(self, site: int) -> dict[str, Tensor]:
-        """φ̄ at a site. The first call after a change interpolates all sites; later calls look it
-        up.
+        """φ̄ at a site. The first call after a change interpolates all sites.
+
+        Later calls look it up.
         """
         # A compiler fuses a site's few operations itself, and cannot follow a Python-side cache.
         if torch.compiler.is_compiling():

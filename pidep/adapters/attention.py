@@ -18,7 +18,9 @@ weights)`.
 
 
 def configs(model: nn.Module) -> list[Any]:
-    """Every config in the model, parents before children. Encoder-decoders and towers have several.
+    """Every config in the model, parents before children.
+
+    Encoder-decoders and towers have several.
     """
     found: dict[int, Any] = {}
 

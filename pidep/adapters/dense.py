@@ -38,8 +38,9 @@ def widths(module: nn.Module) -> tuple[int, int]:
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
-    """The layer as a Linear. A Conv1D becomes a view, so that writing to its weight changes the
-    backbone.
+    """The layer as a Linear.
+
+    A Conv1D becomes a view, so that writing to its weight changes the backbone.
     """
     if isinstance(module, nn.Linear):
         return module

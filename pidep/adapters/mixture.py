@@ -153,8 +153,7 @@ class Mixture(nn.Module):
 
 
 def _same_shapes(experts: Sequence[Mapping[str, Tensors]], kind: str) -> Sequence[Mapping[str, Tensors]]:
-    """The experts' tensors in the same shapes, for kinds that mix outputs and may differ in width.
-    """
+    """The experts' tensors in the same shapes, for kinds that mix outputs."""
     found = adapter_kind(kind)
     for site, tensors in experts[0].items():
         for other in experts[1:]:

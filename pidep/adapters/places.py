@@ -119,8 +119,9 @@ def peft_can(model: nn.Module, sites: Sequence[str], *, kind: str) -> bool:
 
 
 def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str, size: int) -> Survey:
-    """Every site of a kind, with the shapes of an expert of `size`. Reads no weights: `meta` will
-    do.
+    """Every site of a kind, with the shapes of an expert of `size`.
+
+    Reads no weights: `meta` will do.
 
     Raises:
         ExpertError: the kind does not fit the backbone, or a pattern matches nothing.
@@ -132,8 +133,7 @@ def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str
 
 
 def skeleton(source: str | Path, *, class_of: Callable[[Any], str | None] = lambda _: None) -> nn.Module:
-    """The modules of a transformers backbone without weights, on the `meta` device, in
-    milliseconds.
+    """The modules of a transformers backbone without weights, on the `meta` device.
 
     Args:
         source: a folder with a config.json, or a hub id.

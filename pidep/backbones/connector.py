@@ -22,8 +22,7 @@ _POINTS, _LARGEST = "past.points", "past.points.largest"
 
 
 class Connector(nn.Module):
-    """One token for each place of a stem's last map, and one vector that bypasses the transformer.
-    """
+    """Tokens for the places of a stem's last map, and a vector that bypasses the transformer."""
 
     def __init__(
         self, *, channels: int, channels_middle: int, channels_summary: int, width: int, num_tokens: int, axes: int, points: int = 0
@@ -50,8 +49,9 @@ class Connector(nn.Module):
         return torch.cat([self.tokens(gathered(last, middle)), self.past(summary).unsqueeze(1)], 1)
 
     def tokens(self, features: Tensor, places: Tensor | None = None) -> Tensor:
-        """`gathered` features `[B, V, C + 4M]` to tokens `[B, V, D]`; `places` are all places when
-        absent.
+        """`gathered` features `[B, V, C + 4M]` to tokens `[B, V, D]`.
+
+        `places` are all places when absent.
         """
         place = self.place if places is None else self.place[places]
         out: Tensor = self.out(self.project(self.norm(features)) + place)
@@ -169,16 +169,18 @@ def read_connector(connector: Connector, path: Path, *, expected: Mapping[str, s
 
 
 def _eight_bits(points: Tensor) -> tuple[Tensor, Tensor]:
-    """`[N, Q]` as int8, where 127 is the largest value of a column, and these largest values as
-    fp16.
+    """`[N, Q]` as int8, and the largest value of each column as fp16.
+
+    127 stands for the largest value.
     """
     largest = points.abs().amax(0).half()
     return (points / largest.float() * 127.0).round().clamp(-127.0, 127.0).to(torch.int8).contiguous(), largest
 
 
 def as_kept(points: Tensor) -> Tensor:
-    """Points as a file gives them back. Vectors must be fitted around these, not around the
-    originals.
+    """Points as a file gives them back.
+
+    Vectors must be fitted around these, not around the originals.
     """
     eight, largest = _eight_bits(points)
     return eight.float() * (largest.float() / 127.0)

@@ -133,8 +133,9 @@ class EncoderDecoder:
         return Likelihoods(self, label_texts, free=free, max_target_length=max_answer_length or 1)
 
     def loss(self, rows: Sequence[Input], targets: Sequence[str], *, max_length: int, max_target_length: int) -> Tensor:
-        """-log p(target | row) in nats `[B]`, summed over tokens, with gradients to whatever is
-            attached.
+        """-log p(target | row) in nats `[B]`, summed over tokens.
+
+        Gradients go to whatever is attached.
 
         Raises:
             BackboneError, ImageError: the backbone cannot read a row; the message names it.
@@ -299,7 +300,9 @@ class EncoderDecoder:
         return [int(token) for token in ids[0][: int(mask[0].sum())]]
 
     def _encode(self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None) -> Encoded:
-        """Rows to the states that the decoder attends to. Errors name rows by `numbers`, from 1 on.
+        """Rows to the states that the decoder attends to.
+
+        Errors name rows by `numbers`, from 1 on.
         """
         calls, called = self._calls, list(numbers or range(1, len(rows) + 1))
         whole = [as_row(row) for row in rows]
@@ -389,7 +392,9 @@ def _by_row(candidates: Candidates, num_rows: int) -> list[list[str]]:
 
 
 def _of_one_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Groups of rows whose beginnings have one length: a batch must start decoding at one position.
+    """Groups of rows whose beginnings have one length.
+
+    A batch must start decoding at one position.
     """
     groups: dict[int, list[int]] = {}
     for place, prompt in enumerate(prompts):

@@ -31,8 +31,7 @@ class _Given(nn.Module):
 
 
 def layers_below(model: nn.Module, sites: Sequence[str]) -> tuple[str, int]:
-    """Name of the stack of layers that holds every site, and the number of layers below the first
-    site.
+    """Name of the stack that holds every site, and the number of layers below them.
 
     ("", 0) when there is none below.
     """
@@ -44,7 +43,9 @@ def layers_below(model: nn.Module, sites: Sequence[str]) -> tuple[str, int]:
 
 
 class LayerCache:
-    """Hidden states `[T, D]` that enter layer `depth`, by row and cut; at most `max_bytes` in all.
+    """Hidden states `[T, D]` that enter layer `depth`, by row and cut.
+
+    At most `max_bytes` in all.
     """
 
     def __init__(self, model: nn.Module, stack: str, depth: int, *, max_bytes: int = 4 * 2**30) -> None:

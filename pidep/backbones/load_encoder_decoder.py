@@ -20,7 +20,9 @@ _EXPECTED = "expected a folder or a hub id of an encoder-decoder: T5, BART, Flor
 
 
 def is_encoder_decoder(name: str | Path) -> bool:
-    """Whether a folder or hub id holds a supported encoder-decoder; False if nothing is readable.
+    """Whether a folder or hub id holds a supported encoder-decoder.
+
+    False if nothing is readable.
     """
     from transformers import AutoConfig
 

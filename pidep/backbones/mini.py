@@ -50,7 +50,9 @@ class _ImageGraph(nn.Module):
 
 @dataclass(eq=False)
 class Mini(EmbeddingBackbone):
-    """A frozen encoder of rows: `encode(rows)` gives unit rows `[B, D]`. A `str` is a row of text.
+    """A frozen encoder of rows: `encode(rows)` gives unit rows `[B, D]`.
+
+    A `str` is a row of text.
     """
 
     name: str
@@ -158,8 +160,9 @@ class Mini(EmbeddingBackbone):
         return tokens
 
     def _tokens_of(self, images: Sequence[tuple[str, ImageSource]]) -> Tensor:
-        """`visual` of images with their places. Inside `cached_images`, known images are not
-        computed again.
+        """`visual` of images with their places.
+
+        Inside `cached_images`, known images are not computed again.
         """
         kept = self._kept
         keys = [image_key(image) if kept is not None else str(place) for place, (_, image) in enumerate(images)]
@@ -215,8 +218,9 @@ class Mini(EmbeddingBackbone):
         return pool(hidden, mask, self.text.pooling, self._past(rows, mask.sum(1, keepdim=True)))
 
     def _past(self, rows: Sequence[Input], counts: Tensor) -> Tensor:  # [B, D]
-        """The bypassing vectors of rows with these token counts [B, 1]; for use with the layer
-        cache.
+        """The bypassing vectors of rows with these token counts [B, 1].
+
+        For use with the layer cache.
         """
         seen = [(place, row.image) for place, row in enumerate(map(as_row, rows)) if row.image is not None]
         out = torch.zeros(len(rows), self.hidden_size)

@@ -42,8 +42,7 @@ class Encoded:
         return Encoded(self.hidden[chosen], self.mask[chosen], tuple(self.prompts[row] for row in rows))
 
     def repeated(self, times: int) -> Encoded:
-        """Every row `times` times, next to each other, so that experts of single rows stay apart.
-        """
+        """Every row `times` times in succession, so that experts of single rows stay apart."""
         prompts = tuple(prompt for prompt in self.prompts for _ in range(times))
         return Encoded(self.hidden.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), prompts)
 
@@ -59,8 +58,9 @@ def padded(rows: Sequence[Sequence[int]], *, value: int) -> tuple[Tensor, Tensor
 
 
 class ModelCalls:
-    """Calls of an encoder-decoder with transformers' usual interface for texts (T5, BART and
-    others).
+    """Calls of an encoder-decoder with transformers' usual interface for texts.
+
+    T5, BART and others have it.
     """
 
     images: ClassVar[Literal["never", "maybe", "always"]] = "never"
@@ -219,14 +219,17 @@ class _Blip(ModelCalls):
 
 
 def _with_mask(_: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """transformers passes cross-attention's mask under a name that it does not read; without this,
-    padding would be attended to.
+    """transformers passes cross-attention's mask under a name that it does not read.
+
+    Without this, padding would be attended to.
     """
     return arguments, {**options, "encoder_attention_mask": options.get("attention_mask")}
 
 
 class BlipCaptioner(_Blip):
-    """BLIP's captions: the decoder sees the image and continues the row's text, which may be empty.
+    """BLIP's captions: the decoder sees the image and continues the row's text.
+
+    The text may be empty.
     """
 
     def encode(self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]) -> Encoded:

@@ -103,8 +103,7 @@ class EfficientNetLite0(nn.Module):
         self,
         pixels: Tensor,  # [B, 3, S, S] fp32, normalised
     ) -> tuple[Tensor, Tensor, Tensor]:  # [B, 1280, S/32, S/32], [B, 112, S/16, S/16], [B, 2816]
-        """The last feature map, the map at stride 16, and a summary of the image over all depths.
-        """
+        """The last feature map, the map at stride 16, and a summary over all depths."""
         x = nn.functional.relu6(self.first(pixels))
         maps: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks):
@@ -131,8 +130,9 @@ def _summary(maps: Mapping[int, Tensor]) -> Tensor:  # [B, 2816]
 
 
 def _quarters(x: Tensor) -> Tensor:  # [B, 4C]
-    """Every channel's maximum in each quarter. The middle line of an odd side counts in both
-    halves.
+    """Every channel's maximum in each quarter.
+
+    The middle line of an odd side counts in both halves.
     """
     side = x.shape[-1]
     return nn.functional.max_pool2d(x, -(-side // 2), stride=side // 2).flatten(1)

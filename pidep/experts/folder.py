@@ -130,8 +130,9 @@ class Expert:
 
 
 def check_name(name: str) -> str:
-    """The name, if it is allowed: letters, digits, dot, underscore, dash; at most 128; no leading
-    dot.
+    """The name, if it is allowed: letters, digits, dot, underscore, dash.
+
+    At most 128; no leading dot.
     """
     if not _NAME.match(name):
         raise ExpertError(

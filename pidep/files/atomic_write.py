@@ -126,7 +126,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def _put(new: Path, target: Path) -> Path | None:
-    """Rename `new` to `target`. Gives the place of the old content, or None where there was none.
+    """Rename `new` to `target`.
+
+    Gives the place of the old content, or None where there was none.
     """
     if not os.path.lexists(target):
         os.rename(new, target)

@@ -35,7 +35,9 @@ def read_cached(path: Path, *, key: str) -> dict[str, npt.NDArray[Any]] | None:
 
 
 def write_cached(path: Path, tensors: Mapping[str, npt.NDArray[Any]], *, key: str) -> None:
-    """Write a cache file, whole or not at all. A failure is logged: it costs time, not the result.
+    """Write a cache file, whole or not at all.
+
+    A failure is logged: it costs time, not the result.
     """
     checksum = np.frombuffer(_digest(tensors, key), np.uint8)
     try:

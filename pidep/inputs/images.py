@@ -263,8 +263,9 @@ class Preprocess:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over everything that decides the pixels. A served model must agree with its
-        training.
+        """SHA-256 over everything that decides the pixels.
+
+        A served model must agree with its training.
         """
         fields = {**asdict(self), "algorithm": _ALGORITHM}
         del fields["max_pixels"]  # It decides what is refused, not what is seen.

@@ -62,8 +62,9 @@ def texts_only(rows: Sequence[Input], *, backbone: str) -> list[str]:
 
 
 def image_key(image: ImageSource) -> str:
-    """Key of an image without decoding it: path, size and time of a file, else SHA-256 of the
-    content.
+    """Key of an image without decoding it.
+
+    Path, size and time of a file; SHA-256 of other content.
     """
     if isinstance(image, str | Path):
         path = Path(image)

@@ -35,8 +35,9 @@ def rank_padded(rank: int) -> int:
 
 
 def upcast() -> bool:
-    """Whether to multiply in fp32. Triton's interpreter multiplies bf16 bits as if they were
-    integers.
+    """Whether to multiply in fp32.
+
+    Triton's interpreter multiplies bf16 bits as if they were integers.
     """
     return bool(triton.knobs.runtime.interpret)
 
@@ -82,8 +83,7 @@ def low_rank_kernel(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """A block of tokens of one row per program: down to the ranks, scaled, up again, tile by tile.
-    """
+    """A block of tokens of one row per program: down to the ranks, scaled, up again."""
     program = tl.program_id(0).to(tl.int64)  # One grid axis only: a second one ends at 65535 rows.
     blocks = tl.cdiv(TOKENS, BLOCK_M)
     row = program // blocks
@@ -210,7 +210,9 @@ def low_rank(
 
 
 def outer(left: Tensor, right: Tensor, scale: Tensor | None = None) -> Tensor:
-    """diag(scale) leftᵀ right, `[R, N]` fp32, from `[M, R]` and `[M, N]`, summed in a fixed order.
+    """diag(scale) leftᵀ right, `[R, N]` fp32, from `[M, R]` and `[M, N]`.
+
+    The order of the sum is fixed.
     """
     tokens, rank = left.shape
     columns = right.shape[1]

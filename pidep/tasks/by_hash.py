@@ -23,6 +23,8 @@ def held_out(text: str, *, fraction: float, seed: int) -> bool:
 
 
 def in_order(items: Iterable[Item], key: Callable[[Item], str], *, seed: int) -> list[Item]:
-    """Items in an order drawn from their keys. A new item leaves the order of the others as it is.
+    """Items in an order drawn from their keys.
+
+    A new item leaves the order of the others as it is.
     """
     return sorted(items, key=lambda item: (share(key(item), seed), key(item)))

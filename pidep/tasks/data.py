@@ -295,7 +295,9 @@ def _both(task: Task, data: TaskData) -> TaskData:
 
 
 def data_digest(split: Split) -> str:
-    """SHA-256 over texts, pictures, candidates, labels and targets in order; paths do not matter.
+    """SHA-256 over texts, pictures, candidates, labels and targets in order.
+
+    Paths do not matter.
     """
     sha = hashlib.sha256()
     for number, (row, label) in enumerate(zip(split.rows, split.labels, strict=True)):

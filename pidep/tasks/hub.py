@@ -43,7 +43,9 @@ def hub_rows(task: Task, split: str, *, dataset: str) -> Iterator[Any]:
 
 
 def images_folder(task: Task) -> Path:
-    """The folder of relative image paths: `data.images`, `$PIDEP_IMAGES`, or `images` in the cache.
+    """The folder of relative image paths.
+
+    It is `data.images`, `$PIDEP_IMAGES`, or `images` in the cache.
     """
     return task.data.images or Path(os.environ.get("PIDEP_IMAGES") or cache_folder() / "images")
 

@@ -47,8 +47,7 @@ class LoraSite(LayerSite):
 
     @classmethod
     def of(cls, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int) -> LoraSite:
-        """A site that keeps the factors itself, because products are mixed instead of parameters.
-        """
+        """A site that keeps the factors itself: products are mixed, not parameters."""
         return cls(parts, scalings, num_learned=num_learned)
 
     def factors(self) -> tuple[Tensor, Tensor]:

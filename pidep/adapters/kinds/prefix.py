@@ -65,7 +65,9 @@ class PrefixSite(ExpertSite):
         return {"key": all_of["key"].flatten(0, 1), "value": all_of["value"].flatten(0, 1), "bias": (bias + strength).flatten(0, 1)}
 
     def folded(self) -> dict[str, Array]:
-        """The mixture as one prefix. A mixture on outputs becomes longer, without its idle tokens.
+        """The mixture as one prefix.
+
+        A mixture on outputs becomes longer, without its idle tokens.
         """
         if not self.on_outputs:
             return super().folded()
@@ -89,8 +91,9 @@ class PrefixSite(ExpertSite):
 
 
 def _around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
-    """Route the model through `_attention`. A text behind PEFT's kind of prefix is moved P
-    positions.
+    """Route the model through `_attention`.
+
+    A text behind PEFT's kind of prefix is moved P positions.
     """
     undo = [route(model, "pidep_prefix", _attention)]
     first = next(iter(sites.values()))
@@ -194,8 +197,9 @@ def _start(_: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor
 
 
 def _same_shapes(site: str, parts: Sequence[Tensors]) -> list[Tensors]:
-    """Prefixes with the same number of biased parts, where any prefix has a bias; idle tokens fill
-    up.
+    """Prefixes with the same number of biased parts, where any prefix has a bias.
+
+    Idle tokens fill up.
     """
     for part in parts:
         if "bias" in part and (part["bias"].ndim != 2 or part["bias"].size != len(part["key"])):
@@ -219,8 +223,9 @@ def _filled_up(part: Tensors, more: int) -> Tensors:
 
 
 def _in_peft(model: nn.Module, sites: Sequence[str]) -> bool:
-    """Whether PEFT can run the prefix: one stack of layers with a KV cache, and a prefix in every
-    layer.
+    """Whether PEFT can run the prefix.
+
+    It needs one stack of layers with a KV cache, and a prefix in every layer.
     """
     found = forward_facts(model).keys_and_values
     one_stack = len({re.sub(r"\d+", "#", name) for name in found}) == 1

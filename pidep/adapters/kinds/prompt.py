@@ -57,8 +57,9 @@ class PromptSite(ExpertSite):
         return detach
 
     def prompt(self, batch: int) -> Tensor:
-        """The prompt for a batch, `[B, P, D]`. `batch` is a size, not a `len`, which an export
-        would fix.
+        """The prompt for a batch, `[B, P, D]`.
+
+        `batch` is a size, not a `len`, which an export would fix.
         """
         own = self.tensors()["prompt"]
         # Several sequences of one row lie next to each other, such as its candidates.
@@ -166,8 +167,9 @@ def _is_encoder_decoder(body: nn.Module) -> bool:
 
 
 def _candidates(model: nn.Module) -> list[str]:
-    """The word embeddings where the model takes `inputs_embeds`, and modules that make a row of
-    patches.
+    """The word embeddings, and modules that make a row of patches.
+
+    The model must take `inputs_embeds` for the first.
     """
     try:
         words = model.get_input_embeddings()  # type: ignore[operator]

@@ -90,7 +90,9 @@ def badge_of(icon: Icon) -> str | None:
 
 
 def bare_name(icon: Icon) -> str:
-    """The icon's subject as text: a Material name without badge and style, or Font Awesome's label.
+    """The icon's subject as text.
+
+    A Material name without badge and style, or Font Awesome's label.
     """
     if icon.family != "material":
         return icon.label

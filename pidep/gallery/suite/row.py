@@ -15,8 +15,9 @@ __all__ = ["Sides", "SuiteRow", "columns", "rows_digest"]
 
 @dataclass(frozen=True)
 class SuiteRow:
-    """A row's picture and text, and its answer: a label's name, or the number of the right
-    candidate.
+    """A row's picture and text, and its answer.
+
+    The answer is a label's name, or the number of the right candidate.
     """
 
     label: str | int

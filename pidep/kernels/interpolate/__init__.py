@@ -109,8 +109,9 @@ def _backward(gradient: Tensor, saved: tuple[Tensor, ...], *, write: bool) -> tu
 
 
 class _Interpolate(torch.autograd.Function):
-    """The eager path. A custom operator's dispatch costs more than the whole pass over a small
-    arena.
+    """The eager path.
+
+    A custom operator's dispatch costs more than the whole pass over a small arena.
     """
 
     @staticmethod

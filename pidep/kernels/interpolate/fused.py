@@ -182,8 +182,9 @@ def _constants(learned: Tensor, frozen: Tensor) -> dict[str, int]:
 
 
 def forward(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, tile_site: Tensor, out: Tensor | None = None) -> Tensor:
-    """The mixture `[P]`, in the dtype of the learned rows, or of the frozen rows if none are
-    learned.
+    """The mixture `[P]`, in the dtype of the learned rows.
+
+    In the dtype of the frozen rows if none are learned.
     """
     rows = learned if len(learned) else frozen
     out = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device) if out is None else out

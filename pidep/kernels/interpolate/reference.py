@@ -81,8 +81,10 @@ def backward(
 
 
 def _empty_like(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Memory for a result. NumPy asks for huge pages and torch does not. At 64 MB, torch's page
-    faults take longer than the whole pass.
+    """Memory for a result.
+
+    NumPy asks for huge pages and torch does not. At 64 MB, torch's page faults take longer than the
+    whole pass.
     """
     size = math.prod(shape) * like.element_size()
     if size < _HUGE or like.device.type != "cpu":

@@ -20,8 +20,9 @@ def lora_mixture(
     weight: Tensor,  # [R], α_k s_k of the expert that owns the rank
     base: Tensor | None = None,  # [..., out], the frozen layer's output
 ) -> Tensor:  # [..., out], in x's dtype
-    """base plus the mixture of the *products* (π-Tuning, eq. 5 on ΔW = BA); stacking makes it
-    exact.
+    """base plus the mixture of the *products* (π-Tuning, eq. 5 on ΔW = BA).
+
+    Stacking makes it exact.
 
     On a GPU, one launch runs forward. Backward has one launch for x and α, and one each for A and
     B. Elsewhere two matrix products run.

@@ -77,7 +77,9 @@ def cider(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> fl
 
 
 def _alike(made: dict[tuple[str, ...], float], wanted: dict[tuple[str, ...], float], longer: int) -> float:
-    """Cosine of two weighted counts, clipped at the reference's, with a penalty for another length.
+    """Cosine of two weighted counts, with a penalty for another length.
+
+    Counts are clipped at the reference's.
     """
     dot = sum(min(weight, wanted[gram]) * wanted[gram] for gram, weight in made.items() if gram in wanted)
     lengths = _length(made.values()) * _length(wanted.values())

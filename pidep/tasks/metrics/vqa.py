@@ -36,7 +36,9 @@ def normalised(answer: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """Remove marks beside a blank; replace other marks by a blank. A comma in a number removes all.
+    """Remove marks beside a blank; replace other marks by a blank.
+
+    A comma in a number removes all.
     """
     found = text
     grouped = _COMMA_IN_NUMBER.search(text) is not None
