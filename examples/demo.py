@@ -130,7 +130,7 @@ def serve_and_swap() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from pidep.inputs.row import text_of
     from pidep.serving.client import Client
     from pidep.serving.server import TritonServer, free_ports
-    from pidep.serving.swap import swap
+    from pidep.serving.swap import swap_expert
     from pidep.tasks.data import load_data
     from pidep.tasks.task import load_task
 
@@ -147,10 +147,10 @@ def serve_and_swap() -> tuple[dict[str, Any], list[dict[str, Any]]]:
             ]
         with Traffic(server.grpc_url, texts, {pi.digest, own.digest}) as traffic:
             traffic.wait_for(250)
-            first = swap(TARGET, own, repo, server.grpc_url)
+            first = swap_expert(TARGET, own, repo, server.grpc_url)
             swaps = [first.seconds]
             for index in range(9):
-                swaps.append(swap(TARGET, pi if index % 2 == 0 else own, repo, server.grpc_url).seconds)
+                swaps.append(swap_expert(TARGET, pi if index % 2 == 0 else own, repo, server.grpc_url).seconds)
             traffic.wait_for(sum(traffic.sent) + 250)
     p50, p99 = np.percentile(traffic.latencies_ms, [50, 99])
     return {

@@ -10,17 +10,27 @@ from pidep.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pidep.artifacts.bank import BankRecord, GroupRecord
+    from pidep.artifacts.expert_record import ExpertRecord
     from pidep.artifacts.manifest import Manifest
     from pidep.artifacts.merged import MergedRecord
     from pidep.artifacts.parity import Parity
     from pidep.artifacts.vision import VisionRecord
 
-__all__ = ["BankRecord", "GroupRecord", "Manifest", "MergedRecord", "Parity", "VisionRecord"]
+__all__ = [
+    "BankRecord",
+    "ExpertRecord",
+    "GroupRecord",
+    "Manifest",
+    "MergedRecord",
+    "Parity",
+    "VisionRecord",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "BankRecord": "pidep.artifacts.bank",
+        "ExpertRecord": "pidep.artifacts.expert_record",
         "GroupRecord": "pidep.artifacts.bank",
         "Manifest": "pidep.artifacts.manifest",
         "MergedRecord": "pidep.artifacts.merged",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,6 @@ import typer
 from pidep.cli import render
 from pidep.cli.options import Json, options
 from pidep.deployment.settings import ExportSettings
-from pidep.errors import UsageError
 
 __all__ = ["export"]
 
@@ -32,40 +30,18 @@ def export(
     Each expert must pass the recipe's parity gate on real rows of its task. Then a complete entry
     is published into the model repository, and the experts into the bank's store.
     """
-    form, repo = settings.form, settings.repo
-    if form == "merged" and len(runs) != 1:
-        raise UsageError(
-            f"`form=merged`: takes one run, found {len(runs)}; use `form=bank` for several"
-        )
-    from pidep.export.entries import export_bank, export_merged, read_source
-    from pidep.export.recipe import load_recipe
+    from pidep.deployment.release import release_runs
 
-    chosen = load_recipe(settings.recipe or f"{form}-onnx-fp32")
-    if chosen.form != form:
-        raise UsageError(f"`recipe` {chosen.name}: is for `form={chosen.form}`, not {form}")
-    sources = [read_source(run, rows=chosen.parity_rows, task=settings.task) for run in runs]
-    if form == "merged":
-        result = export_merged(sources[0], repo, chosen, platform=settings.platform)
-    else:
-        from pidep.files.atomic_write import check_place
-        from pidep.serving.store import ExpertStore
-        from pidep.serving.swap import publish
-
-        folder = settings.store or repo.resolve().parent / "expert_store"
-        check_place(folder, "--store")
-        held = ExpertStore(folder)
-        published = {name: held.load(digest) for name, digest in held.manifest().aliases.items()}
-        relative = os.path.relpath(folder.resolve(), repo.resolve() / "pidep_bank" / "1")
-        result = export_bank(
-            sources,
-            repo,
-            chosen,
-            max_rank=settings.max_rank,
-            expert_store=relative,
-            published=published,
-        )
-        for source in sources:
-            publish(source.expert.name, source.expert, repo)
+    result = release_runs(
+        runs,
+        settings.repo,
+        form=settings.form,
+        recipe=settings.recipe,
+        store=settings.store,
+        max_rank=settings.max_rank,
+        platform=settings.platform,
+        task=settings.task,
+    )
     if json:
         render.as_json(result.to_json())
         return

@@ -28,10 +28,10 @@ def swap(
     Publishes a new version of the expert. Returns when the server answers with its digest.
     """
     from pidep.experts.folder import read_expert
-    from pidep.serving.swap import swap as run_swap
+    from pidep.serving.swap import swap_expert
 
     expert = read_expert(run / "expert" if (run / "expert" / "expert.json").is_file() else run)
-    result = run_swap(name, expert, settings.repo, settings.url, timeout_s=settings.timeout)
+    result = swap_expert(name, expert, settings.repo, settings.url, timeout_s=settings.timeout)
     if json:
         render.as_json(result.to_json())
         return

@@ -1,6 +1,42 @@
-"""Export: backbone plus expert as compiled graphs, each held to a parity gate, and Triton Server repository entries.
+"""Compiled graphs of backbone and experts, each held to a parity gate, as model repository entries.
 
-May import everything below the three wings, never `pidep.tuning` or `pidep.serving`.
+May import `pidep.runtime`, `pidep.tasks`, `pidep.backbones`, `pidep.adapters`, `pidep.experts`,
+`pidep.artifacts` and what is below them; never `pidep.tuning`.
 """
 
-__all__: list[str] = []
+from typing import TYPE_CHECKING
+
+from pidep.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from pidep.artifacts.parity import Parity
+    from pidep.export.entries import Exported, export_bank, export_merged
+    from pidep.export.recipe import Recipe, Tolerance, load_recipe
+    from pidep.export.source import Source, read_source
+
+__all__ = [
+    "Exported",
+    "Parity",
+    "Recipe",
+    "Source",
+    "Tolerance",
+    "export_bank",
+    "export_merged",
+    "load_recipe",
+    "read_source",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Exported": "pidep.export.entries",
+        "Parity": "pidep.artifacts.parity",
+        "Recipe": "pidep.export.recipe",
+        "Source": "pidep.export.source",
+        "Tolerance": "pidep.export.recipe",
+        "export_bank": "pidep.export.entries",
+        "export_merged": "pidep.export.entries",
+        "load_recipe": "pidep.export.recipe",
+        "read_source": "pidep.export.source",
+    },
+)

@@ -1,253 +1,223 @@
-"""`pidep export` as a function: graph, parity gate, repository entry, in that order."""
+"""Whole entries of a model repository: graph, record and configuration, gated, then renamed into place."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from pidep.adapters.mixture import Mixture, attached
+from pidep.artifacts.bank import BankRecord, GroupRecord
+from pidep.artifacts.merged import MergedRecord
+from pidep.artifacts.names import BANK, CONFIG, GRAPH, SHIM, TOKENIZER, VERSION
+from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.choices import Choices
 from pidep.backbones.load import load_backbone
-from pidep.errors import ExpertError, ParityError, UsageError
-from pidep.experts.bank import BankGroup, pack, require_bank_kind
-from pidep.experts.folder import Expert, check_name, read_expert, require_embeddings
+from pidep.errors import ExpertError, UsageError
+from pidep.experts.bank import BankGroup, require_bank_kind
+from pidep.experts.folder import Expert, check_name
 from pidep.export.config_pbtxt import bank_config, merged_config
-from pidep.export.graph import bank_groups, export_bank_graph, export_merged_graph, export_vision_graph
-from pidep.export.parity import Parity, compare, gate
+from pidep.export.gate import gate_bank, gate_merged
+from pidep.export.graph import bank_groups, export_bank_graph, export_merged_graph
 from pidep.export.recipe import Recipe, shipped
-from pidep.files.atomic_write import atomic_folder, check_place
-from pidep.tasks.data import UNLABELLED, Split, limit, load_texts
-from pidep.tasks.hub import with_labels
-from pidep.tasks.task import Task, load_task
+from pidep.export.source import Source
+from pidep.export.vision import export_vision
+from pidep.files.atomic_write import check_place, in_place, temporary_sibling
+from pidep.files.digest import file_digest
 
-__all__ = ["BANK", "Exported", "Source", "export_bank", "export_merged", "read_source"]
+__all__ = [
+    "Exported",
+    "Platform",
+    "StagedEntry",
+    "export_bank",
+    "export_merged",
+    "staged_bank",
+    "staged_merged",
+]
 
-BANK = "pidep_bank"
-_FAR_BELOW = -1e4
-
-
-@dataclass(frozen=True)
-class Source:
-    """An expert to export, with real rows of its task for the gate."""
-
-    expert: Expert
-    task: Task
-    rows: Split
+Platform = Literal["python", "onnxruntime"]
+"""Triton Server's backend for a merged model; `onnxruntime` is in NVIDIA's container only."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was published."""
+    """An entry that passed the gate."""
 
     model: str
+    """Its name in Triton Server."""
     folder: Path
+    """`<repo>/<model>`."""
     parity: dict[str, Parity]
+    """Expert name to the figures of the gate."""
     experts: dict[str, str]
     """Expert name to digest."""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        parity = {name: value.to_json() for name, value in self.parity.items()}
-        return {"model": self.model, "folder": str(self.folder), "parity": parity, "experts": self.experts}
+        return {
+            "model": self.model,
+            "folder": str(self.folder),
+            "parity": {name: value.to_json() for name, value in self.parity.items()},
+            "experts": self.experts,
+        }
 
 
-def read_source(run: Path, *, rows: int, task: str | None = None) -> Source:
-    """A run folder's (or expert folder's) expert, and up to `rows` test rows of its task.
+@dataclass(frozen=True)
+class StagedEntry:
+    """A gated entry in a temporary folder beside its place."""
 
-    Raises:
-        UsageError: an expert folder without a task, and none given.
-        ExpertError: it is no expert, or one of an encoder-decoder.
-    """
-    expert = read_expert(run / "expert" if (run / "expert" / "expert.json").is_file() else run)
-    require_embeddings(expert)
-    if task is not None:
-        found = with_labels(load_task(task))
-    elif (run / "task.json").is_file():
-        found = _task_of(run / "task.json")
-    else:
-        raise UsageError(f"{run}: no task.json, so there are no real rows for the parity gate; give --task")
-    if tuple(found.labels) != expert.labels:
-        raise UsageError(f"{run}: expert has the labels {', '.join(expert.labels)}, task {found.name!r} has {', '.join(found.labels)}")
-    return Source(expert, found, limit(load_texts(found).test, rows, seed=0))
+    exported: Exported
+    temporary: Path
+
+    def in_place(self) -> AbstractContextManager[None]:
+        """The entry in its place; an error inside the block puts the old entry back."""
+        return in_place(self.exported.folder, self.temporary)
 
 
-def _task_of(path: Path) -> Task:
-    try:
-        return Task.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: damaged ({' '.join(str(error).split())[:160]}); give --task, or run pidep tune again") from error
+@contextmanager
+def staged_merged(
+    source: Source,
+    repo: Path,
+    recipe: Recipe,
+    *,
+    platform: Platform = "python",
+    name: str | None = None,
+) -> Iterator[StagedEntry]:
+    """An expert folded into its backbone, exported, gated, and not yet published.
 
-
-def _torch_logits(backbone: Backbone, source: Source) -> npt.NDArray[np.float32]:
-    """The reference: PyTorch with the expert attached, not folded."""
-    expert = source.expert
-    with attached(backbone.model, Mixture.of([expert])):
-        embeddings = backbone.encode(source.rows.rows, max_length=expert.max_length)
-    return _logits(backbone, source, embeddings)
-
-
-def _logits(backbone: Backbone, source: Source, embeddings: torch.Tensor) -> npt.NDArray[np.float32]:
-    """`[N, C]` of embeddings `[N, D]` against the labels, or against each row's own candidates; places left over are far below."""
-    choices = Choices(backbone, torch.from_numpy(source.expert.label_embeddings), logit_scale=source.expert.logit_scale)
-    choices.learn(source.rows.rows)
-    logits = source.expert.logit_scale * choices.cosines(embeddings, source.rows.rows)
-    return np.nan_to_num(logits.numpy(), neginf=_FAR_BELOW)
-
-
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-
-def _exported_logits(session: Any, backbone: Backbone, source: Source, feeds: dict[str, Any], row: int | None) -> npt.NDArray[np.float32]:
-    parts = []
-    for start in range(0, len(source.rows.rows), 32):
-        prepared = backbone.prepare(source.rows.rows[start : start + 32], max_length=source.expert.max_length)
-        inputs = {**{name: tensor.numpy() for name, tensor in prepared.items()}, **feeds}
-        if row is not None:
-            inputs["expert_index"] = np.full(len(prepared["input_ids"]), row, dtype=np.int64)
-        parts.append(session.run(None, inputs)[0])
-    return np.concatenate(parts)
-
-
-def _parity(backbone: Backbone, source: Source, exported: npt.NDArray[np.float32]) -> Parity:
-    """Against PyTorch; where the rows have no labels, its answers stand for them."""
-    reference, labels = _torch_logits(backbone, source), source.rows.labels
-    if UNLABELLED in labels:
-        labels = reference.argmax(1).tolist()
-    return compare(reference, exported, labels, source.task.metric)
-
-
-def _sha256(path: Path) -> str:
-    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _fitting(backbone: Backbone, expert: Expert) -> None:
-    if expert.backbone_digest not in backbone.fitting:
-        raise ExpertError(
-            f"expert {expert.name!r}: made for backbone {expert.backbone!r} ({expert.backbone_digest[:19]}…), "
-            f"this is {backbone.name!r} ({backbone.digest[:19]}…); export it with its own backbone"
-        )
-
-
-def _write_entry(
-    folder: Path, config: str, record: tuple[str, dict[str, Any]], graph: Path, tokenizer_json: str, *, shim: bool = True
-) -> None:
-    """A whole model folder at once; Triton Server never sees half of one."""
-    with atomic_folder(folder) as temporary:
-        version = temporary / "1"
-        version.mkdir()
-        shutil.copyfile(graph, version / "model.onnx")
-        if (graph.parent / "vision.onnx").is_file():
-            shutil.copyfile(graph.parent / "vision.onnx", version / "vision.onnx")
-        (version / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        (version / record[0]).write_text(json.dumps(record[1], indent=2) + "\n", encoding="utf-8")
-        if shim:
-            shutil.copyfile(shipped("model.py"), version / "model.py")
-        (temporary / "config.pbtxt").write_text(config, encoding="utf-8")
-
-
-def export_merged(
-    source: Source, repo: Path, recipe: Recipe, *, platform: Literal["python", "onnxruntime"] = "python", name: str | None = None
-) -> Exported:
-    """Fold the expert into the backbone, export, gate, publish `<repo>/<name>`.
+    Args:
+        name: of the model; the expert's when absent.
 
     Raises:
-        ParityError: beyond the recipe's tolerance; nothing is published.
+        UsageError: the name is taken by the bank.
+        ExpertError: another backbone, or rows that bring their own candidates.
+        ParityError: beyond the recipe's tolerance.
     """
     expert = source.expert
     backbone = load_backbone(expert.backbone)
-    _fitting(backbone, expert)
+    _require_backbone(backbone, expert)
     model = check_name(name or expert.name)
     if model == BANK:
-        raise UsageError(f"export: a merged model cannot be called {BANK!r}, the name of the bank; rename the expert")
+        raise UsageError(
+            f"export: a merged model cannot be called {BANK!r}, the name of the bank; "
+            "rename the expert"
+        )
     if not expert.labels:
         raise UsageError(
-            f"expert {expert.name!r}: its rows bring their own candidates, which a merged graph has no input for; use --form bank"
+            f"expert {expert.name!r}: its rows bring their own candidates, "
+            "which a merged graph has no input for; use `form=bank`"
         )
-    check_place(repo, "--repo")
-    with tempfile.TemporaryDirectory() as temporary:
-        graph = Path(temporary) / "model.onnx"
-        export_merged_graph(backbone, expert, graph, opset=recipe.opset)
-        exported = _exported_logits(_session(graph), backbone, source, {}, None)
-        parity = _parity(backbone, source, exported)
-        gate(model, parity, recipe.tolerance)
-        record = {
-            "schema": 1,
-            "expert": expert.name,
-            "digest": expert.digest,
-            "labels": expert.labels,
-            "max_length": expert.max_length,
-            "backbone_digest": backbone.digest,
-            "graph_digest": _sha256(graph),
-            "parity": parity.to_json(),
-        }
-        vision = _vision(backbone, Path(temporary), recipe)
-        count = len(expert.labels)
-        config = merged_config(model, max_batch_size=recipe.max_batch_size, platform=platform, num_labels=count, images=vision is not None)
-        entry = ("merged.json", record | _recorded(vision))
-        _write_entry(repo / model, config, entry, graph, backbone.tokenizer_json, shim=platform == "python")
-    return Exported(model, repo / model, {expert.name: parity}, {expert.name: expert.digest})
+    check_place(repo, "`repo`")
+    with temporary_sibling(repo / model) as temporary:
+        version = _new_version(temporary, backbone, shim=platform == "python")
+        export_merged_graph(backbone, expert, version / GRAPH, opset=recipe.opset)
+        record = MergedRecord(
+            expert=expert.name,
+            digest=expert.digest,
+            labels=expert.labels,
+            max_length=expert.max_length,
+            backbone_digest=backbone.digest,
+            graph_digest=file_digest(version / GRAPH),
+            vision=export_vision(backbone, version, recipe),
+        )
+        record.write(version)
+        parity = gate_merged(version, backbone, source, recipe)
+        record.model_copy(update={"parity": parity}).write(version)
+        config = merged_config(
+            model,
+            max_batch_size=recipe.max_batch_size,
+            platform=platform,
+            num_labels=len(expert.labels),
+            images=record.vision is not None,
+        )
+        _complete(temporary, config)
+        exported = Exported(
+            model, repo / model, {expert.name: parity}, {expert.name: expert.digest}
+        )
+        yield StagedEntry(exported, temporary)
 
 
-def _vision(backbone: Backbone, folder: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """Export the vision graph beside the model's, hold it against PyTorch; its record, or None for a backbone of texts."""
-    if backbone.image_graph is None or backbone.preprocess is None:
-        return None
-    path = folder / "vision.onnx"
-    export_vision_graph(backbone, path, opset=recipe.opset)
-    pixels = np.random.default_rng(0).standard_normal((4, 3, backbone.preprocess.size, backbone.preprocess.size)).astype(np.float32)
-    (found,) = _session(path).run(None, {"pixels": pixels})
-    with torch.no_grad():
-        expected = backbone.image_graph(torch.from_numpy(pixels)).numpy()
-    error = float(np.abs(found - expected).max() / np.abs(expected).max())
-    if not error <= recipe.tolerance.max_abs:
-        bound = recipe.tolerance.max_abs
-        raise ParityError(f"parity of the vision graph: relative error is {error:.3g}, allowed {bound:.3g}; nothing was published")
-    return {
-        "graph_digest": _sha256(path),
-        "preprocess": asdict(backbone.preprocess),
-        "preprocess_digest": backbone.preprocess.digest,
-        "num_tokens": found.shape[1],
-        "width": found.shape[2],
-        "relative_error": error,
-    }
+@contextmanager
+def staged_bank(
+    sources: Sequence[Source],
+    repo: Path,
+    recipe: Recipe,
+    *,
+    max_rank: int | None = None,
+    expert_store: str,
+    published: Mapping[str, Expert] = MappingProxyType({}),
+) -> Iterator[StagedEntry]:
+    """One graph for all experts; each given expert passed the gate through it. Not yet published.
 
-
-def _recorded(vision: dict[str, Any] | None) -> dict[str, Any]:
-    return {} if vision is None else {"vision": vision}
-
-
-def _backbone_of(experts: Sequence[Expert]) -> Backbone:
-    """Of the experts' backbones the one that all of them fit: `pidep-mini` where some are of its text encoder.
+    Args:
+        sources: experts of one backbone, with different names.
+        max_rank: rank of the bank's rows; the largest expert's when absent.
+        expert_store: the store's path, relative to the version folder.
+        published: experts that the store serves now, by name; the new bank has room for them, too.
 
     Raises:
-        ExpertError: there is none.
+        UsageError: no expert, two of one name, or one of a larger rank than `max_rank`.
+        ExpertError: an expert of another backbone, or of a kind that no bank holds.
+        ParityError: beyond the recipe's tolerance.
     """
-    found = [load_backbone(name) for name in dict.fromkeys(expert.backbone for expert in experts)]
-    backbone = max(found, key=lambda one: sum(expert.backbone_digest in one.fitting for expert in experts))
-    for expert in experts:
-        _fitting(backbone, expert)
-    return backbone
+    names = [source.expert.name for source in sources]
+    if len(set(names)) != len(names) or not names:
+        found = ", ".join(names) or "none"
+        raise UsageError(f"export: expected runs with different names, found {found}")
+    backbone = _backbone_of([source.expert for source in sources])
+    for source in sources:
+        require_bank_kind(source.expert)
+    check_place(repo, "`repo`")
+    kept = [expert for name, expert in published.items() if name not in names]
+    for expert in kept:
+        _require_backbone(backbone, expert)
+    every = [*(source.expert for source in sources), *kept]
+    rank = _bank_rank(every, max_rank)
+    groups = bank_groups(backbone.model, _bank_sites(backbone, every))
+    with temporary_sibling(repo / BANK) as temporary:
+        version = _new_version(temporary, backbone, shim=True)
+        export_bank_graph(backbone, groups, version / GRAPH, max_rank=rank, opset=recipe.opset)
+        record = BankRecord(
+            backbone=backbone.name,
+            backbone_digest=backbone.digest,
+            also_fitting=backbone.fitting[1:],
+            graph_digest=file_digest(version / GRAPH),
+            hidden_size=backbone.hidden_size,
+            max_positions=backbone.max_positions,
+            max_rank=rank,
+            expert_store=expert_store,
+            groups=_records_of(groups),
+            vision=export_vision(backbone, version, recipe),
+        )
+        record.write(version)
+        parity = gate_bank(version, backbone, sources, recipe)
+        record.model_copy(update={"parity": parity}).write(version)
+        config = bank_config(
+            BANK,
+            max_batch_size=recipe.max_batch_size,
+            hidden_size=backbone.hidden_size,
+            images=record.vision is not None,
+        )
+        _complete(temporary, config)
+        digests = {source.expert.name: source.expert.digest for source in sources}
+        yield StagedEntry(Exported(BANK, repo / BANK, parity, digests), temporary)
 
 
-def _bank_sites(backbone: Backbone, experts: Sequence[Expert]) -> list[str]:
-    """The union of the experts' sites, in the backbone's order."""
-    wanted = {site for expert in experts for site in expert.sites}
-    return [name for name, _ in backbone.model.named_modules() if name in wanted]
+def export_merged(
+    source: Source,
+    repo: Path,
+    recipe: Recipe,
+    *,
+    platform: Platform = "python",
+    name: str | None = None,
+) -> Exported:
+    """Fold, export, gate and publish `<repo>/<name>`; as `staged_merged`."""
+    with staged_merged(source, repo, recipe, platform=platform, name=name) as entry:
+        with entry.in_place():
+            return entry.exported
 
 
 def export_bank(
@@ -259,64 +229,75 @@ def export_bank(
     expert_store: str,
     published: Mapping[str, Expert] = MappingProxyType({}),
 ) -> Exported:
-    """One graph for all experts; every given expert passes the gate through it. Publishes `<repo>/pidep_bank`, not the experts.
+    """Export, gate and publish `<repo>/pidep_bank`, without its experts; as `staged_bank`."""
+    with staged_bank(
+        sources,
+        repo,
+        recipe,
+        max_rank=max_rank,
+        expert_store=expert_store,
+        published=published,
+    ) as entry:
+        with entry.in_place():
+            return entry.exported
 
-    Args:
-        sources: experts of one backbone.
-        max_rank: rank of the bank's rows; the largest expert's when absent.
-        published: experts the store serves already, by name; the new bank has room for them, too.
-        expert_store: the store's path, relative to the version folder.
+
+def _new_version(entry: Path, backbone: Backbone, *, shim: bool) -> Path:
+    """The entry's version folder with what does not depend on the expert."""
+    version = entry / VERSION
+    version.mkdir()
+    (version / TOKENIZER).write_text(backbone.tokenizer_json, encoding="utf-8")
+    if shim:
+        shutil.copyfile(shipped(SHIM), version / SHIM)
+    return version
+
+
+def _complete(entry: Path, config: str) -> None:
+    """Write the configuration. It comes last: without it no server takes the folder for a model."""
+    (entry / CONFIG).write_text(config, encoding="utf-8")
+
+
+def _records_of(groups: Sequence[BankGroup]) -> tuple[GroupRecord, ...]:
+    return tuple(GroupRecord(**asdict(group)) for group in groups)
+
+
+def _require_backbone(backbone: Backbone, expert: Expert) -> None:
+    if expert.backbone_digest not in backbone.fitting:
+        raise ExpertError(
+            f"expert {expert.name!r}: made for backbone {expert.backbone!r} "
+            f"({expert.backbone_digest[:19]}…), this is {backbone.name!r} "
+            f"({backbone.digest[:19]}…); export it with its own backbone"
+        )
+
+
+def _backbone_of(experts: Sequence[Expert]) -> Backbone:
+    """The backbone that all experts run on: `pidep-mini` where some are of its text encoder.
 
     Raises:
-        ParityError: beyond the recipe's tolerance; nothing is published.
+        ExpertError: there is none.
     """
-    names = [source.expert.name for source in sources]
-    if len(set(names)) != len(names) or not names:
-        raise UsageError(f"export: expected runs with different names, found {', '.join(names) or 'none'}")
-    backbone = _backbone_of([source.expert for source in sources])
-    for source in sources:
-        require_bank_kind(source.expert)
-    check_place(repo, "--repo")
-    kept = [expert for name, expert in published.items() if name not in names]
-    for expert in kept:
-        _fitting(backbone, expert)
-    every = [*(source.expert for source in sources), *kept]
-    largest = max(expert.rank for expert in every)
-    rank = largest if max_rank is None else max_rank
-    if rank < largest:
-        raise UsageError(f"--max-rank {rank}: an expert has rank {largest}; raise it or fold that expert to a smaller rank")
-    groups = bank_groups(backbone.model, _bank_sites(backbone, every))
-    with tempfile.TemporaryDirectory() as temporary:
-        graph = Path(temporary) / "model.onnx"
-        export_bank_graph(backbone, groups, graph, max_rank=rank, opset=recipe.opset)
-        parity = _bank_parity(graph, backbone, sources, groups, rank=rank)
-        for name, found in parity.items():
-            gate(name, found, recipe.tolerance)
-        record = {
-            "schema": 1,
-            "backbone": backbone.name,
-            "backbone_digest": backbone.digest,
-            "also_fitting": backbone.fitting[1:],
-            "graph_digest": _sha256(graph),
-            "hidden_size": backbone.hidden_size,
-            "max_positions": backbone.max_positions,
-            "max_rank": rank,
-            "expert_store": expert_store,
-            "groups": [asdict(group) for group in groups],
-            "parity": {name: found.to_json() for name, found in parity.items()},
-        }
-        vision = _vision(backbone, Path(temporary), recipe)
-        config = bank_config(BANK, max_batch_size=recipe.max_batch_size, hidden_size=backbone.hidden_size, images=vision is not None)
-        _write_entry(repo / BANK, config, ("bank.json", record | _recorded(vision)), graph, backbone.tokenizer_json)
-    return Exported(BANK, repo / BANK, parity, {source.expert.name: source.expert.digest for source in sources})
+    found = [load_backbone(name) for name in dict.fromkeys(expert.backbone for expert in experts)]
+
+    def holds(backbone: Backbone) -> int:
+        return sum(expert.backbone_digest in backbone.fitting for expert in experts)
+
+    backbone = max(found, key=holds)
+    for expert in experts:
+        _require_backbone(backbone, expert)
+    return backbone
 
 
-def _bank_parity(graph: Path, backbone: Backbone, sources: Sequence[Source], groups: Sequence[BankGroup], *, rank: int) -> dict[str, Parity]:
-    session = _session(graph)
-    experts: list[Expert | None] = [None, *(source.expert for source in sources)]
-    feeds = {group.input: pack(group, experts, max_rank=rank) for group in groups}
-    parity = {}
-    for row, source in enumerate(sources, 1):
-        embeddings = _exported_logits(session, backbone, source, feeds, row)
-        parity[source.expert.name] = _parity(backbone, source, _logits(backbone, source, torch.from_numpy(embeddings)))
-    return parity
+def _bank_rank(experts: Sequence[Expert], max_rank: int | None) -> int:
+    largest = max(expert.rank for expert in experts)
+    if max_rank is not None and max_rank < largest:
+        raise UsageError(
+            f"`max_rank` {max_rank}: an expert has rank {largest}; "
+            "raise it or fold that expert to a smaller rank"
+        )
+    return max_rank or largest
+
+
+def _bank_sites(backbone: Backbone, experts: Sequence[Expert]) -> list[str]:
+    """The union of the experts' sites, in the backbone's order."""
+    wanted = {site for expert in experts for site in expert.sites}
+    return [name for name, _ in backbone.model.named_modules() if name in wanted]

@@ -1,45 +1,39 @@
-"""The parity gate: an exported graph against PyTorch on real rows of the task."""
+"""The figures of the parity gate, and the bounds that a recipe sets."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pidep.artifacts.parity import Parity
 from pidep.errors import ParityError
 from pidep.export.recipe import Tolerance
 from pidep.tasks.metrics import score
 
-__all__ = ["Parity", "compare", "gate"]
+__all__ = ["check_parity", "measure_parity"]
 
 
-@dataclass(frozen=True)
-class Parity:
-    """How far a graph is from PyTorch."""
+def measure_parity(
+    reference: npt.NDArray[Any], exported: npt.NDArray[Any], *, labels: list[int], metric: str
+) -> Parity:
+    """How far exported logits are from PyTorch's.
 
-    rows: int
-    max_abs: float
-    max_relative: float
-    argmax_flips: int
-    metric: str
-    metric_torch: float
-    metric_exported: float
-
-    def to_json(self) -> dict[str, Any]:
-        """For files and `--json`."""
-        return asdict(self)
-
-
-def compare(reference: npt.NDArray[Any], exported: npt.NDArray[Any], labels: list[int], metric: str) -> Parity:
-    """`reference` and `exported` are logits `[N, C]`.
+    Args:
+        reference: PyTorch's logits `[N, C]`.
+        exported: the exported entry's, `[N, C]`.
+        labels: the right label of each row.
+        metric: name of the task's metric.
 
     Raises:
         ParityError: the exported logits are not finite.
     """
     if not np.isfinite(exported).all():
-        raise ParityError("parity: the exported graph gives NaN or Inf on real rows; nothing was published")
+        raise ParityError(
+            "parity: the exported graph gives NaN or Inf on real rows; nothing was published"
+        )
+    # In fp64, so that the difference itself rounds nothing away.
     difference = np.abs(reference.astype(np.float64) - exported.astype(np.float64))
     return Parity(
         rows=len(labels),
@@ -52,17 +46,21 @@ def compare(reference: npt.NDArray[Any], exported: npt.NDArray[Any], labels: lis
     )
 
 
-def gate(name: str, parity: Parity, tolerance: Tolerance) -> None:
+def check_parity(name: str, parity: Parity, tolerance: Tolerance) -> None:
     """Pass, or refuse.
 
     Raises:
         ParityError: the first bound that is broken, with both figures.
     """
+    lost = parity.metric_torch - parity.metric_exported
     checks = (
         ("max abs error", parity.max_abs, tolerance.max_abs),
         ("argmax flips", parity.argmax_flips, tolerance.argmax_flips),
-        (f"loss of {parity.metric}", parity.metric_torch - parity.metric_exported, tolerance.metric_drop),
+        (f"loss of {parity.metric}", lost, tolerance.metric_drop),
     )
     for what, found, allowed in checks:
         if found > allowed:
-            raise ParityError(f"parity of {name!r}: {what} is {found:.3g}, the recipe allows {allowed:.3g}; nothing was published")
+            raise ParityError(
+                f"parity of {name!r}: {what} is {found:.3g}, the recipe allows {allowed:.3g}; "
+                "nothing was published"
+            )

@@ -1,14 +1,16 @@
-"""A merged model: one expert folded into its graph. No torch."""
+"""A merged model: one expert folded into its graph."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pidep.errors import PidepError, ServingError
-from pidep.runtime.bank import Answer, softmax
-from pidep.runtime.reader import Question, Reader
+from pidep.artifacts.merged import MergedRecord
+from pidep.artifacts.names import GRAPH, GRAPH_LOGITS
+from pidep.errors import PidepError
+from pidep.inputs.row import Input
+from pidep.runtime.answer import Answer, Array, softmax
+from pidep.runtime.input_reader import InputReader
 from pidep.runtime.session import open_session
 
 __all__ = ["Merged"]
@@ -18,26 +20,41 @@ class Merged:
     """Runs batches of one expert."""
 
     def __init__(self, version_folder: Path, *, threads: int | None = None) -> None:
-        path = version_folder / "merged.json"
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            self.labels = tuple(record["labels"])
-            self.digest = str(record["digest"])
-            self.max_length = int(record["max_length"])
-            graph_digest = str(record["graph_digest"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ServingError(f"{path}: malformed ({error}); export the model again") from error
-        self.reader = Reader(version_folder, record.get("vision"), threads=threads)
-        self.session = open_session(version_folder / "model.onnx", graph_digest, threads=threads)
+        """Open a merged model's version folder.
 
-    def run(self, questions: Sequence[Question]) -> list[Answer | PidepError]:
+        Raises:
+            ServingError: a file is missing, malformed or not the recorded one.
+        """
+        self.record = MergedRecord.read(version_folder)
+        self.reader = InputReader(version_folder, self.record.vision, threads=threads)
+        graph = version_folder / GRAPH
+        self.session = open_session(graph, self.record.graph_digest, threads=threads)
+
+    @property
+    def digest(self) -> str:
+        """The expert's digest."""
+        return self.record.digest
+
+    def run(self, rows: Sequence[Input]) -> list[Answer | PidepError]:
         """Answer each row; a damaged image is an error of that row alone."""
-        seen = self.reader.visual(questions)
-        answers: list[Answer | PidepError] = [visual for visual in seen if isinstance(visual, PidepError)]
-        rows = [(asked, visual) for asked, visual in zip(questions, seen, strict=True) if not isinstance(visual, PidepError)]
-        if not rows:
-            return answers
-        feeds = self.reader.feeds([asked for asked, _ in rows], [visual for _, visual in rows], max_length=self.max_length)
-        (logits,) = self.session.run(["logits"], feeds)
-        good = (Answer(self.labels, scores, self.digest) for scores in softmax(logits))
-        return [visual if isinstance(visual, PidepError) else next(good) for visual in seen]
+        seen = self.reader.visual(rows)
+        good: list[tuple[Input, Array | None]] = [
+            (row, visual)
+            for row, visual in zip(rows, seen, strict=True)
+            if not isinstance(visual, PidepError)
+        ]
+        answers = iter(self._answers(good))
+        return [
+            visual if isinstance(visual, PidepError) else next(answers) for visual in seen
+        ]
+
+    def _answers(self, good: Sequence[tuple[Input, Array | None]]) -> list[Answer]:
+        if not good:
+            return []
+        rows, visuals = [row for row, _ in good], [visual for _, visual in good]
+        feeds = self.reader.feeds(rows, visuals, max_length=self.record.max_length)
+        (logits,) = self.session.run([GRAPH_LOGITS], feeds)
+        return [
+            Answer(self.record.labels, row, scores, self.digest)
+            for row, scores in zip(logits, softmax(logits), strict=True)
+        ]

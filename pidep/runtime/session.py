@@ -1,8 +1,7 @@
-"""ONNX Runtime sessions over graphs that are what they are recorded to be. No torch."""
+"""ONNX Runtime sessions over graphs that match their recorded digests."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -10,27 +9,37 @@ from typing import Any
 import onnxruntime
 
 from pidep.errors import ServingError
+from pidep.files.digest import bytes_digest
 
 __all__ = ["open_session"]
 
 
 def open_session(graph: Path, digest: str, *, threads: int | None = None) -> Any:
-    """An ONNX Runtime session over a graph whose digest is checked first.
+    """An ONNX Runtime session; the one way a graph is opened, in the parity gate and in serving.
+
+    Args:
+        digest: the graph's recorded digest.
+        threads: of one operation; the machine's cores, at most 8, when absent.
 
     Raises:
-        ServingError: the graph is missing or not the one recorded.
+        ServingError: the graph is missing or not the recorded one.
     """
     try:
         data = graph.read_bytes()
     except OSError as error:
-        raise ServingError(f"{graph}: not readable ({error.strerror}); export the model again") from error
-    found = "sha256:" + hashlib.sha256(data).hexdigest()
+        raise ServingError(
+            f"{graph}: not readable ({error.strerror}); export the model again"
+        ) from error
+    found = bytes_digest(data)
     if found != digest:
         raise ServingError(f"{graph}: digest {found}, expected {digest}; export the model again")
     onnxruntime.disable_telemetry_events()  # a server speaks to its clients and to nobody else
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or min(os.cpu_count() or 1, 8)
+    # Threads that spin between batches take the cores from the server and its other models.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     available = onnxruntime.get_available_providers()
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers = [name for name in wanted if name in available]
+    # From the bytes that were checked: the file could change in between.
     return onnxruntime.InferenceSession(data, options, providers=providers)

@@ -1,7 +1,49 @@
-"""Serving: the bank that runs inside Triton Server, the expert store it watches, the server, the client, the swap.
+"""Serving: the expert store, the model inside Triton Server that follows it, server, clients, swap.
 
-`bank`, `store` and `triton_model` run inside Triton Server and never import torch or transformers.
-May import everything below the three wings, never `pidep.tuning` or `pidep.export`.
+`triton_model`, `watcher` and `store` run inside Triton Server. May import `pidep.runtime`,
+`pidep.experts`, `pidep.artifacts`, `pidep.inputs`, `pidep.files` and `pidep.errors`; never torch,
+transformers, `pidep.export` or `pidep.tuning`.
 """
 
-__all__: list[str] = []
+from typing import TYPE_CHECKING
+
+from pidep.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from pidep.serving.async_client import AsyncClient
+    from pidep.serving.client import Client
+    from pidep.serving.request import Request, Result
+    from pidep.serving.server import Ports, TritonServer, free_ports
+    from pidep.serving.store import ExpertStore
+    from pidep.serving.swap import Swapped, publish_expert, swap_expert
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ExpertStore",
+    "Ports",
+    "Request",
+    "Result",
+    "Swapped",
+    "TritonServer",
+    "free_ports",
+    "publish_expert",
+    "swap_expert",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "AsyncClient": "pidep.serving.async_client",
+        "Client": "pidep.serving.client",
+        "ExpertStore": "pidep.serving.store",
+        "Ports": "pidep.serving.server",
+        "Request": "pidep.serving.request",
+        "Result": "pidep.serving.request",
+        "Swapped": "pidep.serving.swap",
+        "TritonServer": "pidep.serving.server",
+        "free_ports": "pidep.serving.server",
+        "publish_expert": "pidep.serving.swap",
+        "swap_expert": "pidep.serving.swap",
+    },
+)

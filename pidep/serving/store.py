@@ -1,31 +1,23 @@
-"""The expert store: immutable versions named by digest, aliases in one manifest that is written last.
+"""The expert store: immutable versions named by digest, and one manifest that names them.
 
 <store>/versions/<64 hex digits>/   an expert folder
-<store>/manifest.json               {"schema": 1, "generation": N, "aliases": {"movie": "sha256:…"}}
+<store>/manifest.json               `pidep.artifacts.manifest`; written last
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from pidep.artifacts.manifest import Manifest
+from pidep.artifacts.names import MANIFEST
 from pidep.errors import ExpertError, ServingError
 from pidep.experts.folder import Expert, check_name, read_expert, write_expert
-from pidep.files.atomic_write import write_json
+from pidep.files.cache_folder import locked
 
-__all__ = ["ExpertStore", "Manifest"]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Which digest each alias means."""
-
-    generation: int = 0
-    aliases: dict[str, str] = field(default_factory=dict)
+__all__ = ["ExpertStore"]
 
 
 class ExpertStore:
@@ -33,7 +25,7 @@ class ExpertStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest_path = folder / "manifest.json"
+        self.manifest_path = folder / MANIFEST
 
     def manifest(self) -> Manifest:
         """The current manifest; an absent one is empty.
@@ -41,13 +33,7 @@ class ExpertStore:
         Raises:
             ServingError: it is damaged.
         """
-        try:
-            record = json.loads(self.manifest_path.read_text(encoding="utf-8"))
-            return Manifest(int(record["generation"]), {check_name(name): str(digest) for name, digest in record["aliases"].items()})
-        except FileNotFoundError:
-            return Manifest()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ExpertError) as error:
-            raise ServingError(f"{self.manifest_path}: damaged manifest ({error}); restore it") from error
+        return Manifest.read(self.folder)
 
     def version(self, digest: str) -> Path:
         """Folder of a digest."""
@@ -61,32 +47,81 @@ class ExpertStore:
         """
         expert = read_expert(self.version(digest))
         if expert.digest != digest:
-            raise ExpertError(f"{self.version(digest)}: holds {expert.digest}, expected {digest}; publish it again")
+            raise ExpertError(
+                f"{self.version(digest)}: holds {expert.digest}, expected {digest}; "
+                "publish it again"
+            )
         return expert
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def published(self) -> dict[str, Expert]:
+        """Every expert that the manifest names, by name.
+
+        Raises:
+            ServingError: the manifest is damaged.
+            ExpertError: a version is missing or damaged.
+        """
+        return {name: self.load(digest) for name, digest in self.manifest().aliases.items()}
 
     def publish(self, expert: Expert, alias: str) -> str:
-        """Store the expert and point `alias` at it; the version is whole on disk before the manifest names it.
+        """Serve the expert under a name; its digest.
 
-        Publishing the same expert again changes nothing. A damaged version of the same digest is written anew.
+        Publishing the same expert again changes nothing. A damaged version is written anew.
         """
-        check_name(alias)
-        digest = expert.digest
-        with self._locked():
-            folder = self.version(digest)
+        with self.staged({alias: expert}) as commit:
+            commit()
+        return expert.digest
+
+    @contextmanager
+    def staged(
+        self, experts: Mapping[str, Expert], *, since: Manifest | None = None
+    ) -> Iterator[Callable[[], Manifest]]:
+        """The experts' versions, whole on the disk, and the function that lets the manifest name them.
+
+        The store is locked meanwhile. If the block ends with an error, or without a call of that
+        function, new versions are removed again.
+
+        Args:
+            experts: served name to expert.
+            since: refuse to work on a manifest that is newer than this one.
+
+        Raises:
+            ExpertError: a name that cannot be a folder's.
+            ServingError: the manifest is damaged, or another process has changed it.
+        """
+        digests = {check_name(name): expert.digest for name, expert in experts.items()}
+        with locked(self.folder):
+            before = self.manifest()
+            if since is not None and since.revision != before.revision:
+                raise ServingError(
+                    f"{self.manifest_path}: changed meanwhile, expected revision {since.revision}, "
+                    f"found {before.revision}; run the command again"
+                )
+            new = [digest for digest in digests.values() if not self.version(digest).exists()]
+
+            def commit() -> Manifest:
+                after = before.naming(digests)
+                if after != before:
+                    after.write(self.folder)
+                return after
+
             try:
-                self.load(digest)
-            except ExpertError:
-                write_expert(expert, folder)
-                self.load(digest)
-            now = self.manifest()
-            if now.aliases.get(alias) != digest:
-                aliases = {**now.aliases, alias: digest}
-                write_json(self.manifest_path, {"schema": 1, "generation": now.generation + 1, "aliases": dict(sorted(aliases.items()))})
-        return digest
+                for expert in experts.values():
+                    self._write(expert)
+                yield commit
+            finally:
+                self._remove_unnamed(new)
+
+    def _write(self, expert: Expert) -> None:
+        """The expert's version, read back."""
+        try:
+            self.load(expert.digest)
+        except ExpertError:
+            write_expert(expert, self.version(expert.digest))
+            self.load(expert.digest)
+
+    def _remove_unnamed(self, digests: list[str]) -> None:
+        """Remove those versions that the manifest does not name."""
+        named = set(self.manifest().aliases.values())
+        for digest in digests:
+            if digest not in named:
+                shutil.rmtree(self.version(digest), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""`pidep swap` as a function: check, publish, and return only when the server answers with the new digest."""
+"""`pidep swap` as a function: check, publish, and return when the server answers with the new digest."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pidep.artifacts.bank import BankRecord
+from pidep.artifacts.names import BANK, VERSION
 from pidep.errors import ServingError
 from pidep.experts.folder import Expert
-from pidep.runtime.bank import BankSpec
-from pidep.serving.client import BANK, Client, Request
+from pidep.runtime.fit import check_expert
+from pidep.serving.client import Client, Request
 from pidep.serving.store import ExpertStore
 
-__all__ = ["Swapped", "publish", "swap"]
+__all__ = ["Swapped", "publish_expert", "swap_expert"]
 
 
 _PROBE = "which expert answers?"
+_POLL_S = 0.002
 
 
 @dataclass(frozen=True)
@@ -25,29 +28,43 @@ class Swapped:
 
     name: str
     old_digest: str | None
+    """None where the name was not served before."""
     new_digest: str
     seconds: float
+    """From the call to the first answer of the new version."""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
         return asdict(self)
 
 
-def publish(name: str, expert: Expert, repo: Path) -> tuple[str | None, str]:
-    """Put an expert into the store of a repository's bank; (old digest, new digest).
+def publish_expert(name: str, expert: Expert, repo: Path) -> tuple[str | None, str]:
+    """Put an expert that fits into the store of a repository's bank; (old digest, new digest).
 
     Raises:
         ExpertError: the bank cannot hold it; the store is unchanged.
+        ServingError: the repository has no bank.
     """
-    spec = BankSpec.read(repo / BANK / "1")
-    spec.check(expert)
-    store = ExpertStore(spec.store)
+    version = repo / BANK / VERSION
+    record = BankRecord.read(version)
+    check_expert(record, expert)
+    store = ExpertStore(record.store(version))
     old = store.manifest().aliases.get(name)
     return old, store.publish(expert, name)
 
 
-def swap(name: str, expert: Expert, repo: Path, url: str, *, timeout_s: float = 10.0) -> Swapped:
-    """Publish and wait for the server's own answer; an HTTP 200 or a log line proves nothing.
+def swap_expert(
+    name: str, expert: Expert, repo: Path, url: str, *, timeout_s: float = 10.0
+) -> Swapped:
+    """Publish, and wait for an answer that carries the new digest.
+
+    The server's own answer is the only evidence: a status of 200 or a line in its log proves
+    nothing, both come before the new version serves.
+
+    Args:
+        name: served name.
+        repo: the model repository that the server at `url` serves.
+        url: gRPC host:port.
 
     Raises:
         ExpertError: the bank cannot hold the expert; the store is unchanged.
@@ -56,7 +73,7 @@ def swap(name: str, expert: Expert, repo: Path, url: str, *, timeout_s: float = 
     started = time.monotonic()
     with Client(url, timeout_s=timeout_s) as client:
         _require_server(client, name)
-        old, new = publish(name, expert, repo)
+        old, new = publish_expert(name, expert, repo)
         last = "no answer"
         while time.monotonic() - started < timeout_s:
             try:
@@ -65,15 +82,15 @@ def swap(name: str, expert: Expert, repo: Path, url: str, *, timeout_s: float = 
                     return Swapped(name, old, new, round(time.monotonic() - started, 4))
             except ServingError as error:
                 last = str(error)
-            time.sleep(0.002)
+            time.sleep(_POLL_S)
     raise ServingError(
-        f"swap {name!r}: published {new[:19]}… but after {timeout_s:g} s the server answered {last[:120]}; "
-        "is it serving this repository? See its log"
+        f"swap {name!r}: published {new[:19]}… but after {timeout_s:g} s the server answered "
+        f"{last[:120]}; is it serving this repository? See its log"
     )
 
 
 def _require_server(client: Client, name: str) -> None:
-    """Find out before publishing that nobody listens; an unknown expert is fine, it may be new."""
+    """Fail before anything is published where nobody listens. An unknown expert is fine: it may be new."""
     try:
         client.infer([Request(_PROBE, name)])
     except ServingError as error:

@@ -1,4 +1,4 @@
-"""Follows the store's manifest and replaces the served generation by one reference, between batches. No torch."""
+"""Follows the store's manifest and replaces the served experts by one reference, between batches."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import threading
 import time
 from pathlib import Path
 
+from pidep.artifacts.manifest import Manifest
 from pidep.errors import PidepError, ServingError
-from pidep.runtime.bank import Bank, Generation
-from pidep.serving.store import ExpertStore, Manifest
+from pidep.runtime.bank import Bank, Residents
+from pidep.serving.store import ExpertStore
 
 __all__ = ["Watcher"]
 
@@ -19,15 +20,15 @@ _log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Holds `generation`, the one batches take; builds its successor off to the side."""
+    """Holds `residents`, which each batch reads once; builds their successor beside them."""
 
     def __init__(self, bank: Bank, store: ExpertStore) -> None:
         self._bank = bank
         self._store = store
         self._stop = threading.Event()
-        self._served = Manifest(generation=-1)
+        self._served: Manifest | None = None
         self._refused: Manifest | None = None
-        self.generation = Generation()
+        self.residents = Residents()
         self._thread = threading.Thread(target=self._watch, name="pidep-watcher", daemon=True)
 
     def start(self) -> None:
@@ -42,38 +43,50 @@ class Watcher:
             self._thread.join(timeout=5)
 
     def refresh(self) -> None:
-        """Serve the current manifest; a manifest that cannot be honoured leaves the old generation serving."""
+        """Serve the current manifest; one that cannot be honoured leaves the old experts serving."""
         manifest: Manifest | None = None
         try:
             manifest = self._store.manifest()
-            if manifest.generation < self._served.generation and not manifest.aliases:
-                raise ServingError(f"{self._store.manifest_path}: is gone; restore it")
+            self._require_present(manifest)
+            # A refused manifest is not tried again: its versions are immutable, it would fail again.
             if manifest in (self._served, self._refused):
                 return
-            old = self.generation
+            old = self.residents
             experts = {
-                name: old.experts[name] if old.digests.get(name) == digest else self._store.load(digest)
+                name: old.experts[name]
+                if old.digests.get(name) == digest
+                else self._store.load(digest)
                 for name, digest in manifest.aliases.items()
             }
-            self.generation = self._bank.build(experts, old)
+            # One assignment: a batch has read the old reference or reads the new one.
+            self.residents = self._bank.build(experts, old)
             self._served, self._refused = manifest, None
-            _log.info("serving store generation %d: %s", manifest.generation, ", ".join(experts))
+            _log.info("serving store revision %d: %s", manifest.revision, ", ".join(experts))
         except (PidepError, OSError) as error:
             if manifest is not None:
                 self._refused = manifest
-            _log.error("store kept at generation %d: %s", self._served.generation, error)
+            served = "empty" if self._served is None else f"at revision {self._served.revision}"
+            _log.error("store kept %s: %s", served, error)
+
+    def _require_present(self, manifest: Manifest) -> None:
+        """An absent manifest reads as empty. After a served one it is a loss, not a request to serve nobody."""
+        served = -1 if self._served is None else self._served.revision
+        if manifest.revision < served and not manifest.aliases:
+            raise ServingError(f"{self._store.manifest_path}: is gone; restore it")
 
     def _watch(self) -> None:
         last, read_at = _stamp(self._store.manifest_path), time.monotonic()
         while not self._stop.wait(_POLL_S):
             now = _stamp(self._store.manifest_path)
-            # a frozen or stepped clock can hide a change from the stamp, so the content is read now and then too
+            # A frozen or stepped clock can hide a change from the stamp: the content is read
+            # now and then, too.
             if now != last or time.monotonic() - read_at > _REREAD_S:
                 last, read_at = now, time.monotonic()
                 self.refresh()
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
+    """Changes when the file is replaced; empty where there is none."""
     try:
         stat = path.stat()
     except OSError:

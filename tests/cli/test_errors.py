@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from pidep.artifacts import BankRecord
 from pidep.experts.folder import read_expert, write_expert
 from pidep.export.recipe import shipped
-from pidep.runtime.bank import BankSpec
+from pidep.runtime.fit import check_expert
 from pidep.serving.store import ExpertStore
 from tests.cli.run import Done, assert_refused, contents, nobody, pidep, untouched, write_pool, write_run
 from tests.conftest import make_expert
@@ -320,9 +321,9 @@ def test_a_new_bank_still_holds_what_is_published(work: Path, inside: Inside, ti
     older = make_expert(tiny, name="book", rank=5, sites=["*key"])
     ExpertStore(work / "expert_store").publish(older, "book")
     assert inside("export", "run", "--repo", "repo").code == 0
-    spec = BankSpec.read(work / "repo" / "pidep_bank" / "1")
-    spec.check(older)
-    spec.check(read_expert(run / "expert"))
+    record = BankRecord.read(work / "repo" / "pidep_bank" / "1")
+    check_expert(record, older)
+    check_expert(record, read_expert(run / "expert"))
 
 
 @pytest.mark.slow

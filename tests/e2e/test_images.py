@@ -17,12 +17,11 @@ from PIL import Image
 
 from pidep.adapters.mixture import Mixture, attached
 from pidep.errors import ServingError, UsageError
-from pidep.export.entries import Source, export_bank, export_merged
-from pidep.export.recipe import load_recipe
+from pidep.export import Source, export_bank, export_merged, load_recipe
 from pidep.inputs.row import Input, Row, as_row
 from pidep.serving.client import Client, Request
 from pidep.serving.server import TritonServer, free_ports
-from pidep.serving.swap import publish, swap
+from pidep.serving.swap import publish_expert, swap_expert
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
 from tests.conftest import make_expert, picture, png
@@ -50,7 +49,7 @@ def served(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     exported = export_bank(sources, repo, load_recipe("bank-onnx-fp32"), expert_store="../../../expert_store")
     export_merged(sources[1], repo, load_recipe("merged-onnx-fp32"))
     for name, expert in experts.items():
-        publish(name, expert, repo)
+        publish_expert(name, expert, repo)
     with TritonServer(repo, free_ports()) as server:
         yield server, repo, experts, backbone, exported
 
@@ -195,8 +194,8 @@ def test_images_from_the_command_line_and_a_swap(served, tmp_path: Path) -> None
     assert gone.returncode == 2
     assert "none.png: expected an image file" in gone.stderr
     new = make_expert(backbone, name="sees", seed=9, scaling=0.5, sites=("encoder.layer.5.attention.*",))
-    assert swap("sees", new, repo, server.grpc_url).new_digest == new.digest
-    swap("sees", experts["sees"], repo, server.grpc_url)
+    assert swap_expert("sees", new, repo, server.grpc_url).new_digest == new.digest
+    swap_expert("sees", experts["sees"], repo, server.grpc_url)
 
 
 def test_a_text_model_refuses_images(tiny_folder: Path, tmp_path: Path) -> None:
@@ -209,7 +208,7 @@ def test_a_text_model_refuses_images(tiny_folder: Path, tmp_path: Path) -> None:
     export_bank(
         [Source(expert, task, Split(["good", "bad"], [1, 0]))], repo, load_recipe("bank-onnx-fp32"), expert_store="../../../expert_store"
     )
-    publish("film", expert, repo)
+    publish_expert("film", expert, repo)
     with TritonServer(repo, free_ports()) as server, Client(server.grpc_url) as client:
         with pytest.raises(ServingError, match="IMAGE"):
             client.infer([Request("good", "film", png(0))])
@@ -222,7 +221,7 @@ def test_an_expert_of_the_text_encoder_is_served_beside(served) -> None:  # type
     server, repo, _, _, _ = served
     minilm = load_backbone("minilm")
     expert = make_expert(minilm, name="text-only", seed=4, scaling=0.5, sites=("encoder.layer.5.attention.*",))
-    swap("text-only", expert, repo, server.grpc_url)
+    swap_expert("text-only", expert, repo, server.grpc_url)
     with Client(server.grpc_url) as client:
         (found,) = client.infer([Request("a fine day", "text-only")])
     assert found.digest == expert.digest

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from pidep.errors import ServingError
-from pidep.export.entries import Source, export_bank, export_merged
-from pidep.export.recipe import load_recipe
+from pidep.export import Source, export_bank, export_merged, load_recipe
 from pidep.serving.client import Client, Request
 from pidep.serving.server import Ports, TritonServer, free_ports
-from pidep.serving.swap import publish, swap
+from pidep.serving.swap import publish_expert, swap_expert
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
 from tests.conftest import make_expert
@@ -35,7 +34,7 @@ def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
     export_bank([Source(expert, TASK, ROWS) for expert in experts.values()], repo, recipe, max_rank=4, expert_store="../../../expert_store")
     export_merged(Source(experts["film"], TASK, ROWS), repo, load_recipe("merged-onnx-fp32"))
     for name, expert in experts.items():
-        publish(name, expert, repo)
+        publish_expert(name, expert, repo)
     with TritonServer(repo, free_ports()) as server:
         yield server, repo, experts, backbone
 
@@ -108,7 +107,7 @@ def test_swaps_under_traffic_lose_nothing(served) -> None:
     try:
         for index in range(50):
             target = versions[(index + 1) % 2]
-            assert swap("film", target, repo, server.grpc_url).new_digest == target.digest
+            assert swap_expert("film", target, repo, server.grpc_url).new_digest == target.digest
     finally:
         time.sleep(0.1)
         stop.set()
@@ -130,5 +129,5 @@ def test_a_swap_without_a_server_publishes_nothing(served) -> None:
     _, repo, _, backbone = served
     store = (repo / ".." / "expert_store" / "manifest.json").read_bytes()
     with pytest.raises(ServingError):
-        swap("film", make_expert(backbone, seed=5), repo, f"127.0.0.1:{free_ports().grpc}", timeout_s=2)
+        swap_expert("film", make_expert(backbone, seed=5), repo, f"127.0.0.1:{free_ports().grpc}", timeout_s=2)
     assert (repo / ".." / "expert_store" / "manifest.json").read_bytes() == store

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,25 @@ import numpy as np
 import pytest
 import torch
 
+from pidep.artifacts import BankRecord, MergedRecord
 from pidep.errors import ParityError, UsageError
-from pidep.export.entries import Exported, Source, export_bank, export_merged, read_source
-from pidep.export.parity import Parity, compare, gate
-from pidep.export.recipe import Recipe, Tolerance, load_recipe, shipped
-from pidep.runtime.bank import Bank
-from pidep.runtime.merged import Merged
-from pidep.runtime.reader import Question
+from pidep.export import (
+    Exported,
+    Parity,
+    Recipe,
+    Source,
+    Tolerance,
+    entries,
+    export_bank,
+    export_merged,
+    load_recipe,
+    read_source,
+)
+from pidep.export.parity import check_parity, measure_parity
+from pidep.export.recipe import shipped
+from pidep.files.digest import file_digest
+from pidep.inputs.row import Row
+from pidep.runtime import Bank, Merged
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
 from tests.cli.run import contents, untouched, write_run
@@ -28,37 +38,14 @@ pytestmark = pytest.mark.slow  # graphs are compiled
 
 TASK = Task.model_validate({"name": "film", "labels": {"negative": "negative", "positive": "positive"}, "data": {"path": "unused.jsonl"}})
 ROWS = Split(["the film was good", "awful", "a very bad film was the great film", "great film", "a the"], [1, 0, 0, 1, 1])
-QUESTIONS = [Question(str(row)) for row in ROWS.rows]
-ANSWER = """
-output { name: "SCORES" data_type: TYPE_FP32 dims: -1 }
-output { name: "LABELS" data_type: TYPE_STRING dims: -1 }
-output { name: "LABEL" data_type: TYPE_STRING dims: 1 }
-output { name: "DIGEST" data_type: TYPE_STRING dims: 1 }
-instance_group { count: 1 kind: KIND_CPU }
-"""
-BANK = f"""
-name: "pidep_bank" backend: "python" max_batch_size: 64
-input {{ name: "TEXT" data_type: TYPE_STRING dims: 1 }}
-input {{ name: "EXPERT" data_type: TYPE_STRING dims: 1 }}
-{ANSWER}
-output {{ name: "EMBEDDING" data_type: TYPE_FP32 dims: 16 }}
-dynamic_batching {{ max_queue_delay_microseconds: 500 }}
-"""
-MERGED = {
-    "python": f"""
-backend: "python" max_batch_size: 64
-input {{ name: "TEXT" data_type: TYPE_STRING dims: 1 }}
-{ANSWER}
-dynamic_batching {{ max_queue_delay_microseconds: 500 }}
-""",
-    "onnxruntime": """
-backend: "onnxruntime" max_batch_size: 64
-input { name: "input_ids" data_type: TYPE_INT64 dims: -1 }
-input { name: "attention_mask" data_type: TYPE_INT64 dims: -1 }
-output { name: "logits" data_type: TYPE_FP32 dims: 2 }
-dynamic_batching { max_queue_delay_microseconds: 500 }
-""",
-}
+CHOICES = Split(
+    [
+        Row("the film was good", candidates=("good", "bad")),
+        Row("awful", candidates=("very good film", "bad", "awful")),
+    ],
+    [0, 2],
+)
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def parsed(text: str) -> Any:
@@ -94,14 +81,28 @@ def bank(backbone: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Expor
         "book": make_expert(backbone, name="book", seed=1, rank=3, sites=["encoder.layer.1.*query"]),
     }
     sources = [Source(expert, TASK, ROWS) for expert in experts.values()]
-    return export_bank(sources, repo, load_recipe("bank-onnx-fp32"), expert_store="../../../expert_store"), experts
+    chooser = replace(
+        make_expert(backbone, name="chooser", seed=2, sites=["encoder.layer.1.*query"]),
+        labels=(),
+        label_texts=(),
+        label_embeddings=np.zeros((0, backbone.hidden_size), np.float32),
+    )
+    sources.append(Source(chooser, TASK, CHOICES))
+    recipe = load_recipe("bank-onnx-fp32")
+    exported = export_bank(sources, repo, recipe, expert_store="../../../expert_store")
+    return exported, {**experts, "chooser": chooser}
 
 
 # The bank.
 
 
+def golden(name: str) -> Any:
+    """A configuration as it must be."""
+    return parsed((GOLDEN / name).read_text())
+
+
 def test_the_banks_configuration_is_golden(bank: Any) -> None:
-    assert parsed((bank[0].folder / "config.pbtxt").read_text()) == parsed(BANK)
+    assert parsed((bank[0].folder / "config.pbtxt").read_text()) == golden("bank.pbtxt")
 
 
 def test_the_entry_is_whole_and_nothing_lies_beside_it(bank: Any) -> None:
@@ -112,31 +113,55 @@ def test_the_entry_is_whole_and_nothing_lies_beside_it(bank: Any) -> None:
 
 def test_the_record_says_what_was_compiled(bank: Any, backbone: Any) -> None:
     exported, experts = bank
-    record = json.loads((exported.folder / "1" / "bank.json").read_text())
-    graph = (exported.folder / "1" / "model.onnx").read_bytes()
-    assert record["graph_digest"] == "sha256:" + hashlib.sha256(graph).hexdigest()
-    assert (record["backbone_digest"], record["max_rank"]) == (backbone.digest, 3)
-    assert {site for group in record["groups"] for site in group["sites"]} == {site for one in experts.values() for site in one.sites}
+    record = BankRecord.read(exported.folder / "1")
+    assert record.graph_digest == file_digest(exported.folder / "1" / "model.onnx")
+    assert (record.backbone_digest, record.max_rank) == (backbone.digest, 3)
+    sites = {site for one in experts.values() for site in one.sites}
+    assert {site for group in record.groups for site in group.sites} == sites
     assert exported.experts == {name: expert.digest for name, expert in experts.items()}
 
 
 def test_parity_is_recorded_for_every_expert(bank: Any) -> None:
     exported, _ = bank
-    record = json.loads((exported.folder / "1" / "bank.json").read_text())
-    assert record["parity"] == {name: parity.to_json() for name, parity in exported.parity.items()}
-    assert list(record["parity"]) == ["film", "book"]
+    assert BankRecord.read(exported.folder / "1").parity == exported.parity
+    rows = {"film": len(ROWS.rows), "book": len(ROWS.rows), "chooser": len(CHOICES.rows)}
+    assert {name: parity.rows for name, parity in exported.parity.items()} == rows
     for parity in exported.parity.values():
-        assert (parity.rows, parity.argmax_flips) == (len(ROWS.rows), 0)
+        assert parity.argmax_flips == 0
         assert 0 < parity.max_abs < 1e-4
         assert parity.metric_torch == parity.metric_exported
+
+
+def test_the_gate_runs_on_the_files_that_are_published(
+    backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that is right beside a tokenizer that is wrong does not pass."""
+    right = entries.export_bank_graph
+
+    def beside_a_wrong_tokenizer(*arguments: Any, **more: Any) -> None:
+        right(*arguments, **more)
+        path = tmp_path / "repo" / next((tmp_path / "repo").iterdir()) / "1" / "tokenizer.json"
+        words = path.read_text().replace('"good"', '"GOOD"').replace('"bad"', '"good"')
+        path.write_text(words.replace('"GOOD"', '"bad"'))
+
+    monkeypatch.setattr(entries, "export_bank_graph", beside_a_wrong_tokenizer)
+    source = Source(make_expert(backbone, sites=["*query"]), TASK, ROWS)
+    (tmp_path / "repo").mkdir()
+    with untouched(tmp_path), pytest.raises(ParityError, match=r"parity of 'film': max abs error"):
+        export_bank(
+            [source], tmp_path / "repo", load_recipe("bank-onnx-fp32"), expert_store="store"
+        )
 
 
 def test_the_bank_equals_pytorch(bank: Any, backbone: Any) -> None:
     exported, experts = bank
     compiled = Bank(exported.folder / "1")
-    generation = compiled.build(experts)
+    residents = compiled.build(experts)
     for name, expert in experts.items():
-        found = [answer.scores for answer in compiled.run(generation, QUESTIONS, [name] * len(ROWS.rows))]
+        if name == "chooser":
+            continue
+        answers = compiled.run(residents, ROWS.rows, [name] * len(ROWS.rows))
+        found = [answer.scores for answer in answers]
         np.testing.assert_allclose(found, torch_scores(backbone, expert, ROWS.rows), atol=1e-5, rtol=0)
 
 
@@ -177,15 +202,16 @@ def test_a_merged_model_equals_pytorch(backbone: Any, tmp_path: Path, kind: str,
     want = torch_scores(backbone, expert, ROWS.rows)
     assert np.abs(want - torch_scores(backbone, expert, ROWS.rows, bare=True)).max() > 1e-3, "the expert does nothing"
     merged = Merged(exported.folder / "1")
-    together = [answer.scores for answer in merged.run(QUESTIONS)]
-    alone = [merged.run([asked])[0].scores for asked in QUESTIONS]
+    together = [answer.scores for answer in merged.run(ROWS.rows)]
+    alone = [merged.run([row])[0].scores for row in ROWS.rows]
     np.testing.assert_allclose(together, want, atol=1e-5, rtol=0)
     np.testing.assert_allclose(alone, want, atol=1e-5, rtol=0)
     assert merged.digest == expert.digest
-    assert parsed((exported.folder / "config.pbtxt").read_text()) == parsed(f'name: "{expert.name}" {MERGED[platform]}')
+    config = golden(f"merged-{platform}.pbtxt")
+    config.name = expert.name
+    assert parsed((exported.folder / "config.pbtxt").read_text()) == config
     assert (exported.folder / "1" / "model.py").exists() == (platform == "python")
-    record = json.loads((exported.folder / "1" / "merged.json").read_text())
-    assert record["parity"] == exported.parity[expert.name].to_json()
+    assert MergedRecord.read(exported.folder / "1").parity == exported.parity[expert.name]
 
 
 # The gate.
@@ -208,8 +234,16 @@ def test_a_merged_model_beyond_tolerance_is_not_published(backbone: Any, tmp_pat
 def test_figures_of_the_gate() -> None:
     reference = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0], [0.0, 1.0]])
     exported = reference + np.array([[0.0, 0.0], [2.5, 0.0], [0.0, -0.25], [0.0, 0.0]])
-    found = compare(reference, exported, [0, 1, 0, 0], "accuracy")
-    assert found == Parity(4, 2.5, 2500.0, 1, "accuracy", 0.75, 0.5)
+    found = measure_parity(reference, exported, labels=[0, 1, 0, 0], metric="accuracy")
+    assert found == Parity(
+        rows=4,
+        max_abs=2.5,
+        max_relative=2500.0,
+        argmax_flips=1,
+        metric="accuracy",
+        metric_torch=0.75,
+        metric_exported=0.5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,17 +256,25 @@ def test_figures_of_the_gate() -> None:
 )
 def test_the_gate_names_the_bound_that_broke(change: dict[str, Any], message: str) -> None:
     tolerance = Tolerance(max_abs=1e-3, argmax_flips=0, metric_drop=0.0)
-    good = Parity(8, 1e-3, 1.0, 0, "accuracy", 0.9, 0.9)
-    gate("film", good, tolerance)
-    gate("film", replace(good, metric_exported=1.0), tolerance)
+    good = Parity(
+        rows=8,
+        max_abs=1e-3,
+        max_relative=1.0,
+        argmax_flips=0,
+        metric="accuracy",
+        metric_torch=0.9,
+        metric_exported=0.9,
+    )
+    check_parity("film", good, tolerance)
+    check_parity("film", good.model_copy(update={"metric_exported": 1.0}), tolerance)
     with pytest.raises(ParityError, match=message):
-        gate("film", replace(good, **change), tolerance)
+        check_parity("film", good.model_copy(update=change), tolerance)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_graph_that_gives_no_number_is_refused(bad: float) -> None:
     with pytest.raises(ParityError, match="NaN or Inf on real rows; nothing was published"):
-        compare(np.zeros((1, 2)), np.array([[0.0, bad]]), [0], "accuracy")
+        measure_parity(np.zeros((1, 2)), np.array([[0.0, bad]]), labels=[0], metric="accuracy")
 
 
 # Sources and recipes.

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from pidep.adapters.mixture import find_sites
+from pidep.artifacts import BankRecord, GroupRecord
 from pidep.backbones.backbone import Backbone
-from pidep.export.entries import _sha256
+from pidep.export import load_recipe
 from pidep.export.graph import bank_groups, export_bank_graph
+from pidep.export.vision import export_vision
+from pidep.files.digest import file_digest
 
 MAX_RANK = 4
 
 
-def export_bank_folder(backbone: Backbone, root: Path, **more: Any) -> Path:
-    """`<root>/pidep_bank/1`; `more` goes to its record."""
+def export_bank_folder(backbone: Backbone, root: Path) -> Path:
+    """`<root>/pidep_bank/1`."""
     folder = root / "pidep_bank" / "1"
     folder.mkdir(parents=True)
     groups = bank_groups(backbone.model, find_sites(backbone.model))
     export_bank_graph(backbone, groups, folder / "model.onnx", max_rank=MAX_RANK, opset=20)
     (folder / "tokenizer.json").write_text(backbone.tokenizer_json)
-    record = {
-        "backbone_digest": backbone.digest,
-        "graph_digest": _sha256(folder / "model.onnx"),
-        "max_rank": MAX_RANK,
-        "expert_store": "../../../expert_store",
-        "groups": [asdict(group) for group in groups],
-        **more,
-    }
-    (folder / "bank.json").write_text(json.dumps(record))
+    BankRecord(
+        backbone_digest=backbone.digest,
+        graph_digest=file_digest(folder / "model.onnx"),
+        max_positions=backbone.max_positions,
+        max_rank=MAX_RANK,
+        expert_store="../../../expert_store",
+        groups=tuple(GroupRecord(**asdict(group)) for group in groups),
+        vision=export_vision(backbone, folder, load_recipe("bank-onnx-fp32")),
+    ).write(folder)
     return folder

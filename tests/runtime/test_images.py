@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,8 @@ import torch
 from pidep.adapters.mixture import Mixture, attached
 from pidep.artifacts.names import BACKBONE
 from pidep.errors import ExpertError, ImageError, PidepError, ServingError
-from pidep.export.entries import _vision
-from pidep.export.recipe import load_recipe
 from pidep.inputs.row import Input, Row
-from pidep.runtime.bank import Answer, Bank
-from pidep.runtime.reader import Question, Reader
+from pidep.runtime import Answer, Bank, InputReader
 from tests.conftest import make_expert, png, tiny_mini
 from tests.runtime.exported import export_bank_folder
 
@@ -29,37 +26,34 @@ def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pidep.backbones.load import load_backbone
 
     backbone = tiny_mini(load_backbone(str(tiny_folder)))
-    root = tmp_path_factory.mktemp("repo")
-    folder = export_bank_folder(backbone, root, max_positions=backbone.max_positions)
-    record = json.loads((folder / "bank.json").read_text())
-    record["vision"] = _vision(backbone, folder, load_recipe("bank-onnx-fp32"))
-    (folder / "bank.json").write_text(json.dumps(record))
-    return folder
+    return export_bank_folder(backbone, tmp_path_factory.mktemp("repo"))
 
 
-QUESTIONS = [
-    Question("good film"),
-    Question("", png(0)),
-    Question("bad film", png(1)),
-    Question("the film was very very good", png(0)),
+ROWS: list[Input] = [
+    "good film",
+    Row("", png(0)),
+    Row("bad film", png(1)),
+    Row("the film was very very good", png(0)),
 ]
 
 
-def rows() -> list[Input]:
-    return [Row(asked.text, asked.image or None) for asked in QUESTIONS]
-
-
-def answered(bank: Bank, experts: dict[str, Any], questions: list[Question], names: list[str]) -> list[Answer]:
-    found = bank.run(bank.build(experts), questions, names)
+def answered(
+    bank: Bank, experts: dict[str, Any], rows: list[Input], names: list[str]
+) -> list[Answer]:
+    found = bank.run(bank.build(experts), rows, names)
     assert all(isinstance(answer, Answer) for answer in found), found
     return found  # type: ignore[return-value]
 
 
 def test_text_images_and_both_in_one_batch_of_three_experts_equal_pytorch(mini: Any, folder: Path) -> None:
-    experts = {name: make_expert(mini, name=name, seed=seed, rank=rank) for seed, (name, rank) in enumerate((("a", 2), ("b", 4), ("c", 1)))}
+    ranks = {"a": 2, "b": 4, "c": 1}
+    experts = {
+        name: make_expert(mini, name=name, seed=seed, rank=rank)
+        for seed, (name, rank) in enumerate(ranks.items())
+    }
     names = ["a", "b", "c", "b"]
-    found = answered(Bank(folder), experts, QUESTIONS, names)
-    for answer, row, name in zip(found, rows(), names, strict=True):
+    found = answered(Bank(folder), experts, ROWS, names)
+    for answer, row, name in zip(found, ROWS, names, strict=True):
         with attached(mini.model, Mixture.of([experts[name]])):
             embedding = mini.encode([row], max_length=12)[0]
         expected = torch.softmax(20.0 * torch.from_numpy(experts[name].label_embeddings) @ embedding, 0)
@@ -70,30 +64,24 @@ def test_text_images_and_both_in_one_batch_of_three_experts_equal_pytorch(mini: 
 
 def test_a_batch_of_texts_needs_no_place_for_images(mini: Any, folder: Path) -> None:
     bank = Bank(folder)
-    texts = [Question("good film"), Question("bad")]
+    texts: list[Input] = ["good film", "bad"]
     assert bank.reader.feeds(texts, [None, None], max_length=8)["visual"].shape == (2, 0, 16)
-    (alone, _), beside = (
-        answered(bank, {"a": make_expert(mini)}, texts, ["a", "a"]),
-        answered(bank, {"a": make_expert(mini)}, [texts[0], QUESTIONS[1]], ["a", "a"]),
-    )
-    np.testing.assert_allclose(alone.embedding, beside[0].embedding, atol=1e-5)
+    experts = {"a": make_expert(mini)}
+    alone, _ = answered(bank, experts, texts, ["a", "a"])
+    beside, _ = answered(bank, experts, [texts[0], ROWS[1]], ["a", "a"])
+    np.testing.assert_allclose(alone.embedding, beside.embedding, atol=1e-5)
 
 
 def test_wrong_rows_are_their_own_errors(mini: Any, folder: Path) -> None:
     bank = Bank(folder)
-    questions = [
-        QUESTIONS[1],
-        Question("good", b"no image", "row 2"),
-        Question("", b"", "row 3"),
-        Question("a", png(0)[:200], "row 4"),
-        QUESTIONS[0],
-    ]
-    found: list[Answer | PidepError] = bank.run(bank.build({"a": make_expert(mini)}), questions, ["a", "a", "a", "a", "nobody"])
+    rows = [ROWS[1], Row("good", b"no image"), "", Row("a", png(0)[:200], where="row D"), ROWS[0]]
+    names = ["a", "a", "a", "a", "nobody"]
+    found: list[Answer | PidepError] = bank.run(bank.build({"a": make_expert(mini)}), rows, names)
     assert isinstance(found[0], Answer)
     for row, kind, message in (
         (1, ImageError, "row 2: expected PNG, JPEG"),
         (2, ServingError, "row 3: expected a text, an image or both, found neither"),
-        (3, ImageError, "row 4: the pixels cannot be decoded"),
+        (3, ImageError, "row D: the pixels cannot be decoded"),
         (4, ExpertError, "unknown expert 'nobody'"),
     ):
         assert isinstance(found[row], kind)
@@ -101,36 +89,54 @@ def test_wrong_rows_are_their_own_errors(mini: Any, folder: Path) -> None:
 
 
 def test_the_bare_backbone_embeds_candidates_and_has_no_label(mini: Any, folder: Path) -> None:
-    found = answered(Bank(folder), {"a": make_expert(mini)}, QUESTIONS, [BACKBONE] * len(QUESTIONS))
-    np.testing.assert_allclose([answer.embedding for answer in found], mini.encode(rows(), max_length=12), atol=2e-5)
+    found = answered(Bank(folder), {"a": make_expert(mini)}, ROWS, [BACKBONE] * 4)
+    embeddings = [answer.embedding for answer in found]
+    np.testing.assert_allclose(embeddings, mini.encode(ROWS, max_length=12), atol=2e-5)
     assert {(answer.label, answer.labels, answer.digest) for answer in found} == {("", (), mini.digest)}
 
 
 def test_a_long_candidate_is_cut_where_training_cuts_it(mini: Any, folder: Path) -> None:
     long = "the film was very " * 10 + "good"
-    (found,) = answered(Bank(folder), {}, [Question(long)], [BACKBONE])
+    (found,) = answered(Bank(folder), {}, [long], [BACKBONE])
     expected = mini.encode([long], max_length=mini.max_positions)[0]
     np.testing.assert_allclose(found.embedding, expected, atol=2e-5)
     assert (mini.encode([long], max_length=16)[0] - expected).abs().max() > 1e-3
 
 
 def test_a_picture_passes_the_stem_once(folder: Path) -> None:
-    reader = Reader(folder, Bank(folder).spec.vision)
-    assert reader._vision is not None
-    run, seen = reader._vision.session.run, []
-    reader._vision.session = type("Counting", (), {"run": lambda _, names, feeds: seen.append(len(feeds["pixels"])) or run(names, feeds)})()
-    first = reader.visual(QUESTIONS)
-    second = reader.visual(list(reversed(QUESTIONS)))
-    assert seen == [2]  # pictures 0 and 1
+    class Counting:
+        """A session that counts the pictures it is given."""
+
+        def __init__(self, session: Any) -> None:
+            self.session, self.seen = session, []
+
+        def run(self, names: list[str], feeds: dict[str, Any]) -> Any:
+            self.seen.append(len(feeds["pixels"]))
+            return self.session.run(names, feeds)
+
+    vision = Bank(folder).reader.vision
+    assert vision is not None
+    vision.session = counting = Counting(vision.session)
+    first = vision.tokens(ROWS)
+    second = vision.tokens(list(reversed(ROWS)))
+    assert counting.seen == [2]  # pictures 0 and 1
     for one, other in zip(first, reversed(second), strict=True):
         assert (one is None and other is None) or np.array_equal(one, other)  # type: ignore[arg-type]
 
 
 def test_what_was_prepared_otherwise_is_refused(folder: Path) -> None:
-    vision = dict(Bank(folder).spec.vision or {})
+    record = Bank(folder).record.vision
+    assert record is not None
+    smaller = record.model_copy(update={"preprocess": replace(record.preprocess, size=32)})
     with pytest.raises(ServingError, match="images were prepared otherwise in training"):
-        Reader(folder, {**vision, "preprocess": {**vision["preprocess"], "size": 32}})
-    with pytest.raises(ServingError, match="its vision record is malformed"):
-        Reader(folder, {**vision, "preprocess": {"colour": 1}})
+        InputReader(folder, smaller)
+    other = record.model_copy(update={"graph_digest": "sha256:0"})
     with pytest.raises(ServingError, match=r"vision\.onnx: digest .*, expected"):
-        Reader(folder, {**vision, "graph_digest": "sha256:0"})
+        InputReader(folder, other)
+
+
+def test_a_bank_of_texts_refuses_images(folder: Path) -> None:
+    first, second = InputReader(folder, None).visual(["good film", Row("a", png(0))])
+    assert first is None
+    assert isinstance(second, ImageError)
+    assert str(second).startswith("row 2: has an image; this model reads text only")

@@ -17,7 +17,7 @@ from pidep.backbones.likelihoods import Likelihoods
 from pidep.errors import BackboneError, ExpertError, TaskError, UsageError
 from pidep.experts.bank import require_bank_kind
 from pidep.experts.folder import Expert, read_expert, write_expert
-from pidep.export.entries import read_source
+from pidep.export import read_source
 from pidep.inputs.row import Row
 from pidep.similarity.fisher import diagonal_fisher
 from pidep.tuning.settings import TuneConfig

@@ -13,8 +13,7 @@ import pytest
 from pidep.adapters.mixture import Mixture
 from pidep.errors import ExpertError, TaskError, UsageError
 from pidep.experts.folder import read_expert
-from pidep.export.entries import export_bank, export_merged, read_source
-from pidep.export.recipe import load_recipe
+from pidep.export import export_bank, export_merged, load_recipe, read_source
 from pidep.tuning import tune as tuning
 from pidep.tuning.settings import read_config
 from tests.cli.run import untouched, write_pool

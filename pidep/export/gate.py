@@ -1,0 +1,131 @@
+"""The parity gate: an entry answers real rows through the runtime that serves, PyTorch answers them, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pidep.adapters.mixture import Mixture, attached
+from pidep.artifacts.names import BACKBONE
+from pidep.artifacts.parity import Parity
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.choices import Choices
+from pidep.errors import PidepError
+from pidep.export.parity import check_parity, measure_parity
+from pidep.export.recipe import Recipe
+from pidep.export.source import Source
+from pidep.inputs.row import Input, Row, row_key
+from pidep.runtime.answer import Answer
+from pidep.runtime.bank import Bank, Residents
+from pidep.runtime.merged import Merged
+from pidep.tasks.data import UNLABELLED
+
+__all__ = ["gate_bank", "gate_merged"]
+
+Array = npt.NDArray[np.float32]
+_BATCH = 32
+_NO_CANDIDATE = -1e4
+"""Stands where a row has fewer candidates than others: finite, and below every real logit."""
+
+
+def gate_bank(
+    version_folder: Path, backbone: Backbone, sources: Sequence[Source], recipe: Recipe
+) -> dict[str, Parity]:
+    """Open a bank as the server does, and compare each expert's answers with PyTorch's.
+
+    Returns:
+        Expert name to figures.
+
+    Raises:
+        ParityError: an expert is beyond the recipe's tolerance.
+        ServingError: the bank cannot be opened.
+    """
+    bank = Bank(version_folder)
+    residents = bank.build({source.expert.name: source.expert for source in sources})
+    found = {}
+    for source in sources:
+        reference = _torch_logits(backbone, source)
+        exported = np.full(reference.shape, _NO_CANDIDATE, np.float32)
+        for at, logits in enumerate(_bank_logits(bank, residents, source)):
+            exported[at, : len(logits)] = logits
+        found[source.expert.name] = _checked(source, reference, exported, recipe)
+    return found
+
+
+def _bank_logits(bank: Bank, residents: Residents, source: Source) -> list[Array]:
+    """Each row's logits, as many as it has labels or candidates of its own."""
+
+    def answers_of(rows: Sequence[Input], name: str) -> list[Answer]:
+        return _answered(lambda batch: bank.run(residents, batch, [name] * len(batch)), rows)
+
+    rows, expert = source.rows.rows, source.expert
+    candidates = _candidates(rows)
+    embedded = answers_of(list(candidates.values()), BACKBONE)
+    known = dict(zip(candidates, (answer.embedding for answer in embedded), strict=True))
+    found = []
+    for row, answer in zip(rows, answers_of(rows, expert.name), strict=True):
+        logits = answer.logits
+        if isinstance(row, Row) and row.candidates:
+            # As `Client.choose` does: cosines with candidates that the bare backbone embedded.
+            choices = np.array([known[row_key(one)] for one in row.candidates], np.float32)
+            logits = expert.logit_scale * (choices @ np.asarray(answer.embedding))
+        found.append(logits)
+    return found
+
+
+def gate_merged(
+    version_folder: Path, backbone: Backbone, source: Source, recipe: Recipe
+) -> Parity:
+    """Open a merged model as the server does, and compare its answers with PyTorch's.
+
+    Raises:
+        ParityError: beyond the recipe's tolerance.
+        ServingError: the model cannot be opened.
+    """
+    answers = _answered(Merged(version_folder).run, source.rows.rows)
+    exported = np.stack([answer.logits for answer in answers])
+    return _checked(source, _torch_logits(backbone, source), exported, recipe)
+
+
+def _answered(
+    run: Callable[[Sequence[Input]], Sequence[Answer | PidepError]], rows: Sequence[Input]
+) -> list[Answer]:
+    """The rows' answers, a batch at a time; the first row that cannot be answered is raised."""
+    found: list[Answer] = []
+    for start in range(0, len(rows), _BATCH):
+        for answer in run(rows[start : start + _BATCH]):
+            if isinstance(answer, PidepError):
+                raise answer
+            found.append(answer)
+    return found
+
+
+def _candidates(rows: Sequence[Input]) -> dict[tuple[str, str], Input]:
+    """Every candidate of the rows once, by key."""
+    own = (row.candidates for row in rows if isinstance(row, Row))
+    return {row_key(one): one for candidates in own for one in candidates}
+
+
+def _torch_logits(backbone: Backbone, source: Source) -> Array:
+    """PyTorch's logits `[N, C]`, the expert attached and not folded."""
+    expert, rows = source.expert, source.rows.rows
+    labels = torch.from_numpy(expert.label_embeddings)
+    choices = Choices(backbone, labels, logit_scale=expert.logit_scale)
+    choices.learn(rows)  # before anything is attached: the bare backbone embeds candidates
+    with attached(backbone.model, Mixture.of([expert])):
+        logits = choices.all_logits(rows, max_length=expert.max_length)
+    return np.nan_to_num(logits.numpy(), neginf=_NO_CANDIDATE)
+
+
+def _checked(source: Source, reference: Array, exported: Array, recipe: Recipe) -> Parity:
+    """The figures, within the recipe's tolerance."""
+    labels = source.rows.labels
+    if UNLABELLED in labels:
+        labels = reference.argmax(1).tolist()  # PyTorch's answers stand for the labels
+    parity = measure_parity(reference, exported, labels=labels, metric=source.task.metric)
+    check_parity(source.expert.name, parity, recipe.tolerance)
+    return parity

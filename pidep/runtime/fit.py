@@ -1,0 +1,24 @@
+"""Whether a bank can hold an expert. Needs no ONNX Runtime, so that a swap can ask before it publishes."""
+
+from __future__ import annotations
+
+from pidep.artifacts.bank import BankRecord
+from pidep.experts.bank import BankGroup, check_fits
+from pidep.experts.folder import Expert
+
+__all__ = ["check_expert", "groups_of"]
+
+
+def groups_of(record: BankRecord) -> tuple[BankGroup, ...]:
+    """The bank's graph inputs, as expert packing takes them."""
+    return tuple(BankGroup(**dict(group)) for group in record.groups)
+
+
+def check_expert(record: BankRecord, expert: Expert) -> None:
+    """Refuse an expert that the bank cannot hold.
+
+    Raises:
+        ExpertError: another backbone, kind or width, an unknown site, or a rank over the bank's.
+    """
+    groups = groups_of(record)
+    check_fits(expert, groups, max_rank=record.max_rank, backbones=record.backbones)

@@ -1,0 +1,168 @@
+"""One row of a request and its result, and how they travel. Shared by both clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pidep.artifacts import names
+from pidep.errors import ServingError, UsageError
+
+__all__ = [
+    "CHOICE",
+    "RESULT",
+    "Protocol",
+    "Request",
+    "Result",
+    "check_address",
+    "chosen",
+    "encode_rows",
+    "failure",
+    "results",
+    "with_candidates",
+]
+
+Protocol = Literal["grpc", "http"]
+Array = npt.NDArray[Any]
+
+RESULT = (names.SCORES, names.LABELS, names.LABEL, names.DIGEST)
+"""Outputs of which `results` are made."""
+CHOICE = (names.EMBEDDING, names.DIGEST)
+"""Outputs of which `chosen` is made."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row."""
+
+    text: str
+    expert: str
+    """Served name; not used by a merged model."""
+    image: bytes | Path | None = None
+    """An encoded image or the path of one."""
+
+    def encoded(self) -> bytes:
+        """The image's bytes; none when empty.
+
+        Raises:
+            UsageError: the file cannot be read.
+        """
+        if not isinstance(self.image, Path):
+            return self.image or b""
+        try:
+            return self.image.read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"{self.image}: expected an image file, {error.strerror}; check the path"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row's answer."""
+
+    expert: str
+    label: str
+    """The best label."""
+    scores: dict[str, float]
+    """Label to score; they sum to 1."""
+    digest: str
+    """The version that answered."""
+
+
+def check_address(url: str) -> None:
+    """Refuse what is not host:port.
+
+    Raises:
+        UsageError: it is not.
+
+    >>> check_address("127.0.0.1:8001")
+    """
+    host, _, port = url.rpartition(":")
+    if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(
+            f"{url}: not a server address, expected host:port such as 127.0.0.1:8001"
+        )
+
+
+def encode_rows(rows: Sequence[Request], *, with_expert: bool) -> dict[str, list[bytes]]:
+    """Tensor name to the bytes of each row.
+
+    Args:
+        with_expert: whether the model has the input EXPERT, which only a bank has.
+
+    Raises:
+        UsageError: an image's file cannot be read.
+
+    >>> encode_rows([Request("a film", "movie")], with_expert=True)
+    {'TEXT': [b'a film'], 'EXPERT': [b'movie']}
+    """
+    tensors = {names.TEXT: [row.text.encode() for row in rows]}
+    if with_expert:
+        tensors[names.EXPERT] = [row.expert.encode() for row in rows]
+    # IMAGE is optional: a text-only model has no such input, and refuses it.
+    if any(row.image is not None for row in rows):
+        tensors[names.IMAGE] = [row.encoded() for row in rows]
+    return tensors
+
+
+def results(rows: Sequence[Request], outputs: Sequence[Array]) -> list[Result]:
+    """Results of a batch.
+
+    Args:
+        outputs: `RESULT`, each with one line a row.
+    """
+    scores, labels, label, digest = outputs
+    return [
+        Result(
+            row.expert,
+            label[at, 0].decode(),
+            # A row with fewer labels than its neighbours ends with empty names.
+            {
+                name.decode(): float(value)
+                for name, value in zip(labels[at], scores[at], strict=True)
+                if name
+            },
+            digest[at, 0].decode(),
+        )
+        for at, row in enumerate(rows)
+    ]
+
+
+def with_candidates(row: Request, candidates: Sequence[Request]) -> list[Request]:
+    """The row and its candidates, which the bare backbone embeds, as in training.
+
+    Raises:
+        UsageError: no candidates.
+    """
+    if not candidates:
+        raise UsageError("choose: expected at least one candidate, found none")
+    return [row, *(replace(candidate, expert=names.BACKBONE) for candidate in candidates)]
+
+
+def chosen(row: Request, batches: Sequence[Sequence[Array]]) -> Result:
+    """The choice among candidates; `scores` are cosines by candidate number from 0.
+
+    Args:
+        batches: `CHOICE` of each batch of `with_candidates`.
+    """
+    embeddings = np.concatenate([embedded for embedded, _ in batches])
+    cosines = embeddings[1:] @ embeddings[0]
+    scores = {str(number): float(value) for number, value in enumerate(cosines)}
+    return Result(row.expert, str(int(cosines.argmax())), scores, batches[0][1][0, 0].decode())
+
+
+def failure(url: str, model: str, error: Exception) -> ServingError:
+    """tritonclient's or the network's error as one line that says where and what to do."""
+    hint = "; is pidep serve running there?"
+    status = getattr(error, "status", None)  # tritonclient's exceptions have one, the network's none
+    if status is None:
+        return ServingError(f"{url}: cannot be reached ({error}){hint}")
+    message = " ".join(str(error.message()).split())  # type: ignore[attr-defined]
+    unavailable = "UNAVAILABLE" in str(status())
+    return ServingError(f"{url}, model {model}: {message}{hint if unavailable else ''}")

@@ -1,0 +1,170 @@
+"""Both clients over both transports: what they send, what they make of the answer, and of errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pidep.errors import ServingError, UsageError
+from pidep.serving import AsyncClient, Client, Request, Result
+from tests.cli.run import nobody
+from tests.serving.stub_server import Asked, Stub, stub_server
+
+Call = Callable[..., Any]
+ROWS = [Request("a cat", "first"), Request("dog", "second"), Request("", "first")]
+
+
+@pytest.fixture(params=["grpc", "http"])
+def stub(request: pytest.FixtureRequest) -> Iterator[Stub]:
+    with stub_server(request.param) as stub:
+        yield stub
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def call(request: pytest.FixtureRequest) -> Call:
+    """`call(server, method, *arguments, options of the client)`: the answer, whichever client."""
+
+    def blocking(stub: Stub, method: str, *arguments: Any, batch_size: int = 32, **more: Any) -> Any:
+        with Client(stub.url, protocol=stub.protocol, **more) as client:  # type: ignore[arg-type]
+            if method == "infer":
+                return client.infer(*arguments)
+            if method == "choose":
+                return client.choose(*arguments, batch_size=batch_size)
+            return list(client.stream(*arguments, batch_size=batch_size))
+
+    async def awaited(stub: Stub, method: str, *arguments: Any, batch_size: int, **more: Any) -> Any:
+        async with AsyncClient(stub.url, protocol=stub.protocol, **more) as client:  # type: ignore[arg-type]
+            if method == "infer":
+                return await client.infer(*arguments)
+            if method == "choose":
+                return await client.choose(*arguments, batch_size=batch_size)
+            return [found async for found in client.stream(*arguments, batch_size=batch_size)]
+
+    def on_a_loop(stub: Stub, method: str, *arguments: Any, batch_size: int = 32, **more: Any) -> Any:
+        return asyncio.run(awaited(stub, method, *arguments, batch_size=batch_size, **more))
+
+    return blocking if request.param == "blocking" else on_a_loop
+
+
+def test_a_batch_names_an_expert_for_each_row(stub: Stub, call: Call) -> None:
+    found = call(stub, "infer", ROWS)
+    assert stub.asked == [
+        Asked(
+            "pidep_bank",
+            ["SCORES", "LABELS", "LABEL", "DIGEST"],
+            {"TEXT": [b"a cat", b"dog", b""], "EXPERT": [b"first", b"second", b"first"]},
+        )
+    ]
+    first, second, _ = found
+    # a label without a name is padding
+    assert first == Result("first", "a cat", {"a cat": 1.0}, "sha256:first")
+    assert second.digest == "sha256:second"
+    assert second.scores == pytest.approx({"dog": 0.9, "other": 0.1})
+
+
+def test_a_merged_model_has_no_expert_to_name(stub: Stub, call: Call) -> None:
+    (found,) = call(stub, "infer", [Request("α < β", "")], model="film")
+    assert stub.asked[0].model == "film"
+    assert stub.asked[0].tensors == {"TEXT": ["α < β".encode()]}
+    assert found.label == "α < β"
+
+
+def test_images_go_as_they_are_encoded(stub: Stub, call: Call, tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(b"\x89PNG in a file")
+    rows = [
+        Request("a cat", "first", b"\x89PNG\0 in memory"),
+        Request("dog", "first"),
+        Request("", "first", tmp_path / "cat.png"),
+    ]
+    call(stub, "infer", rows)
+    images = stub.asked[0].tensors["IMAGE"]
+    assert images == [b"\x89PNG\0 in memory", b"", b"\x89PNG in a file"]
+
+
+def test_an_image_that_is_not_there_is_not_sent(stub: Stub, call: Call, tmp_path: Path) -> None:
+    rows = [Request("", "first", tmp_path / "gone.png")]
+    with pytest.raises(UsageError, match=r"gone\.png: expected an image file, No such file"):
+        call(stub, "infer", rows)
+    assert not stub.asked
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(0, []), (1, [1]), (4, [2, 2]), (5, [2, 2, 1])])
+def test_a_stream_is_answered_in_order_a_batch_at_a_time(
+    stub: Stub, call: Call, count: int, sizes: Sequence[int]
+) -> None:
+    rows = (Request(f"row {number}", "first") for number in range(count))
+    found = call(stub, "stream", rows, batch_size=2)
+    assert [result.label for result in found] == [f"row {number}" for number in range(count)]
+    assert [len(asked.tensors["TEXT"]) for asked in stub.asked] == sizes
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_a_choice_is_the_nearest_candidate(stub: Stub, call: Call, batch_size: int) -> None:
+    candidates = [Request("dog", "first"), Request("cat", "first")]
+    found = call(stub, "choose", ROWS[0], candidates, batch_size=batch_size)
+    assert (found.label, found.digest) == ("1", "sha256:first")
+    assert found.scores == pytest.approx({"0": 0.0, "1": 0.8})
+    asked = [expert for one in stub.asked for expert in one.tensors["EXPERT"]]
+    assert asked == [b"first", b"@backbone", b"@backbone"]
+    assert stub.asked[0].outputs == ["EMBEDDING", "DIGEST"]
+
+
+def test_a_choice_among_nothing_is_refused(stub: Stub, call: Call) -> None:
+    with pytest.raises(UsageError, match="choose: expected at least one candidate, found none"):
+        call(stub, "choose", ROWS[0], [])
+    assert not stub.asked
+
+
+def test_a_refusal_is_one_line_that_names_the_server_and_the_model(stub: Stub, call: Call) -> None:
+    stub.error = "unknown expert 'nope';\nthis server has: film"
+    message = rf"^{stub.url}, model pidep_bank: unknown expert 'nope'; this server has: film$"
+    with pytest.raises(ServingError, match=message):
+        call(stub, "infer", ROWS)
+
+
+def test_a_server_that_is_too_slow_is_an_error(stub: Stub, call: Call) -> None:
+    stub.delay_s = 20.0
+    with pytest.raises(ServingError, match=rf"^{stub.url}"):
+        call(stub, "infer", ROWS, timeout_s=0.2)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_nobody_there_is_an_error_that_says_so(call: Call, protocol: str) -> None:
+    url = nobody()
+    with pytest.raises(ServingError, match=rf"^{url}.*; is pidep serve running there\?$"):
+        call(Stub(protocol, url), "infer", ROWS, timeout_s=5.0)
+
+
+@pytest.mark.parametrize("url", ["localhost", "http://127.0.0.1:8001", "127.0.0.1:port", ":1", "a:0"])
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_what_is_no_address_is_refused_at_once(client: Any, url: str) -> None:
+    with pytest.raises(UsageError, match=r"not a server address, expected host:port"):
+        client(url)
+
+
+def test_many_requests_are_in_flight_at_once(stub: Stub) -> None:
+    async def four() -> list[list[Result]]:
+        async with AsyncClient(stub.url, protocol=stub.protocol) as client:  # type: ignore[arg-type]
+            rows = [[Request(f"row {number}", "first")] for number in range(4)]
+            return await asyncio.gather(*(client.infer(batch) for batch in rows))
+
+    found = asyncio.run(four())
+    assert [result.label for batch in found for result in batch] == [f"row {n}" for n in range(4)]
+
+
+def test_a_closed_client_connects_anew(stub: Stub) -> None:
+    async def twice() -> list[Result]:
+        client = AsyncClient(stub.url, protocol=stub.protocol)  # type: ignore[arg-type]
+        first = await client.infer(ROWS[:1])
+        await client.close()
+        second = await client.infer(ROWS[:1])
+        await client.close()
+        await client.close()
+        return [*first, *second]
+
+    first, second = asyncio.run(twice())
+    assert first == second

@@ -1,0 +1,148 @@
+"""The store: whole versions, one manifest, nothing half done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pidep.artifacts import Manifest
+from pidep.errors import ExpertError, ServingError
+from pidep.experts.folder import Expert, write_expert
+from pidep.serving import ExpertStore
+from tests.cli.run import contents
+from tests.serving.experts import small_expert
+
+Fail = Callable[[str], None]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ExpertStore:
+    return ExpertStore(tmp_path / "store")
+
+
+def test_the_manifests_bytes_are_golden(store: ExpertStore) -> None:
+    expert = small_expert()
+    store.publish(expert, "film")
+    store.publish(expert, "Book.v-2")
+    assert store.manifest_path.read_text() == (
+        "{\n"
+        '  "schema": 1,\n'
+        '  "generation": 2,\n'
+        '  "aliases": {\n'
+        f'    "Book.v-2": "{expert.digest}",\n'
+        f'    "film": "{expert.digest}"\n'
+        "  }\n"
+        "}\n"
+    )
+
+
+def test_what_is_published_is_loaded(store: ExpertStore) -> None:
+    first, second = small_expert(), small_expert(name="book", seed=1)
+    assert store.publish(first, "film") == first.digest
+    store.publish(second, "book")
+    assert store.load(first.digest).digest == first.digest
+    found = {name: expert.digest for name, expert in store.published().items()}
+    assert found == {"film": first.digest, "book": second.digest}
+
+
+def test_publishing_again_changes_nothing(store: ExpertStore) -> None:
+    expert = small_expert()
+    store.publish(expert, "film")
+    before = contents(store.folder)
+    store.publish(expert, "film")
+    assert contents(store.folder) == before
+    assert store.manifest().revision == 1
+
+
+def test_a_new_version_keeps_the_old_one(store: ExpertStore) -> None:
+    old, new = small_expert(), small_expert(seed=1)
+    store.publish(old, "film")
+    store.publish(new, "film")
+    assert store.manifest() == Manifest(revision=2, aliases={"film": new.digest})
+    assert store.load(old.digest).digest == old.digest
+
+
+def test_a_damaged_version_is_written_anew(store: ExpertStore) -> None:
+    expert = small_expert()
+    digest = store.publish(expert, "film")
+    (store.version(digest) / "labels.safetensors").write_bytes(b"")
+    with pytest.raises(ExpertError):
+        store.load(digest)
+    store.publish(expert, "film")
+    assert store.load(digest).digest == digest
+
+
+def test_a_version_of_another_digest_is_refused(store: ExpertStore) -> None:
+    digest = store.publish(small_expert(), "film")
+    write_expert(small_expert(seed=9), store.version(digest))
+    with pytest.raises(ExpertError, match=r"holds sha256:.*, expected sha256:.*; publish it again"):
+        store.load(digest)
+
+
+def test_a_name_that_cannot_be_a_folder_is_refused(store: ExpertStore) -> None:
+    with pytest.raises(ExpertError, match=r"expert name '\.\./film'"):
+        store.publish(small_expert(), "../film")
+    assert not store.folder.exists()
+
+
+def test_a_damaged_manifest_is_not_written_over(store: ExpertStore) -> None:
+    store.folder.mkdir()
+    store.manifest_path.write_text("{")
+    with pytest.raises(ServingError, match="damaged manifest"):
+        store.publish(small_expert(), "film")
+    assert store.manifest_path.read_text() == "{"
+    assert not (store.folder / "versions").exists()
+
+
+def stage_and_fail(store: ExpertStore, expert: Expert) -> None:
+    with store.staged({"film": expert}):
+        assert store.load(expert.digest).digest == expert.digest
+        raise RuntimeError("the next step")
+
+
+def test_an_error_before_the_commit_leaves_the_store_as_it_was(store: ExpertStore) -> None:
+    store.publish(small_expert(), "film")
+    before = contents(store.folder)
+    with pytest.raises(RuntimeError, match="the next step"):
+        stage_and_fail(store, small_expert(seed=1))
+    assert contents(store.folder) == before
+
+
+def test_an_error_leaves_a_version_that_is_published_already(store: ExpertStore) -> None:
+    expert = small_expert()
+    store.publish(expert, "book")
+    with pytest.raises(RuntimeError, match="the next step"):
+        stage_and_fail(store, expert)
+    assert store.manifest().aliases == {"book": expert.digest}
+    assert store.load(expert.digest).digest == expert.digest
+
+
+def test_a_manifest_that_cannot_be_written_leaves_the_store_as_it_was(
+    store: ExpertStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.publish(small_expert(), "film")
+    before, replace = contents(store.folder), os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == "manifest.json":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.publish(small_expert(seed=1), "film")
+    assert contents(store.folder) == before
+
+
+def test_a_store_that_was_changed_meanwhile_is_not_changed_again(store: ExpertStore) -> None:
+    before = store.manifest()
+    store.publish(small_expert(), "film")
+    experts = {"book": small_expert(seed=1)}
+    with pytest.raises(ServingError, match="expected revision 0, found 1; run the command again"):
+        with store.staged(experts, since=before):
+            pytest.fail("the block must not run")
+    assert set(store.manifest().aliases) == {"film"}
