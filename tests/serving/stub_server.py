@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -32,11 +32,16 @@ class Asked:
     tensors: dict[str, list[bytes]]
 
 
+class Refused(Exception):
+    """The request is refused with this message."""
+
+
 @dataclass
 class Stub:
     """Requests so far, and what is wrong with the server."""
 
     protocol: str
+    answering: Callable[[Asked], dict[str, np.ndarray]] | None = None
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
     error: str = ""
@@ -48,6 +53,10 @@ class Stub:
         self.asked.append(asked)
         if self.delay_s:
             self.released.wait(self.delay_s)
+        if self.error:
+            raise Refused(self.error)
+        if self.answering is not None:
+            return self.answering(asked)
         texts = asked.tensors["TEXT"]
         experts = asked.tensors.get("EXPERT", [b"merged"] * len(texts))
         pairs = list(enumerate(texts))
@@ -78,9 +87,10 @@ class _Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         }
         assert all(list(one.shape) == [len(tensors["TEXT"]), 1] for one in request.inputs)
         wanted = [output.name for output in request.outputs]
-        found = self.stub.answer(Asked(request.model_name, wanted, tensors))
-        if self.stub.error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.stub.error)
+        try:
+            found = self.stub.answer(Asked(request.model_name, wanted, tensors))
+        except Refused as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
         for name in wanted:
             array = found[name]
@@ -88,6 +98,21 @@ class _Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
             response.outputs.add(name=name, datatype=kind, shape=array.shape)
             response.raw_output_contents.append(_encoded(array))
         return response
+
+
+def _http_answer(found: dict[str, np.ndarray], wanted: list[str]) -> tuple[bytes, bytes]:
+    """A JSON head and the tensors' bytes: tritonclient asks for binary outputs."""
+    raw = [_encoded(found[name]) for name in wanted]
+    outputs = [
+        {
+            "name": name,
+            "datatype": "BYTES" if found[name].dtype == object else "FP32",
+            "shape": list(found[name].shape),
+            "parameters": {"binary_data_size": len(data)},
+        }
+        for name, data in zip(wanted, raw, strict=True)
+    ]
+    return json.dumps({"outputs": outputs}).encode(), b"".join(raw)
 
 
 def _http_handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
@@ -106,27 +131,16 @@ def _http_handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
                 tensors[tensor["name"]] = list(deserialize_bytes_tensor(data))
             model = self.path.split("/")[3]
             wanted = [output["name"] for output in request["outputs"]]
-            found = stub.answer(Asked(model, wanted, tensors))
-            # tritonclient asks for binary outputs: a JSON head, then the tensors' bytes
-            raw = [_encoded(found[name]) for name in wanted]
-            outputs = [
-                {
-                    "name": name,
-                    "datatype": "BYTES" if found[name].dtype == object else "FP32",
-                    "shape": list(found[name].shape),
-                    "parameters": {"binary_data_size": len(data)},
-                }
-                for name, data in zip(wanted, raw, strict=True)
-            ]
-            error = {"error": stub.error}
-            head_out = json.dumps(error if stub.error else {"outputs": outputs}).encode()
-            data = head_out + (b"" if stub.error else b"".join(raw))
-            self.send_response(400 if stub.error else 200)
+            try:
+                head_out, tail_out = _http_answer(stub.answer(Asked(model, wanted, tensors)), wanted)
+            except Refused as error:
+                head_out, tail_out = json.dumps({"error": str(error)}).encode(), b""
+            self.send_response(200 if tail_out else 400)
             self.send_header("Inference-Header-Content-Length", str(len(head_out)))
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(len(head_out + tail_out)))
             self.end_headers()
             with suppress(OSError):  # the client may have given up
-                self.wfile.write(data)
+                self.wfile.write(head_out + tail_out)
 
         def log_message(self, *_: Any) -> None:
             """Nothing."""
@@ -135,9 +149,11 @@ def _http_handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def stub_server(protocol: str) -> Iterator[Stub]:
-    """A server on a free port."""
-    stub = Stub(protocol)
+def stub_server(
+    protocol: str, answering: Callable[[Asked], dict[str, np.ndarray]] | None = None
+) -> Iterator[Stub]:
+    """A server on a free port; `answering` takes the place of its own answers."""
+    stub = Stub(protocol, answering)
     if protocol == "grpc":
         server = grpc.server(ThreadPoolExecutor(4))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Grpc(stub), server)

@@ -136,7 +136,7 @@ def test_a_server_that_is_too_slow_is_an_error(stub: Stub, call: Call) -> None:
 def test_nobody_there_is_an_error_that_says_so(call: Call, protocol: str) -> None:
     url = nobody()
     with pytest.raises(ServingError, match=rf"^{url}.*; is pidep serve running there\?$"):
-        call(Stub(protocol, url), "infer", ROWS, timeout_s=5.0)
+        call(Stub(protocol, url=url), "infer", ROWS, timeout_s=5.0)
 
 
 @pytest.mark.parametrize("url", ["localhost", "http://127.0.0.1:8001", "127.0.0.1:port", ":1", "a:0"])

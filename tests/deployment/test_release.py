@@ -1,0 +1,221 @@
+"""A release publishes all or nothing: a failure at any step leaves bank, versions and manifest as they were."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pidep.artifacts import BankRecord
+from pidep.deployment import release_bank, release_runs
+from pidep.errors import ExpertError, ParityError, ServingError, UsageError
+from pidep.export import Recipe, Source, entries, load_recipe
+from pidep.runtime import Bank
+from pidep.serving import ExpertStore
+from pidep.tasks.data import Split
+from pidep.tasks.task import Task
+from tests.cli.run import contents, untouched, write_run
+from tests.conftest import make_expert
+
+pytestmark = pytest.mark.slow  # a graph is compiled
+
+TASK = Task.model_validate(
+    {
+        "name": "film",
+        "labels": {"negative": "negative", "positive": "positive"},
+        "data": {"path": "unused.jsonl"},
+    }
+)
+ROWS = Split(["the film was good", "awful", "a very bad film", "great film"], [1, 0, 0, 1])
+RECIPE = load_recipe("bank-onnx-fp32")
+Compile = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_folder: Path) -> Any:
+    from pidep.backbones.load import load_backbone
+
+    return load_backbone(str(tiny_folder))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compile]:
+    """Where the graph that all tests here release is kept, and what compiles it."""
+    return tmp_path_factory.mktemp("graph") / "model.onnx", entries.export_bank_graph
+
+
+@pytest.fixture
+def work(
+    tmp_path: Path, compiled: tuple[Path, Compile], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """An empty folder; the graph is compiled once, and copied after that: sites and rank are the same."""
+    graph, compile_graph = compiled
+
+    def once(backbone: Any, groups: Any, path: Path, **more: Any) -> None:
+        if not graph.is_file():
+            compile_graph(backbone, groups, graph, **more)
+        shutil.copyfile(graph, path)
+
+    monkeypatch.setattr(entries, "export_bank_graph", once)
+    return tmp_path
+
+
+def source(backbone: Any, *, name: str = "film", seed: int = 0) -> Source:
+    return Source(make_expert(backbone, name=name, seed=seed, sites=["*query"]), TASK, ROWS)
+
+
+def release(work: Path, *sources: Source, recipe: Recipe = RECIPE) -> None:
+    release_bank(sources, work / "repo", recipe)
+
+
+def store_of(work: Path) -> ExpertStore:
+    return ExpertStore(work / "expert_store")
+
+
+def state(work: Path) -> dict[str, bytes | None]:
+    """Every file, without the store's empty folders and its lock."""
+    return {
+        path: data
+        for path, data in contents(work).items()
+        if data is not None and not path.endswith(".lock")
+    }
+
+
+def test_a_release_publishes_the_bank_and_its_experts_in_one_revision(
+    work: Path, backbone: Any
+) -> None:
+    sources = [source(backbone), source(backbone, name="book", seed=1)]
+    exported = release_bank(sources, work / "repo", RECIPE)
+    manifest = store_of(work).manifest()
+    assert (manifest.revision, manifest.aliases) == (1, exported.experts)
+    bank = Bank(work / "repo" / "pidep_bank" / "1")
+    assert bank.store == store_of(work).folder
+    residents = bank.build(store_of(work).published())
+    answers = bank.run(residents, ROWS.rows[:2], ["film", "book"])
+    assert [answer.digest for answer in answers] == [exported.experts[n] for n in ("film", "book")]  # type: ignore[union-attr]
+
+
+def test_a_later_release_keeps_room_for_what_is_served(work: Path, backbone: Any) -> None:
+    release(work, source(backbone))
+    release(work, source(backbone, name="book", seed=1))
+    manifest = store_of(work).manifest()
+    assert (manifest.revision, sorted(manifest.aliases)) == (2, ["book", "film"])
+    bank = Bank(work / "repo" / "pidep_bank" / "1")
+    assert list(bank.build(store_of(work).published()).rows) == ["book", "film"]
+    assert list(BankRecord.read(work / "repo" / "pidep_bank" / "1").parity) == ["book"]
+
+
+# What can go wrong: every step, with nothing there before and with a release there before.
+
+STEPS = ["gate", "versions", "bank", "manifest"]
+
+
+def break_step(step: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """Let a step fail as a full disk does; the recipe to release with."""
+    rename, replace = os.rename, os.replace
+    full = OSError(28, "No space left on device")
+
+    def failing_rename(old: Any, new: Any) -> None:
+        if step == "versions" and Path(new).parent.name == "versions":
+            raise full
+        # the second of the two renames, where the first has moved the old bank aside
+        if step == "bank" and Path(new) == work / "repo" / "pidep_bank" and ".old." not in str(old):
+            raise full
+        rename(old, new)
+
+    def failing_replace(old: Any, new: Any) -> None:
+        if step == "manifest" and Path(new).name == "manifest.json":
+            raise full
+        replace(old, new)
+
+    monkeypatch.setattr(os, "rename", failing_rename)
+    monkeypatch.setattr(os, "replace", failing_replace)
+    if step == "bank":  # folders are exchanged by two renames where the system has no call for it
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    if step != "gate":
+        return RECIPE
+    tolerance = RECIPE.tolerance.model_copy(update={"max_abs": 1e-12})
+    return RECIPE.model_copy(update={"tolerance": tolerance})
+
+
+@pytest.mark.parametrize("before", ["nothing", "a release"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_failing_step_leaves_what_was_there(
+    work: Path, backbone: Any, monkeypatch: pytest.MonkeyPatch, step: str, before: str
+) -> None:
+    if before == "a release":
+        release(work, source(backbone))
+    there = state(work)
+    with monkeypatch.context() as broken:
+        recipe = break_step(step, work, broken)
+        with pytest.raises((OSError, ParityError)):
+            release(work, source(backbone, seed=1), source(backbone, name="book"), recipe=recipe)
+    assert state(work) == there
+    release(work, source(backbone, seed=1))  # and nothing is in the way of the next try
+    assert store_of(work).manifest().revision == (2 if before == "a release" else 1)
+
+
+def test_the_manifest_is_written_last(
+    work: Path, backbone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, seen = os.replace, []
+
+    def watching(old: Any, new: Any) -> None:
+        if Path(new).name == "manifest.json":
+            bank = Bank(work / "repo" / "pidep_bank" / "1")
+            new_expert = store_of(work).load(one.expert.digest)
+            seen.append(list(bank.build({"film": new_expert}).rows))
+        replace(old, new)
+
+    one = source(backbone)
+    monkeypatch.setattr(os, "replace", watching)
+    release(work, one)
+    assert seen == [["film"]]
+
+
+def test_an_expert_published_meanwhile_stops_the_release(
+    work: Path, backbone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(work, source(backbone))
+    there = state(work)
+    compile_graph = entries.export_bank_graph
+
+    def meanwhile(*arguments: Any, **more: Any) -> None:
+        compile_graph(*arguments, **more)
+        store_of(work).publish(source(backbone, name="new", seed=5).expert, "new")
+
+    monkeypatch.setattr(entries, "export_bank_graph", meanwhile)
+    with pytest.raises(ServingError, match="expected revision 1, found 2; run the command again"):
+        release(work, source(backbone, seed=1))
+    assert {path: there[path] for path in there if "manifest" not in path}.items() <= state(
+        work
+    ).items()
+    assert set(store_of(work).manifest().aliases) == {"film", "new"}
+
+
+# What is refused before anything is compiled.
+
+
+def test_forms_and_recipes_must_agree(work: Path) -> None:
+    with untouched(work):
+        with pytest.raises(UsageError, match="merged: takes one run, found 2"):
+            release_runs([work / "a", work / "b"], work / "repo", form="merged")
+        with pytest.raises(UsageError, match="bank-onnx-fp32: is for --form bank, not merged"):
+            release_runs([work / "a"], work / "repo", form="merged", recipe="bank-onnx-fp32")
+
+
+def test_a_run_that_is_none_is_refused(work: Path) -> None:
+    with untouched(work), pytest.raises(ExpertError, match="no such expert folder"):
+        release_runs([work / "gone"], work / "repo")
+
+
+def test_a_store_in_a_files_place_is_refused(work: Path, backbone: Any, task_file: Path) -> None:
+    run = write_run(work / "run", make_expert(backbone), task_file)
+    (work / "store").touch()
+    with untouched(work), pytest.raises(UsageError, match=r"--store .*is a file; give a folder"):
+        release_runs([run], work / "repo", store=work / "store")

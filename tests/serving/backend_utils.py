@@ -1,0 +1,78 @@
+"""`triton_python_backend_utils` as far as the shim uses it; the real module exists inside Triton Server only."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@dataclass
+class Tensor:
+    """A named array."""
+
+    tensor_name: str
+    array: np.ndarray
+
+    def name(self) -> str:
+        """As in Triton Server."""
+        return self.tensor_name
+
+    def as_numpy(self) -> np.ndarray:
+        """As in Triton Server."""
+        return self.array
+
+
+class TritonError:
+    """A message and a code."""
+
+    NOT_FOUND, INVALID_ARG = "NOT_FOUND", "INVALID_ARG"
+
+    def __init__(self, message: str, code: str) -> None:
+        self.text, self.code = message, code
+
+
+@dataclass
+class InferenceResponse:
+    """Tensors or an error."""
+
+    output_tensors: list[Tensor]
+    error: TritonError | None = None
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Outputs by name."""
+        return {tensor.name(): tensor.array for tensor in self.output_tensors}
+
+
+@dataclass
+class Request:
+    """What a client sent: BYTES tensors of shape [B, 1]."""
+
+    tensors: dict[str, list[bytes]]
+    wanted: tuple[str, ...] = ("SCORES", "LABELS", "LABEL", "DIGEST")
+
+    def requested_output_names(self) -> list[str]:
+        """As in Triton Server."""
+        return list(self.wanted)
+
+
+def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
+    """As in Triton Server: None where the request has no such input."""
+    values = request.tensors.get(name)
+    if values is None:
+        return None
+    return Tensor(name, np.array([[value] for value in values], dtype=object))
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the shim import it."""
+    module: Any = ModuleType("triton_python_backend_utils")
+    module.Tensor, module.TritonError = Tensor, TritonError
+    module.InferenceResponse = InferenceResponse
+    module.get_input_tensor_by_name = get_input_tensor_by_name
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)

@@ -1,0 +1,107 @@
+"""A bank and a merged model made in milliseconds: small graphs, and the rest as in real ones.
+
+The bank's embedding of a row is the mean of its expert's `lora_A`, zeros for the bare backbone. A
+hundredth of the sum of the row's token ids is added in the first place. So it depends on the
+expert and on the text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from pidep.artifacts import BankRecord, GroupRecord, MergedRecord
+from pidep.files.digest import file_digest
+
+WORDS = ["[PAD]", "[UNK]", "good", "bad", "film", "the", "a"]
+WIDTH, MAX_RANK = 4, 4
+
+
+def _save(nodes: list[Any], inputs: list[Any], output: Any, constants: list[Any], path: Path) -> None:
+    graph = helper.make_graph(nodes, "small", inputs, [output], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def _text_inputs() -> list[Any]:
+    names = ("input_ids", "attention_mask")
+    return [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "T"]) for name in names]
+
+
+def _write_tokenizer(folder: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    (folder / "tokenizer.json").write_text(tokenizer.to_str())
+
+
+def write_small_bank(repo: Path) -> Path:
+    """`<repo>/pidep_bank/1`, with its store beside the repository; its version folder."""
+    folder = repo / "pidep_bank" / "1"
+    folder.mkdir(parents=True)
+    (folder.parent / "config.pbtxt").write_text('name: "pidep_bank" backend: "python"')
+    (folder / "model.py").touch()
+    _write_tokenizer(folder)
+    factors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["E", 1, MAX_RANK, WIDTH])
+        for name in ("lora_a_4", "lora_b_4")
+    ]
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
+        helper.make_tensor("last", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("step", TensorProto.FLOAT, [1, WIDTH], [0.01, 0.0, 0.0, 0.0]),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["lora_a_4", "expert_index"], ["rows"], axis=0),
+        helper.make_node("ReduceMean", ["rows", "axes"], ["expert"], keepdims=0),
+        helper.make_node("Cast", ["input_ids"], ["ids"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["ids", "last"], ["words"], keepdims=1),
+        helper.make_node("Mul", ["words", "step"], ["text"]),
+        helper.make_node("Add", ["expert", "text"], ["sentence_embedding"]),
+    ]
+    index = helper.make_tensor_value_info("expert_index", TensorProto.INT64, ["B"])
+    output = helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["B", WIDTH])
+    _save(nodes, [*_text_inputs(), index, *factors], output, constants, folder / "model.onnx")
+    BankRecord(
+        backbone_digest="sha256:tiny",
+        graph_digest=file_digest(folder / "model.onnx"),
+        hidden_size=WIDTH,
+        max_rank=MAX_RANK,
+        expert_store="../../../expert_store",
+        groups=tuple(
+            GroupRecord(input=f"lora_{one}_4", factor=one.upper(), width=WIDTH, sites=("layer.0",))
+            for one in "ab"
+        ),
+    ).write(folder)
+    return folder
+
+
+def write_small_merged(repo: Path) -> Path:
+    """`<repo>/film/1`, whose first logit is the sum of the token ids and whose second is 0; its version folder."""
+    folder = repo / "film" / "1"
+    folder.mkdir(parents=True)
+    _write_tokenizer(folder)
+    constants = [
+        helper.make_tensor("last", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("both", TensorProto.FLOAT, [1, 2], [1.0, 0.0]),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["input_ids"], ["ids"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["ids", "last"], ["words"], keepdims=1),
+        helper.make_node("Mul", ["words", "both"], ["logits"]),
+    ]
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", 2])
+    _save(nodes, _text_inputs(), output, constants, folder / "model.onnx")
+    MergedRecord(
+        expert="film",
+        digest="sha256:film",
+        labels=("negative", "positive"),
+        max_length=4,
+        backbone_digest="sha256:tiny",
+        graph_digest=file_digest(folder / "model.onnx"),
+    ).write(folder)
+    return folder

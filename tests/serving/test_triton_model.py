@@ -1,0 +1,158 @@
+"""The shim's model: exactly one response for each request, an error only for the request that earned it."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pidep.export.recipe import shipped
+from pidep.runtime import softmax
+from pidep.serving import ExpertStore
+from pidep.serving.triton_model import TritonPythonModel
+from tests.serving.backend_utils import InferenceResponse, Request, install
+from tests.serving.experts import small_expert
+from tests.serving.small_bank import write_small_bank, write_small_merged
+
+
+@pytest.fixture(autouse=True)
+def _utils(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+
+
+def opened(version_folder: Path) -> TritonPythonModel:
+    model = TritonPythonModel()
+    arguments = {"model_repository": str(version_folder.parent), "model_version": "1"}
+    model.initialize(arguments)
+    return model
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ExpertStore:
+    store = ExpertStore(tmp_path / "expert_store")
+    store.publish(small_expert(), "film")
+    store.publish(small_expert(name="book", seed=1), "book")
+    return store
+
+
+@pytest.fixture
+def bank(tmp_path: Path, store: ExpertStore) -> Iterator[TritonPythonModel]:
+    model = opened(write_small_bank(tmp_path / "repo"))
+    yield model
+    model.finalize()
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> TritonPythonModel:
+    return opened(write_small_merged(tmp_path / "repo"))
+
+
+def request(texts: list[bytes], experts: list[bytes], **more: Any) -> Request:
+    return Request({"TEXT": texts, "EXPERT": experts}, **more)
+
+
+def execute(model: TritonPythonModel, *requests: Request) -> list[InferenceResponse]:
+    responses = model.execute(list(requests))
+    assert len(responses) == len(requests)
+    return responses
+
+
+def test_rows_of_several_requests_are_answered_by_their_experts(bank: Any) -> None:
+    first, second = execute(
+        bank,
+        request([b"good film", b"bad"], [b"film", b"book"]),
+        request([b"the film"], [b"film"]),
+    )
+    film, book = small_expert().digest.encode(), small_expert(name="book", seed=1).digest.encode()
+    assert first.error is None
+    assert first.arrays["DIGEST"].tolist() == [[film], [book]]
+    assert second.arrays["DIGEST"].tolist() == [[film]]
+    assert first.arrays["LABELS"].tolist() == [[b"negative", b"positive"]] * 2
+    assert first.arrays["SCORES"].dtype == np.float32
+    np.testing.assert_allclose(first.arrays["SCORES"].sum(1), 1.0, rtol=1e-6)
+    best = first.arrays["SCORES"].argmax(1)
+    assert first.arrays["LABEL"].tolist() == [[(b"negative", b"positive")[at]] for at in best]
+
+
+def test_a_batch_answers_as_its_requests_alone(bank: Any) -> None:
+    asked = [request([b"good film"], [b"film"]), request([b"bad film"], [b"book"])]
+    together = execute(bank, *asked)
+    for one, response in zip(asked, together, strict=True):
+        (alone,) = execute(bank, one)
+        np.testing.assert_array_equal(alone.arrays["SCORES"], response.arrays["SCORES"])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "code", "message"),
+    [
+        ({"EXPERT": [b"film"]}, "INVALID_ARG", "input TEXT is missing"),
+        ({"TEXT": [b"a"]}, "INVALID_ARG", "input EXPERT is missing"),
+        ({"TEXT": [b"a", b"b"], "EXPERT": [b"film"]}, "INVALID_ARG", "TEXT has 2 rows, EXPERT 1"),
+        (
+            {"TEXT": [b"a"], "EXPERT": [b"film"], "IMAGE": [b"", b""]},
+            "INVALID_ARG",
+            "TEXT has 1 rows, IMAGE 2; give one image a row",
+        ),
+        ({"TEXT": [b"\xff"], "EXPERT": [b"film"]}, "INVALID_ARG", r"TEXT: not UTF-8 (byte 0)"),
+        ({"TEXT": [b"a"], "EXPERT": [b"nope"]}, "NOT_FOUND", "unknown expert 'nope'"),
+        (
+            {"TEXT": [b"a"], "EXPERT": [b"film"], "IMAGE": [b"\x89PNG"]},
+            "INVALID_ARG",
+            "row 1: has an image; this model reads text only",
+        ),
+    ],
+)
+def test_an_error_is_of_its_request_alone(
+    bank: Any, tensors: dict[str, list[bytes]], code: str, message: str
+) -> None:
+    good = request([b"good"], [b"film"])
+    before, wrong, after = execute(bank, good, Request(tensors), good)
+    assert wrong.error is not None
+    assert wrong.error.code == code
+    assert message in wrong.error.text
+    assert not wrong.output_tensors
+    for response in (before, after):
+        assert response.error is None
+        assert response.arrays["DIGEST"].tolist() == [[small_expert().digest.encode()]]
+
+
+def test_only_what_is_asked_for_is_returned(bank: Any) -> None:
+    (response,) = execute(bank, request([b"a"], [b"film"], wanted=("EMBEDDING", "DIGEST")))
+    assert sorted(response.arrays) == ["DIGEST", "EMBEDDING"]
+    assert response.arrays["EMBEDDING"].shape == (1, 4)
+
+
+def test_the_bare_backbone_embeds_and_has_no_label(bank: Any) -> None:
+    asked = request([b"film"], [b"@backbone"], wanted=("EMBEDDING", "LABEL", "SCORES"))
+    (response,) = execute(bank, asked)
+    np.testing.assert_allclose(response.arrays["EMBEDDING"], [[0.04, 0, 0, 0]])
+    assert response.arrays["LABEL"].tolist() == [[b""]]
+    assert response.arrays["SCORES"].shape == (1, 0)
+
+
+def test_a_batch_of_wrong_requests_runs_nothing(bank: Any) -> None:
+    (response,) = execute(bank, Request({}))
+    assert response.error is not None
+
+
+def test_a_merged_model_reads_no_expert(merged: Any) -> None:
+    (response,) = execute(merged, Request({"TEXT": [b"film", b"bad"]}))
+    expected = softmax(np.float32([[4.0, 0.0], [3.0, 0.0]]))
+    np.testing.assert_array_equal(response.arrays["SCORES"], expected)
+    assert response.arrays["LABEL"].tolist() == [[b"negative"]] * 2
+    assert response.arrays["DIGEST"].tolist() == [[b"sha256:film"]] * 2
+    merged.finalize()
+
+
+def test_a_merged_model_cuts_texts_where_training_cut_them(merged: Any) -> None:
+    long, cut = Request({"TEXT": [b"film film film film film"]}), Request({"TEXT": [b"film " * 4]})
+    first, second = execute(merged, long, cut)
+    np.testing.assert_array_equal(first.arrays["SCORES"], second.arrays["SCORES"])
+
+
+def test_what_triton_server_loads_is_this_model() -> None:
+    assert runpy.run_path(str(shipped("model.py")))["TritonPythonModel"] is TritonPythonModel
