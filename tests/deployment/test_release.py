@@ -203,9 +203,9 @@ def test_an_expert_published_meanwhile_stops_the_release(
 
 def test_forms_and_recipes_must_agree(work: Path) -> None:
     with untouched(work):
-        with pytest.raises(UsageError, match="merged: takes one run, found 2"):
+        with pytest.raises(UsageError, match="`form=merged`: takes one run, found 2"):
             release_runs([work / "a", work / "b"], work / "repo", form="merged")
-        with pytest.raises(UsageError, match="bank-onnx-fp32: is for --form bank, not merged"):
+        with pytest.raises(UsageError, match="bank-onnx-fp32: is for `form=bank`, not merged"):
             release_runs([work / "a"], work / "repo", form="merged", recipe="bank-onnx-fp32")
 
 
@@ -217,5 +217,5 @@ def test_a_run_that_is_none_is_refused(work: Path) -> None:
 def test_a_store_in_a_files_place_is_refused(work: Path, backbone: Any, task_file: Path) -> None:
     run = write_run(work / "run", make_expert(backbone), task_file)
     (work / "store").touch()
-    with untouched(work), pytest.raises(UsageError, match=r"--store .*is a file; give a folder"):
+    with untouched(work), pytest.raises(UsageError, match=r"`store` .*is a file; give a folder"):
         release_runs([run], work / "repo", store=work / "store")
