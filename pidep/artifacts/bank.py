@@ -47,7 +47,7 @@ class BankRecord(Record):
     hidden_size: int = 0
     """D, width of an embedding; 0 in the oldest files, which do not say."""
     max_positions: int = 512
-    """Longest text that the bare backbone embeds, in tokens. Candidates are cut there, as in training."""
+    """Tokens a candidate's text is cut to, as in training: the most that the backbone can read."""
     max_rank: int = Field(ge=1)
     expert_store: str
     """Path of the store, relative to the version folder, so that a repository can be moved."""

@@ -55,7 +55,7 @@ class Manifest(Record):
         write_record(store / MANIFEST, self)
 
     def naming(self, digests: dict[str, str]) -> Manifest:
-        """The manifest with more names, or names that mean other versions; itself where nothing changes."""
+        """The next manifest, with these names and digests; this one where nothing changes."""
         aliases = dict(sorted({**self.aliases, **digests}.items()))
         if aliases == self.aliases:
             return self

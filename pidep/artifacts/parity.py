@@ -1,4 +1,4 @@
-"""How far an exported graph is from PyTorch: figures that export measures and every record keeps."""
+"""How far an exported graph is from PyTorch: the figures that every record keeps."""
 
 from __future__ import annotations
 

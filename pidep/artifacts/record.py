@@ -1,4 +1,4 @@
-"""What every record has in common: a schema number, frozen fields, no unknown key, one-line errors."""
+"""The base of every record: frozen fields, no unknown keys, errors of one line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_record(path: Path, model: type[R], *, fault: str, remedy: str) -> R:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record whole or not at all, keys in the order of its fields; what is None is left out."""
+    """Write a record whole or not at all. Keys are in the order of the fields, None is left out."""
     write_json(path, record.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 

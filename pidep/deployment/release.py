@@ -1,4 +1,6 @@
-"""`pidep export` as a function: compile, gate, publish; a failure at any step leaves what was there.
+"""`pidep export` as a function: compile, check parity, publish.
+
+A failure at any step leaves bank, versions and manifest as they were.
 
 The order for a bank:
 
@@ -83,7 +85,7 @@ def release_bank(
     store: Path | None = None,
     max_rank: int | None = None,
 ) -> Exported:
-    """Compile a bank and publish it together with its experts; arguments and errors as `release_runs`."""
+    """Compile a bank and publish it with its experts; arguments and errors as `release_runs`."""
     folder = store or repo.resolve().parent / "expert_store"
     check_place(folder, "`store`")
     held = ExpertStore(folder)

@@ -1,19 +1,88 @@
-"""`config.pbtxt` through Triton Server's own protobuf, never by pasting strings."""
+"""`config.pbtxt`, made with Triton Server's own protobuf: never by pasting strings."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+from pidep.artifacts import names
 from pidep.errors import UsageError
 
 __all__ = ["bank_config", "merged_config"]
+
+_QUEUE_DELAY_US = 500
+"""How long Triton Server waits for more rows of a batch: well below one batch's own time."""
+
+
+def bank_config(
+    name: str, *, max_batch_size: int, hidden_size: int, images: bool = False
+) -> str:
+    """The bank's configuration: `TEXT` and `EXPERT` in, scores, labels, digest and embedding out.
+
+    Args:
+        hidden_size: D, width of the embedding.
+        images: whether the bank reads images; then it has the optional input `IMAGE`.
+    """
+    config = _python_model(name, max_batch_size=max_batch_size, images=images, with_expert=True)
+    config.output.add(name=names.EMBEDDING, data_type=_pb2().TYPE_FP32, dims=[hidden_size])
+    return _text(config)
+
+
+def merged_config(
+    name: str,
+    *,
+    max_batch_size: int,
+    platform: Literal["python", "onnxruntime"],
+    num_labels: int,
+    images: bool = False,
+) -> str:
+    """A merged model's configuration.
+
+    Args:
+        platform: `python` reads texts; NVIDIA's `onnxruntime` backend reads token ids.
+        num_labels: C, width of the logits; the Python backend does not fix it.
+        images: as in `bank_config`.
+    """
+    if platform == "python":
+        config = _python_model(
+            name, max_batch_size=max_batch_size, images=images, with_expert=False
+        )
+        return _text(config)
+    pb2 = _pb2()
+    config = pb2.ModelConfig(name=name, backend="onnxruntime", max_batch_size=max_batch_size)
+    for tensor in ("input_ids", "attention_mask"):
+        config.input.add(name=tensor, data_type=pb2.TYPE_INT64, dims=[-1])
+    config.output.add(name=names.GRAPH_LOGITS, data_type=pb2.TYPE_FP32, dims=[num_labels])
+    config.dynamic_batching.max_queue_delay_microseconds = _QUEUE_DELAY_US
+    return _text(config)
+
+
+def _python_model(name: str, *, max_batch_size: int, images: bool, with_expert: bool) -> Any:
+    """What all models of the Python backend have."""
+    pb2 = _pb2()
+    config = pb2.ModelConfig(name=name, backend="python", max_batch_size=max_batch_size)
+    for tensor in (names.TEXT, names.EXPERT) if with_expert else (names.TEXT,):
+        config.input.add(name=tensor, data_type=pb2.TYPE_STRING, dims=[1])
+    if images:
+        config.input.add(name=names.IMAGE, data_type=pb2.TYPE_STRING, dims=[1], optional=True)
+    # Experts have different numbers of labels, so their axis is open.
+    config.output.add(name=names.SCORES, data_type=pb2.TYPE_FP32, dims=[-1])
+    config.output.add(name=names.LABELS, data_type=pb2.TYPE_STRING, dims=[-1])
+    config.output.add(name=names.LABEL, data_type=pb2.TYPE_STRING, dims=[1])
+    config.output.add(name=names.DIGEST, data_type=pb2.TYPE_STRING, dims=[1])
+    config.dynamic_batching.max_queue_delay_microseconds = _QUEUE_DELAY_US
+    # KIND_CPU: Triton Server reserves no GPU for it. The session inside takes one where it can.
+    config.instance_group.add(count=1, kind=pb2.ModelInstanceGroup.KIND_CPU)
+    return config
 
 
 def _pb2() -> Any:
     try:
         from tritonclient.grpc import model_config_pb2
     except ImportError as error:
-        raise UsageError("tritonclient not found: pip install 'pidep[client]' (config.pbtxt is made with its protobuf)") from error
+        raise UsageError(
+            "tritonclient not found: pip install 'pidep[client]' "
+            "(config.pbtxt is made with its protobuf)"
+        ) from error
     return model_config_pb2
 
 
@@ -21,41 +90,3 @@ def _text(config: Any) -> str:
     from google.protobuf import text_format
 
     return str(text_format.MessageToString(config))
-
-
-def _python_model(name: str, *, inputs: tuple[str, ...], max_batch_size: int, images: bool, embedding: int | None = None) -> str:
-    pb2 = _pb2()
-    config = pb2.ModelConfig(name=name, backend="python", max_batch_size=max_batch_size)
-    for tensor in inputs:
-        config.input.add(name=tensor, data_type=pb2.TYPE_STRING, dims=[1])
-    if images:
-        config.input.add(name="IMAGE", data_type=pb2.TYPE_STRING, dims=[1], optional=True)
-    config.output.add(name="SCORES", data_type=pb2.TYPE_FP32, dims=[-1])
-    config.output.add(name="LABELS", data_type=pb2.TYPE_STRING, dims=[-1])
-    config.output.add(name="LABEL", data_type=pb2.TYPE_STRING, dims=[1])
-    config.output.add(name="DIGEST", data_type=pb2.TYPE_STRING, dims=[1])
-    if embedding is not None:
-        config.output.add(name="EMBEDDING", data_type=pb2.TYPE_FP32, dims=[embedding])
-    config.dynamic_batching.max_queue_delay_microseconds = 500
-    config.instance_group.add(count=1, kind=pb2.ModelInstanceGroup.KIND_CPU)
-    return _text(config)
-
-
-def bank_config(name: str, *, max_batch_size: int, hidden_size: int, images: bool = False) -> str:
-    """The bank: TEXT, EXPERT and (optional, encoded) IMAGE in; SCORES, LABELS, LABEL, DIGEST and EMBEDDING out."""
-    return _python_model(name, inputs=("TEXT", "EXPERT"), max_batch_size=max_batch_size, images=images, embedding=hidden_size)
-
-
-def merged_config(
-    name: str, *, max_batch_size: int, platform: Literal["python", "onnxruntime"], num_labels: int, images: bool = False
-) -> str:
-    """A merged model: TEXT in through the Python backend, or token ids in through NVIDIA's onnxruntime backend."""
-    if platform == "python":
-        return _python_model(name, inputs=("TEXT",), max_batch_size=max_batch_size, images=images)
-    pb2 = _pb2()
-    config = pb2.ModelConfig(name=name, backend="onnxruntime", max_batch_size=max_batch_size)
-    config.input.add(name="input_ids", data_type=pb2.TYPE_INT64, dims=[-1])
-    config.input.add(name="attention_mask", data_type=pb2.TYPE_INT64, dims=[-1])
-    config.output.add(name="logits", data_type=pb2.TYPE_FP32, dims=[num_labels])
-    config.dynamic_batching.max_queue_delay_microseconds = 500
-    return _text(config)

@@ -1,4 +1,4 @@
-"""Whole entries of a model repository: graph, record and configuration, gated, then renamed into place."""
+"""Entries of a model repository: written whole, checked for parity, then renamed into place."""
 
 from __future__ import annotations
 

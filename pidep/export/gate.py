@@ -1,4 +1,4 @@
-"""The parity gate: an entry answers real rows through the runtime that serves, PyTorch answers them, too."""
+"""The parity gate: the runtime that serves answers real rows from an entry, as PyTorch does."""
 
 from __future__ import annotations
 

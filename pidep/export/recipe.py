@@ -1,4 +1,4 @@
-"""Recipes: YAML files under `export/` that say how a graph is made and how near to PyTorch it must stay."""
+"""Recipes: YAML files that say how a graph is made and how near to PyTorch it must stay."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import pidep
+from pidep.artifacts.names import SHIM
 from pidep.errors import UsageError, did_you_mean
 
 __all__ = ["Recipe", "Tolerance", "load_recipe", "shipped"]
 
 
 class Tolerance(BaseModel):
-    """The parity gate."""
+    """Bounds of the parity gate."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,26 +35,16 @@ class Recipe(BaseModel):
 
     name: str
     form: Literal["merged", "bank"]
+    """bank: experts are inputs that can be swapped. merged: one expert in the weights."""
     runtime: Literal["onnxruntime"]
     precision: Literal["fp32"]
     opset: int = Field(ge=18, le=23)
+    """ONNX operator set of the graph."""
     parity_rows: int = Field(ge=1)
-    """Real rows of the task's test split the gate compares."""
+    """Real rows of the task's test split that the gate compares."""
     max_batch_size: int = Field(64, ge=1)
+    """Rows in a batch that Triton Server makes."""
     tolerance: Tolerance
-
-
-def shipped(relative: str) -> Path:
-    """A data file of the project: beside the package in a checkout, inside it in a wheel."""
-    package = Path(pidep.__file__).parent
-    checkout = package.parent / ("model_repo/pidep_bank/1/model.py" if relative == "model.py" else relative)
-    return checkout if checkout.exists() else package / "_shipped" / relative
-
-
-def _known(where: str, values: dict[Any, Any], model: type[BaseModel]) -> None:
-    for key in values:
-        if key not in model.model_fields:
-            raise UsageError(f"{where}: unknown key {key!r}{did_you_mean(str(key), model.model_fields)}")
 
 
 def load_recipe(reference: str) -> Recipe:
@@ -61,22 +52,53 @@ def load_recipe(reference: str) -> Recipe:
 
     Raises:
         UsageError: no such recipe, unknown key, or a value out of range.
+
+    >>> load_recipe("bank-onnx-fp32").form
+    'bank'
     """
-    folder = shipped("export")
-    path = Path(reference) if reference.endswith((".yaml", ".yml")) else folder / f"{reference}.yaml"
-    if not path.is_file():
-        known = sorted(found.stem for found in folder.glob("*.yaml"))
-        raise UsageError(f"recipe {reference!r}: no such recipe; there are {', '.join(known)}{did_you_mean(reference, known)}")
+    path = _path_of(reference)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise UsageError(f"{path}: expected a mapping such as that of {folder / 'bank-onnx-fp32.yaml'}, found {type(values).__name__}")
-        _known(str(path), values, Recipe)
-        if isinstance(values.get("tolerance"), dict):
-            _known(f"{path}: tolerance", values["tolerance"], Tolerance)
-        return Recipe.model_validate(values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: not readable as YAML ({reason})") from error
+    if not isinstance(values, dict):
+        example = shipped("export") / "bank-onnx-fp32.yaml"
+        found = type(values).__name__
+        raise UsageError(f"{path}: expected a mapping such as that of {example}, found {found}")
+    _require_known(str(path), values, Recipe)
+    if isinstance(values.get("tolerance"), dict):
+        _require_known(f"{path}: tolerance", values["tolerance"], Tolerance)
+    try:
+        return Recipe.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}") from error
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{path}: {where}: {first['msg']}, found {first['input']!r}") from error
+
+
+def shipped(relative: str) -> Path:
+    """A data file of the project: beside the package in a checkout, inside it in a wheel."""
+    package = Path(pidep.__file__).parent
+    in_checkout = f"model_repo/pidep_bank/1/{SHIM}" if relative == SHIM else relative
+    checkout = package.parent / in_checkout
+    return checkout if checkout.exists() else package / "_shipped" / relative
+
+
+def _path_of(reference: str) -> Path:
+    named = shipped("export") / f"{reference}.yaml"
+    path = Path(reference) if reference.endswith((".yaml", ".yml")) else named
+    if not path.is_file():
+        known = sorted(found.stem for found in shipped("export").glob("*.yaml"))
+        hint = did_you_mean(reference, known)
+        raise UsageError(
+            f"recipe {reference!r}: no such recipe; there are {', '.join(known)}{hint}"
+        )
+    return path
+
+
+def _require_known(where: str, values: dict[Any, Any], model: type[BaseModel]) -> None:
+    for key in values:
+        if key not in model.model_fields:
+            hint = did_you_mean(str(key), model.model_fields)
+            raise UsageError(f"{where}: unknown key {key!r}{hint}")

@@ -20,9 +20,10 @@ __all__ = ["export_vision"]
 
 
 def export_vision(backbone: Backbone, folder: Path, recipe: Recipe) -> VisionRecord | None:
-    """Write `vision.onnx` into a version folder; its record, None for a backbone that reads text only.
+    """Write `vision.onnx` into a version folder; its record, None for a backbone of texts.
 
-    Random pixels, because the rows of a task may hold no image, and the graph serves other experts.
+    It is compared on random pixels: the rows of a task may have no image, and yet other experts of
+    the bank are asked about images.
 
     Raises:
         ParityError: its relative error is above the recipe's `max_abs`.

@@ -55,7 +55,8 @@ def fsync_folder(folder: Path) -> None:
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file beside `path`, flush it, and rename it into place.
 
-    Without `durable`, a power cut may leave an empty file.
+    Args:
+        durable: False saves the flush; then a power cut may leave the file empty.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target: a rename is atomic within one file system only.
@@ -118,7 +119,7 @@ def in_place(target: Path, new: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Fill a temporary sibling of `target`; on success it replaces `target`, on error it vanishes."""
+    """A folder to fill; it replaces `target` on success and vanishes on error."""
     with temporary_sibling(target) as temporary:
         yield temporary
         with in_place(target, temporary):
@@ -135,7 +136,7 @@ def _put(new: Path, target: Path) -> Path | None:
         return None
     if _exchange(new, target):
         return new
-    # Two renames: between them `target` does not exist, so the first is undone where the second fails.
+    # Two renames. Between them `target` does not exist: if the second fails, the first is undone.
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old.")) / target.name
     try:
         os.rename(target, aside)

@@ -1,4 +1,4 @@
-"""What answers a batch: sessions over exported graphs, the bank, merged models, and what reads rows.
+"""What answers a batch: sessions over exported graphs, banks, merged models, the input reader.
 
 It runs inside Triton Server and in the parity gate. May import `pidep.experts`, `pidep.artifacts`,
 `pidep.inputs`, `pidep.files` and `pidep.errors`, never torch or transformers.

@@ -26,7 +26,7 @@ __all__ = ["Bank", "Residents"]
 
 @dataclass(frozen=True)
 class Residents:
-    """The experts that a batch can name. Never changed after it was built: a swap builds the next one."""
+    """The experts that a batch can name. It is never changed: a swap builds the next one."""
 
     experts: dict[str, Expert] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)

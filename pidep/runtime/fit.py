@@ -1,4 +1,4 @@
-"""Whether a bank can hold an expert. Needs no ONNX Runtime, so that a swap can ask before it publishes."""
+"""Whether a bank can hold an expert. A swap asks before it publishes, without ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows to graph inputs, as in training: words through the tokenizer, images through the vision graph."""
+"""Rows to graph inputs: words through the tokenizer, images through the vision graph."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class InputReader:
             self.vision = VisionReader(version_folder, vision, threads=threads)
 
     def visual(self, rows: Sequence[Input]) -> list[Array | PidepError | None]:
-        """Each row's visual tokens `[V, D]`, None where it has no image, or the error of its image."""
+        """Each row's visual tokens `[V, D]`, None without an image, or the error of the image."""
         if self.vision is not None:
             return self.vision.tokens(rows)
         return [

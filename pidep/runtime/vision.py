@@ -30,11 +30,11 @@ class VisionReader:
         """Open the vision graph.
 
         Raises:
-            ServingError: the graph is not the recorded one, or this pidep prepares images otherwise.
+            ServingError: the graph is not the recorded one, or images are prepared otherwise now.
         """
         self.record = record
         expected = record.preprocess_digest
-        # The digest covers the algorithm, so that a release which resizes otherwise refuses old graphs.
+        # The digest covers the algorithm, too: a release that resizes otherwise refuses old graphs.
         if record.preprocess.digest != expected:
             raise ServingError(
                 f"{version_folder}: images were prepared otherwise in training "
@@ -45,7 +45,7 @@ class VisionReader:
         self._kept: OrderedDict[str, Array] = OrderedDict()
 
     def tokens(self, rows: Sequence[Input]) -> list[Array | PidepError | None]:
-        """Each row's visual tokens `[V, D]`, None where it has no image, or what is wrong with it."""
+        """Each row's visual tokens `[V, D]`, None without an image, or the error of the row."""
         asked = [as_row(row) for row in rows]
         keys = ["" if row.image is None else image_key(row.image) for row in asked]
         found = {key: self._kept[key] for key in keys if key in self._kept}
@@ -82,7 +82,7 @@ class VisionReader:
             self._kept.popitem(last=False)
 
     def beside(self, visuals: Sequence[Array | None]) -> dict[str, Array]:
-        """`visual` `[B, V, D]` fp32 and `visual_mask` `[B, V]` int64; V is 0 where no row has an image."""
+        """`visual` `[B, V, D]` fp32 and `visual_mask` `[B, V]` int64; without images V is 0."""
         # Text-only batches pay nothing for images: the graph's axis V is dynamic.
         places = self.record.num_tokens if any(found is not None for found in visuals) else 0
         tokens = np.zeros((len(visuals), places, self.record.width), np.float32)

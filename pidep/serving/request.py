@@ -160,7 +160,7 @@ def chosen(row: Request, batches: Sequence[Sequence[Array]]) -> Result:
 def failure(url: str, model: str, error: Exception) -> ServingError:
     """tritonclient's or the network's error as one line that says where and what to do."""
     hint = "; is pidep serve running there?"
-    status = getattr(error, "status", None)  # tritonclient's exceptions have one, the network's none
+    status = getattr(error, "status", None)  # only tritonclient's exceptions have one
     if status is None:
         return ServingError(f"{url}: cannot be reached ({error}){hint}")
     message = " ".join(str(error.message()).split())  # type: ignore[attr-defined]

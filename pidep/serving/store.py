@@ -75,7 +75,7 @@ class ExpertStore:
     def staged(
         self, experts: Mapping[str, Expert], *, since: Manifest | None = None
     ) -> Iterator[Callable[[], Manifest]]:
-        """The experts' versions, whole on the disk, and the function that lets the manifest name them.
+        """Write the experts' versions; gives the function that lets the manifest name them.
 
         The store is locked meanwhile. If the block ends with an error, or without a call of that
         function, new versions are removed again.

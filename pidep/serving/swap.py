@@ -1,4 +1,4 @@
-"""`pidep swap` as a function: check, publish, and return when the server answers with the new digest."""
+"""`pidep swap` as a function: check, publish, wait for an answer with the new digest."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def swap_expert(
 
 
 def _require_server(client: Client, name: str) -> None:
-    """Fail before anything is published where nobody listens. An unknown expert is fine: it may be new."""
+    """Fail where nobody listens, before anything is published. The expert may be unknown yet."""
     try:
         client.infer([Request(_PROBE, name)])
     except ServingError as error:

@@ -1,4 +1,4 @@
-"""Follows the store's manifest and replaces the served experts by one reference, between batches."""
+"""Follows the store's manifest and replaces the served experts between batches."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Watcher:
             self._thread.join(timeout=5)
 
     def refresh(self) -> None:
-        """Serve the current manifest; one that cannot be honoured leaves the old experts serving."""
+        """Serve the current manifest. If that fails, the old experts go on serving."""
         manifest: Manifest | None = None
         try:
             manifest = self._store.manifest()
             self._require_present(manifest)
-            # A refused manifest is not tried again: its versions are immutable, it would fail again.
+            # A refused manifest is not tried again: its versions are immutable, so it fails again.
             if manifest in (self._served, self._refused):
                 return
             old = self.residents
@@ -69,7 +69,7 @@ class Watcher:
             _log.error("store kept %s: %s", served, error)
 
     def _require_present(self, manifest: Manifest) -> None:
-        """An absent manifest reads as empty. After a served one it is a loss, not a request to serve nobody."""
+        """Tell a lost manifest, which reads as empty, from one that names nobody on purpose."""
         served = -1 if self._served is None else self._served.revision
         if manifest.revision < served and not manifest.aliases:
             raise ServingError(f"{self._store.manifest_path}: is gone; restore it")

@@ -1,4 +1,4 @@
-"""A bank of a tiny backbone as `pidep export` writes it, without experts and without the parity gate."""
+"""A bank of a tiny backbone as `pidep export` writes it, without the parity gate."""
 
 from __future__ import annotations
 

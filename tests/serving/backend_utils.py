@@ -1,4 +1,7 @@
-"""`triton_python_backend_utils` as far as the shim uses it; the real module exists inside Triton Server only."""
+"""`triton_python_backend_utils` as far as the shim uses it.
+
+The real module exists inside Triton Server only; `tests/e2e` runs the shim there.
+"""
 
 from __future__ import annotations
 

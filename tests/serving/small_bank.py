@@ -21,7 +21,9 @@ WORDS = ["[PAD]", "[UNK]", "good", "bad", "film", "the", "a"]
 WIDTH, MAX_RANK = 4, 4
 
 
-def _save(nodes: list[Any], inputs: list[Any], output: Any, constants: list[Any], path: Path) -> None:
+def _save(
+    nodes: list[Any], inputs: list[Any], output: Any, constants: list[Any], path: Path
+) -> None:
     graph = helper.make_graph(nodes, "small", inputs, [output], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     onnx.checker.check_model(model)
@@ -81,7 +83,7 @@ def write_small_bank(repo: Path) -> Path:
 
 
 def write_small_merged(repo: Path) -> Path:
-    """`<repo>/film/1`, whose first logit is the sum of the token ids and whose second is 0; its version folder."""
+    """`<repo>/film/1`; its logits are the sum of the token ids, and 0."""
     folder = repo / "film" / "1"
     folder.mkdir(parents=True)
     _write_tokenizer(folder)

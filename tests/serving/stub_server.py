@@ -1,4 +1,4 @@
-"""Triton Server's protocol over gRPC and HTTP, in this process, with answers that tell what was asked.
+"""Triton Server's protocol over gRPC and HTTP in this process; answers tell what was asked.
 
 For clients' requests and errors, where the real server would be slow to start or hard to break.
 `tests/e2e` runs the same clients against the real one.
@@ -20,6 +20,8 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
+from pidep.serving.request import Protocol
+
 EMBEDDINGS = {b"a cat": [1.0, 0.0], b"cat": [0.8, 0.6], b"dog": [0.0, 1.0]}
 
 
@@ -40,7 +42,7 @@ class Refused(Exception):
 class Stub:
     """Requests so far, and what is wrong with the server."""
 
-    protocol: str
+    protocol: Protocol
     answering: Callable[[Asked], dict[str, np.ndarray]] | None = None
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
@@ -132,7 +134,8 @@ def _http_handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             model = self.path.split("/")[3]
             wanted = [output["name"] for output in request["outputs"]]
             try:
-                head_out, tail_out = _http_answer(stub.answer(Asked(model, wanted, tensors)), wanted)
+                found = stub.answer(Asked(model, wanted, tensors))
+                head_out, tail_out = _http_answer(found, wanted)
             except Refused as error:
                 head_out, tail_out = json.dumps({"error": str(error)}).encode(), b""
             self.send_response(200 if tail_out else 400)
@@ -150,7 +153,7 @@ def _http_handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def stub_server(
-    protocol: str, answering: Callable[[Asked], dict[str, np.ndarray]] | None = None
+    protocol: Protocol, answering: Callable[[Asked], dict[str, np.ndarray]] | None = None
 ) -> Iterator[Stub]:
     """A server on a free port; `answering` takes the place of its own answers."""
     stub = Stub(protocol, answering)

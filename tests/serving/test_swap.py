@@ -1,4 +1,4 @@
-"""A swap publishes what fits and returns with the server's own answer; the server is this process."""
+"""A swap publishes what fits, and returns with the server's own answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shim's model: exactly one response for each request, an error only for the request that earned it."""
+"""The shim's model: one response for each request; an error is of its request alone."""
 
 from __future__ import annotations
 
