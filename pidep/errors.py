@@ -1,15 +1,16 @@
-"""Every error pidep raises on purpose.
+"""The errors that pidep raises on purpose.
 
     PidepError            exit code 1: the work failed
-    ├── UsageError        exit code 2: what was asked cannot be done as asked
+    ├── UsageError        exit code 2: the request is wrong
     │   ├── TaskError     a task file or its data
-    │   ├── ImageError    an image, or how it is to be prepared
+    │   ├── ImageError    an image, or its preprocessing
     │   ├── BackboneError the frozen model or its tokenizer
     │   └── ExpertError   an expert's files, or an expert that does not fit
-    ├── ParityError       an exported graph is further from PyTorch than its recipe allows
-    └── ServingError      Triton Server, the expert store or a request to them
+    ├── ParityError       an exported graph is outside its recipe's tolerance
+    └── ServingError      Triton Server, the expert store, or a request to them
 
-A message is one line and says where, what was expected, what was found, what to do.
+A message is one line. It says where, what was expected, what was found, and what to do. A setting
+stands in backticks, "give `top_k`": the command line replaces it by its option, `--top-k`.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ __all__ = [
 
 
 class PidepError(Exception):
-    """Base of the tree; `exit_code` is what the command line returns for it."""
+    """Base of the tree. `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class UsageError(PidepError):
-    """The request itself is wrong."""
+    """The request is wrong; nothing failed."""
 
     exit_code = 2
 
@@ -47,11 +48,11 @@ class TaskError(UsageError):
 
 
 class ImageError(UsageError):
-    """An image is missing, damaged, too large or of a kind that is not read."""
+    """An image is missing, damaged, too large, or in a format that pidep cannot read."""
 
 
 class BackboneError(UsageError):
-    """A backbone cannot be loaded or is not the one expected."""
+    """A backbone cannot be loaded, or another backbone was expected."""
 
 
 class ExpertError(UsageError):
@@ -59,7 +60,7 @@ class ExpertError(UsageError):
 
 
 class ParityError(PidepError):
-    """An exported graph left the tolerance of its recipe."""
+    """An exported graph is outside the tolerance of its recipe."""
 
 
 class ServingError(PidepError):

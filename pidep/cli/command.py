@@ -48,9 +48,15 @@ class PanelCommand(TyperCommand):
         try:
             return super().invoke(ctx)
         except PidepError as error:
-            flags = {one.name: one.opts[0] for one in self.params if one.opts[0].startswith("--")}
-            error.args = (with_flags(str(error), flags),)
+            error.args = (with_flags(str(error), {one.name: _shown(one) for one in self.params}),)
             raise
+
+
+def _shown(parameter: Any) -> str:
+    """An option's flag, or an argument as the usage line has it."""
+    if parameter.param_type_name == "option":
+        return str(parameter.opts[0])
+    return str(parameter.metavar or parameter.name.upper())
 
 
 def with_flags(message: str, flags: Mapping[str, str]) -> str:

@@ -1,0 +1,107 @@
+"""Settings models: how they are read, checked, and listed for the command line and the documentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import Field
+
+from pidep.errors import UsageError
+from pidep.settings import Settings, Shown, checked, parameters_of, read_settings, settings_of
+
+DATA = Shown("Data")
+
+
+class Sample(Settings):
+    """One of each."""
+
+    task: Annotated[str, Shown("Data", argument=True)]
+    """Task
+    file."""
+    rank: Annotated[int, DATA] = Field(default=8, ge=1, le=256)
+    """Rank."""
+    rate: Annotated[float | None, DATA] = Field(default=None, gt=0)
+    """Rate."""
+    kind: Annotated[Literal["lora", "prefix"], DATA] = "lora"
+    """Kind."""
+    seeds: Annotated[tuple[int, ...], DATA] = (0, 1)
+    """Seeds."""
+    pool: Annotated[Path | None, DATA] = None
+    """Pool."""
+    full: Annotated[bool, DATA] = False
+    """Full."""
+    other: Annotated[dict[str, Any], Shown("Other", flag=False)] = Field(default_factory=dict)
+    """Other."""
+
+
+def test_rows_for_help_and_documentation() -> None:
+    found = [
+        (row.flag, row.type_text, row.default_text, row.bounds_text) for row in settings_of(Sample)
+    ]
+    assert found == [
+        ("TASK", "text", "", ""),
+        ("--rank", "whole number", "8", "1 to 256"),
+        ("--rate", "number", "", ""),
+        ("--kind", "`lora` or `prefix`", "lora", ""),
+        ("--seeds", "list of whole number", "0, 1", ""),
+        ("--pool", "path", "", ""),
+        ("--full", "yes or no", "no", ""),
+        ("", "mapping", "{}", ""),
+    ]
+    assert settings_of(Sample)[0].help == "Task file."
+    assert settings_of(Sample)[0].required
+
+
+def test_parameters_of_a_function() -> None:
+    found = {one.name: one.default for one in parameters_of(Sample, without=["task", "other"])}
+    defaults = {"rank": 8, "rate": None, "kind": "lora", "seeds": (0, 1), "pool": None}
+    assert found == {**defaults, "full": False}
+
+
+def test_what_is_given_replaces_what_the_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "sample.yaml"
+    path.write_text("task: film\nrank: 4\nseeds: [3]\n")
+    found = read_settings(Sample, path, {"rank": 2}, where="sample")
+    assert (found.task, found.rank, found.seeds) == ("film", 2, (3,))
+    with pytest.raises(ValueError, match="frozen"):
+        found.rank = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rnk": 1}, r"sample: unknown key 'rnk' \(did you mean 'rank'\?\)"),
+        ({"rank": 0}, "sample: `rank`: expected at least 1, found 0"),
+        ({"rank": 300}, "sample: `rank`: expected at most 256, found 300"),
+        ({"rate": 0}, "sample: `rate`: expected more than 0, found 0"),
+        ({"kind": "prefx"}, r"sample: `kind`: .*, found 'prefx' \(did you mean 'prefix'\?\)"),
+        ({"seeds": [0, "x"]}, "sample: `seeds`: expected a valid integer.*, found 'x'"),
+        ({"task": None}, "sample: `task`: expected a valid string, found None"),
+    ],
+)
+def test_a_wrong_value_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        checked(Sample, {"task": "film", **values}, where="sample")
+
+
+def test_a_missing_value_is_named() -> None:
+    with pytest.raises(UsageError, match="sample: `task`: expected a value, found none"):
+        checked(Sample, {}, where="sample")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rank: 0", r"sample\.yaml: rank: expected at least 1, found 0"),
+        ("rnk: 1", r"sample\.yaml: unknown key 'rnk'"),
+        ("[1]", r"sample\.yaml: expected a mapping of settings, found list"),
+        ("{", r"sample\.yaml: not readable as YAML"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "sample.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_settings(Sample, path, {"task": "film"}, where="sample")
