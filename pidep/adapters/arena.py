@@ -56,7 +56,7 @@ class Arena(nn.Module):
         self.layout = _layout(experts[0])
         sizes = [sum(slot.size for slot in slots.values()) for slots in self.layout]
         if any(_layout(expert) != self.layout for expert in experts):
-            raise ExpertError("mixture: the experts have tensors of different shapes; train them with the same --rank")
+            raise ExpertError("mixture: the experts have tensors of different shapes; train them with the same `rank`")
         index = ArenaIndex.of(sizes)
         rows = torch.zeros(len(experts), index.num_elements)
         for row, expert in zip(rows, experts, strict=True):

@@ -214,7 +214,7 @@ class LayerSite(WrappedSite):
         if not apart:
             raise ExpertError(
                 f"site {self.place!r}: samples cannot be told apart there, some of its inputs are not of one sample (as with DeBERTa's "
-                "query_proj and key_proj, which also read relative positions); choose other --sites, or batches of one"
+                "query_proj and key_proj, which also read relative positions); choose other `sites`, or batches of one"
             )
         return count
 

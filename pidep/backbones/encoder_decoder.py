@@ -386,7 +386,7 @@ def _by_row(candidates: Candidates, num_rows: int) -> list[list[str]]:
         for each in own:
             if isinstance(each, Row) and each.image is not None:
                 raise BackboneError(
-                    f"row {number}: a candidate is an image, and an encoder-decoder scores texts; use --backbone pidep-mini"
+                    f"row {number}: a candidate is an image, and an encoder-decoder scores texts; use `backbone=pidep-mini`"
                 )
     return [[as_row(each).text for each in own] for own in rows]
 

@@ -61,8 +61,8 @@ def graph(
 
     from pidep.similarity.pool import task_graph
 
-    _check_target("--png", png, (".png",))
-    _check_target("--graphml", graphml, (".graphml", ".xml"))
+    _check_target("`png`", png, (".png",))
+    _check_target("`graphml`", graphml, (".graphml", ".xml"))
 
     found = task_graph(pool, top_k=top_k)
     if png is not None:
@@ -86,15 +86,15 @@ def _similarity(found: Any, left: str, right: str) -> str:
     return "" if left == right else f"{found.edges[left, right]['similarity']:.4f}"
 
 
-def _check_target(flag: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
+def _check_target(setting: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
     """Refuse a file that cannot be written, before anything is written."""
     from pidep.files.atomic_write import check_place
 
     if path is None:
         return
     if path.suffix.lower() not in suffixes or path.is_dir():
-        raise UsageError(f"{flag} {path}: expected a file that ends in {' or '.join(suffixes)}")
-    check_place(path.parent, flag)
+        raise UsageError(f"{setting} {path}: expected a file that ends in {' or '.join(suffixes)}")
+    check_place(path.parent, setting)
 
 
 def _nearest_table(pool: Path, found: Any, top_k: int) -> None:

@@ -45,7 +45,7 @@ def require_bank_kind(expert: Expert) -> None:
         held = " and ".join(name for name in kind_names() if expert_kind(name).in_bank)
         raise ExpertError(
             f"expert {expert.name!r}: is of kind {expert.kind!r}, a bank holds {held}; "
-            "export it with --form merged"
+            "export it with `form=merged`"
         )
 
 

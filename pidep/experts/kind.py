@@ -116,7 +116,7 @@ class ExpertKind:
         Args:
             shapes: site to the shapes of its tensors, in the backbone's order.
         """
-        raise ExpertError(f"{self.name} experts: no bank holds them; export with --form merged")
+        raise ExpertError(f"{self.name} experts: no bank holds them; export with `form=merged`")
 
     def bank_shape(self, group: BankGroup, *, count: int, max_rank: int) -> tuple[int, ...]:
         """Shape of a group's input for `count` experts; the first axis is the experts'."""

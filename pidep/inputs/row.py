@@ -57,7 +57,7 @@ def texts_only(rows: Sequence[Input], *, backbone: str) -> list[str]:
     """
     for number, row in enumerate(rows, 1):
         if isinstance(row, Row) and row.image is not None:
-            raise BackboneError(f"row {number}: has an image, and backbone {backbone!r} reads text only; use --backbone pidep-mini")
+            raise BackboneError(f"row {number}: has an image, and backbone {backbone!r} reads text only; use `backbone=pidep-mini`")
     return [text_of(row) for row in rows]
 
 

@@ -274,7 +274,7 @@ def test_rows_that_cannot_be_told_apart_are_refused(architecture: Architecture, 
     mixture = mixture_of(make(model, kind, seed=0), kind=kind)
     for _, site in mixture.by_name():
         site.rows = {tensor: torch.from_numpy(value).expand(3, *value.shape) for tensor, value in site.part(0).items()}
-    with pytest.raises(ExpertError, match=r"site 'encoder\..*': samples cannot be told apart .* choose other --sites"):
+    with pytest.raises(ExpertError, match=r"site 'encoder\..*': samples cannot be told apart .* choose other `sites`"):
         run(architecture, model, mixture)
 
 

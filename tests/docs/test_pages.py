@@ -13,6 +13,7 @@ import pytest
 from pidep import errors
 from pidep.artifacts import BankRecord, Manifest, MergedRecord, VisionRecord
 from pidep.artifacts.record import Record
+from pidep.cli.command import with_flags
 from pidep.export.recipe import Recipe, Tolerance
 from pidep.tasks.metrics import METRICS
 from pidep.tasks.task import Data, Task
@@ -207,8 +208,11 @@ def test_the_error_page_names_every_error_with_its_exit_code() -> None:
 
 @cache
 def _templates() -> list[str]:
-    """Every text in pidep's code, with `…` in the place of what differs."""
+    """Every text in pidep's code as the command line shows it, with `…` for what differs."""
     found = []
+    # The code names settings in backticks; the command line shows options.
+    parameters = [one for command in COMMANDS.values() for one in command.params]
+    flags = {one.name: one.opts[0] for one in parameters if one.opts[0].startswith("--")}
     for path in (ROOT / "pidep").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
@@ -220,7 +224,7 @@ def _templates() -> list[str]:
                 )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
-    return found
+    return [with_flags(text, flags) for text in found]
 
 
 def test_messages_on_the_error_page_are_in_the_code() -> None:

@@ -43,7 +43,7 @@ def test_rows_are_sorted_by_size_images_last() -> None:
 def test_a_text_backbone_refuses_images(tiny: Any) -> None:
     assert texts_only(["a", Row("b")], backbone="tiny") == ["a", "b"]
     for call in (tiny.encode, tiny.embed, tiny.prepare):
-        with pytest.raises(BackboneError, match=r"row 2: has an image, and backbone .* reads text only; use --backbone pidep-mini"):
+        with pytest.raises(BackboneError, match=r"row 2: has an image, and backbone .* reads text only; use `backbone=pidep-mini`"):
             call(["good", Row("film", picture(0))], max_length=8)
 
 

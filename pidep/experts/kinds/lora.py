@@ -123,7 +123,7 @@ class _Lora(ExpertKind):
                     raise ExpertError(
                         f"{where}: lora_{factor} at {site} has rank {shape[0]} and width "
                         f"{shape[1]}, the bank needs rank <= {max_rank} and width {width}; "
-                        "export the bank with a larger --max-rank or retrain the expert"
+                        "export the bank with a larger `max_rank` or retrain the expert"
                     )
 
 

@@ -61,9 +61,9 @@ def export_task(name: str, folder: Path) -> Path:
         UsageError: the folder is a file, or is not empty.
     """
     facts = facts_of(name)
-    check_place(folder, "--export")
+    check_place(folder, "`export`")
     if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"--export {folder}: expected a new or empty folder, found {next(folder.iterdir()).name!r} in it; name another")
+        raise UsageError(f"`export` {folder}: expected a new or empty folder, found {next(folder.iterdir()).name!r} in it; name another")
     sides, yaml_name = sides_of(name), f"{facts.fields['name']}.yaml"
     with atomic_folder(folder) as made:
         for path, rows in ((made / "train.jsonl", sides.train), (made / "test.jsonl", sides.test)):
