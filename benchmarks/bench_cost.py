@@ -34,8 +34,8 @@ from pidep.experts.folder import Expert
 from pidep.similarity.fisher import _batches, diagonal_fisher
 from pidep.tasks.data import Split, limit, load_data
 from pidep.tasks.task import Task, load_task
-from pidep.training.loop import Scorer, _step
-from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
+from pidep.training.loop import training_step
+from pidep.training.scorer import Scorer, label_embeddings
 
 __all__ = ["main"]
 
@@ -109,7 +109,7 @@ def _expert(backbone: Encoder, task: Task, sites: Sequence[str], *, seed: int, m
         labels=tuple(task.labels),
         label_texts=tuple(task.labels.values()),
         label_embeddings=label_embeddings(backbone, task).numpy(),
-        logit_scale=LOGIT_SCALE,
+        logit_scale=backbone.logit_scale,
         max_length=max_length,
     )
 
@@ -126,7 +126,9 @@ class Trainer:
 
     def step(self, rows: list[int]) -> float:
         """The step's loss."""
-        return _step(self._scorer, self._optimizer, self._trained, self._rows, rows, 1.0)
+        return training_step(
+            self._scorer, self._optimizer, self._trained, self._rows, rows, rate_factor=1.0
+        )
 
 
 @contextmanager
@@ -143,7 +145,7 @@ def fisher_against_epoch(
     sites = find_sites(backbone.model, patterns)
     max_length = 32
     expert = _expert(backbone, task, sites, seed=0, max_length=max_length)
-    scorer = Scorer(backbone, torch.from_numpy(expert.label_embeddings), LOGIT_SCALE, max_length)
+    scorer = Scorer(backbone, torch.from_numpy(expert.label_embeddings), backbone.logit_scale, max_length)
     mixture = Mixture.of([expert]).requires_grad_(False)
     trainer = Trainer(scorer, [(mixture.expert_parameters(), RATE)], rows)
     batches = list(_batches(rows.rows, batch_size=batch_size, shuffle_seed=None))
@@ -199,7 +201,7 @@ def step_of_four(
     sites = find_sites(backbone.model, patterns, kind=kind)
     batch = _texts_of(backbone, rows, count=count, tokens=tokens)
     experts = [_expert(backbone, task, sites, seed=seed, max_length=tokens, kind=kind) for seed in range(NUM_EXPERTS)]
-    scorer = Scorer(backbone, torch.from_numpy(experts[0].label_embeddings), LOGIT_SCALE, tokens)
+    scorer = Scorer(backbone, torch.from_numpy(experts[0].label_embeddings), backbone.logit_scale, tokens)
     every = list(range(count))
     cases: dict[str, Work] = {}
     logits: dict[str, Tensor] = {}

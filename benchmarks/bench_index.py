@@ -94,10 +94,10 @@ def make_pool(pool: Path) -> dict[str, int]:
     """Write the tasks in a process of their own, so that the measuring process never holds them
     all.
     """
-    from pidep.similarity.measures import Layout
+    from pidep.similarity.measures import TensorLayout
 
     real = real_embeddings()
-    layout = Layout.of(next(iter(real.values())))
+    layout = TensorLayout.of(next(iter(real.values())))
     rng = np.random.default_rng(0)
 
     def normal(shape: int | tuple[int, int]) -> npt.NDArray[np.float32]:

@@ -28,7 +28,6 @@ import torch
 
 from benchmarks.record import RESULTS, Claim, write_result
 from benchmarks.transfer_statistics import Figure, Matrix, statistics
-from pidep.adapters.kinds import adapter_kind
 from pidep.adapters.mixture import Mixture, find_sites
 from pidep.backbones.encoder import Encoder
 from pidep.backbones.load import load_backbone
@@ -36,16 +35,17 @@ from pidep.errors import PidepError
 from pidep.experts.folder import Expert, read_expert, write_expert
 from pidep.files.atomic_write import write_json
 from pidep.files.cache_file import read_cached, write_cached
-from pidep.lab.baselines import Recipe, train_expert
 from pidep.similarity.embedding_cache import cached_fisher
 from pidep.similarity.fisher import FisherKind
 from pidep.similarity.measures import Embedding, scale_free, similarity
 from pidep.similarity.pool import PoolEntry
-from pidep.similarity.zero_shot import without_labels
+from pidep.similarity.zero_shot import rank_without_labels
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data
 from pidep.tasks.task import Task, load_task
-from pidep.training.loop import Scorer
-from pidep.tuning.tune import LOGIT_SCALE, evaluate, label_embeddings
+from pidep.training.evaluation import evaluate
+from pidep.training.own_expert import train_own_expert
+from pidep.training.scorer import Scorer, scorer_for_task
+from pidep.training.settings import TrainingSettings
 
 __all__ = ["Settings", "claims_of", "main"]
 
@@ -129,7 +129,7 @@ def _clusters(settings: Settings, backbone: Encoder, task: Task, train: Split, t
         kept = {"embeddings": embeddings, "cluster": _k_means(embeddings, settings.clusters)}
         write_cached(path, kept, key=key)
     cluster, count = kept["cluster"], len(train.rows)
-    scorer = Scorer(backbone, label_embeddings(backbone, task), LOGIT_SCALE, min(settings.max_length, backbone.max_positions))
+    scorer = scorer_for_task(backbone, task, max_length=min(settings.max_length, backbone.max_positions))
     for number in range(settings.clusters):
         mine = np.flatnonzero(cluster == number)
         rows = train.take(mine[mine < count].tolist())
@@ -194,31 +194,32 @@ class Lab:
             return few_shot(train, shots=self.settings.shots, seed=seed), None
         return hold_out(train, fraction=min(0.1, self.settings.validation_rows / len(train.rows)), seed=0)
 
-    def recipe(self, seed: int | None) -> Recipe:
+    def training(self, seed: int | None) -> TrainingSettings:
         """Full data, or few shots."""
         few, settings = seed is not None, self.settings
         steps = settings.few_steps if few else settings.full_steps
-        return Recipe(
+        return TrainingSettings(
             kind="lora",
             sites=self.sites,
             size=settings.rank,
             scaling=16 / settings.rank,
-            rate=(settings.few_rate if few else settings.full_rate) / adapter_kind("lora").learning_rate,
+            learning_rate=settings.few_rate if few else settings.full_rate,
             steps=steps,
             batch_size=16 if few else 32,
             warmup=0.1,
             weight_decay=0.01,
             eval_every=20,
             patience=3,
+            seed=seed or 0,
         )
 
     def expert(self, task: SubTask, seed: int | None) -> Expert:
         """The task's own expert."""
         train, validation = self.rows(task, seed)
-        recipe = self.recipe(seed)
+        training = self.training(seed)
         held = None if validation is None else data_digest(validation)
         labels = hashlib.sha256(task.scorer.label_embeddings.numpy().tobytes()).hexdigest()
-        wanted = _sha([FORMAT, self.backbone.digest, asdict(recipe), task.scorer.max_length, data_digest(train), held, labels, seed])
+        wanted = _sha([FORMAT, self.backbone.digest, asdict(training), task.scorer.max_length, data_digest(train), held, labels, seed])
         folder = self.out / "experts" / task.name / ("full" if seed is None else f"{self.settings.shots}-shots-seed-{seed}")
         try:
             kept = read_expert(folder)
@@ -226,7 +227,7 @@ class Lab:
                 return kept
         except PidepError:
             pass
-        expert, report = train_expert(task.scorer, task.task, recipe, train, validation, seed=seed or 0)
+        expert, report = train_own_expert(task.scorer, task.task, training, train, validation)
         provenance = {**expert.provenance, "settings": wanted, "steps": report.steps, "best_step": report.best_step}
         expert = replace(expert, name=task.name, provenance=provenance)
         write_expert(expert, folder)
@@ -253,7 +254,11 @@ class Lab:
         entries = {other.name: PoolEntry(helpers[other.name], dict(self.embedding(other, None, "empirical"))) for other in self.tasks}
         entries.pop(task.name)
         key = {"format": FORMAT, "texts": texts, "helpers": {name: entry.expert.digest for name, entry in entries.items()}}
-        found = self.kept("zero_shot", key, lambda: {near.name: near.similarity for near in without_labels(self.backbone, entries, texts)})
+
+        def ranked() -> dict[str, float]:
+            return {near.name: near.similarity for near in rank_without_labels(self.backbone, entries, texts)}
+
+        found = self.kept("zero_shot", key, ranked)
         return dict(found)
 
     def kept(self, what: str, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:

@@ -254,18 +254,18 @@ def _pairs(out: Path, say: Say) -> None:
 
 def _pairs_of(grid: Grid, key: Key, out: Path) -> dict[str, Any]:
     from pidep.adapters.mixture import Mixture
-    from pidep.lab.baselines import train_expert
     from pidep.similarity.fisher import diagonal_fisher
     from pidep.similarity.measures import most_similar
     from pidep.similarity.pool import read_pool
-    from pidep.similarity.trial import tried
+    from pidep.similarity.trial import rank_by_trial
     from pidep.tasks.data import limit
     from pidep.tasks.metrics import score
-    from pidep.training.loop import predict_logits
+    from pidep.training.own_expert import train_own_expert
+    from pidep.training.scorer import predict_logits
 
     cell = json.loads((out / key.path).read_text(encoding="utf-8"))
     target, (train, _), pool = grid.targets[key.task], grid.rows(key), read_pool(out / "pool" / "lora")
-    own, _ = train_expert(target.scorer, target.task, grid.recipe(key, num_rows=len(train.rows)), train, None, seed=key.seed)
+    own, _ = train_own_expert(target.scorer, target.task, grid.training(key, num_rows=len(train.rows)), train)
     if own.digest != cell["own"]["digest"]:
         raise PidepError(f"{out / key.path}: its own expert trained again is another ({own.digest}); run with --overwrite")
     helpers = {name: entry for name, entry in pool.items() if name != key.task}
@@ -276,7 +276,7 @@ def _pairs_of(grid: Grid, key: Key, out: Path) -> dict[str, Any]:
     sample = limit(train, GRID.fisher_samples, seed=key.seed)
     embedding = diagonal_fisher(grid.backbone, own, sample.rows, sample.labels)
     fisher = most_similar(embedding, {name: entry.embedding for name, entry in helpers.items()}, top_k=len(helpers))
-    trial = tried(target.scorer, train, {name: entry.expert for name, entry in helpers.items()})
+    trial = rank_by_trial(target.scorer, train, {name: entry.expert for name, entry in helpers.items()})
     return {
         **{"task": key.task, "shots": key.shots, "seed": key.seed, "own": cell["methods"]["own"]["score"], "with": found},
         "nearest": [helper["task"] for helper in cell["helpers"]],

@@ -42,7 +42,7 @@ def adopt(
 
     Checks that the adapter fits the backbone, and adds labels and digests.
     """
-    from pidep.tuning.adopt import adopt as run
+    from pidep.tuning.import_peft import import_peft as run
 
     expert = run(folder, task=task, out=out, name=name, backbone=backbone)
     typer.echo(f"{out}  {expert.digest}")

@@ -34,9 +34,9 @@ def fold(
     A mixture of LoRAs is a LoRA whose rank is the sum of theirs. This one is truncated by SVD, and
     the error of each site is reported.
     """
-    from pidep.tuning.fold import shrink
+    from pidep.tuning.fold import fold_expert
 
-    result = shrink(run, out, rank=rank, max_error=max_error)
+    result = fold_expert(run, out, rank=rank, max_error=max_error)
     if json:
         render.as_json(result.to_json())
         return

@@ -28,9 +28,10 @@ def swap(
     Publishes a new version of the expert. Returns when the server answers with its digest.
     """
     from pidep.experts.folder import read_expert
+    from pidep.experts.resolve import resolve_expert_folder
     from pidep.serving.swap import swap_expert
 
-    expert = read_expert(run / "expert" if (run / "expert" / "expert.json").is_file() else run)
+    expert = read_expert(resolve_expert_folder(run))
     result = swap_expert(name, expert, settings.repo, settings.url, timeout_s=settings.timeout)
     if json:
         render.as_json(result.to_json())

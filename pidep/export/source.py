@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, read_expert, require_embeddings
+from pidep.experts.resolve import resolve_expert_folder
 from pidep.tasks.data import Split, limit, load_texts
 from pidep.tasks.hub import with_labels
 from pidep.tasks.task import Task, load_task
@@ -34,8 +35,7 @@ def read_source(run: Path, *, rows: int, task: str | None = None) -> Source:
         UsageError: an expert folder without a task, and none given; or a task with other labels.
         ExpertError: the folder holds no expert, or one of an encoder-decoder.
     """
-    inner = run / "expert"
-    expert = read_expert(inner if (inner / "expert.json").is_file() else run)
+    expert = read_expert(resolve_expert_folder(run))
     require_embeddings(expert)
     if task is not None:
         found = with_labels(load_task(task))

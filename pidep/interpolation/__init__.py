@@ -1,6 +1,28 @@
-"""Interpolate: turning a mixture of experts into one expert, or an expert into the backbone's weights.
+"""The mixture of own expert and helpers, learned on the target's rows.
 
-May import `pidep.backbones`, `pidep.experts`, `pidep.kernels` and `pidep.errors`.
+`policies` is the entry; `auto`, `candidates`, `held_out` and `guard` are the policy that decides
+by held-out rows. `fold` reduces the rank of a LoRA; `path` measures the line between two experts.
+May import `pidep.similarity`, `pidep.training`, `pidep.tasks` and the rooms below them.
 """
 
-__all__: list[str] = []
+from pidep.interpolation.auto import Interpolated, tuned_own
+from pidep.interpolation.fold import Truncated, truncate
+from pidep.interpolation.guard import Decision
+from pidep.interpolation.path import ExpertPath, PathPoint, evaluate_path
+from pidep.interpolation.policies import interpolate, train_jointly
+from pidep.interpolation.settings import InterpolateSettings, Policy
+
+__all__ = [
+    "Decision",
+    "ExpertPath",
+    "InterpolateSettings",
+    "Interpolated",
+    "PathPoint",
+    "Policy",
+    "Truncated",
+    "evaluate_path",
+    "interpolate",
+    "train_jointly",
+    "truncate",
+    "tuned_own",
+]

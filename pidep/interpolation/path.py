@@ -1,7 +1,8 @@
-"""Linear connectivity: the loss along the straight line between two experts (the analysis of π-Tuning, arXiv 2304.14381).
+"""Linear connectivity: the loss on the straight line between two experts (π-Tuning's analysis).
 
-Every point of the line is a mixture, θ(t) = (1 − t)·θ₀ + t·θ₁ with α = (1 − t, t): of the products for a LoRA, side by side for prefixes
-of which one has a bias, of the parameters otherwise. Where no hill of loss lies between two experts, mixing them costs nothing on the way.
+Every point is a mixture, θ(t) = (1 − t)·θ₀ + t·θ₁ with α = (1 − t, t). A LoRA is mixed by its
+products, prefixes side by side if one of them has a bias, all other kinds by their parameters.
+Experts without a barrier of loss between them can be mixed in any proportion (arXiv 2304.14381).
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pidep.errors import UsageError
 from pidep.experts.folder import Expert
 from pidep.tasks.data import Split
 from pidep.tasks.metrics import score
-from pidep.training.loop import Scorer, predict_logits
+from pidep.training.scorer import Scorer, predict_logits
 
-__all__ = ["NUM_POINTS", "ExpertPath", "PathPoint", "walk"]
+__all__ = ["NUM_POINTS", "ExpertPath", "PathPoint", "evaluate_path"]
 
 NUM_POINTS = 11
 OnPoint = Callable[[int, int, float], None]
-"""Called with point, number of points and loss."""
+"""Called with the point's number, the number of points and the loss."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +49,27 @@ class ExpertPath:
 
     @property
     def barrier(self) -> float:
-        """How far the loss rises above the straight line between its ends, at most; 0 where it never does."""
+        """The most that the loss rises above the straight line between its ends; at least 0."""
         first, last = self.points[0].loss, self.points[-1].loss
-        return max(0.0, *(point.loss - ((1 - point.t) * first + point.t * last) for point in self.points[1:-1]))
+        return max(
+            0.0,
+            *(point.loss - ((1 - point.t) * first + point.t * last) for point in self.points[1:-1]),
+        )
 
     @property
     def best(self) -> PathPoint:
-        """Where the loss is least."""
+        """The point of least loss."""
         return min(self.points, key=lambda point: point.loss)
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        points = [{"t": point.t, "loss": point.loss, self.metric: point.metric} for point in self.points]
+        points = [
+            {"t": point.t, "loss": point.loss, self.metric: point.metric} for point in self.points
+        ]
         return {"start": self.start, "end": self.end, "barrier": self.barrier, "points": points}
 
 
-def walk(
+def evaluate_path(
     scorer: Scorer,
     start: Expert,
     end: Expert,
@@ -74,22 +80,30 @@ def walk(
     num_points: int = NUM_POINTS,
     on_point: OnPoint | None = None,
 ) -> ExpertPath:
-    """Loss and metric on `rows` at evenly spaced points of the line between two experts of one kind and the same sites.
+    """Loss and metric on `rows` at evenly spaced points between two experts of one kind.
 
-    Costs `num_points` passes over the rows; inside `scorer.backbone.cached_below(start.sites)` the layers below run once.
+    Costs `num_points` passes over the rows. Inside `scorer.backbone.cached_below(start.sites)`
+    the layers below the experts run once.
+
+    Args:
+        names: names of both ends in the result; those of the experts when absent.
+        num_points: points with both ends; at least three.
 
     Raises:
         ExpertError: the experts are of different kinds or sites, or do not fit the backbone.
         UsageError: fewer than three points, or no rows.
     """
     if num_points < 3 or not rows.rows:
-        raise UsageError(f"path: needs three points and a row, found {num_points} and {len(rows.rows)}")
+        raise UsageError(
+            f"path: needs three points and a row, found {num_points} and {len(rows.rows)}"
+        )
+    # One α for all sites: the line moves every parameter at the same time.
     mixture = Mixture.of([start, end], per="global")
     labels = torch.tensor(rows.labels)
     points = []
     for number in range(num_points):
         t = number / (num_points - 1)
-        _go_to(mixture, t)
+        _set_alpha(mixture, t)
         logits = predict_logits(scorer, rows.rows, mixture)
         loss = float(nn.functional.cross_entropy(logits, labels))
         points.append(PathPoint(t, loss, score(metric, rows.labels, logits.argmax(1).tolist())))
@@ -99,8 +113,8 @@ def walk(
     return ExpertPath(first, last, metric, tuple(points))
 
 
-def _go_to(mixture: Mixture, t: float) -> None:
-    """α = (1 − t, t), exactly: the logarithm of 0 is −Inf, which the softmax turns into 0 again."""
+def _set_alpha(mixture: Mixture, t: float) -> None:
+    """Set α = (1 − t, t) exactly: the logarithm of 0 is −Inf, and the softmax gives 0 back."""
     with torch.no_grad():
         for parameter in mixture.alpha_parameters():
             parameter.copy_(torch.tensor([1 - t, t]).log())

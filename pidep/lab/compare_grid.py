@@ -1,11 +1,11 @@
-"""The grid of a comparison made ready: its cells, each one's rows, recipe and methods, and a digest of all they depend on."""
+"""The grid of a comparison: its cells, with their rows, training settings, methods and digests."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,31 +16,43 @@ from pidep.backbones.backbone import Backbone
 from pidep.backbones.layer_cache import layers_below
 from pidep.errors import TaskError, UsageError, did_you_mean
 from pidep.experts.kinds import expert_kind
-from pidep.interpolation.interpolate import InterpolateSettings
-from pidep.lab.baselines import Recipe
+from pidep.interpolation.settings import InterpolateSettings
 from pidep.lab.settings import ONLY_FOR, CompareSettings, Method
 from pidep.similarity.pool import PoolEntry, read_pool
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data
 from pidep.tasks.hub import with_labels
 from pidep.tasks.task import Task, load_task
-from pidep.training.loop import Scorer, few_shot_share
-from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
+from pidep.training.scorer import Scorer, scorer_for_task
+from pidep.training.settings import TrainingSettings, few_shot_factor
 
 __all__ = ["REVISIONS", "Grid", "Key", "Part", "Target", "cells_of", "methods_of"]
 
 FORMAT = 1
-"""Raised whenever a cell measures something else for the same settings."""
+"""Raise it when a cell measures something else for the same settings."""
 REVISIONS: Mapping[Method, Mapping[str, int]] = {
     "own_tuned": {"any": 3},
     "pi": {"any": 3, "prefix": 4},
     "pi_trial": {"any": 3, "prefix": 4},
 }
-"""By method and kind of expert; raised whenever it does something else with the same settings: cells measured before are refused, not
-mixed in."""
+"""By method and kind of expert. Raise one when the method does something else with the same
+settings: cells of the old revision are refused then, and never mixed with new ones."""
+_DECISIVE = (
+    "kind",
+    "sites",
+    "size",
+    "scaling",
+    "steps",
+    "batch_size",
+    "warmup",
+    "weight_decay",
+    "eval_every",
+    "patience",
+)
+"""Training settings that the digest of a cell's own expert covers by name."""
 
 
 class Key(NamedTuple):
-    """Which cell of a grid; `shots` None is full data."""
+    """A cell of a grid; `shots` is None for full data."""
 
     kind: str
     task: str
@@ -49,21 +61,24 @@ class Key(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """Inside the run folder."""
-        return Path("cells") / self.kind / self.task / str(self.shots or "full") / f"{self.seed}.json"
+        """The cell's file inside the folder of the comparison."""
+        return (
+            Path("cells") / self.kind / self.task / str(self.shots or "full") / f"{self.seed}.json"
+        )
 
     def __str__(self) -> str:
-        return f"{self.kind}, {self.task}, {f'{self.shots} shots' if self.shots else 'full data'}, seed {self.seed}"
+        rows = f"{self.shots} shots" if self.shots else "full data"
+        return f"{self.kind}, {self.task}, {rows}, seed {self.seed}"
 
 
 class Part(NamedTuple):
-    """Every `of`-th cell from `first` on: how processes share a grid."""
+    """Every `of`-th cell from `first` on, so that processes can share a grid."""
 
     first: int
     of: int
 
     def share(self, keys: Sequence[Key]) -> list[Key]:
-        """This part of them."""
+        """The keys of this part."""
         return list(keys[self.first :: self.of])
 
 
@@ -82,30 +97,55 @@ class Target:
 
 
 def cells_of(config: CompareSettings, tasks: Sequence[str]) -> list[Key]:
-    """Every cell. Tasks come last: two parts of an even number of tasks then embed different texts."""
-    columns: list[tuple[int | None, tuple[int, ...]]] = [(shots, config.seeds) for shots in config.shots]
+    """Every cell of the grid.
+
+    Tasks come last, so that two parts of an even number of tasks embed different texts.
+    """
+    columns: list[tuple[int | None, tuple[int, ...]]] = [
+        (shots, config.seeds) for shots in config.shots
+    ]
     if config.full:
+        # Full data is slow to train, so it may have fewer seeds.
         columns.append((None, config.full_seeds or config.seeds))
-    return [Key(kind, task, shots, seed) for kind in config.kinds for shots, seeds in columns for seed in seeds for task in tasks]
+    return [
+        Key(kind, task, shots, seed)
+        for kind in config.kinds
+        for shots, seeds in columns
+        for seed in seeds
+        for task in tasks
+    ]
 
 
 def methods_of(config: CompareSettings, kind: str) -> dict[Method, dict[str, Any]]:
-    """The methods measured with a kind of expert, in the order of the table, and each one's own settings."""
+    """Method to its settings, for a kind of expert, in the order of the table."""
     interpolation = _interpolation(config)
     settings: dict[str, dict[str, Any]] = {
         "full": {"learning_rate": config.finetune_learning_rate, "steps": config.finetune_steps},
         "lorahub": {"budget": config.lorahub_budget, "max_rows": config.lorahub_rows},
-        **{method: {**interpolation, "revision": of.get(kind, of["any"])} for method, of in REVISIONS.items()},
+        **{
+            method: {**interpolation, "revision": of.get(kind, of["any"])}
+            for method, of in REVISIONS.items()
+        },
     }
-    return {method: settings.get(method, {}) for method in config.methods if kind in ONLY_FOR.get(method, (kind,))}
+    return {
+        method: settings.get(method, {})
+        for method in config.methods
+        if kind in ONLY_FOR.get(method, (kind,))
+    }
 
 
 def _interpolation(config: CompareSettings) -> dict[str, Any]:
-    """All of π's settings that a cell does not decide."""
-    defaults = {found.name: found.default for found in fields(InterpolateSettings) if found.name not in ("schedule", "own_learning_rate")}
+    """The settings of π that do not depend on the cell."""
+    defaults = {
+        found.name: found.default
+        for found in fields(InterpolateSettings)
+        if found.name not in ("schedule", "own_learning_rate")
+    }
     for name in config.interpolation:
         if name not in defaults:
-            raise UsageError(f"compare: interpolation: unknown setting {name!r}{did_you_mean(name, defaults)}")
+            raise UsageError(
+                f"compare: interpolation: unknown setting {name!r}{did_you_mean(name, defaults)}"
+            )
     return {**defaults, **config.interpolation}
 
 
@@ -113,16 +153,21 @@ class Grid:
     """A configuration on its backbone.
 
     Raises:
-        TaskError, ExpertError, UsageError: tasks, shots or sites that are not there.
+        TaskError, ExpertError, UsageError: a task, shots or sites do not exist.
     """
 
     def __init__(self, config: CompareSettings, backbone: Backbone) -> None:
         self.config, self.backbone = config, backbone
-        self.sites: dict[str, tuple[str, ...]] = {kind: tuple(find_sites(backbone.model, config.sites, kind=kind)) for kind in config.kinds}
+        self.sites: dict[str, tuple[str, ...]] = {
+            kind: tuple(find_sites(backbone.model, config.sites, kind=kind))
+            for kind in config.kinds
+        }
         self.targets: dict[str, Target] = {}
         for task in map(load_task, config.tasks):
             if task.name in self.targets:
-                raise UsageError(f"compare: two tasks are called {task.name!r}; give each a name of its own")
+                raise UsageError(
+                    f"compare: two tasks are called {task.name!r}; give each a name of its own"
+                )
             self.targets[task.name] = _target(task, config, backbone)
         self.cells = cells_of(config, list(self.targets))
         self._extra = {} if config.pool is None else read_pool(config.pool)
@@ -130,80 +175,92 @@ class Grid:
         for kind in config.kinds:
             if not methods_of(config, kind):
                 raise UsageError(
-                    f"compare: none of the methods {', '.join(config.methods)} is for experts of kind {kind!r}; add one, as own"
+                    f"compare: none of the methods {', '.join(config.methods)} is for experts of "
+                    f"kind {kind!r}; add one, as own"
                 )
         for kind in config.kinds:
             if config.pool is not None and not self.extra(kind):
-                raise UsageError(f"{config.pool}: no expert of kind {kind!r} of this backbone on these sites; run without --pool")
+                raise UsageError(
+                    f"{config.pool}: no expert of kind {kind!r} of this backbone on these sites; "
+                    "run without `pool`"
+                )
             for name, entry in self.extra(kind).items():
                 size = adapter_kind(kind).size_of(next(iter(entry.expert.sites.values())))
                 if size != config.rank:
                     raise UsageError(
-                        f"{config.pool}: {name!r} is of size {size}, and task embeddings compare experts of one size, here {config.rank}; "
+                        f"{config.pool}: {name!r} is of size {size}, and task embeddings compare "
+                        f"experts of one size, here {config.rank}; "
                         f"give `rank={size}`, or another `pool`"
                     )
 
     def kinds_by_depth(self) -> Iterator[list[str]]:
-        """Kinds that can share a layer cache."""
+        """Groups of kinds that can share a layer cache."""
         groups: dict[tuple[str, int], list[str]] = {}
         for kind, sites in self.sites.items():
             groups.setdefault(layers_below(self.backbone.model, sites), []).append(kind)
         yield from groups.values()
 
     def helpers(self, kinds: Sequence[str]) -> list[Key]:
-        """Each task's cell on full data, whose own expert helps the other tasks."""
+        """The full-data cell of each task; its own expert helps the other tasks."""
         seed = (self.config.full_seeds or self.config.seeds)[0]
         return [Key(kind, task, None, seed) for kind in kinds for task in self.targets]
 
     def extra(self, kind: str) -> dict[str, PoolEntry]:
-        """Experts of the extra pool that fit, by name."""
+        """Name to entry of the compatible experts of the extra pool."""
         return {
             name: entry
             for name, entry in self._extra.items()
             if (entry.expert.kind, entry.expert.backbone_digest) == (kind, self.backbone.digest)
             and entry.expert.sites.keys() == set(self.sites[kind])
-            and entry.fisher == "empirical"  # as the cells' own; others are not comparable
+            # The cells' own embeddings are empirical, and Fishers do not compare with others.
+            and entry.fisher == "empirical"
             and name not in self.targets
         }
 
     def rows(self, key: Key) -> tuple[Split, Split | None]:
-        """A cell's training rows, and those held back of full data."""
+        """A cell's training rows, and the rows held back of full data."""
         data = self.targets[key.task].data.train
         if key.shots is not None:
             return few_shot(data, shots=key.shots, seed=key.seed), None
-        return hold_out(data, fraction=min(0.1, self.config.validation_rows / len(data.rows)), seed=key.seed)
+        return hold_out(
+            data, fraction=min(0.1, self.config.validation_rows / len(data.rows)), seed=key.seed
+        )
 
-    def recipe(self, key: Key, *, num_rows: int) -> Recipe:
+    def training(self, key: Key, *, num_rows: int) -> TrainingSettings:
         """How a cell's own expert is trained."""
         config, full = self.config, key.shots is None
         few_steps = max(config.steps, config.epochs * -(-num_rows // config.batch_size))
-        return Recipe(
+        return TrainingSettings(
             kind=key.kind,
             sites=self.sites[key.kind],
             size=config.rank,
             scaling=expert_kind(key.kind).scaling(config.lora_alpha, config.rank),
-            rate=config.full_learning_rate_factor if full else config.learning_rate_factor or few_shot_share(num_rows),
+            learning_rate_factor=config.full_learning_rate_factor
+            if full
+            else config.learning_rate_factor or few_shot_factor(num_rows),
             steps=config.full_steps if full else few_steps,
             batch_size=config.full_batch_size if full else config.batch_size,
             warmup=config.warmup,
             weight_decay=config.weight_decay,
             eval_every=config.eval_every,
             patience=config.patience,
+            seed=key.seed,
         )
 
     def expert_settings(self, key: Key) -> str:
-        """SHA-256 over all that a cell's own expert and its task's embedding depend on."""
+        """SHA-256 over everything that a cell's own expert and task embedding depend on."""
         train, validation = self.rows(key)
         target = self.targets[key.task]
-        recipe = self.recipe(key, num_rows=len(train.rows))
+        training = self.training(key, num_rows=len(train.rows))
         return _sha(
             {
                 "format": FORMAT,
                 "backbone": self.backbone.digest,
-                "recipe": {name: value for name, value in asdict(recipe).items() if name != "rate"},
-                # a share of the kind's own, which may be another in another version
-                "learning_rate": recipe.learning_rate,
-                "bitfit_learning_rate": replace(recipe, kind="bitfit").learning_rate,
+                # The word of the first version; another would orphan every measured cell.
+                "recipe": {name: getattr(training, name) for name in _DECISIVE},
+                # The product and not the factor: a kind's usual rate can change with the version.
+                "learning_rate": training.peak_learning_rate,
+                "bitfit_learning_rate": replace(training, kind="bitfit").peak_learning_rate,
                 "labels": target.task.labels,
                 "max_length": target.scorer.max_length,
                 "train": data_digest(train),
@@ -214,7 +271,7 @@ class Grid:
         )
 
     def cell_settings(self, key: Key) -> str:
-        """SHA-256 over all that a cell depends on, but for the methods' own settings."""
+        """SHA-256 over everything that a cell depends on, without the methods' settings."""
         if key not in self._settings:
             self._settings[key] = self._cell_settings(key)
         return self._settings[key]
@@ -227,8 +284,14 @@ class Grid:
                 "test": target.test_digest,
                 "metric": target.task.metric,
                 "top_k": self.config.top_k,
-                "helpers": {helper.task: self._helper_settings[helper] for helper in self.helpers([key.kind]) if helper.task != key.task},
-                "extra": {name: entry.expert.digest for name, entry in self.extra(key.kind).items()},
+                "helpers": {
+                    helper.task: self._helper_settings[helper]
+                    for helper in self.helpers([key.kind])
+                    if helper.task != key.task
+                },
+                "extra": {
+                    name: entry.expert.digest for name, entry in self.extra(key.kind).items()
+                },
             }
         )
 
@@ -240,16 +303,25 @@ class Grid:
 def _target(task: Task, config: CompareSettings, backbone: Backbone) -> Target:
     task = with_labels(task)
     if task.target is not None:
-        raise TaskError(f"task {task.name!r}: its answers are free texts (target), and classifiers are compared; tune it with pidep tune")
+        raise TaskError(
+            f"task {task.name!r}: its answers are free texts (target), and classifiers are "
+            "compared; tune it with pidep tune"
+        )
     data = load_data(task)
-    train, test = limit(data.train, config.train_limit, seed=0), limit(data.test, config.test_limit, seed=0)
+    train, test = (
+        limit(data.train, config.train_limit, seed=0),
+        limit(data.test, config.test_limit, seed=0),
+    )
     missing = set(range(len(task.labels))) - set(train.labels)
     if missing:
-        raise TaskError(f"task {task.name!r}: no training row has the label {list(task.labels)[min(missing)]!r}; drop the label")
+        raise TaskError(
+            f"task {task.name!r}: no training row has the label "
+            f"{list(task.labels)[min(missing)]!r}; drop the label"
+        )
     for shots in config.shots:
         few_shot(train, shots=shots, seed=0)
     length = min(config.max_length or task.max_length, backbone.max_positions)
-    return Target(task, TaskData(train, test), Scorer(backbone, label_embeddings(backbone, task), LOGIT_SCALE, length))
+    return Target(task, TaskData(train, test), scorer_for_task(backbone, task, max_length=length))
 
 
 def _sha(content: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the cells of a comparison add up to: means, deviations, differences, and where π loses. No torch."""
+"""The summary of a comparison: means, deviations, differences, losing cases. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pidep.lab.settings import METHODS
 __all__ = ["GUARDED", "differences", "summarise"]
 
 GUARDED = ("own", "uniform")
-"""What π must never fall far behind."""
+"""Methods that π must never fall far behind."""
 
 Column = tuple[str, int | None]
 """Kind, and shots (None: full data)."""
@@ -20,11 +20,12 @@ Scores = Mapping[str, Mapping[str, Mapping[int, float]]]
 
 
 def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Scores in [0, 1]; a difference of two methods is over the seeds that both were measured with.
+    """The summary of cells, as `summary.json` holds it. Scores are in [0, 1].
 
-    `runs`: mean, sample standard deviation (None of one run) and every score by kind, shots, task and method.
-    `averages`: means over the tasks. `differences`: π minus each other method, by task and on average.
-    `losing`: every task whose mean is lower with π than with another method.
+    `runs`: mean, sample standard deviation (None for one run) and every score, by kind, shots,
+    task and method. `averages`: means over the tasks. `differences`: π minus each other method,
+    by task and on average, over the seeds that both were measured with. `losing`: every task
+    whose mean is lower with π than with another method.
     """
     columns: dict[Column, dict[str, dict[str, dict[int, float]]]] = {}
     for cell in cells:
@@ -38,26 +39,42 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         summary["averages"] += [{**where, **row} for row in _averages(scores)]
         for other in _methods(scores):
             if other != "pi" and (by_task := differences(scores, "pi", other)):
-                summary["differences"].append({**where, "minus": other, "mean": statistics.fmean(by_task.values()), "tasks": by_task})
+                summary["differences"].append(
+                    {
+                        **where,
+                        "minus": other,
+                        "mean": statistics.fmean(by_task.values()),
+                        "tasks": by_task,
+                    }
+                )
                 lost = {task: by for task, by in by_task.items() if by < 0}
                 summary["losing"] += [
-                    {**where, "task": task, "against": other, "difference": by, "guarded": other in GUARDED} for task, by in lost.items()
+                    {
+                        **where,
+                        "task": task,
+                        "against": other,
+                        "difference": by,
+                        "guarded": other in GUARDED,
+                    }
+                    for task, by in lost.items()
                 ]
     return summary
 
 
 def differences(scores: Scores, method: str, other: str) -> dict[str, float]:
-    """Mean of one method minus mean of another, by task, over the seeds they share."""
+    """Mean of one method minus mean of another, by task, over their common seeds."""
     found = {}
     for task, methods in scores.items():
         seeds = methods.get(method, {}).keys() & methods.get(other, {}).keys()
         if seeds:
-            found[task] = statistics.fmean(methods[method][seed] - methods[other][seed] for seed in sorted(seeds))
+            found[task] = statistics.fmean(
+                methods[method][seed] - methods[other][seed] for seed in sorted(seeds)
+            )
     return found
 
 
 def _methods(scores: Scores) -> list[str]:
-    """Those measured anywhere, in the order of the table."""
+    """The methods that were measured anywhere, in the order of the table."""
     there = {method for methods in scores.values() for method in methods}
     return [*(method for method in METHODS if method in there), *sorted(there - set(METHODS))]
 
@@ -78,5 +95,9 @@ def _runs(scores: Scores) -> Iterable[dict[str, Any]]:
 
 def _averages(scores: Scores) -> Iterable[dict[str, Any]]:
     for method in _methods(scores):
-        means = [statistics.fmean(methods[method].values()) for methods in scores.values() if method in methods]
+        means = [
+            statistics.fmean(methods[method].values())
+            for methods in scores.values()
+            if method in methods
+        ]
         yield {"method": method, "mean": statistics.fmean(means), "tasks": len(means)}

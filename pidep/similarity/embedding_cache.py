@@ -1,4 +1,4 @@
-"""Task embeddings are computed once: a folder of them, by everything that decides their numbers."""
+"""A cache of task embeddings on disk; the key covers everything that decides their numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pidep.similarity.fisher import FisherKind, diagonal_fisher
 __all__ = ["cached_fisher"]
 
 FORMAT = 1
-"""Raised whenever `diagonal_fisher` gives other numbers for the same inputs."""
+"""Raise it when `diagonal_fisher` gives other numbers for the same inputs."""
 
 
 def cached_fisher(
@@ -34,14 +34,15 @@ def cached_fisher(
     seed: int = 0,
     batch_size: int = 16,
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """`diagonal_fisher`, or what it gave before for the same expert, data, backbone, kind, seed and number of rows.
+    """`diagonal_fisher`, computed once for each expert, data, backbone, kind, seed and row count.
 
     Args:
-        cache: a folder that only these files are in; a damaged one is computed again.
-        data_digest: SHA-256 over the rows and labels, in order (`pidep.tasks.data.data_digest`).
+        cache: a folder for these files only; a damaged file is computed again.
+        data_digest: SHA-256 over rows and labels, in order (`pidep.tasks.data.data_digest`).
     """
     parts = {
         "backbone": backbone.digest,
+        # The other kinds do not depend on the batch size, so they share a file.
         "batch_size": batch_size if kind == "batch_squared" else None,
         "data": data_digest,
         "expert": expert.digest,
@@ -54,6 +55,8 @@ def cached_fisher(
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
     found = read_cached(path, key=key)
     if found is None:
-        found = diagonal_fisher(backbone, expert, rows, labels, kind=kind, seed=seed, batch_size=batch_size)
+        found = diagonal_fisher(
+            backbone, expert, rows, labels, kind=kind, seed=seed, batch_size=batch_size
+        )
         write_cached(path, found, key=key)
     return found

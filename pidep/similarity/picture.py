@@ -11,19 +11,24 @@ from pidep.errors import UsageError
 __all__ = ["draw"]
 
 NAMED_UP_TO = 50
-"""Tasks up to which names and figures can be read."""
+"""Tasks up to which names and figures are readable."""
 DRAWN_UP_TO = 2000
-"""Tasks up to which a layout takes seconds; it is quadratic."""
+"""Tasks up to which the layout takes seconds; its time is quadratic."""
 
 
 def draw(graph: networkx.Graph, path: Path) -> None:
-    """A PNG: nodes are tasks, an edge's width and label its similarity; more than 50 tasks are dots, alike ones close together.
+    """Write a PNG: nodes are tasks; width and label of an edge are its similarity.
+
+    More than 50 tasks are drawn as dots, similar ones close together.
 
     Raises:
         UsageError: more than 2,000 tasks.
     """
     if len(graph) > DRAWN_UP_TO:
-        raise UsageError(f"{path}: draws up to {DRAWN_UP_TO} tasks, the graph has {len(graph)}; write --graphml for a program made for it")
+        raise UsageError(
+            f"{path}: draws up to {DRAWN_UP_TO} tasks, the graph has {len(graph)}; write --graphml "
+            "for a program made for it"
+        )
     import matplotlib
 
     matplotlib.use("Agg")
@@ -34,15 +39,27 @@ def draw(graph: networkx.Graph, path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(side + 1, side), dpi=120)
     weights = [graph.edges[edge]["similarity"] for edge in graph.edges]
     low, span = min(weights), (max(weights) - min(weights)) or 1.0
-    layout = networkx.circular_layout(graph) if named else networkx.spring_layout(graph, weight="similarity", seed=0)
-    look = {"node_size": 2600, "node_color": "#dbe9f6", "edgecolors": "#2b6cb0"} if named else {"node_size": 8, "node_color": "#2b6cb0"}
+    layout = (
+        networkx.circular_layout(graph)
+        if named
+        else networkx.spring_layout(graph, weight="similarity", seed=0)
+    )
+    look = (
+        {"node_size": 2600, "node_color": "#dbe9f6", "edgecolors": "#2b6cb0"}
+        if named
+        else {"node_size": 8, "node_color": "#2b6cb0"}
+    )
     networkx.draw_networkx_nodes(graph, layout, ax=axes, **look)
     widths = [(0.8 + 5 * (weight - low) / span) * (1.0 if named else 0.1) for weight in weights]
-    networkx.draw_networkx_edges(graph, layout, ax=axes, width=widths, edge_color="#2b6cb0", alpha=0.6)
+    networkx.draw_networkx_edges(
+        graph, layout, ax=axes, width=widths, edge_color="#2b6cb0", alpha=0.6
+    )
     if named:
         networkx.draw_networkx_labels(graph, layout, ax=axes, font_size=10)
         labels = {edge: f"{graph.edges[edge]['similarity']:.3f}" for edge in graph.edges}
-        networkx.draw_networkx_edge_labels(graph, layout, edge_labels=labels, ax=axes, font_size=8, label_pos=0.35)
+        networkx.draw_networkx_edge_labels(
+            graph, layout, edge_labels=labels, ax=axes, font_size=8, label_pos=0.35
+        )
     axes.set_title("Task graph: normalised cosine of the tasks' Fisher embeddings")
     axes.set_axis_off()
     axes.margins(0.2 if named else 0.02)

@@ -1,10 +1,13 @@
-"""A task embedding in 256 numbers, whose Euclidean distance tells which tasks are worth an exact look.
+"""A task embedding in 256 numbers, whose Euclidean distance predicts the similarity.
 
-The normalised cosine of two tensors is close to exp(−Var(d)/2), d = log l − log r (see `pidep.similarity.measures`). Var(d) is
-the squared Euclidean distance of the tensors' centred logarithms, so those, scaled to weigh every tensor alike, are points
-whose nearest neighbours are the most similar tasks; logarithms are clipped because the cosine, unlike Var(d), saturates. A
-count sketch (Charikar et al., 2002: each coordinate goes to one bucket with a sign) keeps distances to within √(2/256) = 9 %
-in one pass over the vector.
+The normalised cosine of two tensors is close to exp(−Var(d)/2) with d = log l − log r (see
+`pidep.similarity.measures`). Var(d) is the squared Euclidean distance of the tensors' centred
+logarithms. So the centred logarithms, scaled to weigh every tensor alike, are points whose nearest
+neighbours are the most similar tasks. They are clipped because the cosine, unlike Var(d),
+saturates.
+
+A count sketch (Charikar et al., 2002) sends each coordinate to one bucket, with a sign. It keeps
+distances to within √(2/256) = 9 % in one pass over the vector.
 """
 
 from __future__ import annotations
@@ -14,21 +17,24 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from pidep.similarity.measures import Layout, Vector
+from pidep.similarity.measures import TensorLayout, Vector
 
 __all__ = ["Sketcher"]
 
 WIDTH = 256
 CLIP = 4.0
-"""Natural logarithms from a tensor's mean of logarithms."""
+"""Most distance of a logarithm from its tensor's mean of logarithms."""
 FLOOR = 1e-6
-"""Of a tensor's mean: what a zero counts as."""
+"""A zero counts as this share of its tensor's mean."""
 
 
 class Sketcher:
-    """Sketches embeddings of one layout; the same on every machine, for it takes no random number from a library."""
+    """Sketches embeddings of one layout, the same on every machine.
 
-    def __init__(self, layout: Layout) -> None:
+    Buckets and signs come from a fixed hash and not from a library's random numbers.
+    """
+
+    def __init__(self, layout: TensorLayout) -> None:
         self.layout = layout
         size = layout.spans[-1].stop
         mixed = _splitmix64(np.arange(size, dtype=np.uint64))
@@ -37,7 +43,7 @@ class Sketcher:
 
     @property
     def key(self) -> str:
-        """Changes with anything that changes a sketch."""
+        """Cache key of sketches; changes with everything that changes a sketch."""
         parts = repr((1, WIDTH, CLIP, FLOOR, self.layout.shapes))
         return hashlib.sha256(parts.encode()).hexdigest()
 
@@ -47,9 +53,14 @@ class Sketcher:
         for span in self.layout.spans:
             part = vector[span].astype(np.float64)
             mean = part.mean()
+            # A share of the mean, so that a sketch does not depend on the scale of the Fisher.
             own = np.log(part + FLOOR * mean) if mean > 0 else np.zeros(len(part))
-            logs[span] = np.clip(own - own.mean(), -CLIP, CLIP) / np.sqrt(len(part) * len(self.layout.spans))
-        return np.bincount(self._buckets, weights=logs * self._signs, minlength=WIDTH).astype(np.float32)
+            logs[span] = np.clip(own - own.mean(), -CLIP, CLIP) / np.sqrt(
+                len(part) * len(self.layout.spans)
+            )
+        return np.bincount(self._buckets, weights=logs * self._signs, minlength=WIDTH).astype(
+            np.float32
+        )
 
 
 def _splitmix64(counter: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -1,6 +1,52 @@
-"""Tuning: training an expert per task, and the whole predict-interpolate run behind `pidep tune`.
+"""`pidep tune` and its neighbours: the pipeline, its settings, run folders, offline answers.
 
-May import everything below the three wings, never `pidep.export` or `pidep.serving`.
+`run_folder` owns the format of run folders: it writes and reads them. `predict` and `generate`
+answer rows with an expert; `fold` and `import_peft` make experts from experts. May import
+`pidep.interpolation`, `pidep.similarity`, `pidep.training` and the rooms below them.
+
+Names are imported on first use: settings and run folders need no torch. The functions `tune`,
+`predict`, `generate` and `import_peft` are in the modules of their names, whose names they would
+hide here; `pidep` itself offers them as well.
 """
 
-__all__: list[str] = []
+from typing import TYPE_CHECKING
+
+from pidep.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from pidep.tuning.fold import FoldedExpert, fold_expert
+    from pidep.tuning.generate import GeneratedAnswer
+    from pidep.tuning.predict import Prediction, load_expert
+    from pidep.tuning.run_folder import Run, TuneResult, read_run
+    from pidep.tuning.settings import GenerateSettings, TuneSettings, read_config
+
+__all__ = [
+    "FoldedExpert",
+    "GenerateSettings",
+    "GeneratedAnswer",
+    "Prediction",
+    "Run",
+    "TuneResult",
+    "TuneSettings",
+    "fold_expert",
+    "load_expert",
+    "read_config",
+    "read_run",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "FoldedExpert": "pidep.tuning.fold",
+        "GenerateSettings": "pidep.tuning.settings",
+        "GeneratedAnswer": "pidep.tuning.generate",
+        "Prediction": "pidep.tuning.predict",
+        "Run": "pidep.tuning.run_folder",
+        "TuneResult": "pidep.tuning.run_folder",
+        "TuneSettings": "pidep.tuning.settings",
+        "fold_expert": "pidep.tuning.fold",
+        "load_expert": "pidep.tuning.predict",
+        "read_config": "pidep.tuning.settings",
+        "read_run": "pidep.tuning.run_folder",
+    },
+)

@@ -1,133 +1,108 @@
-"""The pool seen from a run: who may help, checked before anything is trained; large pools are not read as a whole."""
+"""The pool of a run: checked against the run before anything is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
 
 from pidep.adapters.mixture import fresh
 from pidep.errors import ExpertError
-from pidep.experts.folder import Expert, read_expert
-from pidep.similarity.index import TaskIndex, read_record, task_folders
-from pidep.similarity.measures import Embedding, Layout, Neighbour, most_similar
-from pidep.similarity.pool import PoolEntry, read_pool
+from pidep.similarity import pool as pool_module
+from pidep.similarity.index import read_record
+from pidep.similarity.measures import TensorLayout
+from pidep.similarity.pool import Pool
 from pidep.tuning.job import Job
 
-__all__ = ["INDEXED_FROM", "Helpers", "ReadPool", "helpers_of"]
-
-INDEXED_FROM = 256
-"""Experts in a pool from which `TaskIndex` finds the neighbours, and only theirs are read."""
+__all__ = ["pool_of"]
 
 
-class Helpers(Protocol):
-    """A pool whose experts all fit the run."""
+def pool_of(job: Job) -> Pool | None:
+    """The run's pool without the target itself; None without a pool, or with `top_k` 0.
 
-    def nearest(self, embedding: Embedding, *, top_k: int) -> list[Neighbour]:
-        """The most similar tasks, best first."""
-
-    def expert(self, name: str) -> Expert:
-        """One of them."""
-
-
-@dataclass(frozen=True)
-class ReadPool:
-    """A small pool, read and verified as a whole."""
-
-    entries: Mapping[str, PoolEntry] = field(default_factory=dict)
-
-    def nearest(self, embedding: Embedding, *, top_k: int) -> list[Neighbour]:
-        """Exact."""
-        return most_similar(embedding, {name: entry.embedding for name, entry in self.entries.items()}, top_k=top_k)
-
-    def expert(self, name: str) -> Expert:
-        """Read already."""
-        return self.entries[name].expert
-
-
-@dataclass(frozen=True)
-class IndexedPool:
-    """A large pool: `expert.json` of every expert was checked; tensors are read of those that are taken."""
-
-    index: TaskIndex
-    without: Collection[str]
-
-    def nearest(self, embedding: Embedding, *, top_k: int) -> list[Neighbour]:
-        """From the index's short list; similarities are exact."""
-        return self.index.top_k(embedding, top_k, exclude=self.without)
-
-    def expert(self, name: str) -> Expert:
-        """Read and verified now."""
-        return read_expert(self.index.pool / name)
-
-
-def helpers_of(job: Job) -> Helpers:
-    """The pool without the target itself; empty without `--pool` or with `--top-k 0`.
+    A small pool is read and verified as a whole. Of a large one only the records are checked
+    here; the experts of the neighbours are read and verified when they are taken.
 
     Raises:
-        ExpertError: an expert in it is damaged, or of another backbone, kind, sites, rank or Fisher.
+        ExpertError: an expert in the pool is damaged, or has another backbone, kind, sites, rank
+            or Fisher than the run.
     """
-    pool = job.config.pool
-    if pool is None or job.config.top_k == 0:
-        return ReadPool()
-    others = {name: folder for name, folder in task_folders(pool).items() if name != job.name}
-    if len(others) < INDEXED_FROM or job.config.policy == "zero-shot":  # which asks every one of them
-        return ReadPool(_fitting_pool(job, pool))
-    for folder in others.values():
+    config = job.config
+    if config.pool is None or config.top_k == 0:
+        return None
+    pool = Pool(config.pool, exclude={job.name})
+    # Zero-shot asks every expert, so it reads a large pool as a whole, too.
+    if len(pool) < pool_module.INDEXED_FROM or config.policy == "zero-shot":
+        _check_experts(job, pool)
+        return pool
+    for folder in pool.folders.values():
         record = read_record(folder)
-        _check(job, folder, record["kind"], record["sites"], (record["backbone"], record["backbone_digest"]))
-        _check_fisher(folder, record["fisher"], job.config.fisher)
-    index = TaskIndex.open(pool)
-    if index.layout != _layout(job):
-        raise ExpertError(f"{pool}: its experts are of another rank than this run's; use the same --rank for the whole pool")
-    return IndexedPool(index, {job.name})
+        made_for = (record["backbone"], record["backbone_digest"])
+        _check(job, folder, record["kind"], record["sites"], made_for)
+        _check_fisher(folder, record["fisher"], config.fisher)
+    if pool.index.layout != _layout_of(job):
+        raise ExpertError(
+            f"{pool.folder}: its experts are of another rank than this run's; "
+            "use the same `rank` for the whole pool"
+        )
+    return pool
 
 
-def _fitting_pool(job: Job, pool: Path) -> dict[str, PoolEntry]:
-    """Every expert of a pool but the target's, with its task embedding.
-
-    Raises:
-        ExpertError: an expert in it is damaged, or of another backbone, kind, sites, rank or Fisher.
-    """
-    layout = _layout(job)
+def _check_experts(job: Job, pool: Pool) -> None:
+    """Refuse a pool with an expert that cannot be mixed with the run's own."""
+    layout = _layout_of(job)
+    # A zero-shot run has no embedding of its own; the pool's only have to agree.
     fisher: str | None = None if job.config.policy == "zero-shot" else job.config.fisher
-    entries = {name: entry for name, entry in read_pool(pool).items() if name != job.name}
-    for name, entry in entries.items():
-        expert = entry.expert
-        _check(job, pool / name, expert.kind, expert.sites, (expert.backbone, expert.backbone_digest))
+    for name, entry in pool.entries().items():
+        expert, folder = entry.expert, pool.folder / name
+        made_for = (expert.backbone, expert.backbone_digest)
+        _check(job, folder, expert.kind, expert.sites, made_for)
         fisher = fisher or entry.fisher
-        _check_fisher(pool / name, entry.fisher, fisher)
+        _check_fisher(folder, entry.fisher, fisher)
         try:
             layout.vector(entry.embedding)
         except ExpertError as error:
-            raise ExpertError(f"{pool / name}: {error}") from error
-    return entries
+            raise ExpertError(f"{folder}: {error}") from error
 
 
-def _layout(job: Job) -> Layout:
-    """Of the embeddings of this run's experts."""
-    start = fresh(job.scorer.backbone.model, job.sites, kind=job.config.kind, size=job.config.rank)
-    return Layout.of({f"{site}.{name}": array for site, tensors in start.items() for name, array in tensors.items()})
+def _layout_of(job: Job) -> TensorLayout:
+    """The layout of the embeddings of this run's experts."""
+    config, model = job.config, job.scorer.backbone.model
+    start = fresh(model, job.sites, kind=config.kind, size=config.rank)
+    return TensorLayout.of(
+        {
+            f"{site}.{name}": array
+            for site, tensors in start.items()
+            for name, array in tensors.items()
+        }
+    )
 
 
 def _check_fisher(where: Path, found: str, expected: str) -> None:
-    """Embeddings of different Fishers have different scales and shapes: their similarity would mean nothing."""
+    """Refuse another Fisher: its embeddings have another scale and shape."""
     if found != expected:
         raise ExpertError(
-            f"{where}: its task embedding is of the {found} Fisher, expected {expected}; use --fisher {found}, or one pool per Fisher"
+            f"{where}: its task embedding is of the {found} Fisher, expected {expected}; "
+            f"use `fisher={found}`, or one pool per Fisher"
         )
 
 
-def _check(job: Job, where: Path, kind: str, sites: Collection[str], made_for: tuple[str, str]) -> None:
-    """Same backbone (name and digest), kind and sites as the run."""
+def _check(
+    job: Job, where: Path, kind: str, sites: Collection[str], made_for: tuple[str, str]
+) -> None:
+    """Refuse another backbone (name and digest), kind or sites than the run's."""
     backbone, (name, digest) = job.scorer.backbone, made_for
     if digest != backbone.digest:
         raise ExpertError(
             f"{where}: expert of another backbone ({name!r}, {digest[:19]}…), "
-            f"this run uses {backbone.name!r} ({backbone.digest[:19]}…); use one pool per backbone"
+            f"this run uses {backbone.name!r} ({backbone.digest[:19]}…); "
+            "use one pool per backbone"
         )
     if kind != job.config.kind:
-        raise ExpertError(f"{where}: is of kind {kind!r}, this run is {job.config.kind!r}; use one pool per kind")
+        raise ExpertError(
+            f"{where}: is of kind {kind!r}, this run is {job.config.kind!r}; use one pool per kind"
+        )
     if set(sites) != set(job.sites):
-        raise ExpertError(f"{where}: acts on {len(sites)} sites, this run on {len(job.sites)}; use the same --sites for the whole pool")
+        raise ExpertError(
+            f"{where}: acts on {len(sites)} sites, this run on {len(job.sites)}; "
+            "use the same `sites` for the whole pool"
+        )

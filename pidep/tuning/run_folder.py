@@ -1,43 +1,70 @@
-"""A run folder: what a run found, and how it is written."""
+"""The run folder: the format of what `pidep tune` writes, its writer and its reader. No torch.
+
+config.yaml       the settings, as JSON (which is YAML)
+task.json         the task
+own/              the own expert, with its task embedding; not in a zero-shot run
+expert/           the result: the mixture as one expert, or the own expert
+metrics.json      the metric of each method on the test rows
+alpha.json        α of the mixture by site
+similarity.json   the neighbours and their similarities
+provenance.json   digests, versions, learning curves, seconds
+result.json       the summary; written last, so a folder with it is complete
+checkpoint/       what `--resume` needs; not read here
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import platform
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from pidep import __version__
+from pidep.errors import UsageError
 from pidep.experts.folder import Expert, read_expert
 from pidep.files.atomic_write import write_json, write_text
-from pidep.similarity.measures import Neighbour
-from pidep.tasks.data import data_digest
-from pidep.training.loop import TrainReport
-from pidep.tuning.job import Job
+from pidep.files.tensor_file import read_json
 
-__all__ = ["METHODS", "Laps", "Mixed", "TuneResult", "run_expert", "write_run"]
+if TYPE_CHECKING:
+    from pidep.similarity.measures import Neighbour
+    from pidep.training.loop import TrainReport
+    from pidep.tuning.job import Job
+
+__all__ = [
+    "METHODS",
+    "Alpha",
+    "Phase",
+    "Run",
+    "Step",
+    "TuneResult",
+    "is_run_folder",
+    "read_run",
+    "write_run",
+]
 
 METHODS = {
     "backbone": "bare backbone",
     "own_expert": "own expert",
-    "own_tuned": "own expert, trained harder",
+    "own_tuned": "own expert, high rate",
     "nearest": "nearest expert",
     "uniform": "uniform mixture",
     "pi": "π (interpolated)",
     "zero_shot": "zero-shot mixture",
 }
-"""What `metrics` can hold, in the order of every table."""
+"""Keys of `metrics.json` and their names for people, in the order of every table."""
+_FILES = ("result", "task", "metrics", "alpha", "similarity", "provenance")
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a run found; `run` is its folder."""
+    """The summary of a run; `run` is its folder."""
 
     run: Path
     name: str
@@ -48,64 +75,167 @@ class TuneResult:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """For `--json` and `result.json`."""
         return {
             "run": str(self.run),
             "name": self.name,
             "digest": self.digest,
             "metric": self.metric,
             "metrics": self.metrics,
-            "neighbours": [{"name": near.name, "similarity": near.similarity} for near in self.neighbours],
+            "neighbours": [
+                {"name": near.name, "similarity": near.similarity} for near in self.neighbours
+            ],
             "seconds": self.seconds,
         }
 
 
-class Laps:
-    """Seconds by phase."""
+@dataclass(frozen=True)
+class Step:
+    """One point of a learning curve."""
 
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self.seconds: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        """The time since the last lap was this phase's."""
-        now = time.monotonic()
-        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + now - self._last, 3)
-        self._last = now
+    step: int
+    loss: float
+    held_out: float | None
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """Who was mixed, and how."""
+class Phase:
+    """One phase of training."""
+
+    name: str
+    steps: int
+    best_step: int
+    history: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Alpha:
+    """The weights of a mixture."""
 
     experts: tuple[str, ...]
-    alphas: dict[str, list[float]]
+    sites: Mapping[str, tuple[float, ...]]
     """α by site, in the order of `experts`; empty where nothing was mixed."""
+    mean: tuple[float, ...]
+    """`[K]`, the mean over the sites."""
+
+    @classmethod
+    def of(cls, experts: tuple[str, ...], sites: Mapping[str, list[float]]) -> Alpha:
+        """The weights with their mean."""
+        mean = np.mean(list(sites.values()), axis=0).tolist() if sites else [1.0]
+        return cls(experts, {site: tuple(alpha) for site, alpha in sites.items()}, tuple(mean))
 
     def to_json(self) -> dict[str, Any]:
         """For `alpha.json`."""
-        mean = np.mean(list(self.alphas.values()), axis=0).tolist() if self.alphas else [1.0]
-        return {"experts": self.experts, "sites": self.alphas, "mean": mean}
+        sites = {site: list(alpha) for site, alpha in self.sites.items()}
+        return {"experts": self.experts, "sites": sites, "mean": list(self.mean)}
 
 
-def write_run(job: Job, result: TuneResult, mixed: Mixed, reports: Mapping[str, TrainReport], seconds: Mapping[str, float]) -> None:
-    """Everything beside the experts."""
-    out = job.out
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read."""
+
+    folder: Path
+    name: str
+    task: dict[str, Any]
+    labels: tuple[str, ...]
+    config: dict[str, Any]
+    metric: str
+    test_rows: int
+    metrics: dict[str, float]
+    """By method, in the order of `METHODS`."""
+    alpha: Alpha
+    neighbours: dict[str, float]
+    """Name to similarity."""
+    phases: tuple[Phase, ...]
+    seconds: float
+    seconds_by_phase: dict[str, float]
+    """Empty where the run did not record them."""
+    provenance: dict[str, Any]
+    own: Expert | None
+    """None for a zero-shot run."""
+    expert: Expert
+
+    @property
+    def pool(self) -> Path | None:
+        """The pool that the run was tuned with."""
+        given = self.config.get("pool")
+        return None if given is None else Path(str(given))
+
+    @property
+    def zero_shot(self) -> bool:
+        """Whether the run read no labels."""
+        return self.config.get("policy") == "zero-shot"
+
+    @property
+    def experts(self) -> dict[str, Expert]:
+        """The experts that the run made, by their name for people."""
+        own = {} if self.own is None else {"own expert": self.own}
+        # Without neighbours the result is the own expert, which has no second name.
+        if self.own is not None and self.own.digest == self.expert.digest:
+            return own
+        return {**own, ("zero-shot mixture" if self.zero_shot else "π"): self.expert}
+
+    @property
+    def decision(self) -> dict[str, Any] | None:
+        """The decision of interpolation; None without neighbours."""
+        found = self.expert.provenance.get("decision")
+        return found if isinstance(found, dict) else None
+
+    @property
+    def mixture_of(self) -> dict[str, str]:
+        """Name to digest of each expert in the mixture."""
+        found = self.expert.provenance.get("mixture_of")
+        return dict(found) if isinstance(found, dict) else {}
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run was finished in this folder."""
+    return (folder / "result.json").is_file()
+
+
+# Writing.
+
+
+def write_run(
+    job: Job,
+    result: TuneResult,
+    alpha: Alpha,
+    reports: Mapping[str, TrainReport],
+    seconds: Mapping[str, float],
+) -> None:
+    """Write all files of a run folder except the experts, which must be there already."""
+    out, metrics = job.out, result.metrics
+    test_rows = len(job.data.test.rows)
     write_text(out / "config.yaml", json.dumps(job.config.model_dump(mode="json"), indent=2) + "\n")
     write_json(out / "task.json", job.task.model_dump(mode="json"))
-    write_json(out / "alpha.json", mixed.to_json())
+    write_json(out / "alpha.json", alpha.to_json())
     write_json(out / "similarity.json", {near.name: near.similarity for near in result.neighbours})
-    write_json(out / "metrics.json", {"metric": result.metric, "test_rows": len(job.data.test.rows), **result.metrics})
+    write_json(out / "metrics.json", {"metric": result.metric, "test_rows": test_rows, **metrics})
     write_json(out / "provenance.json", _provenance(job, result, reports, seconds))
     write_json(out / "result.json", result.to_json())
 
 
-def _provenance(job: Job, result: TuneResult, reports: Mapping[str, TrainReport], seconds: Mapping[str, float]) -> dict[str, Any]:
+def _provenance(
+    job: Job,
+    result: TuneResult,
+    reports: Mapping[str, TrainReport],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    from pidep.tasks.data import data_digest
+
     backbone = job.scorer.backbone
     parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
     return {
-        "backbone": {"name": backbone.name, "digest": backbone.digest, "parameters": parameters},
-        "data": {"train": data_digest(job.train), "test": data_digest(job.data.test), "train_rows": len(job.train.rows)},
+        "backbone": {
+            "name": backbone.name,
+            "digest": backbone.digest,
+            "parameters": parameters,
+        },
+        "data": {
+            "train": data_digest(job.train),
+            "test": data_digest(job.data.test),
+            "train_rows": len(job.train.rows),
+        },
         "phases": {
             phase: {
                 "steps": report.steps,
@@ -115,13 +245,105 @@ def _provenance(job: Job, result: TuneResult, reports: Mapping[str, TrainReport]
             }
             for phase, report in reports.items()
         },
-        "versions": {name: version(name) for name in ("torch", "transformers", "numpy")} | {"pidep": __version__},
+        "versions": {name: version(name) for name in ("torch", "transformers", "numpy")}
+        | {"pidep": __version__},
         "python": platform.python_version(),
         "seconds": result.seconds,
         "seconds_by_phase": dict(seconds),
     }
 
 
-def run_expert(folder: Path) -> Expert:
-    """The expert of a run folder, or of an expert folder."""
-    return read_expert(folder / "expert" if (folder / "expert" / "expert.json").is_file() else folder)
+# Reading.
+
+
+def read_run(folder: Path) -> Run:
+    """A run folder, with its experts.
+
+    Raises:
+        UsageError: the folder is no run folder, or a file in it is missing or malformed.
+        ExpertError: an expert in it is damaged.
+    """
+    if not is_run_folder(folder):
+        raise UsageError(
+            f"{folder}: no run folder (it holds no result.json); give the folder pidep tune wrote"
+        )
+    files = {name: read_json(folder / f"{name}.json") for name in _FILES}
+    config = _read_config(folder / "config.yaml")
+    own = None if config.get("policy") == "zero-shot" else read_expert(folder / "own")
+    expert = read_expert(folder / "expert")
+    try:
+        return _parse(folder, files, config, own, expert)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"{folder}: a file of the run is malformed ({type(error).__name__}: {error}); "
+            "run pidep tune again"
+        ) from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: not readable as YAML ({reason})") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{path}: expected a mapping of settings, found {type(config).__name__}")
+    return config
+
+
+def _parse(
+    folder: Path,
+    files: Mapping[str, dict[str, Any]],
+    config: dict[str, Any],
+    own: Expert | None,
+    expert: Expert,
+) -> Run:
+    metrics, provenance = files["metrics"], files["provenance"]
+    return Run(
+        folder=folder,
+        name=str(files["result"]["name"]),
+        task=files["task"],
+        labels=tuple(str(label) for label in files["task"]["labels"]),
+        config=config,
+        metric=str(metrics["metric"]),
+        test_rows=int(metrics["test_rows"]),
+        metrics={method: _finite(metrics[method]) for method in METHODS if method in metrics},
+        alpha=_alpha(files["alpha"]),
+        neighbours={str(name): _finite(value) for name, value in files["similarity"].items()},
+        phases=tuple(_phase(str(name), phase) for name, phase in provenance["phases"].items()),
+        seconds=_finite(provenance["seconds"]),
+        # Runs of early versions did not record it.
+        seconds_by_phase={
+            str(name): _finite(value)
+            for name, value in provenance.get("seconds_by_phase", {}).items()
+        },
+        provenance=provenance,
+        own=own,
+        expert=expert,
+    )
+
+
+def _alpha(content: Mapping[str, Any]) -> Alpha:
+    experts = tuple(str(name) for name in content["experts"])
+    sites = {
+        str(site): tuple(float(weight) for weight in weights)
+        for site, weights in content["sites"].items()
+    }
+    if any(len(weights) != len(experts) for weights in sites.values()):
+        raise ValueError(f"alpha.json: not {len(experts)} weights at every site")
+    return Alpha(experts, sites, tuple(float(weight) for weight in content["mean"]))
+
+
+def _phase(name: str, phase: Mapping[str, Any]) -> Phase:
+    history = tuple(
+        Step(int(entry["step"]), _finite(entry["loss"]), entry.get("validation_loss"))
+        for entry in phase["history"]
+    )
+    return Phase(name, int(phase["steps"]), int(phase["best_step"]), history)
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number, found {value}")
+    return number

@@ -101,11 +101,11 @@ def same(ours: Tensor, theirs: Tensor) -> None:
     ids=lambda settings: ",".join(settings) or "plain",
 )
 def test_a_lora_of_pefts_means_the_same_here(peft: Peft, tiny, task_file: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    from pidep.tuning.adopt import adopt
+    from pidep.tuning.import_peft import import_peft
 
     model = peft.trained(tmp_path / "lora", **settings)
     bare = peft.logits(peft.loaded(tmp_path / "lora").get_base_model(), TEXTS)
-    adopt(tmp_path / "lora", task=str(task_file), out=tmp_path / "expert", backbone=str(peft.folder))
+    import_peft(tmp_path / "lora", task=str(task_file), out=tmp_path / "expert", backbone=str(peft.folder))
     theirs = peft.logits(model, TEXTS)
     assert bare.shape == theirs.shape
     same(our_logits(tiny, tmp_path / "expert"), theirs)
@@ -125,11 +125,11 @@ def test_a_lora_of_pefts_means_the_same_here(peft: Peft, tiny, task_file: Path, 
     ids=lambda settings: next(iter(settings)) + str(next(iter(settings.values()))),
 )
 def test_what_cannot_be_honoured_is_refused_by_name(peft: Peft, task_file: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    from pidep.tuning.adopt import adopt
+    from pidep.tuning.import_peft import import_peft
 
     peft.trained(tmp_path / "lora", **settings)
     with untouched(tmp_path), pytest.raises(ExpertError, match=next(iter(settings))):
-        adopt(tmp_path / "lora", task=str(task_file), out=tmp_path / "expert", backbone=str(peft.folder))
+        import_peft(tmp_path / "lora", task=str(task_file), out=tmp_path / "expert", backbone=str(peft.folder))
 
 
 @pytest.mark.server
@@ -174,7 +174,7 @@ def test_virtual_tokens_of_peft_are_taken_over(tiny_folder: Path, task_file: Pat
     from pidep.adapters.mixture import Mixture, attached
     from pidep.backbones.encoder import pool
     from pidep.backbones.load import load_backbone
-    from pidep.tuning.adopt import adopt
+    from pidep.tuning.import_peft import import_peft
 
     config_type = PromptTuningConfig if peft_type == "prompt" else PrefixTuningConfig
     torch.manual_seed(0)
@@ -182,7 +182,7 @@ def test_virtual_tokens_of_peft_are_taken_over(tiny_folder: Path, task_file: Pat
         AutoModel.from_pretrained(tiny_folder), config_type(task_type=TaskType.FEATURE_EXTRACTION, num_virtual_tokens=3)
     ).eval()
     theirs.save_pretrained(tmp_path / "peft")
-    expert = adopt(tmp_path / "peft", task=str(task_file), out=tmp_path / "expert", backbone=str(tiny_folder))
+    expert = import_peft(tmp_path / "peft", task=str(task_file), out=tmp_path / "expert", backbone=str(tiny_folder))
     assert expert.kind == peft_type
     backbone = load_backbone(str(tiny_folder))
     ids, mask = (torch.from_numpy(array) for array in backbone.tokenize(["a very good film", "awful"], max_length=12))

@@ -10,11 +10,14 @@ from pidep.adapters.mixture import Mixture, find_sites
 from pidep.backbones.encoder import weights_digest
 from pidep.cli.compare import NAMES
 from pidep.experts.folder import Expert
-from pidep.lab.baselines import BASELINES, Cell, Recipe, _biases, train_expert
+from pidep.lab.baselines import BASELINES, biases_beside
+from pidep.lab.cell import Cell
 from pidep.lab.settings import METHODS
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
-from pidep.training.loop import Scorer, predict_logits
+from pidep.training.own_expert import train_own_expert
+from pidep.training.scorer import Scorer, predict_logits
+from pidep.training.settings import TrainingSettings
 from tests.conftest import make_expert
 
 pytestmark = pytest.mark.slow  # peft and nevergrad take seconds to import
@@ -29,12 +32,11 @@ TRAINED = ("bitfit", "full", "joint", "lorahub", "pi")
 def make_cell(tiny, *, kind: str = "lora", patterns: tuple[str, ...] = ("encoder.layer.1.*",)) -> Cell:  # type: ignore[no-untyped-def]
     scorer = Scorer(tiny, tiny.encode(["negative", "positive"], max_length=8), 20.0, 12)
     sites = tuple(find_sites(tiny.model, patterns, kind=kind))
-    recipe = Recipe(
+    training = TrainingSettings(
         kind=kind,
         sites=sites,
         size=2,
         scaling=2.0 if kind == "lora" else 1.0,
-        rate=1.0,
         steps=3,
         batch_size=4,
         warmup=0.0,
@@ -46,18 +48,17 @@ def make_cell(tiny, *, kind: str = "lora", patterns: tuple[str, ...] = ("encoder
     def expert(name: str, seed: int) -> Expert:
         if kind == "lora":
             return make_expert(tiny, name=name, seed=seed, sites=patterns)
-        return replace(train_expert(scorer, TASK, recipe, ROWS, None, seed=seed)[0], name=name)
+        return train_own_expert(scorer, TASK, replace(training, seed=seed), ROWS, name=name)[0]
 
     helpers = tuple(expert(f"helper{seed}", seed) for seed in (1, 2))
     return Cell(
         scorer,
         TASK,
-        recipe,
+        training,
         expert("film", 0),
         helpers,
         ROWS,
         None,
-        seed=0,
         pool={one.name: one for one in helpers},
         similarities=(0.8, 0.4),
     )
@@ -76,7 +77,7 @@ def test_every_method_has_a_function() -> None:
 def test_each_runs_and_leaves_the_backbone_alone(tiny, method: str) -> None:
     cell = make_cell(tiny)
     modules, bare = dict(tiny.model.named_modules()), predict_logits(cell.scorer, TEXTS)
-    with tiny.cached_below(cell.recipe.sites):
+    with tiny.cached_below(cell.training.sites):
         logits = logits_of(cell, method)
     assert logits.shape == (6, 2)
     assert torch.isfinite(logits).all()
@@ -95,7 +96,7 @@ def test_the_same_seed_gives_the_same_model(tiny, method: str) -> None:
 @pytest.mark.parametrize("kind", ["adapter", "prefix", "prompt"])
 def test_other_kinds(tiny, kind: str) -> None:
     cell = make_cell(tiny, kind=kind, patterns=("*",))
-    with tiny.cached_below(cell.recipe.sites):
+    with tiny.cached_below(cell.training.sites):
         found = {method: logits_of(cell, method) for method in ("own", "bitfit", "uniform", "joint", "pi")}
     assert all(logits.shape == (6, 2) for logits in found.values())
     assert not torch.allclose(found["own"], found["joint"])
@@ -113,7 +114,7 @@ def test_the_cache_changes_nothing_but_full_fine_tuning_goes_without(tiny) -> No
     for method in ("own", "uniform", "peft_cat", "full"):
         without = logits_of(cell, method)
         cell = make_cell(tiny)
-        with tiny.cached_below(cell.recipe.sites):
+        with tiny.cached_below(cell.training.sites):
             assert torch.allclose(logits_of(cell, method), without, atol=1e-5), method
 
 
@@ -128,7 +129,7 @@ def test_peft_cat_is_the_uniform_mixture_of_products_and_linear_is_not(tiny) -> 
 
 def test_peft_svd_is_the_best_merge_of_its_rank(tiny) -> None:
     cell = make_cell(tiny)
-    site = cell.recipe.sites[0]
+    site = cell.training.sites[0]
     BASELINES["peft_svd"](cell)
     layer = cell.peft.get_base_model().get_submodule(site)
     merged = layer.get_delta_weight("svd")
@@ -139,7 +140,7 @@ def test_peft_svd_is_the_best_merge_of_its_rank(tiny) -> None:
 
 def test_lorahub_searches_within_its_budget_and_finds_less_loss(tiny) -> None:
     cell = make_cell(tiny)
-    useful, _ = train_expert(cell.scorer, TASK, replace(cell.recipe, steps=30, rate=10.0), ROWS, None, seed=0)
+    useful, _ = train_own_expert(cell.scorer, TASK, replace(cell.training, steps=30).at_rate(10.0), ROWS)
     found = BASELINES["lorahub"](replace(cell, own=useful), budget=12, max_rows=8)
     start = torch.nn.functional.cross_entropy(predict_logits(cell.scorer, ROWS.rows), torch.tensor(ROWS.labels))
     assert found.details["loss"] < float(start)
@@ -149,10 +150,10 @@ def test_lorahub_searches_within_its_budget_and_finds_less_loss(tiny) -> None:
 
 
 def test_lorahub_sums_the_factors_apart(tiny) -> None:
-    from pidep.lab.baselines import _factors_summed
+    from pidep.lab.lorahub import sum_factors
 
     experts = make_cell(tiny).experts
-    merged = _factors_summed(experts, [0.5, 0.0, -1.0]).part(0)
+    merged = sum_factors(experts, [0.5, 0.0, -1.0]).part(0)
     for site, tensors in experts[0].sites.items():
         for name, own in tensors.items():
             assert np.allclose(merged[site][name], 0.5 * own - experts[2].sites[site][name], atol=1e-6)
@@ -168,10 +169,10 @@ def test_full_fine_tuning_changes_every_layer_of_its_copy(tiny) -> None:
 
 
 def test_bitfit_acts_on_the_biases_of_the_same_layers(tiny) -> None:
-    inside = _biases(tiny.model, ["encoder.layer.1.attention.self.query"])
+    inside = biases_beside(tiny.model, ["encoder.layer.1.attention.self.query"])
     assert inside
     assert all(site.startswith("encoder.layer.1.") for site in inside)
-    assert len(_biases(tiny.model, ["embeddings.word_embeddings"])) > len(inside)
+    assert len(biases_beside(tiny.model, ["embeddings.word_embeddings"])) > len(inside)
 
 
 def test_equal_mixtures_have_one_key(tiny) -> None:
@@ -181,7 +182,7 @@ def test_equal_mixtures_have_one_key(tiny) -> None:
     tilted = Mixture.of(cell.experts)
     with torch.no_grad():
         tilted.alpha_parameters()[0][0] += 1
-    assert cell.of(tilted).key != uniform
+    assert cell.predictor(tilted).key != uniform
 
 
 def test_pi_is_guarded_and_says_what_it_did(tiny) -> None:

@@ -60,10 +60,10 @@ def run(tiny, tasks: list[str], out: Path, *, part: Part | None = None, **settin
 def test_the_rate_grows_with_the_rows(tiny, tasks: list[str]) -> None:  # type: ignore[no-untyped-def]
     grid = Grid(compare_settings({**TINY, "tasks": tasks, "full": True}), tiny)
     few, full = Key("lora", "one", 2, 0), Key("lora", "one", None, 0)
-    assert [grid.recipe(few, num_rows=rows).rate for rows in (4, 127, 128, 256)] == [0.5, 0.5, 1.0, 1.0]
-    assert grid.recipe(full, num_rows=4).rate == 1.0
+    assert [grid.training(few, num_rows=rows).learning_rate_factor for rows in (4, 127, 128, 256)] == [0.5, 0.5, 1.0, 1.0]
+    assert grid.training(full, num_rows=4).learning_rate_factor == 1.0
     grid = Grid(compare_settings({**TINY, "tasks": tasks, "learning_rate_factor": 0.25}), tiny)
-    assert {grid.recipe(few, num_rows=rows).rate for rows in (4, 256)} == {0.25}
+    assert {grid.training(few, num_rows=rows).learning_rate_factor for rows in (4, 256)} == {0.25}
 
 
 def test_a_kind_without_a_method_is_refused(tiny, tasks: list[str]) -> None:  # type: ignore[no-untyped-def]
@@ -136,10 +136,10 @@ def test_a_method_measured_again(tiny, tasks: list[str], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 3}, r"one/2/0\.json: it was measured with other settings, rows or helpers; choose another --out"),
+        ({"steps": 3}, r"one/2/0\.json: it was measured with other settings, rows or helpers; choose another `out`"),
         ({"test_limit": 5}, r"one/2/0\.json: it was measured with other settings"),
-        ({"full_learning_rate_factor": 0.9}, r"pool/lora/one: this helper was trained with other settings; .*--overwrite"),
-        ({"finetune_learning_rate": 1e-3}, r"one/2/0\.json: 'full' was measured with other settings; run with --redo full, or"),
+        ({"full_learning_rate_factor": 0.9}, r"pool/lora/one: this helper was trained with other settings; .*`overwrite`"),
+        ({"finetune_learning_rate": 1e-3}, r"one/2/0\.json: 'full' was measured with other settings; run with `redo=full`, or"),
     ],
 )
 def test_what_was_made_with_other_settings_is_refused(tiny, tasks: list[str], tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -172,7 +172,7 @@ def test_a_damaged_cell_is_named(tiny, tasks: list[str], tmp_path: Path) -> None
 
 
 def test_two_parts_are_the_whole_grid(tiny, tasks: list[str], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="3 helpers are missing or of other settings; run with --prepare before --part"):
+    with pytest.raises(UsageError, match="3 helpers are missing or of other settings; run with `prepare` before `part`"):
         run(tiny, tasks, tmp_path / "parts", part=Part(0, 2))
     assert not (tmp_path / "parts").exists()
     for first in range(2):
@@ -214,7 +214,7 @@ def test_a_pool_of_another_size_is_refused_before_anything_is_trained(tiny, task
 
 def test_a_pool_that_cannot_help_is_refused(tiny, tasks: list[str], tmp_path: Path) -> None:
     run(tiny, tasks[:2], tmp_path / "first", prepare=True)
-    with pytest.raises(UsageError, match="no expert of kind 'adapter' of this backbone on these sites; run without --pool"):
+    with pytest.raises(UsageError, match="no expert of kind 'adapter' of this backbone on these sites; run without `pool`"):
         run(tiny, tasks[:2], tmp_path / "second", pool=tmp_path / "first" / "pool" / "lora", kinds=["adapter"])
 
 

@@ -19,9 +19,9 @@ from pidep.experts.folder import write_expert
 from pidep.lab.report import figures, write_report
 from pidep.lab.report.neighbourhood import neighbourhood
 from pidep.lab.report.page import SECTIONS
-from pidep.lab.report.run import read_run
 from pidep.similarity.measures import similarity
 from pidep.tuning import tune as tuning
+from pidep.tuning.run_folder import read_run
 from pidep.tuning.settings import read_config
 from tests.conftest import make_expert
 
@@ -124,7 +124,7 @@ def test_no_loss_is_drawn_on_the_edge(values: list[float]) -> None:
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
-    figures._loss_axis(axes, values)
+    figures.set_loss_axis(axes, values)
     assert axes.get_ylim()[0] == 0
     assert axes.get_ylim()[1] > max(values)
 

@@ -7,7 +7,7 @@ import pytest
 from pidep.errors import ExpertError
 from pidep.similarity import index as index_module
 from pidep.similarity.index import TaskIndex
-from pidep.similarity.measures import Layout, most_similar
+from pidep.similarity.measures import TensorLayout, most_similar
 from pidep.similarity.sketch import Sketcher
 from tests.similarity.samples import structured_tasks, write_task
 
@@ -192,7 +192,7 @@ def test_what_does_not_belong_is_refused(pool: Path, tmp_path: Path) -> None:
 
 
 def test_sketch_distances_are_those_of_the_centred_logarithms() -> None:
-    layout = Layout.of(TASKS["task-0000"])
+    layout = TensorLayout.of(TASKS["task-0000"])
     sketcher = Sketcher(layout)
     ratios = []
     for left, right in [(f"task-{row:04}", f"task-{row + 50:04}") for row in range(100)]:
@@ -205,7 +205,7 @@ def test_sketch_distances_are_those_of_the_centred_logarithms() -> None:
 
 
 def test_a_sketch_is_the_same_everywhere() -> None:
-    layout = Layout.of({"s.x": np.ones(5, np.float32)})
+    layout = TensorLayout.of({"s.x": np.ones(5, np.float32)})
     found = Sketcher(layout)(np.float32([1, 2, 4, 8, 16]))
     step = np.log(2) / 5**0.5
     pinned = {155: -2 * step, 175: -2 * step, 236: step, 244: step}

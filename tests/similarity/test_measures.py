@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from pidep.errors import ExpertError
 from pidep.similarity.measures import (
-    Layout,
+    TensorLayout,
     explain,
     most_similar,
     normalised_cosine,
@@ -114,7 +114,7 @@ def test_the_most_similar_come_first_and_ties_by_name() -> None:
 
 def test_a_layout_keeps_every_number_where_it_was() -> None:
     own = embedding(3)
-    layout = Layout.of(own)
+    layout = TensorLayout.of(own)
     vector = layout.vector(dict(reversed(own.items())))
     for (name, shape), span in zip(layout.shapes, layout.spans, strict=True):
         np.testing.assert_array_equal(vector[span].reshape(shape), own[name])

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from pidep.experts.folder import Expert, write_expert
-from pidep.lab.baselines import BASELINES, train_expert
+from pidep.lab.baselines import BASELINES
 from pidep.similarity.fisher import diagonal_fisher
-from pidep.similarity.trial import by_trial, tried
+from pidep.similarity.trial import neighbours_by_trial, rank_by_trial
+from pidep.training.own_expert import train_own_expert
 from pidep.tuning.settings import TuneConfig
 from pidep.tuning.tune import tune
 from tests.lab.test_baselines import ROWS, TASK, make_cell
@@ -24,22 +25,22 @@ def trained(cell: Any, *, turned: bool = False) -> Expert:
     """An expert of the rows, or of the rows with every label turned round."""
     rows = replace(ROWS, labels=[1 - label for label in ROWS.labels]) if turned else ROWS
     torch.manual_seed(0)
-    expert, _ = train_expert(cell.scorer, TASK, replace(cell.recipe, steps=40, rate=10.0), rows, None, seed=0)
+    expert, _ = train_own_expert(cell.scorer, TASK, replace(cell.training, steps=40).at_rate(10.0), rows)
     return replace(expert, name="against" if turned else "with")
 
 
 def test_helpers_are_ranked_by_what_they_answer_and_the_harmful_left_out(tiny: Any) -> None:
     cell = make_cell(tiny)
     helpers = {"with": trained(cell), "against": trained(cell, turned=True), "noise": cell.helpers[0]}
-    every = tried(cell.scorer, ROWS, helpers)
+    every = rank_by_trial(cell.scorer, ROWS, helpers)
     assert (every[0].name, every[-1].name) == ("with", "against")
     assert all(0.0 < one.similarity <= 1.0 for one in every)
-    chosen = by_trial(cell.scorer, ROWS, helpers, top_k=3)
+    chosen = neighbours_by_trial(cell.scorer, ROWS, helpers, top_k=3)
     assert chosen[0] == every[0]
     assert "against" not in [one.name for one in chosen]
-    assert by_trial(cell.scorer, ROWS, helpers, top_k=1) == chosen[:1]
-    assert by_trial(cell.scorer, ROWS, {"against": helpers["against"]}, top_k=3) == []
-    assert by_trial(cell.scorer, ROWS, {}, top_k=3) == []
+    assert neighbours_by_trial(cell.scorer, ROWS, helpers, top_k=1) == chosen[:1]
+    assert neighbours_by_trial(cell.scorer, ROWS, {"against": helpers["against"]}, top_k=3) == []
+    assert neighbours_by_trial(cell.scorer, ROWS, {}, top_k=3) == []
 
 
 def test_pi_by_trial_mixes_the_chosen_or_is_the_own_expert(tiny: Any) -> None:

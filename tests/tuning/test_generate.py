@@ -14,7 +14,7 @@ from pidep.adapters.mixture import Mixture, attached
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import Expert, write_expert
 from pidep.inputs.row import Row
-from pidep.tuning.generate import Answer, generate
+from pidep.tuning.generate import GeneratedAnswer, generate
 from pidep.tuning.settings import GenerateSettings
 from tests.adapters.test_kinds import make
 from tests.backbones.tiny_models import folder_of, loaded, picture, rows_of
@@ -45,8 +45,8 @@ def test_a_run_answers_as_its_expert_does(run_folder: Path) -> None:
     backbone = loaded("T5")
     with attached(backbone.model, Mixture.of([expert_of("T5")])):
         expected = backbone.generate(TEXTS, max_length=12, max_new_tokens=5)
-    assert generate(str(run_folder), TEXTS) == [Answer(text) for text in expected]
-    assert generate(str(run_folder / "expert"), TEXTS, backbone=backbone) == [Answer(text) for text in expected]
+    assert generate(str(run_folder), TEXTS) == [GeneratedAnswer(text) for text in expected]
+    assert generate(str(run_folder / "expert"), TEXTS, backbone=backbone) == [GeneratedAnswer(text) for text in expected]
     bare = backbone.generate(TEXTS, max_length=12, max_new_tokens=5)
     assert [answer.text for answer in generate(str(folder_of("T5")), TEXTS, GenerateSettings(max_answer_length=5))] == bare != expected
 
@@ -76,13 +76,13 @@ def test_what_cannot_answer(run_folder: Path, tiny, tmp_path: Path) -> None:  # 
     write_expert(make_expert(tiny), tmp_path / "embeds")
     with pytest.raises(ExpertError, match=r"expert 'film': backbone .* embeds and generates nothing; use pidep export and pidep infer"):
         generate(str(tmp_path / "embeds"), TEXTS)
-    with pytest.raises(ExpertError, match=r"expert 'e': made for backbone .*, .* is sha256:.*; give its own with --backbone"):
+    with pytest.raises(ExpertError, match=r"expert 'e': made for backbone .*, .* is sha256:.*; give its own as `backbone`"):
         generate(str(run_folder), TEXTS, backbone=str(folder_of("BART")))
-    with pytest.raises(UsageError, match=r"holds no expert.json, so it is a backbone itself; leave --backbone out"):
+    with pytest.raises(UsageError, match=r"holds no expert.json, so it is a backbone itself; leave `backbone` out"):
         generate(str(folder_of("T5")), TEXTS, backbone="t5-small")
-    with pytest.raises(UsageError, match="mode 'constrained': needs candidates, and there is no expert with labels; give --candidate"):
+    with pytest.raises(UsageError, match="mode 'constrained': needs candidates, and there is no expert with labels; give `candidates`"):
         generate(str(run_folder), TEXTS, GenerateSettings(mode="constrained"))
-    with pytest.raises(UsageError, match="mode 'beam': takes no candidates; use --mode constrained"):
+    with pytest.raises(UsageError, match="mode 'beam': takes no candidates; use `mode=constrained`"):
         generate(str(run_folder), TEXTS, GenerateSettings(mode="beam", candidates=("red",)))
 
 

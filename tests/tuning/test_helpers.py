@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from pidep.errors import ExpertError, TaskError
 from pidep.experts.folder import Expert, read_expert, write_expert
+from pidep.similarity import pool as pool_module
 from pidep.similarity.index import TaskIndex
 from pidep.similarity.pool import task_graph
-from pidep.tuning import helpers
 from pidep.tuning import tune as tuning
 from pidep.tuning.settings import read_config
 from tests.cli.run import contents, write_pool
@@ -50,15 +50,11 @@ def test_a_large_pool_gives_the_same_run_and_only_its_neighbours_are_read(
         read.append(Path(folder).name)
         return read_expert(folder)
 
-    def no_pool(folder: Path) -> None:
-        raise AssertionError("the whole pool was read")
-
     write_pool(tmp_path / "pool", *(make_expert(tiny, name=f"task-{seed}", seed=seed) for seed in range(count)))
-    monkeypatch.setattr(helpers, "INDEXED_FROM", count + 1)
+    monkeypatch.setattr(pool_module, "INDEXED_FROM", count + 1)
     whole = run("whole", add_to_pool=False)
-    monkeypatch.setattr(helpers, "INDEXED_FROM", count)
-    monkeypatch.setattr(helpers, "read_pool", no_pool)
-    monkeypatch.setattr(helpers, "read_expert", reading)
+    monkeypatch.setattr(pool_module, "INDEXED_FROM", count)
+    monkeypatch.setattr(pool_module, "read_expert", reading)
     indexed = run("indexed", add_to_pool=False)
     assert len(whole.neighbours) == 3
     assert indexed.neighbours == whole.neighbours
@@ -74,14 +70,14 @@ def test_a_large_pool_gives_the_same_run_and_only_its_neighbours_are_read(
         ({"kind": "bitfit"}, r"pool/odd: is of kind 'bitfit', this run is 'lora'"),
         ({"sites": ["*query"]}, r"pool/odd: acts on 2 sites, this run on 12"),
         ({"rank": 3}, r"pool.*rank"),
-        ({"provenance": {"fisher": "true"}}, r"pool/odd: its task embedding is of the true Fisher, expected empirical; use --fisher true"),
+        ({"provenance": {"fisher": "true"}}, r"pool/odd: its task embedding is of the true Fisher, expected empirical; use `fisher=true`"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_does_not_fit_is_refused_before_anything_is_trained(
     run: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indexed_from: int, change: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(helpers, "INDEXED_FROM", indexed_from)
+    monkeypatch.setattr(pool_module, "INDEXED_FROM", indexed_from)
     shape = {key: value for key, value in change.items() if key in ("sites", "rank")}
     odd = replace(make_expert(tiny, name="odd", **shape), **{key: value for key, value in change.items() if key not in shape})
     if odd.kind == "bitfit":
@@ -168,7 +164,7 @@ def test_zero_shot_takes_any_fisher_but_not_two(run: Any, mixed: Path) -> None:
 
 
 def test_a_damaged_neighbour_of_a_large_pool_is_named(run: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(helpers, "INDEXED_FROM", 1)
+    monkeypatch.setattr(pool_module, "INDEXED_FROM", 1)
     write_pool(tmp_path / "pool", make_expert(tiny, name="odd"))
     path = tmp_path / "pool" / "odd" / "adapter_model.safetensors"
     save_file({name: array + 1 for name, array in load_file(path).items()}, path, metadata={"format": "pt"})

@@ -44,23 +44,23 @@ def test_a_run_with_neighbours(tiny_folder: Path, task_file: Path, tmp_path: Pat
     assert np.allclose([sum(weights) for weights in alpha["sites"].values()], 1)
 
 
-@pytest.mark.parametrize("harder", [True, False])
-def test_few_shots_without_neighbours_are_trained_as_hard_as_folds_say(
-    tiny_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harder: bool
+@pytest.mark.parametrize("high_rate", [True, False])
+def test_few_shots_without_neighbours_are_trained_at_the_rate_that_folds_choose(
+    tiny_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, high_rate: bool
 ) -> None:
-    better = "own_expert_harder" if harder else "own_expert"
+    better = "own_expert_high_rate" if high_rate else "own_expert"
     monkeypatch.setattr(
-        "pidep.interpolation.interpolate.guard",
+        "pidep.interpolation.auto.guard",
         lambda losses, *more, **options: guard(losses | {better: losses[better] * 0}, *more, **options),
     )
     result = run(tiny_folder, task_file, tmp_path / "run", shots=16)
     own, expert = (read_expert(tmp_path / "run" / name) for name in ("own", "expert"))
-    assert set(result.metrics) == {"backbone", "own_expert"} | ({"own_tuned"} if harder else set())
+    assert set(result.metrics) == {"backbone", "own_expert"} | ({"own_tuned"} if high_rate else set())
     assert expert.provenance["decision"]["chosen"] == better
     assert expert.provenance["decision"]["rows"] == 32
-    assert (expert.digest != own.digest) == harder
+    assert (expert.digest != own.digest) == high_rate
     moved = [sum(np.abs(tensors["lora_B"]).sum() for tensors in one.sites.values()) for one in (own, expert)]
-    assert (moved[1] > 2 * moved[0]) == harder
+    assert (moved[1] > 2 * moved[0]) == high_rate
     once = run(tiny_folder, task_file, tmp_path / "once", shots=16, policy="free")
     assert once.digest == own.digest
 
@@ -115,7 +115,7 @@ def test_unknown_setting_has_a_suggestion(tmp_path: Path) -> None:
 
 def test_fisher_is_the_mean_of_squared_single_gradients(tiny) -> None:
     from pidep.adapters.mixture import Mixture, attached
-    from pidep.training.loop import Scorer
+    from pidep.training.scorer import Scorer
 
     expert = make_expert(tiny)
     texts, labels = ["the film was good", "awful", "bad bad film", "a great"], [1, 0, 0, 1]

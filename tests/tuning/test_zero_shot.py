@@ -1,4 +1,4 @@
-"""`--policy zero-shot`: what it writes, and that no label of the target is read."""
+"""The policy `zero-shot`: what it writes, and that no label of the target is read."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ def test_the_pool_and_its_own_old_expert_are_left_alone(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"pool": None}, "policy zero-shot: mixes the experts of a pool; give --pool"),
-        ({"top_k": 0}, "policy zero-shot: .* --top-k above 0"),
+        ({"pool": None}, "policy zero-shot: mixes the experts of a pool; give `pool`"),
+        ({"top_k": 0}, "policy zero-shot: .* `top_k` above 0"),
         ({"shots": 4}, "policy zero-shot: reads no label, so it has no shots"),
         ({"add_to_pool": True}, "policy zero-shot: trains no own expert"),
     ],
@@ -168,6 +168,7 @@ def test_it_is_exported_like_any_other(mix: Callable[..., tuning.TuneResult], tm
     parity = merged.parity["film"]
     assert (parity.rows, parity.argmax_flips) == (8, 0)
     assert parity.metric_torch == parity.metric_exported
-    if test is not TEST:
-        assert parity.metric_torch == 1  # PyTorch's own answers are what is asked for
+    # Without labels the metric is the agreement with PyTorch's own answers.
+    least = 0 if test is TEST else 1
+    assert least <= parity.metric_torch <= 1
     assert Mixture.of([source.expert]).num_experts == 1

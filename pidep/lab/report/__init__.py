@@ -1,6 +1,7 @@
-"""One self-contained HTML page about a run: `write_report`; `run` reads, `evaluate` recomputes, `figures` draws, `page` writes.
+"""One self-contained HTML page about a run.
 
-May import what `pidep.tuning` may; only `evaluate` imports torch.
+`write` is the entry. `evaluate` recomputes figures, and alone imports torch; `neighbourhood`
+compares the run with its pool; `figures` draws, `page` writes.
 """
 
 from pidep.lab.report.write import Report, write_report

@@ -1,4 +1,7 @@
-"""What a run folder does not keep, computed again from its experts and its task: predictions, and the paths between experts."""
+"""Figures that a run folder does not keep: predictions, and paths between experts.
+
+They are computed again from the run's experts and its task.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,33 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pidep.adapters.mixture import Mixture
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_any_backbone
 from pidep.errors import BackboneError, TaskError, UsageError
 from pidep.experts.folder import Expert, read_expert
-from pidep.interpolation.path import ExpertPath, walk
-from pidep.lab.report.run import Run
-from pidep.tasks.data import UNLABELLED, Split, data_digest, few_shot, hold_out, limit, load_data, load_texts
+from pidep.interpolation.path import ExpertPath, evaluate_path
+from pidep.tasks.data import (
+    UNLABELLED,
+    Split,
+    data_digest,
+    few_shot,
+    hold_out,
+    limit,
+    load_data,
+    load_texts,
+)
 from pidep.tasks.metrics import score
 from pidep.tasks.task import Task
-from pidep.training.loop import Scorer, predict_logits
+from pidep.training.scorer import predict_logits, scorer_for_expert
 from pidep.tuning.job import with_targets
+from pidep.tuning.run_folder import Run
 
 __all__ = ["PATH_ROWS", "Confusion", "Evaluation", "Paths", "evaluate_run"]
 
 PATH_ROWS = 256
-"""Rows a path is walked on, at most: every path takes as many passes over them as it has points."""
+"""Most rows of a path. Every path costs one pass over them for each of its points."""
 OnStep = Callable[[str, int, int, float], None]
 
 
@@ -42,18 +53,18 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Paths:
-    """Lines from the own expert, and what they were walked on."""
+    """Lines from the own expert to others, and the rows they were measured on."""
 
     rows: str
     num_rows: int
     found: tuple[ExpertPath, ...]
     missing: tuple[str, ...]
-    """Helpers that are not in the pool, or not as they were mixed."""
+    """Helpers that the pool lacks, or holds with another digest."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was computed again."""
+    """The recomputed figures."""
 
     confusions: tuple[Confusion, ...]
     backbone_parameters: int
@@ -66,8 +77,12 @@ class _Rows:
     held_back: Split | None
 
 
-def evaluate_run(run: Run, *, pool: Path | None, paths: bool = False, on_step: OnStep | None = None) -> Evaluation:
-    """Predict the test rows with the run's expert and its own expert; with `paths`, walk from the own expert to each helper and to π.
+def evaluate_run(
+    run: Run, *, pool: Path | None, paths: bool = False, on_step: OnStep | None = None
+) -> Evaluation:
+    """Predict the test rows with the run's experts; with `paths`, measure lines between experts.
+
+    The lines lead from the own expert to each helper and to π.
 
     Raises:
         TaskError: the task's rows are gone, or not those of the run.
@@ -76,19 +91,29 @@ def evaluate_run(run: Run, *, pool: Path | None, paths: bool = False, on_step: O
     rows = _rows(run)
     backbone = load_any_backbone(str(run.config.get("backbone", run.expert.backbone)))
     if backbone.digest != run.expert.backbone_digest:
-        raise BackboneError(f"{run.folder}: tuned on {run.expert.backbone_digest[:19]}…, {backbone.name!r} is {backbone.digest[:19]}…")
+        raise BackboneError(
+            f"{run.folder}: tuned on {run.expert.backbone_digest[:19]}…, {backbone.name!r} is "
+            f"{backbone.digest[:19]}…"
+        )
     free = run.expert.max_answer_length is not None
     if free and paths:
-        raise UsageError(f"{run.folder}: its answers are free texts, and a path is walked between classifiers; run without --path")
+        raise UsageError(
+            f"{run.folder}: its answers are free texts, and a path is walked between classifiers; "
+            "run without --path"
+        )
     experts = {} if free or UNLABELLED in rows.test.labels else run.experts
     with backbone.cached_below(sorted(run.expert.sites)):
-        confusions = tuple(_confusion(run, backbone, name, expert, rows.test) for name, expert in experts.items())
+        confusions = tuple(
+            _confusion(run, backbone, name, expert, rows.test) for name, expert in experts.items()
+        )
         found = _paths(run, backbone, pool, rows, on_step) if paths else None
-    return Evaluation(confusions, sum(parameter.numel() for parameter in backbone.model.parameters()), found)
+    return Evaluation(
+        confusions, sum(parameter.numel() for parameter in backbone.model.parameters()), found
+    )
 
 
 def _rows(run: Run) -> _Rows:
-    """The splits of the run, made as `pidep tune` makes them."""
+    """The test rows and the held-back rows of the run, split as `pidep tune` splits them."""
     config = run.config
     seed = int(config.get("seed", 0))
     try:
@@ -98,40 +123,59 @@ def _rows(run: Run) -> _Rows:
     except TaskError as error:
         raise TaskError(f"{error}; pidep report --no-evaluate does without the rows") from error
     except ValueError as error:
-        raise TaskError(f"{run.folder / 'task.json'}: not a task ({' '.join(str(error).split())[:120]})") from error
+        raise TaskError(
+            f"{run.folder / 'task.json'}: not a task ({' '.join(str(error).split())[:120]})"
+        ) from error
     test = limit(data.test, config.get("test_limit"), seed=0)
     given: Any = run.provenance.get("data", {})
     if data_digest(test) != given.get("test"):
-        raise TaskError(f"{run.folder}: the task's test rows are not those of the run; pidep report --no-evaluate does without them")
+        raise TaskError(
+            f"{run.folder}: the task's test rows are not those of the run; pidep report "
+            "--no-evaluate does without them"
+        )
     if run.zero_shot:
         return _Rows(test, None)
     if config.get("shots") is not None:
         train, held_back = few_shot(data.train, shots=config["shots"], seed=seed), None
     else:
         kept = limit(data.train, config.get("train_limit"), seed=seed)
-        train, held_back = hold_out(kept, fraction=config.get("validation_fraction", 0.1), seed=seed)
-    # another training split would make a held-back part that was learned from
+        train, held_back = hold_out(
+            kept, fraction=config.get("validation_fraction", 0.1), seed=seed
+        )
+    # With another training split, the run would have learned from the rows held back here.
     return _Rows(test, held_back if data_digest(train) == given.get("train") else None)
 
 
-def _scorer(backbone: Backbone, expert: Expert) -> Scorer:
-    return Scorer(backbone, torch.from_numpy(expert.label_embeddings), expert.logit_scale, expert.max_length, expert.label_texts)
-
-
 def _confusion(run: Run, backbone: Backbone, name: str, expert: Expert, rows: Split) -> Confusion:
-    predictions = predict_logits(_scorer(backbone, expert), rows.rows, Mixture.of([expert])).argmax(1).tolist()
-    size = len(run.labels) or 1 + max(*rows.labels, *predictions)  # candidates have no names, only places
+    predictions = (
+        predict_logits(scorer_for_expert(backbone, expert), rows.rows, Mixture.of([expert]))
+        .argmax(1)
+        .tolist()
+    )
+    size = len(run.labels) or 1 + max(*rows.labels, *predictions)
     counts = np.zeros((size, size), np.int64)
     np.add.at(counts, (rows.labels, predictions), 1)
     return Confusion(name, counts, score(run.metric, rows.labels, predictions))
 
 
-def _paths(run: Run, backbone: Backbone, pool: Path | None, rows: _Rows, on_step: OnStep | None) -> Paths:
+def _paths(
+    run: Run,
+    backbone: Backbone,
+    pool: Path | None,
+    rows: _Rows,
+    on_step: OnStep | None,
+) -> Paths:
     if run.own is None:
-        raise UsageError(f"{run.folder}: no path to walk, a zero-shot run has no own expert to start from; run without --path")
+        raise UsageError(
+            f"{run.folder}: no path to walk, a zero-shot run has no own expert to start from; run "
+            "without --path"
+        )
     ends, missing = _ends(run, pool)
     if not ends:
-        raise UsageError(f"{run.folder}: no path to walk, the run has no helper in the pool and π is its own expert; give --pool")
+        raise UsageError(
+            f"{run.folder}: no path to walk, the run has no helper in the pool and π is its own "
+            "expert; give --pool"
+        )
     walked = limit(rows.held_back or rows.test, PATH_ROWS, seed=0)
     found = []
     for name, expert in ends.items():
@@ -140,13 +184,25 @@ def _paths(run: Run, backbone: Backbone, pool: Path | None, rows: _Rows, on_step
             if on_step is not None:
                 on_step(phase, point, total, loss)
 
-        scorer = _scorer(backbone, run.own)
-        found.append(walk(scorer, run.own, expert, walked, run.metric, names=("own expert", name), on_point=on_point))
-    return Paths("test" if rows.held_back is None else "held-back", len(walked.rows), tuple(found), missing)
+        scorer = scorer_for_expert(backbone, run.own)
+        found.append(
+            evaluate_path(
+                scorer,
+                run.own,
+                expert,
+                walked,
+                run.metric,
+                names=("own expert", name),
+                on_point=on_point,
+            )
+        )
+    return Paths(
+        "test" if rows.held_back is None else "held-back", len(walked.rows), tuple(found), missing
+    )
 
 
 def _ends(run: Run, pool: Path | None) -> tuple[dict[str, Expert], tuple[str, ...]]:
-    """Helpers and π, where they are other experts than the own one."""
+    """Ends of the lines: helpers and π, and the names of missing helpers."""
     ends: dict[str, Expert] = {}
     missing = []
     for name in run.neighbours:
@@ -158,4 +214,6 @@ def _ends(run: Run, pool: Path | None) -> tuple[dict[str, Expert], tuple[str, ..
             missing.append(name)
         else:
             ends[name] = expert
-    return ends | {name: expert for name, expert in run.experts.items() if name == "π"}, tuple(missing)
+    return ends | {name: expert for name, expert in run.experts.items() if name == "π"}, tuple(
+        missing
+    )

@@ -11,31 +11,45 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.lab.report.neighbourhood import Neighbourhood
-from pidep.lab.report.run import Alpha, Phase
 from pidep.lab.report.svg import INK, MUTED, PAPER, SERIES, SURFACE, draw
+from pidep.tuning.run_folder import Alpha, Phase
 
 if TYPE_CHECKING:
     from pidep.lab.report.evaluate import Confusion, Paths
 
-__all__ = ["NAMES_OF_PHASES", "alpha", "confusion", "curves", "graph", "paths", "similarity"]
+__all__ = [
+    "NAMES_OF_PHASES",
+    "alpha",
+    "confusion",
+    "curves",
+    "graph",
+    "paths",
+    "set_loss_axis",
+    "similarity",
+]
 
 Matrix = npt.NDArray[np.float64]
 EMPTY, FULL = np.array([232, 238, 244]) / 255, np.array([23, 78, 130]) / 255
 """Ends of the ramp of every heat map."""
 READ_LIGHT = 0.73
-"""Shade from which white is read better than black; both have a contrast of 4.5 there."""
+"""Shade from which white text has more contrast than black; both have 4.5 there."""
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
-"""So that colour is not all that tells lines apart."""
+"""Lines differ in more than colour."""
 ACROSS = 3
-"""Panels beside each other: more would make the figures in them too small to read."""
+"""Most panels in a row; more would be too small to read."""
 ANNOTATED = 12
-"""Rows of a heat map up to which its cells carry figures."""
+"""Rows of a heat map up to which its cells show numbers."""
 NAMED = 30
 """Labels up to which a confusion matrix names them."""
 NEAREST = 3
 LABELLED = 6
-"""Tasks up to which the graph holds every pair and its lines carry figures; above, lines go to the `NEAREST`."""
-NAMES_OF_PHASES = {"own": "own expert", "interpolation": "interpolation", "in_context": "own expert, in context", "joint": "all together"}
+"""Tasks up to which the graph draws every pair with its number; above, only the `NEAREST`."""
+NAMES_OF_PHASES = {
+    "own": "own expert",
+    "interpolation": "interpolation",
+    "in_context": "own expert, in context",
+    "joint": "joint training",
+}
 
 
 def curves(phases: Sequence[Phase]) -> str:
@@ -45,12 +59,44 @@ def curves(phases: Sequence[Phase]) -> str:
         panels = figure.subplots(1, len(phases), squeeze=False)[0]
         for axes, phase in zip(panels, phases, strict=True):
             steps = [entry.step for entry in phase.history]
-            axes.plot(steps, [entry.loss for entry in phase.history], color=SERIES[0], marker="o", markersize=3.5, label="training batch")
-            held = [(entry.step, entry.held_out) for entry in phase.history if entry.held_out is not None]
+            axes.plot(
+                steps,
+                [entry.loss for entry in phase.history],
+                color=SERIES[0],
+                marker="o",
+                markersize=3.5,
+                label="training batch",
+            )
+            held = [
+                (entry.step, entry.held_out)
+                for entry in phase.history
+                if entry.held_out is not None
+            ]
             if held:
-                axes.plot(*zip(*held, strict=True), color=SERIES[1], linestyle="--", marker="s", markersize=3.5, label="held-out rows")
-            axes.axvline(phase.best_step, color=MUTED, linewidth=0.8, linestyle=":", label=f"kept: step {phase.best_step}")
-            _loss_axis(axes, [value for entry in phase.history for value in (entry.loss, entry.held_out) if value is not None])
+                axes.plot(
+                    *zip(*held, strict=True),
+                    color=SERIES[1],
+                    linestyle="--",
+                    marker="s",
+                    markersize=3.5,
+                    label="held-out rows",
+                )
+            axes.axvline(
+                phase.best_step,
+                color=MUTED,
+                linewidth=0.8,
+                linestyle=":",
+                label=f"kept: step {phase.best_step}",
+            )
+            set_loss_axis(
+                axes,
+                [
+                    value
+                    for entry in phase.history
+                    for value in (entry.loss, entry.held_out)
+                    if value is not None
+                ],
+            )
             axes.set_title(NAMES_OF_PHASES.get(phase.name, phase.name))
             axes.set_xlabel("step")
             axes.set_ylabel("loss (nats a row)")
@@ -58,10 +104,17 @@ def curves(phases: Sequence[Phase]) -> str:
             axes.locator_params(axis="x", integer=True)
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
 
-    return draw("curves", "Learning curves: loss by step for each phase", paint, width=max(5.0, 4.4 * len(phases)), height=3.5)
+    return draw(
+        "curves",
+        "Learning curves: loss by step for each phase",
+        paint,
+        width=max(5.0, 4.4 * len(phases)),
+        height=3.5,
+    )
 
 
-def _loss_axis(axes: Any, values: Sequence[float]) -> None:
+def set_loss_axis(axes: Any, values: Sequence[float]) -> None:
+    """Scale a loss axis from zero, or logarithmically if values differ by more than 50 times."""
     axes.grid(axis="y")
     if min(values) > 0 and max(values) / min(values) > 50:
         axes.set_yscale("log")
@@ -87,8 +140,18 @@ def similarity(near: Neighbourhood) -> str:
         tree.spines["bottom"].set_visible(False)
         tree.tick_params(bottom=False, labelbottom=False)
         tree.set_ylabel("1 − similarity")
-        shade = (near.similarity - low) / (high - low) if high > low else np.full_like(near.similarity, 0.5)
-        _heat(heat, np.where(np.eye(count, dtype=bool), np.nan, shade), near.similarity, "{:.3f}", aspect="auto")
+        shade = (
+            (near.similarity - low) / (high - low)
+            if high > low
+            else np.full_like(near.similarity, 0.5)
+        )
+        _heat(
+            heat,
+            np.where(np.eye(count, dtype=bool), np.nan, shade),
+            near.similarity,
+            "{:.3f}",
+            aspect="auto",
+        )
         names = [_short(name) for name in near.names]
         _ticks(heat, names, names)
         for label in [*heat.get_xticklabels(), *heat.get_yticklabels()]:
@@ -96,12 +159,14 @@ def similarity(near: Neighbourhood) -> str:
                 label.set_fontweight("bold")
                 label.set_color(INK)
 
-    title = f"Similarity of {count} tasks, from {low:.3f} to {high:.3f}, in the order of a dendrogram"
+    title = (
+        f"Similarity of {count} tasks, from {low:.3f} to {high:.3f}, in the order of a dendrogram"
+    )
     return draw("similarity", title, paint, width=side + 1.4, height=side + 1.2)
 
 
 def graph(near: Neighbourhood) -> str:
-    """The task graph on a circle, alike tasks beside each other."""
+    """The task graph on a circle, similar tasks beside each other."""
     count = len(near.names)
     pairs = near.nearest(NEAREST if count > LABELLED else count)
     weights = {pair: float(near.similarity[pair]) for pair in pairs}
@@ -109,23 +174,57 @@ def graph(near: Neighbourhood) -> str:
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
+        # A circle and no force layout: the same tasks always lie in the same places.
         turn = [2 * math.pi * row / count + math.pi / 2 for row in range(count)]
         xs, ys = [math.cos(angle) for angle in turn], [math.sin(angle) for angle in turn]
         own = near.names.index(near.target)
         for (left, right), weight in sorted(weights.items(), key=lambda item: own in item[0]):
             color = SERIES[0] if own in (left, right) else MUTED
             width = 0.8 + 4 * (weight - low) / span
-            axes.plot([xs[left], xs[right]], [ys[left], ys[right]], color=color, linewidth=width, alpha=0.65, zorder=1)
+            axes.plot(
+                [xs[left], xs[right]],
+                [ys[left], ys[right]],
+                color=color,
+                linewidth=width,
+                alpha=0.65,
+                zorder=1,
+            )
             if count <= LABELLED:
-                # off the middle, where the diagonals of a circle meet
+                # Away from the centre, where the diagonals of a circle meet.
                 x, y = (0.62 * one[left] + 0.38 * one[right] for one in (xs, ys))
                 look = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.2}
-                axes.text(x, y, f"{weight:.3f}", ha="center", va="center", fontsize=8, color=MUTED, bbox=look, zorder=2)
+                axes.text(
+                    x,
+                    y,
+                    f"{weight:.3f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color=MUTED,
+                    bbox=look,
+                    zorder=2,
+                )
         for row, name in enumerate(near.names):
             mine = row == own
-            axes.plot(xs[row], ys[row], "o", markersize=11, color=SERIES[0] if mine else SURFACE, markeredgecolor=SERIES[0], zorder=3)
+            axes.plot(
+                xs[row],
+                ys[row],
+                "o",
+                markersize=11,
+                color=SERIES[0] if mine else SURFACE,
+                markeredgecolor=SERIES[0],
+                zorder=3,
+            )
             side = "center" if abs(xs[row]) < 0.2 else ("left" if xs[row] > 0 else "right")
-            axes.text(1.13 * xs[row], 1.13 * ys[row], _short(name), ha=side, va="center", fontweight="bold" if mine else "normal", zorder=4)
+            axes.text(
+                1.13 * xs[row],
+                1.13 * ys[row],
+                _short(name),
+                ha=side,
+                va="center",
+                fontweight="bold" if mine else "normal",
+                zorder=4,
+            )
         axes.set(xlim=(-1.7, 1.7), ylim=(-1.3, 1.3), aspect="equal")
         axes.set_axis_off()
 
@@ -139,7 +238,7 @@ def graph(near: Neighbourhood) -> str:
 
 
 def alpha(found: Alpha) -> str:
-    """Weights by layer and site: a panel an expert, or one panel where a layer has one site."""
+    """α by layer and site: a panel for each expert, or one panel if layers have one site."""
     rows, columns, weights = _by_layer(found)
     high = max(float(np.nanmax(weights)), 1e-9)
     title = f"α of {len(found.experts)} experts at {len(found.sites)} sites, from 0 to {high:.2f}"
@@ -153,7 +252,9 @@ def alpha(found: Alpha) -> str:
     def a_panel_each(figure: Any) -> None:
         panels = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
         for number, (axes, name) in enumerate(zip(panels, names, strict=False)):
-            _heat(axes, weights[:, :, number] / high, weights[:, :, number], "{:.2f}", aspect="auto")
+            _heat(
+                axes, weights[:, :, number] / high, weights[:, :, number], "{:.2f}", aspect="auto"
+            )
             _ticks(axes, columns, rows)
             axes.set_title(f"{name}, mean {found.mean[number]:.2f}", fontsize=9)
             axes.tick_params(axis="x", labelbottom=number + across >= len(names))
@@ -161,19 +262,28 @@ def alpha(found: Alpha) -> str:
             axes.remove()
 
     if len(columns) == 1:
-        return draw("alpha", title, one_panel, width=2.2 + 0.8 * len(names), height=1.6 + 0.32 * len(rows))
+        return draw(
+            "alpha", title, one_panel, width=2.2 + 0.8 * len(names), height=1.6 + 0.32 * len(rows)
+        )
     across = min(ACROSS, len(names))
     down = math.ceil(len(names) / across)
     width = 1.0 + across * max(1.6, 0.44 * len(columns))
-    return draw("alpha", title, a_panel_each, width=width, height=1.4 + down * (0.5 + 0.3 * len(rows)))
+    return draw(
+        "alpha", title, a_panel_each, width=width, height=1.4 + down * (0.5 + 0.3 * len(rows))
+    )
 
 
 def _by_layer(found: Alpha) -> tuple[list[str], list[str], npt.NDArray[np.float64]]:
-    """Rows (layers), columns (places in a layer), and weights [rows, columns, K]; NaN where a layer has no such place."""
+    """Layers (rows), places in a layer (columns), and weights [rows, columns, K].
+
+    A weight is NaN where a layer has no such place.
+    """
     places = {}
     for site in found.sites:
         parts = re.fullmatch(r"(.*?)\.(\d+)(?:\.(.*))?", site)
-        places[site] = (f"{parts[1].rpartition('.')[2]} {parts[2]}", parts[3] or "") if parts else (site, "")
+        places[site] = (
+            (f"{parts[1].rpartition('.')[2]} {parts[2]}", parts[3] or "") if parts else (site, "")
+        )
     rows = sorted({row for row, _ in places.values()}, key=_by_number)
     columns = sorted({column for _, column in places.values()})
     tensor = np.full((len(rows), len(columns), len(found.experts)), np.nan)
@@ -202,7 +312,13 @@ def confusion(found: Confusion, labels: Sequence[str], *, name: str) -> str:
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
 
-    return draw(name, f"Confusion matrix of {found.model} on the test rows", paint, width=side + 0.9, height=side + 0.4)
+    return draw(
+        name,
+        f"Confusion matrix of {found.model} on the test rows",
+        paint,
+        width=side + 0.9,
+        height=side + 0.4,
+    )
 
 
 def paths(found: Paths) -> str:
@@ -211,22 +327,41 @@ def paths(found: Paths) -> str:
     def paint(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
         for number, path in enumerate(found.found):
-            look = {"color": SERIES[number % len(SERIES)], "linestyle": DASHES[number % len(DASHES)], "marker": "o", "markersize": 3}
+            look = {
+                "color": SERIES[number % len(SERIES)],
+                "linestyle": DASHES[number % len(DASHES)],
+                "marker": "o",
+                "markersize": 3,
+            }
             ts = [point.t for point in path.points]
-            left.plot(ts, [point.loss for point in path.points], label=f"own expert → {_short(path.end)}", **look)
+            left.plot(
+                ts,
+                [point.loss for point in path.points],
+                label=f"own expert → {_short(path.end)}",
+                **look,
+            )
             right.plot(ts, [point.metric for point in path.points], **look)
-        for axes, title in ((left, "loss (nats a row)"), (right, found.found[0].metric.replace("_", " "))):
+        for axes, title in (
+            (left, "loss (nats a row)"),
+            (right, found.found[0].metric.replace("_", " ")),
+        ):
             axes.set_title(title)
             axes.set_xlabel("t: 0 own expert, 1 the other")
             axes.grid(axis="y")
             axes.margins(x=0.02)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(found.found)))
+        figure.legend(
+            *left.get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=min(4, len(found.found)),
+        )
 
-    return draw("path", "Loss and metric along the lines between experts", paint, width=8.8, height=3.7)
+    return draw(
+        "path", "Loss and metric along the lines between experts", paint, width=8.8, height=3.7
+    )
 
 
 def _heat(axes: Any, shade: Matrix, values: Matrix, form: str, *, aspect: str) -> None:
-    """Cells shaded from 0 to 1, NaN left empty; figures in them where there are few."""
+    """Cells shaded from 0 to 1, empty for NaN; with numbers where there are few cells."""
     known = ~np.isnan(shade)
     colors = EMPTY + np.nan_to_num(shade).clip(0, 1)[..., None] * (FULL - EMPTY)
     axes.imshow(np.dstack([colors, known.astype(np.float64)]), aspect=aspect)
@@ -239,16 +374,30 @@ def _heat(axes: Any, shade: Matrix, values: Matrix, form: str, *, aspect: str) -
         return
     for row, column in zip(*np.nonzero(known), strict=True):
         ink = "#ffffff" if shade[row, column] > READ_LIGHT else "#000000"
-        axes.text(column, row, form.format(values[row, column]), ha="center", va="center", fontsize=8, color=ink)
+        axes.text(
+            column,
+            row,
+            form.format(values[row, column]),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=ink,
+        )
 
 
 def _ticks(axes: Any, columns: Sequence[str], rows: Sequence[str]) -> None:
     wide = max(map(len, columns)) > 6 and len(columns) > 2
-    axes.set_xticks(range(len(columns)), columns, rotation=40 if wide else 0, ha="right" if wide else "center", rotation_mode="anchor")
+    axes.set_xticks(
+        range(len(columns)),
+        columns,
+        rotation=40 if wide else 0,
+        ha="right" if wide else "center",
+        rotation_mode="anchor",
+    )
     axes.set_yticks(range(len(rows)), rows)
 
 
 def _short(name: str, limit: int = 24) -> str:
-    """One line of characters that XML can hold."""
+    """A name on one line, cut, without characters that XML cannot hold."""
     line = "".join(letter if letter.isprintable() else " " for letter in name)
     return line if len(line) <= limit else f"{line[: limit - 1]}…"

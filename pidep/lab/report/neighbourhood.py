@@ -1,4 +1,4 @@
-"""The pool seen from a run: similarities of its tasks and the run's own, in the order of a dendrogram."""
+"""Similarities of a run's task and the tasks of its pool, in the order of a dendrogram."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy.typing as npt
 
 from pidep.errors import ExpertError
 from pidep.files.tensor_file import read_tensors
-from pidep.lab.report.run import Run
 from pidep.similarity.index import EMBEDDING_FILE, TaskIndex, fisher_kind, read_record, task_folders
-from pidep.similarity.measures import Layout, Vector
+from pidep.similarity.measures import TensorLayout, Vector
+from pidep.tuning.run_folder import Run
 
 __all__ = ["SHOWN", "Neighbourhood", "neighbourhood"]
 
 SHOWN = 30
-"""Tasks a picture can name."""
+"""Most tasks that a picture can name."""
 Matrix = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Tasks beside each other that are alike."""
+    """Tasks and their similarities; similar tasks stand beside each other."""
 
     target: str
     names: tuple[str, ...]
@@ -33,7 +33,7 @@ class Neighbourhood:
     tree: Matrix
     """[N - 1, 4]: scipy's average linkage of 1 − similarity."""
     left_out: tuple[str, ...]
-    """Tasks of the pool that cannot be compared: of another backbone, kind, rank, sites or Fisher."""
+    """Tasks of another backbone, kind, rank, sites or Fisher, which cannot be compared."""
     pool_size: int
 
     @property
@@ -43,29 +43,40 @@ class Neighbourhood:
         return float(off.min()), float(off.max())
 
     def nearest(self, count: int) -> set[tuple[int, int]]:
-        """Pairs (i < j) where one is among the other's `count` most similar."""
+        """Pairs (i < j) of which one is among the `count` most similar of the other."""
         pairs = set()
         for row in range(len(self.names)):
-            others = sorted((other for other in range(len(self.names)) if other != row), key=lambda other: -self.similarity[row, other])
+            others = sorted(
+                (other for other in range(len(self.names)) if other != row),
+                key=lambda other: -self.similarity[row, other],
+            )
             pairs |= {(min(row, other), max(row, other)) for other in others[:count]}
         return pairs
 
 
 def neighbourhood(run: Run, pool: Path | None) -> Neighbourhood | None:
-    """The run's task among the pool's (at most `SHOWN`, the nearest first); None when there is nothing to compare it with.
+    """The run's task among at most `SHOWN` tasks of the pool, the nearest; None without others.
 
     Raises:
         ExpertError: an embedding is damaged.
     """
     path = run.folder / "own" / EMBEDDING_FILE
-    folders = {name: folder for name, folder in (task_folders(pool) if pool else {}).items() if name != run.name}
-    if not folders or not (path.is_file() or (path := run.folder / "expert" / EMBEDDING_FILE).is_file()):
+    folders = {
+        name: folder
+        for name, folder in (task_folders(pool) if pool else {}).items()
+        if name != run.name
+    }
+    if not folders or not (
+        path.is_file() or (path := run.folder / "expert" / EMBEDDING_FILE).is_file()
+    ):
         return None
     own = read_tensors(path)
-    layout = Layout.of(own)
+    layout = TensorLayout.of(own)
     shown = sorted(folders)
     if pool is not None and len(folders) >= SHOWN:
-        shown = [near.name for near in TaskIndex.open(pool).top_k(own, SHOWN - 1, exclude={run.name})]
+        shown = [
+            near.name for near in TaskIndex.open(pool).top_k(own, SHOWN - 1, exclude={run.name})
+        ]
     vectors, left_out = {run.name: layout.vector(own)}, []
     for name in shown:
         vector = _vector(folders[name], layout, run)
@@ -73,12 +84,19 @@ def neighbourhood(run: Run, pool: Path | None) -> Neighbourhood | None:
             left_out.append(name)
         else:
             vectors[name] = vector
-    return None if len(vectors) < 2 else _arranged(run.name, vectors, layout, tuple(left_out), len(folders))
+    return (
+        None
+        if len(vectors) < 2
+        else _arranged(run.name, vectors, layout, tuple(left_out), len(folders))
+    )
 
 
-def _vector(folder: Path, layout: Layout, run: Run) -> Vector | None:
+def _vector(folder: Path, layout: TensorLayout, run: Run) -> Vector | None:
     record = read_record(folder)
-    if (record["backbone_digest"], record["fisher"]) != (run.expert.backbone_digest, fisher_kind(run.expert.provenance)):
+    if (record["backbone_digest"], record["fisher"]) != (
+        run.expert.backbone_digest,
+        fisher_kind(run.expert.provenance),
+    ):
         return None
     embedding = read_tensors(folder / EMBEDDING_FILE)
     try:
@@ -87,7 +105,13 @@ def _vector(folder: Path, layout: Layout, run: Run) -> Vector | None:
         return None
 
 
-def _arranged(target: str, vectors: dict[str, Vector], layout: Layout, left_out: tuple[str, ...], pool_size: int) -> Neighbourhood:
+def _arranged(
+    target: str,
+    vectors: dict[str, Vector],
+    layout: TensorLayout,
+    left_out: tuple[str, ...],
+    pool_size: int,
+) -> Neighbourhood:
     from scipy.cluster.hierarchy import leaves_list, linkage  # type: ignore[import-untyped]
     from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
 
@@ -95,9 +119,19 @@ def _arranged(target: str, vectors: dict[str, Vector], layout: Layout, left_out:
     matrix = np.eye(len(names))
     for left in range(len(names)):
         for right in range(left):
-            matrix[left, right] = matrix[right, left] = layout.similarity(vectors[names[left]], vectors[names[right]])
+            matrix[left, right] = matrix[right, left] = layout.similarity(
+                vectors[names[left]], vectors[names[right]]
+            )
     tree = linkage(squareform(1 - matrix, checks=False), "average", optimal_ordering=True)
+    # scipy numbers the leaves as they were given; the picture needs them as they stand in it.
     order = leaves_list(tree)
     leaves = tree[:, :2] < len(names)
-    tree[:, :2][leaves] = np.argsort(order)[tree[:, :2][leaves].astype(int)]  # numbered as they stand in the picture
-    return Neighbourhood(target, tuple(names[row] for row in order), matrix[np.ix_(order, order)], tree, left_out, pool_size)
+    tree[:, :2][leaves] = np.argsort(order)[tree[:, :2][leaves].astype(int)]
+    return Neighbourhood(
+        target,
+        tuple(names[row] for row in order),
+        matrix[np.ix_(order, order)],
+        tree,
+        left_out,
+        pool_size,
+    )

@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG that can stand inside an HTML page: its colours are the page's, its ids its own, nothing is fetched."""
+"""A matplotlib figure as SVG inside an HTML page: the page's colours, unique ids, no downloads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ GRID = "#030303"
 PAPER = "#040404"
 SURFACE = "#050505"
 SERIES = tuple(f"#0a0a0{number}" for number in range(1, 7))
-"""Stand-ins: `draw` puts the page's variables in their place, so that one figure serves light, dark and paper."""
+"""Placeholders. `draw` replaces them by variables of the page, so that one figure suits light,
+dark and paper."""
 
 SMALLEST = 0.7
-"""Of its natural size, the least a figure is shown in: letters of 8 pixels."""
-_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper", SURFACE: "--surface"} | {
-    color: f"--series-{number}" for number, color in enumerate(SERIES, 1)
-}
+"""Least share of its natural size that a figure is shown in: letters of 8 pixels."""
+_VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--line",
+    PAPER: "--paper",
+    SURFACE: "--surface",
+} | {color: f"--series-{number}" for number, color in enumerate(SERIES, 1)}
 _STYLE: Any = {
     "axes.edgecolor": GRID,
     "axes.facecolor": "none",
@@ -63,15 +68,24 @@ _FONT = re.compile(r"font: (?:(\d+) )?([\d.]+px) [^;]*")
 _FAMILY = re.compile(r"font-family: [^;]*;? ?")  # the page's own
 
 
-def draw(name: str, title: str, paint: Callable[[Any], None], *, width: float, height: float) -> str:
-    """Paint on a new figure (inches) and return `<svg>`; `name` makes ids unique in the page, `title` is read out by screen readers."""
+def draw(
+    name: str, title: str, paint: Callable[[Any], None], *, width: float, height: float
+) -> str:
+    """The `<svg>` of a new figure that `paint` draws on.
+
+    Args:
+        name: makes ids unique in the page.
+        title: read out by screen readers.
+        width, height: inches.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     buffer = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser's fonts are used, not matplotlib's
+        # The browser draws the text with its own fonts, so matplotlib's need no such glyph.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(width, height), layout="constrained")
         paint(figure)
         figure.savefig(buffer, format="svg", metadata=nothing, dpi=144)
@@ -83,7 +97,9 @@ def _inline(svg: ElementTree.Element, name: str, title: str) -> str:
         for child in list(parent):
             if _NAMESPACE.sub("", child.tag) in ("metadata", "style"):
                 parent.remove(child)
-    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]*)", ElementTree.tostring(svg, encoding="unicode")))
+    used = set(
+        re.findall(r"(?:url\(#|href=\"#)([^)\"]*)", ElementTree.tostring(svg, encoding="unicode"))
+    )
     for element in svg.iter():
         element.tag = _NAMESPACE.sub("", element.tag)
         named = {_NAMESPACE.sub("", key): value for key, value in element.attrib.items()}
@@ -102,7 +118,7 @@ def _inline(svg: ElementTree.Element, name: str, title: str) -> str:
 
 
 def _sized(width_px: float) -> str:
-    """Never blown up, and never so small that its words cannot be read: a narrow screen scrolls."""
+    """A style that never enlarges the figure, nor makes it unreadable: a narrow screen scrolls."""
     return f"max-width:{width_px:.0f}px;min-width:{SMALLEST * width_px:.0f}px"
 
 
@@ -114,7 +130,13 @@ def _attribute(key: str, value: str, name: str) -> str:
     value = _REFERENCE.sub(rf"url(#{name}-\1)", value)
     if key == "style":
         value = _FAMILY.sub(
-            "", _FONT.sub(lambda found: f"font-size: {found[2]}" + (f"; font-weight: {found[1]}" if found[1] else ""), value)
+            "",
+            _FONT.sub(
+                lambda found: (
+                    f"font-size: {found[2]}" + (f"; font-weight: {found[1]}" if found[1] else "")
+                ),
+                value,
+            ),
         )
         for color, variable in _VARIABLES.items():
             value = value.replace(color, f"var({variable})")

@@ -1,4 +1,4 @@
-"""`pidep report` as a function: read, compute what is missing, draw, write one file."""
+"""`pidep report` as a function: one self-contained HTML file about a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pidep.errors import UsageError
 from pidep.files.atomic_write import write_text
 from pidep.lab.report.neighbourhood import neighbourhood
 from pidep.lab.report.page import page
-from pidep.lab.report.run import read_run
+from pidep.tuning.run_folder import read_run
 
 if TYPE_CHECKING:
     from pidep.lab.report.evaluate import Evaluation, OnStep
@@ -20,7 +20,7 @@ __all__ = ["Report", "write_report"]
 
 @dataclass(frozen=True)
 class Report:
-    """What was written."""
+    """The written page, and the figures that were recomputed for it."""
 
     out: Path
     num_bytes: int
@@ -30,7 +30,9 @@ class Report:
         """For `--json`."""
         found: dict[str, Any] = {"out": str(self.out), "bytes": self.num_bytes}
         if self.evaluation is not None:
-            found["confusion"] = {one.model: one.counts.tolist() for one in self.evaluation.confusions}
+            found["confusion"] = {
+                one.model: one.counts.tolist() for one in self.evaluation.confusions
+            }
             if (paths := self.evaluation.paths) is not None:
                 found["paths"] = {
                     "rows": paths.rows,
@@ -50,15 +52,17 @@ def write_report(
     paths: bool = False,
     on_step: OnStep | None = None,
 ) -> Report:
-    """Write the page about a run folder; `report.html` in it unless `out` says otherwise.
+    """Write the page about a run folder.
 
     Args:
-        pool: where the helpers are; the run's own pool when absent.
-        evaluate: predict the test rows again, for the confusion matrix. Without it no backbone is loaded.
-        paths: walk the straight lines from the own expert to each helper and to π.
+        out: the file; `report.html` in the run folder when absent.
+        pool: the folder of the helpers; the run's own pool when absent.
+        evaluate: predict the test rows again, for the confusion matrix. Loads the backbone.
+        paths: measure the straight lines from the own expert to each helper and to π.
 
     Raises:
-        UsageError, ExpertError, TaskError, BackboneError: not a run, or it does not fit its pool, data or backbone; nothing was written.
+        UsageError, ExpertError, TaskError, BackboneError: the folder is no run, or does not fit
+            its pool, data or backbone; nothing was written.
     """
     run = read_run(folder)
     out = out or folder / "report.html"
@@ -67,7 +71,9 @@ def write_report(
     if pool is not None and not pool.is_dir():
         raise UsageError(f"--pool {pool}: no such folder; give the pool the run was tuned with")
     if paths and not evaluate:
-        raise UsageError("--path: walks over rows, which --no-evaluate does without; give one of them")
+        raise UsageError(
+            "--path: walks over rows, which --no-evaluate does without; give one of them"
+        )
     pool = pool or run.pool
     near = neighbourhood(run, pool)
     evaluation = None

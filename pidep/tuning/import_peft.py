@@ -10,21 +10,35 @@ from pidep.experts.folder import Expert, check_expert_place, check_name, write_e
 from pidep.experts.peft_format import at_sites, read_peft
 from pidep.tasks.hub import with_labels
 from pidep.tasks.task import load_task
-from pidep.tuning.tune import LOGIT_SCALE, label_embeddings
+from pidep.training.scorer import label_embeddings
 
-__all__ = ["adopt"]
+__all__ = ["import_peft"]
 
 
-def adopt(folder: Path, *, task: str, out: Path, name: str | None = None, backbone: str = "minilm") -> Expert:
-    """Write `out` from PEFT's folder.
+def import_peft(
+    folder: Path,
+    *,
+    task: str,
+    out: Path,
+    name: str | None = None,
+    backbone: str = "minilm",
+) -> Expert:
+    """Write the expert folder `out` from a folder that PEFT wrote.
+
+    Args:
+        task: a task file or packaged task; gives labels and label texts.
+        name: the expert's name; the task's when absent.
 
     Raises:
-        ExpertError: nothing pidep can honour, or it does not fit the backbone; nothing was written.
+        ExpertError: the adapter uses features that pidep lacks, or does not fit the backbone;
+            nothing was written.
     """
+    # Before the backbone is loaded, which takes seconds.
     check_expert_place(out)
     found = with_labels(load_task(task))
     adapter = read_peft(folder)
     encoder = load_backbone(backbone)
+    # A LoRA names its sites; PEFT's prompts and prefixes belong to all places of the model.
     places = [] if adapter.sites else find_sites(encoder.model, kind=adapter.kind)
     expert = Expert(
         name=check_name(name or found.name),
@@ -38,7 +52,7 @@ def adopt(folder: Path, *, task: str, out: Path, name: str | None = None, backbo
         labels=tuple(found.labels),
         label_texts=tuple(found.labels.values()),
         label_embeddings=label_embeddings(encoder, found).numpy(),
-        logit_scale=LOGIT_SCALE,
+        logit_scale=encoder.logit_scale,
         max_length=min(found.max_length, encoder.max_positions),
         provenance={"imported_from": "peft"},
     )

@@ -1,0 +1,362 @@
+"""The sections of the page: what each says about a run, in tables and figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from pidep.experts.folder import Expert
+from pidep.lab.report import figures
+from pidep.lab.report.html import definitions, figure, paragraph, table
+from pidep.lab.report.neighbourhood import Neighbourhood
+from pidep.tuning.run_folder import METHODS, Run
+
+if TYPE_CHECKING:
+    from pidep.lab.report.evaluate import Confusion, Evaluation, Paths
+
+__all__ = [
+    "alpha_section",
+    "confusion_section",
+    "cost_section",
+    "curves_section",
+    "decision_section",
+    "metric_name",
+    "path_section",
+    "provenance_section",
+    "result_section",
+    "settings_section",
+    "similarity_section",
+]
+
+_CANDIDATES = {
+    **METHODS,
+    "in_context": "own expert, learned in the mixture",
+    "joint": "joint training of all experts",
+    # Written by versions up to 0.1; old runs can still be reported.
+    "own_expert_harder": "own expert, high rate",
+    "joint_harder": "joint training of all experts, high rate",
+    "own_expert_high_rate": "own expert, high rate",
+    "joint_high_rate": "joint training of all experts, high rate",
+    "mixture": "average of own expert, uniform and in context",
+}
+
+
+def metric_name(run: Run) -> str:
+    """The metric of the run, in words."""
+    return run.metric.replace("_", " ")
+
+
+def settings_section(run: Run) -> str:
+    """The task, its rows and the settings of the run."""
+    config, shots = run.config, run.config.get("shots")
+    train_rows = run.provenance.get("data", {}).get("train_rows", "?")
+    labels = run.task.get("labels", {})
+    rows = [
+        ("task", f"{run.task.get('name', run.name)} (asked for as {config.get('task', '?')})"),
+        ("labels", ", ".join(f"{name}: “{text}”" for name, text in labels.items())),
+        (
+            "training rows",
+            f"{shots} a label, {train_rows} in all" if shots else f"{train_rows}, {_how_much(run)}",
+        ),
+        ("seed", str(config.get("seed", 0))),
+        (
+            "kind of expert",
+            f"{run.expert.kind}, size {config.get('rank', '?')}, at {len(run.expert.sites)} sites",
+        ),
+        ("policy", f"{config.get('policy', '?')}, up to {config.get('top_k', '?')} neighbours"),
+        ("backbone", f"{run.expert.backbone}, {run.expert.backbone_digest}"),
+    ]
+    return definitions(rows)
+
+
+def _how_much(run: Run) -> str:
+    return "texts alone, no label was read" if run.zero_shot else "full data"
+
+
+def result_section(run: Run) -> str:
+    """The metric of every method on the test rows."""
+    if not run.metrics:
+        return paragraph("Nothing was measured: the test rows have no labels.")
+    against = "own_expert" if "own_expert" in run.metrics else "backbone"
+    accuracy = run.metric == "accuracy"
+    best = max(run.metrics.values(), default=0.0)
+    rows = []
+    for method, value in run.metrics.items():
+        gain = "" if method == against else _signed(value - run.metrics[against])
+        rows.append(
+            [METHODS[method], f"{value:.4f}", gain or "–"]
+            + ([_interval(value, run.test_rows)] if accuracy else [])
+        )
+    mark = next(
+        (number for number, value in enumerate(run.metrics.values()) if value == best), None
+    )
+    columns = ["model", metric_name(run), f"against {METHODS[against]}"] + (
+        ["95 % interval"] if accuracy else []
+    )
+    note = f"On {run.test_rows} test rows, which nothing was chosen by. The best is marked."
+    if accuracy:
+        note += (
+            " The interval (Wilson) covers the sampling of test rows alone; another seed or other "
+            "shots vary more."
+        )
+    return table(columns, rows, mark=mark) + paragraph(note)
+
+
+def _signed(value: float) -> str:
+    return f"{'−' if value < 0 else '+'}{abs(value):.4f}"
+
+
+def _interval(share: float, rows: int) -> str:
+    """Wilson's 95 % interval of a share."""
+    if rows < 1:
+        return "–"
+    z = 1.96
+    middle, scale = share + z * z / (2 * rows), 1 + z * z / rows
+    half = z * math.sqrt(share * (1 - share) / rows + (z / (2 * rows)) ** 2)
+    return f"{(middle - half) / scale:.3f} to {(middle + half) / scale:.3f}"
+
+
+def decision_section(run: Run) -> str:
+    """The decision of interpolation, and the losses behind it."""
+    found = run.decision
+    if found is None:
+        return paragraph(
+            "Nothing was interpolated: the run had no neighbours, so its own expert is the result."
+            if not run.neighbours
+            else "–"
+        )
+    chosen = str(found.get("chosen", "?"))
+    label = (
+        _CANDIDATES.get(chosen, chosen)
+        if found.get("policy") == "auto"
+        else "the mixture as it was asked for"
+    )
+    body = definitions(
+        [
+            ("chosen", label),
+            ("why", str(found.get("why", "?"))),
+            ("policy", str(found.get("policy", "?"))),
+            ("held-out rows", str(found.get("rows") or "none")),
+        ]
+    )
+    losses, weights = found.get("losses", {}), found.get("weights", {})
+    if losses or weights:
+        names = list(dict.fromkeys([*losses, *weights]))
+        rows = [
+            [
+                _CANDIDATES.get(name, name),
+                _number(losses.get(name), 5),
+                _number(weights.get(name), 4),
+            ]
+            for name in names
+        ]
+        body += table(
+            ["candidate", "held-out loss (nats a row)", "share in the mixture"],
+            rows,
+            mark=_at(names, chosen),
+        )
+    return body
+
+
+def _at(names: Sequence[str], name: str) -> int | None:
+    return names.index(name) if name in names else None
+
+
+def _number(value: Any, digits: int) -> str:
+    return "–" if value is None else f"{float(value):.{digits}f}"
+
+
+def curves_section(run: Run) -> str:
+    """The learning curve of every phase."""
+    learned = [phase for phase in run.phases if phase.history]
+    if not learned:
+        return paragraph("Nothing was trained.")
+    rows = [
+        [
+            figures.NAMES_OF_PHASES.get(phase.name, phase.name),
+            str(phase.steps),
+            str(phase.best_step),
+        ]
+        for phase in run.phases
+    ]
+    held = any(entry.held_out is not None for phase in learned for entry in phase.history)
+    caption = "Loss of the training batch at each validation" + (
+        ", and of the held-out rows." if held else "; no rows were held back."
+    )
+    return figure(figures.curves(learned), caption) + table(["phase", "steps", "kept"], rows)
+
+
+def similarity_section(run: Run, near: Neighbourhood | None) -> str:
+    """The neighbours, and the tasks of the pool by similarity."""
+    rows = [[name, f"{value:.4f}"] for name, value in run.neighbours.items()]
+    body = (
+        table(["neighbour taken", "similarity"], rows)
+        if rows
+        else paragraph("The run took no neighbours.")
+    )
+    if near is None and run.zero_shot:
+        return body + paragraph(
+            "Predicted from texts alone: a task without labels has no embedding, so no place in "
+            "the pool's graph."
+        )
+    if near is None:
+        return body + paragraph(
+            "No pool with other tasks to compare this one with; --pool names one."
+        )
+    shown = len(near.names) - 1
+    caption = (
+        "Normalised cosine of the tasks' Fisher embeddings; similar tasks stand beside each other. "
+        "In bold, this run's task. "
+    )
+    caption += "Shade: from {:.3f} (light) to {:.3f} (dark).".format(*near.span)
+    if shown + len(near.left_out) < near.pool_size:
+        caption += f" The {shown} nearest of {near.pool_size} tasks."
+    if near.left_out:
+        caption += (
+            " Left out, because of another backbone, kind, rank, sites or Fisher: "
+            f"{', '.join(near.left_out)}."
+        )
+    return (
+        body
+        + figure(figures.similarity(near), caption)
+        + figure(
+            figures.graph(near),
+            "Task graph: the wider a line, the more alike its tasks. Blue, this run's task and its "
+            "lines.",
+        )
+    )
+
+
+def alpha_section(run: Run) -> str:
+    """α by layer and expert."""
+    found = run.alpha
+    means = table(
+        ["expert", "mean α"],
+        [[name, f"{mean:.4f}"] for name, mean in zip(found.experts, found.mean, strict=False)],
+    )
+    if not found.sites or len(found.experts) < 2:
+        return means + paragraph("One expert, so α is 1 everywhere.")
+    highest = max(weight for weights in found.sites.values() for weight in weights)
+    caption = (
+        "α of each expert, by layer (down) and place in the layer (across); each site's sum to 1. "
+        f"Shade: from 0 (light) to {highest:.2f} (dark)."
+    )
+    return figure(figures.alpha(found), caption) + means
+
+
+def path_section(found: Paths | None) -> str:
+    """Loss and metric along the lines between experts."""
+    if found is None:
+        return paragraph("Not measured; pidep report --path does.")
+    rows = [
+        [
+            f"own expert → {path.end}",
+            f"{path.points[0].loss:.4f}",
+            f"{path.points[-1].loss:.4f}",
+            f"{path.best.loss:.4f}",
+            f"{path.best.t:.1f}",
+            f"{path.barrier:.4f}",
+        ]
+        for path in found.found
+    ]
+    caption = (
+        f"θ(t) = (1 − t)·θ₀ + t·θ₁ from the own expert, as mixtures, on {found.num_rows} "
+        f"{found.rows} rows. The barrier is the most that "
+        "the loss rises above the straight line between its ends; 0 means no barrier."
+    )
+    lines = table(["line", "loss at t = 0", "loss at t = 1", "least loss", "at t", "barrier"], rows)
+    missing = (
+        paragraph(f"Not in the pool as they were mixed: {', '.join(found.missing)}.")
+        if found.missing
+        else ""
+    )
+    return figure(figures.paths(found), caption) + lines + missing
+
+
+def confusion_section(run: Run, found: Sequence[Confusion]) -> str:
+    """The confusion matrix of each expert of the run."""
+    if not found:
+        return paragraph(
+            "Not computed: --no-evaluate."
+            if run.metrics
+            else "Not computed: the test rows have no labels."
+        )
+    kept = {"own expert": "own_expert", "π": "pi", "zero-shot mixture": "zero_shot"}
+    parts = []
+    for number, one in enumerate(found):
+        again = run.metrics.get(kept[one.model])
+        agrees = (
+            "as the run says"
+            if again is not None and abs(again - one.score) < 1e-9
+            else f"the run says {_number(again, 4)}"
+        )
+        svg = figures.confusion(
+            one,
+            run.labels or [f"candidate {place}" for place in range(len(one.counts))],
+            name=f"confusion-{number}",
+        )
+        shade = "Shade: share of the true label's rows, 0 (light) to 1 (dark)."
+        parts.append(
+            figure(svg, f"{one.model}: {metric_name(run)} {one.score:.4f}, {agrees}. {shade}")
+        )
+    return f'<div class="beside">{"".join(parts)}</div>'
+
+
+def cost_section(run: Run, evaluation: Evaluation | None) -> str:
+    """Seconds by phase, and parameters."""
+    total = (
+        evaluation.backbone_parameters
+        if evaluation
+        else run.provenance.get("backbone", {}).get("parameters")
+    )
+    rows = [("seconds in all", f"{run.seconds:.1f}")]
+    rows += [
+        (f"seconds: {name.replace('_', ' ')}", f"{seconds:.1f}")
+        for name, seconds in run.seconds_by_phase.items()
+    ]
+    if not run.seconds_by_phase:
+        rows.append(("seconds by phase", "not recorded by this run"))
+    for name, expert in run.experts.items():
+        count = _num_parameters(expert)
+        share = f", {100 * count / total:.2f} % of the backbone's" if total else ""
+        rows.append(
+            (
+                f"parameters: {name}{' as one expert' if expert is not run.own else ''}",
+                f"{count:,}{share}",
+            )
+        )
+    rows.append(
+        (
+            "parameters: backbone",
+            f"{total:,}" if total else "not counted (--no-evaluate loads no backbone)",
+        )
+    )
+    return definitions(rows)
+
+
+def _num_parameters(expert: Expert) -> int:
+    return sum(array.size for tensors in expert.sites.values() for array in tensors.values())
+
+
+def provenance_section(run: Run) -> str:
+    """Digests, versions and all settings."""
+    found = run.provenance
+    data = found.get("data", {})
+    rows = [
+        ("run folder", str(run.folder)),
+        ("expert", run.expert.digest),
+        *((("own expert", run.own.digest),) if run.own else ()),
+        *((f"mixed: {name}", digest) for name, digest in run.mixture_of.items()),
+        ("training rows", str(data.get("train", "?"))),
+        ("test rows", str(data.get("test", "?"))),
+        *((name, str(number)) for name, number in found.get("versions", {}).items()),
+        ("python", str(found.get("python", "?"))),
+    ]
+    config = escape(json.dumps(run.config, indent=2, ensure_ascii=False))
+    return (
+        definitions(rows)
+        + f"<details open><summary>Settings</summary><pre>{config}</pre></details>"
+    )

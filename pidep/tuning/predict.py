@@ -1,0 +1,115 @@
+"""Answers of an expert, offline: the same logits as in training, in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pidep.adapters.mixture import Mixture
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.load import load_any_backbone
+from pidep.errors import ExpertError
+from pidep.experts.folder import Expert, read_expert
+from pidep.experts.resolve import resolve_expert_folder
+from pidep.inputs.row import Input, as_row, text_of
+from pidep.training.scorer import predict_answers, predict_logits, scorer_for_expert
+
+__all__ = ["Prediction", "load_expert", "predict"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one row."""
+
+    label: str
+    """The likeliest label or candidate; the generated text of an expert with free answers."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Probability of each label or candidate; empty for a generated text."""
+    digest: str = ""
+    """Digest of the expert that answered."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def load_expert(source: Expert | Path | str) -> Expert:
+    """An expert by its run folder or expert folder.
+
+    Raises:
+        ExpertError: the folder holds no expert, or the expert is damaged.
+    """
+    if isinstance(source, Expert):
+        return source
+    return read_expert(resolve_expert_folder(Path(source)))
+
+
+def predict(
+    source: Expert | Path | str,
+    rows: Sequence[Input],
+    *,
+    backbone: Backbone | str | None = None,
+) -> list[Prediction]:
+    """The answers of a run's expert to texts or rows, one each, in the order of the rows.
+
+    Rows with candidates of their own are answered with one of these. Texts are cut at the
+    expert's `max_length` tokens.
+
+    Args:
+        source: a run folder, an expert folder, or an expert.
+        backbone: the expert's backbone, loaded or by name; found by its recorded name when absent.
+
+    Raises:
+        ExpertError: there is no expert, or it belongs to another backbone.
+        BackboneError: the backbone cannot be loaded, or cannot read a row.
+    """
+    expert = load_expert(source)
+    if not rows:
+        return []
+    loaded = _backbone_of(expert, backbone)
+    scorer, mixture = scorer_for_expert(loaded, expert), Mixture.of([expert])
+    if expert.max_answer_length is not None:
+        answers = predict_answers(scorer, rows, mixture)
+        return [Prediction(answer, digest=expert.digest) for answer in answers]
+    with torch.no_grad():
+        probabilities = predict_logits(scorer, rows, mixture).softmax(1).tolist()
+    return [
+        _prediction(expert, row, scores) for row, scores in zip(rows, probabilities, strict=True)
+    ]
+
+
+def _backbone_of(
+    expert: Expert, given: Backbone | str | None
+) -> Backbone:
+    if given is None or isinstance(given, str):
+        given = load_any_backbone(given or expert.backbone)
+    if given.digest != expert.backbone_digest:
+        raise ExpertError(
+            f"expert {expert.name!r}: made for backbone {expert.backbone!r} "
+            f"({expert.backbone_digest[:19]}…), {given.name!r} is {given.digest[:19]}…; "
+            "give its own as `backbone`"
+        )
+    return given
+
+
+def _prediction(expert: Expert, row: Input, scores: Sequence[float]) -> Prediction:
+    names = _choices_of(expert, row)
+    # Rows with fewer candidates than others are padded with probabilities of 0.
+    by_name = dict(zip(names, scores[: len(names)], strict=True))
+    return Prediction(max(by_name, key=by_name.__getitem__), by_name, expert.digest)
+
+
+def _choices_of(expert: Expert, row: Input) -> tuple[str, ...]:
+    """Names of the answers: labels, texts of the candidates, or numbers of candidate images."""
+    candidates = as_row(row).candidates
+    if not candidates:
+        return expert.labels
+    # Images have no text, and candidates may have equal texts; then numbers tell them apart.
+    texts = tuple(text_of(candidate) for candidate in candidates)
+    if all(texts) and len(set(texts)) == len(texts):
+        return texts
+    return tuple(f"candidate {number}" for number in range(1, len(texts) + 1))

@@ -1,0 +1,64 @@
+"""The run folder is read as it was written; tests/lab/test_report.py damages one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pidep.errors import UsageError
+from pidep.tuning.run_folder import Alpha, TuneResult, is_run_folder, read_run
+from pidep.tuning.settings import TuneSettings
+from pidep.tuning.tune import tune
+
+
+@pytest.fixture
+def result(tiny_folder: Path, task_file: Path, tmp_path: Path) -> TuneResult:
+    config = TuneSettings(
+        task=str(task_file),
+        backbone=str(tiny_folder),
+        sites=["encoder.layer.1.*"],
+        rank=2,
+        steps=2,
+        eval_every=1,
+        fisher_samples=4,
+    )
+    return tune(config, tmp_path / "run")
+
+
+def test_it_is_read_as_it_was_written(result: TuneResult) -> None:
+    run = read_run(result.run)
+    assert (run.name, run.metric, run.metrics) == ("film", "accuracy", result.metrics)
+    assert run.expert.digest == result.digest
+    assert run.own is not None
+    assert run.experts == {"own expert": run.own}
+    assert run.labels == ("negative", "positive")
+    assert (run.neighbours, run.pool, run.zero_shot, run.decision) == ({}, None, False, None)
+    assert run.alpha == Alpha(("film",), {}, (1.0,))
+    (phase,) = run.phases
+    assert (phase.name, phase.steps, [entry.step for entry in phase.history]) == ("own", 2, [1, 2])
+    assert all(entry.held_out is not None for entry in phase.history)
+    assert run.seconds == result.seconds
+    assert list(run.seconds_by_phase) == ["own expert", "predict", "evaluate"]
+    assert TuneSettings.model_validate(run.config).rank == 2
+
+
+def test_it_is_complete_once_its_result_is_there(result: TuneResult) -> None:
+    assert is_run_folder(result.run)
+    (result.run / "result.json").unlink()
+    assert not is_run_folder(result.run)
+    with pytest.raises(UsageError, match="no run folder"):
+        read_run(result.run)
+
+
+def test_alpha_keeps_its_mean() -> None:
+    alpha = Alpha.of(("own", "helper"), {"a": [1.0, 0.0], "b": [0.5, 0.5]})
+    assert alpha.mean == (0.75, 0.25)
+    assert alpha.to_json()["sites"] == {"a": [1.0, 0.0], "b": [0.5, 0.5]}
+
+
+def test_run_folders_are_read_without_torch() -> None:
+    code = "import sys, pidep.tuning.run_folder; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
