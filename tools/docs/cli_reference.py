@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -11,6 +12,9 @@ import typer
 from pidep.cli.app import app
 
 __all__ = ["cli_reference", "commands"]
+
+# Options that are made from settings have their default and bounds at the end of their help.
+_HELP_DEFAULT = re.compile(r" *\[(?:default: ([^;\]]*))?(?:; )?([^\]]*)\]$")
 
 
 def commands() -> dict[str, Any]:
@@ -63,12 +67,20 @@ def _flags(option: Any) -> str:
 
 
 def _text(parameter: Any) -> str:
-    return " ".join((getattr(parameter, "help", None) or "").split()).replace("|", "\\|")
+    """The help text without its default; the bounds stay, in brackets."""
+    text = _HELP_DEFAULT.sub(lambda match: f" ({match[2]})" if match[2] else "", _help(parameter))
+    return text.replace("|", "\\|")
+
+
+def _help(parameter: Any) -> str:
+    return " ".join((getattr(parameter, "help", None) or "").split())
 
 
 def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
+    if match := _HELP_DEFAULT.search(_help(parameter)):
+        return f"`{match[1]}`" if match[1] else ""
     shown = getattr(parameter, "show_default", None)
     if isinstance(shown, str):
         return shown

@@ -223,7 +223,7 @@ class Session:
                 "OMP_NUM_THREADS": "1",
                 **os.environ,
                 "PATH": path,
-                "COLUMNS": "80",
+                "COLUMNS": "100",
                 "HF_HUB_OFFLINE": "1",
             },
             stdin=subprocess.PIPE,
@@ -322,10 +322,16 @@ def run_page(
                 differences.append(
                     f"{page.name}, line {step.line}: {step.title.splitlines()[0]}: {found}\n{output.rstrip()}"
                 )
-                replaced.append((step, [line.rstrip() for line in output.rstrip().splitlines()]))
+                replaced.append((step, shown(output)))
     if write and replaced:
         _write(page, replaced)
     return differences
+
+
+def shown(output: str) -> list[str]:
+    """The lines of an output as a page shows them, with short digests."""
+    short = re.sub(r"(sha256:[0-9a-f]{12})[0-9a-f]+", r"\1…", output)
+    return [line.rstrip() for line in short.rstrip().splitlines()]
 
 
 def _write(page: Path, replaced: Sequence[tuple[Step, list[str]]]) -> None:
