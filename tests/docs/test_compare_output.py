@@ -58,6 +58,14 @@ def test_dots_alone_stand_for_any_lines() -> None:
     assert difference(["first", "…"], ["second"]) == "expected 'first', found 'second'"
 
 
+def test_rows_of_a_table_may_stand_in_another_order() -> None:
+    page = ["┡━━━━┩", "│ amazon │ 0.46 │", "│ nyt │ 0.44 │", "└────┘"]
+    assert difference(page, [page[0], "│ nyt │ 0.50 │", "│ amazon │ 0.45 │", page[3]]) is None
+    assert difference(page, [page[0], "│ nyt │ 0.50 │", page[3]]) is not None
+    assert difference(page, [page[0], "│ nyt │ 0.50 │", "│ nyt │ 0.45 │", page[3]]) is not None
+    assert difference(["b", "a"], ["a", "b"]) is not None
+
+
 def test_missing_and_further_lines_are_named() -> None:
     assert difference(["a", "b"], ["a"]) == "expected 'b', found the end of the output"
     assert difference(["a"], ["a", "b"]) == "expected the end of the output, found 'b'"

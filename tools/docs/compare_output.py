@@ -5,6 +5,7 @@ Words, integers and table cells must be equal. Figures vary between machines, so
 - a figure with a decimal point may differ by up to `TOLERANCE`;
 - a figure in exponent form, or with the unit s, ms or kB, may have any value;
 - any digest matches any digest;
+- the rows of a table may stand in another order, because some tables are sorted by a figure;
 - `…` matches any text in a line, and a line with `…` alone matches any number of lines.
 
 Widths do not count: runs of blanks and of horizontal lines are as good as one.
@@ -65,7 +66,30 @@ def _match(wanted: list[str], given: list[str]) -> tuple[int, int] | None:
                 todo.append((line, at + 1))
         elif at < len(given) and same_line(wanted[line], given[at]):
             todo.append((line + 1, at + 1))
+        elif rows := _same_rows(_table(wanted, line), _table(given, at)):
+            todo.append((line + rows, at + rows))
     return furthest
+
+
+def _table(lines: list[str], start: int) -> list[str]:
+    """The rows of a table from a line on, without its border."""
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("│"):
+            break
+        rows.append(line)
+    return rows
+
+
+def _same_rows(wanted: list[str], given: list[str]) -> int:
+    """The number of rows, when both tables have the same rows in some order; else 0."""
+    left = list(given)
+    for row in wanted:
+        match = next((one for one in left if same_line(row, one)), None)
+        if match is None:
+            return 0
+        left.remove(match)
+    return 0 if left else len(wanted)
 
 
 def same_line(wanted: str, given: str) -> bool:

@@ -322,15 +322,16 @@ def run_page(
                 differences.append(
                     f"{page.name}, line {step.line}: {step.title.splitlines()[0]}: {found}\n{output.rstrip()}"
                 )
-                replaced.append((step, shown(output)))
+                replaced.append((step, shown(output, folder=folder)))
     if write and replaced:
         _write(page, replaced)
     return differences
 
 
-def shown(output: str) -> list[str]:
-    """The lines of an output as a page shows them, with short digests."""
+def shown(output: str, *, folder: Path) -> list[str]:
+    """The lines of an output as a page shows them, with short digests and no path of this machine."""
     short = re.sub(r"(sha256:[0-9a-f]{12})[0-9a-f]+", r"\1…", output)
+    short = short.replace(str(folder.resolve()), "…")
     return [line.rstrip() for line in short.rstrip().splitlines()]
 
 
