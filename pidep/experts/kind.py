@@ -12,7 +12,15 @@ import numpy.typing as npt
 
 from pidep.errors import ExpertError
 
-__all__ = ["Array", "BankGroup", "ExpertKind", "PeftAdapter", "Sites", "Tensors"]
+__all__ = [
+    "Array",
+    "BankGroup",
+    "ExpertKind",
+    "PeftAdapter",
+    "Sites",
+    "Tensors",
+    "Truncated",
+]
 
 Array = npt.NDArray[np.float32]
 Tensors = Mapping[str, Array]
@@ -45,6 +53,22 @@ class BankGroup:
     width: int
     sites: tuple[str, ...]
     kind: str = "lora"
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """An expert of a smaller rank, with its error."""
+
+    sites: dict[str, dict[str, Array]]
+    """Tensors in fp32; the scaling is 1."""
+    errors: dict[str, float]
+    """Site to ‖ΔW − ΔW_r‖ / ‖ΔW‖ (Frobenius), in [0, 1]."""
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The site with the largest error, and the error."""
+        site = max(self.errors, key=lambda name: self.errors[name])
+        return site, self.errors[site]
 
 
 class ExpertKind:
@@ -107,6 +131,15 @@ class ExpertKind:
             ExpertError: a value or tensor is missing, damaged or of another shape.
         """
         raise NotImplementedError
+
+    def truncate(self, sites: Sites, *, scaling: float, rank: int, max_error: float) -> Truncated:
+        """The nearest expert of a smaller rank.
+
+        Raises:
+            ExpertError: the kind has no rank, the rank is below 1, or the relative error of a site
+                is above `max_error`.
+        """
+        raise ExpertError(f"is of kind {self.name!r}; only a LoRA has a rank to reduce, by SVD")
 
     def bank_groups(
         self, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]

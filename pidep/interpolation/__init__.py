@@ -1,12 +1,11 @@
 """The mixture of own expert and helpers, learned on the target's rows.
 
 `policies` is the entry; `auto`, `candidates`, `held_out` and `guard` are the policy that decides
-by held-out rows. `fold` reduces the rank of a LoRA; `path` measures the line between two experts.
+by held-out rows. `path` measures the line between two experts.
 May import `pidep.similarity`, `pidep.training`, `pidep.tasks` and the rooms below them.
 """
 
 from pidep.interpolation.auto import Interpolated, tuned_own
-from pidep.interpolation.fold import Truncated, truncate
 from pidep.interpolation.guard import Decision
 from pidep.interpolation.path import ExpertPath, PathPoint, evaluate_path
 from pidep.interpolation.policies import interpolate, train_jointly
@@ -19,10 +18,8 @@ __all__ = [
     "Interpolated",
     "PathPoint",
     "Policy",
-    "Truncated",
     "evaluate_path",
     "interpolate",
     "train_jointly",
-    "truncate",
     "tuned_own",
 ]

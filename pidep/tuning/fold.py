@@ -8,8 +8,8 @@ from typing import Any
 
 from pidep.errors import ExpertError
 from pidep.experts.folder import read_expert, write_expert
+from pidep.experts.kinds import expert_kind
 from pidep.experts.resolve import resolve_expert_folder
-from pidep.interpolation.fold import truncate
 
 __all__ = ["FoldedExpert", "fold_expert"]
 
@@ -37,11 +37,13 @@ def fold_expert(folder: Path, out: Path, *, rank: int, max_error: float) -> Fold
             written.
     """
     expert = read_expert(resolve_expert_folder(folder))
-    if expert.kind != "lora":
-        raise ExpertError(
-            f"{folder}: is of kind {expert.kind!r}; only a LoRA has a rank to reduce, by SVD"
+    kind = expert_kind(expert.kind)
+    try:
+        found = kind.truncate(
+            expert.sites, scaling=expert.scaling, rank=rank, max_error=max_error
         )
-    found = truncate(expert.sites, scaling=expert.scaling, rank=rank, max_error=max_error)
+    except ExpertError as error:
+        raise ExpertError(f"{folder}: {error}") from error
     facts = {"folded_from": expert.digest, "folded_error": found.worst[1]}
     small = replace(
         expert,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pidep.adapters.kinds.prefix import _IDLE, _attention
+from pidep.adapters.kinds.prefix import IDLE_BIAS, attention_with_prefix
 from pidep.adapters.mixture import Mixture, attached
 from pidep.adapters.places import find_sites, fresh, peft_can
 from pidep.adapters.site import Tensors
@@ -59,7 +59,7 @@ def test_it_is_the_formula(mask: str, causal: bool, biased: bool, groups: int, q
     given = {"bool": visible, "float": torch.zeros(visible.shape).masked_fill(~visible, -1e9), "none": None}[mask]
     bias = draw(1, HEADS, queries, LENGTH) if biased else torch.zeros(1, HEADS, queries, LENGTH)
     options: dict[str, Any] = {"position_bias": bias} if biased else {}
-    found, _ = _attention(module, query, key, value, given, scaling=0.7, **options)
+    found, _ = attention_with_prefix(module, query, key, value, given, scaling=0.7, **options)
 
     def heads_of(name: str, own: Tensor) -> Tensor:
         prefix = site.experts[name][0].reshape(PREFIX, heads, SIZE).transpose(0, 1).expand(BATCH, -1, -1, -1)
@@ -84,7 +84,7 @@ def test_rows_that_do_not_divide_the_batch_are_refused() -> None:
     module.pidep_prefix, module.is_causal = site, False
     states = torch.zeros(3, 1, LENGTH, SIZE)
     with pytest.raises(ExpertError, match=r"3 rows at an attention layer, 2 samples"):
-        _attention(module, states, states, states, None)
+        attention_with_prefix(module, states, states, states, None)
 
 
 # Side by side, as a mixture on outputs.
@@ -114,7 +114,7 @@ def states(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attend(module: Any) -> Tensor:
-    output: Tensor = _attention(module, *states(), None, scaling=0.7)[0]
+    output: Tensor = attention_with_prefix(module, *states(), None, scaling=0.7)[0]
     return output
 
 
@@ -141,7 +141,7 @@ def test_the_gradient_of_alpha_side_by_side_in_float64() -> None:
 
     def run(logits: Tensor) -> Tensor:
         site._parameters["alpha_logits"] = logits
-        output: Tensor = _attention(module, *states(torch.float64), None, scaling=0.7)[0]
+        output: Tensor = attention_with_prefix(module, *states(torch.float64), None, scaling=0.7)[0]
         return output
 
     assert torch.autograd.gradcheck(run, (torch.tensor([0.3, -1.0, 0.7], dtype=torch.float64, requires_grad=True),))
@@ -161,7 +161,7 @@ def test_what_is_idle_is_not_folded() -> None:
     folded = layer(layer(drawn(0), drawn(1)).pidep_prefix.folded(), drawn(2)).pidep_prefix.folded()
     assert folded["key"].shape == (3 * PREFIX, HEADS * SIZE)
     assert folded["bias"].shape == (3, PREFIX)
-    assert folded["bias"].min() > _IDLE / 2
+    assert folded["bias"].min() > IDLE_BIAS / 2
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (2, 2), (2, 1, 1)])

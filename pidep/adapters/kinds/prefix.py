@@ -31,10 +31,10 @@ from pidep.adapters.site import AdapterKind, Array, ExpertSite, Tensors, Undo, t
 from pidep.errors import ExpertError
 from pidep.experts.kinds.prefix import KIND as PREFIX
 
-__all__ = ["KIND", "PrefixSite"]
+__all__ = ["IDLE_BIAS", "KIND", "PrefixSite", "attention_with_prefix"]
 
 
-_IDLE = -1e4
+IDLE_BIAS = -1e4
 """Bias of an idle virtual token. exp(-1e4) is 0 in every precision, and the file stays finite."""
 
 
@@ -73,12 +73,12 @@ class PrefixSite(ExpertSite):
             return super().folded()
         with torch.no_grad():
             whole = self.side_by_side()
-        acts = (whole["bias"] > _IDLE / 2).any(1)
+        acts = (whole["bias"] > IDLE_BIAS / 2).any(1)
         tokens = acts.repeat_interleave(self.positions)
         return {"key": to_array(whole["key"][tokens]), "value": to_array(whole["value"][tokens]), "bias": to_array(whole["bias"][acts])}
 
     def attach(self, model: nn.Module, name: str) -> Undo:
-        """Set the prefix on the attention layer, where `_attention` finds it."""
+        """Set the prefix on the attention layer, where `attention_with_prefix` finds it."""
         attention = model.get_submodule(name)
         # On the module, because transformers' attention interface passes the module and nothing of
         # ours.
@@ -91,11 +91,11 @@ class PrefixSite(ExpertSite):
 
 
 def _around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
-    """Route the model through `_attention`.
+    """Route the model through `attention_with_prefix`.
 
     A text behind PEFT's kind of prefix is moved P positions.
     """
-    undo = [route(model, "pidep_prefix", _attention)]
+    undo = [route(model, "pidep_prefix", attention_with_prefix)]
     first = next(iter(sites.values()))
     if isinstance(first, PrefixSite) and _in_peft(model, list(sites)):
         undo.append(shift(model, first.positions))
@@ -107,7 +107,7 @@ def _around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
     return back
 
 
-def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any) -> Any:
+def attention_with_prefix(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any) -> Any:
     """Scaled dot-product attention, the layer's prefix before its keys and values.
 
     Keys and values are `[B, heads, T, head_dim]`.
@@ -218,7 +218,7 @@ def _filled_up(part: Tensors, more: int) -> Tensors:
     return {
         "key": np.pad(part["key"], [(0, tokens), (0, 0)]),
         "value": np.pad(part["value"], [(0, tokens), (0, 0)]),
-        "bias": np.pad(part["bias"], [(0, more), (0, 0)], constant_values=_IDLE),
+        "bias": np.pad(part["bias"], [(0, more), (0, 0)], constant_values=IDLE_BIAS),
     }
 
 

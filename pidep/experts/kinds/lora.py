@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from pidep.errors import ExpertError
-from pidep.experts.kind import Array, BankGroup, ExpertKind, PeftAdapter, Sites, Tensors
+from pidep.experts.kind import Array, BankGroup, ExpertKind, PeftAdapter, Sites, Tensors, Truncated
+from pidep.experts.kinds.lora_truncation import truncate
 from pidep.experts.peft_format import finite
 from pidep.files.tensor_file import read_tensors
 
@@ -77,6 +78,10 @@ class _Lora(ExpertKind):
         layers = tuple({name: factors[site][name] for name in ("lora_A", "lora_B")} for site in sites)
         scaling = self.scaling(float(alpha or 0), rank, rank_stabilized=stabilized)
         return PeftAdapter("lora", layers, sites, scaling, stabilized)
+
+    def truncate(self, sites: Sites, *, scaling: float, rank: int, max_error: float) -> Truncated:
+        """The truncated SVD of every s·BA."""
+        return truncate(sites, scaling=scaling, rank=rank, max_error=max_error)
 
     def bank_groups(
         self, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]

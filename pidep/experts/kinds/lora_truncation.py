@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from pidep.adapters.site import Array, Tensors
 from pidep.errors import ExpertError
+from pidep.experts.kind import Array, Tensors, Truncated
 
-__all__ = ["Truncated", "truncate"]
-
-
-@dataclass(frozen=True)
-class Truncated:
-    """A LoRA of a smaller rank, with its error."""
-
-    sites: dict[str, dict[str, Array]]
-    """lora_A [r, in], lora_B [out, r] fp32, scaling 1."""
-    errors: dict[str, float]
-    """Site to ‖ΔW − ΔW_r‖ / ‖ΔW‖ (Frobenius), in [0, 1]."""
-
-    @property
-    def worst(self) -> tuple[str, float]:
-        """The site with the largest error, and the error."""
-        site = max(self.errors, key=lambda name: self.errors[name])
-        return site, self.errors[site]
+__all__ = ["truncate"]
 
 
 def truncate(

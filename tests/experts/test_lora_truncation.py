@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pidep.errors import ExpertError
-from pidep.interpolation.fold import truncate
+from pidep.experts.kinds.lora_truncation import truncate
 
 
 def lora(seed: int, *, rank: int, inputs: int = 9, outputs: int = 7) -> dict[str, np.ndarray]:
