@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pidep"
 FLOORS = [
     "cli",
+    "api",
     "lab",
     "gallery",
     "deployment",

@@ -19,7 +19,6 @@ from pidep.experts.folder import Expert, check_expert_place, write_expert
 from pidep.files.atomic_write import check_place
 from pidep.interpolation.auto import Interpolated, tuned_own
 from pidep.interpolation.policies import interpolate
-from pidep.interpolation.settings import InterpolateSettings
 from pidep.similarity.embedding_cache import cached_fisher
 from pidep.similarity.measures import Embedding, Neighbour
 from pidep.similarity.pool import Pool
@@ -28,9 +27,10 @@ from pidep.tasks.data import Split, data_digest, limit
 from pidep.tasks.task import load_task
 from pidep.training.evaluation import evaluate
 from pidep.training.loop import OnStep, TrainReport
-from pidep.training.own_expert import TrainOwn, as_expert, own_expert_trainer, train_own_expert
+from pidep.training.own_expert import TrainOwn, own_expert_trainer, train_own_expert
 from pidep.tuning import zero_shot
 from pidep.tuning.helpers import pool_of
+from pidep.tuning.interpolate_experts import folded_expert, interpolation_settings
 from pidep.tuning.job import Job, prepare
 from pidep.tuning.phase_times import PhaseTimes
 from pidep.tuning.run_folder import Alpha, TuneResult, write_run
@@ -154,7 +154,8 @@ def _learn(
     )
     final, alpha = own, Alpha.of((job.name,), {})
     if pool is not None and neighbours:
-        helpers = [pool.expert(near.name) for near in neighbours]
+        named = {near.name: pool.expert(near.name) for near in neighbours}
+        helpers = list(named.values())
         mixed = _interpolate(
             job, own, helpers, neighbours, train_own, resume=resume, on_step=on_step
         )
@@ -162,10 +163,10 @@ def _learn(
         times.end("interpolate")
         metrics |= {"uniform": tested(mixed.uniform), "pi": tested(mixed.mixture)}
         times.end("evaluate")
-        final = _folded(job, own, helpers, neighbours, mixed)
+        final = folded_expert(job, own, named, mixed)
         alpha = Alpha.of(mixed.experts, mixed.mixture.alphas())
     elif config.policy == "auto" and job.validation is None:
-        settings = _interpolation(job, [own])
+        settings = interpolation_settings(job, [own])
         tuned, decision = tuned_own(job.scorer, own, job.train, settings, train_own=train_own)
         times.end("how hard to train")
         if tuned is not own:
@@ -239,52 +240,12 @@ def _interpolate(
         helpers,
         job.train,
         job.validation,
-        _interpolation(job, [own, *helpers]),
+        interpolation_settings(job, [own, *helpers]),
         train_own=train_own,
         similarities=[near.similarity for near in neighbours],
         checkpoint=job.out / "checkpoint" / "interpolation",
         resume=resume,
         on_step=on_step,
-    )
-
-
-def _interpolation(job: Job, experts: Sequence[Expert]) -> InterpolateSettings:
-    config = job.config
-    assert config.policy != "zero-shot"
-    schedule = job.training.schedule(f"{job.name}: interpolation", steps=config.mixture_steps)
-    # Other experts in the mixture make another training run, so its checkpoints do not fit.
-    digests = "".join(expert.digest for expert in experts)
-    return InterpolateSettings(
-        replace(schedule, fingerprint=schedule.fingerprint + digests),
-        policy=config.policy,
-        alpha_per=config.alpha_per,
-        alpha_start=config.alpha_start,
-        alpha_learning_rate=config.alpha_learning_rate,
-        own_learning_rate=job.training.peak_learning_rate,
-        expert_learning_rate=config.expert_learning_rate,
-        folds=config.folds,
-    )
-
-
-def _folded(
-    job: Job,
-    own: Expert,
-    helpers: Sequence[Expert],
-    neighbours: Sequence[Neighbour],
-    mixed: Interpolated,
-) -> Expert:
-    """The mixture as one expert that says what it was mixed of, and why."""
-    digests = {job.name: own.digest}
-    for near, helper in zip(neighbours, helpers, strict=True):
-        digests[near.name] = helper.digest
-    decision = mixed.decision.to_json()
-    return as_expert(
-        job.scorer,
-        job.task,
-        mixed.mixture.folded(),
-        name=job.name,
-        kind=own.kind,
-        provenance={**own.provenance, "mixture_of": digests, "decision": decision},
     )
 
 

@@ -1,0 +1,422 @@
+"""The functions of the public API: `pidep.tune`, `interpolate`, `predict`, `compare`, `export`, …
+
+Each checks its settings, calls one function of the library, and gives back a typed result.
+Progress goes to a callback, messages to `logging`. Nothing is printed, and nothing exits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pidep.deployment.settings import ExportSettings, ServeSettings, SwapSettings
+from pidep.errors import UsageError, did_you_mean
+from pidep.lab.settings import CompareSettings, require_columns
+from pidep.settings import Settings, checked, parameters_of, settings_of
+from pidep.tuning.settings import TuneSettings
+
+if TYPE_CHECKING:
+    from pidep.adapters.mixture import Mixture
+    from pidep.backbones.backbone import Backbone
+    from pidep.experts.folder import Expert
+    from pidep.export.entries import Exported
+    from pidep.inputs.row import Input
+    from pidep.interpolation.guard import Decision
+    from pidep.lab.compare import CompareResult, OnCell
+    from pidep.serving.server import TritonServer
+    from pidep.serving.swap import Swapped
+    from pidep.tasks.task import Task
+    from pidep.training.loop import OnStep
+    from pidep.tuning.predict import Prediction
+    from pidep.tuning.run_folder import TuneResult
+
+__all__ = [
+    "InterpolateResult",
+    "compare",
+    "export",
+    "interpolate",
+    "load_backbone",
+    "predict",
+    "serve",
+    "swap",
+    "tune",
+]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class InterpolateResult:
+    """A mixture that was learned on a task's rows."""
+
+    expert: Expert
+    """The mixture folded into one expert; `pidep.export` and `pidep.swap` take it."""
+    mixture: Mixture
+    """The experts and their α."""
+    experts: tuple[str, ...]
+    """Names of the experts, in the order of α."""
+    decision: Decision
+    """What was chosen, and why."""
+
+
+_INTERPOLATION = tuple(
+    one.name
+    for one in settings_of(TuneSettings)
+    if one.panel in ("Data", "Training", "Interpolation") and one.name != "task"
+)
+"""Settings of `tune` that `interpolate` takes as well."""
+
+
+def _settings_of(
+    model: type[Settings], *, only: Sequence[str] | None = None
+) -> Callable[[Function], Function]:
+    """Show a model's settings in the signature of a function that takes them as `**settings`."""
+
+    def decorate(function: Function) -> Function:
+        own = [
+            one
+            for one in signature(function).parameters.values()
+            if one.kind is not Parameter.VAR_KEYWORD
+        ]
+        more = parameters_of(model, without=[one.name for one in own])
+        function.__signature__ = Signature(  # type: ignore[attr-defined]
+            [
+                *own,
+                *(
+                    one
+                    for one in more
+                    if one.default is not Parameter.empty and (only is None or one.name in only)
+                ),
+            ]
+        )
+        return function
+
+    return decorate
+
+
+def load_backbone(
+    source: Any = "minilm",
+    *,
+    tokenizer: Any = None,
+    name: str | None = None,
+    pooling: Literal["mean", "cls"] = "mean",
+) -> Backbone:
+    """A frozen backbone.
+
+    Args:
+        source: `minilm`, `pidep-mini`, a folder or a hub id; or a text encoder of `transformers`
+            that is loaded already, together with `tokenizer`.
+        tokenizer: the fast tokenizer of a loaded model.
+        name: what experts call the backbone of a loaded model. To use these experts in another
+            process, give a folder or a hub id from which the same weights can be loaded again.
+        pooling: how a loaded model's tokens become one vector.
+
+    Raises:
+        BackboneError: nothing loadable is there, or it is no model that pidep can use.
+    """
+    from pidep.backbones.encoder import encoder_of
+    from pidep.backbones.load import load_any_backbone, remember_backbone
+
+    if tokenizer is None:
+        if not isinstance(source, str | Path):
+            raise UsageError(
+                f"load_backbone: expected a name or a folder, found {type(source).__name__}; "
+                "give a loaded model together with its tokenizer"
+            )
+        return load_any_backbone(str(source))
+    backbone = encoder_of(source, tokenizer, name=name, pooling=pooling)
+    remember_backbone(backbone)
+    return backbone
+
+
+@_settings_of(TuneSettings)
+def tune(
+    task: str | Path | Task,
+    *,
+    backbone: str | Backbone = "minilm",
+    pool: str | Path | None = None,
+    shots: int | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    on_progress: OnStep | None = None,
+    **settings: Any,
+) -> TuneResult:
+    """Train an expert for a task and interpolate it with its neighbours; writes a run folder.
+
+    Args:
+        task: a task file, the name of a packaged task, or a `Task`, whose rows are kept in the run
+            folder where they are in memory.
+        backbone: a name, or a backbone of `load_backbone`.
+        pool: folder of experts from which neighbours are picked.
+        shots: few-shot run with this many training rows of each label.
+        out: run folder; `runs/<task>` by default.
+        resume: continue from the run folder's checkpoint.
+        on_progress: called as `on_progress(phase, step, total, loss)` after every training step.
+        settings: the other settings of `pidep tune`.
+
+    Raises:
+        UsageError: a setting is unknown or out of range.
+        TaskError, BackboneError, ExpertError: the request does not fit together.
+    """
+    from pidep.tuning.tune import tune as run
+
+    folder = Path(out) if out is not None else Path("runs") / _name_of(task)
+    given = {"pool": pool, "shots": shots, **settings}
+    config = _tune_settings(task, backbone, folder / "data", given)
+    return run(config, folder, resume=resume, backbone=_loaded(backbone), on_step=on_progress)
+
+
+@_settings_of(TuneSettings, only=_INTERPOLATION)
+def interpolate(
+    task: str | Path | Task,
+    helpers: Sequence[str | Path | Expert | TuneResult],
+    *,
+    own: str | Path | Expert | TuneResult | None = None,
+    backbone: str | Backbone | None = None,
+    shots: int | None = None,
+    on_progress: OnStep | None = None,
+    **settings: Any,
+) -> InterpolateResult:
+    """Interpolate given experts on a task's rows. No neighbours are searched, no folder is written.
+
+    Args:
+        task: as for `tune`.
+        helpers: experts, or folders of experts or runs; of one kind, sites, rank and backbone.
+        own: the task's own expert. Without it, one is trained first.
+        backbone: the experts' backbone; found by the name they have for it by default.
+        shots: use this many training rows of each label.
+        on_progress: as for `tune`.
+        settings: the other settings of `pidep tune` for training and interpolation.
+
+    Raises:
+        UsageError: no helper, or a setting is unknown or out of range.
+        TaskError, BackboneError, ExpertError: the request does not fit together.
+    """
+    from tempfile import TemporaryDirectory
+
+    for name in settings:
+        if name not in _INTERPOLATION:
+            near = did_you_mean(name, _INTERPOLATION)
+            raise UsageError(f"interpolate: unknown setting {name!r}{near}")
+    from pidep.tuning.interpolate_experts import interpolate_experts
+    from pidep.tuning.predict import load_expert
+
+    experts = [load_expert(_run_or_expert(helper)) for helper in helpers]
+    if not experts:
+        raise UsageError("interpolate: expected at least one helper, found none")
+    # The experts decide these, so that nobody has to repeat them.
+    first = experts[0]
+    fixed = {"kind": first.kind, "sites": tuple(first.sites), "rank": first.rank}
+    chosen = backbone or first.backbone
+    with TemporaryDirectory() as folder:
+        found = interpolate_experts(
+            _tune_settings(task, chosen, Path(folder), {"shots": shots, **fixed, **settings}),
+            experts,
+            own=None if own is None else load_expert(_run_or_expert(own)),
+            backbone=_loaded(chosen),
+            on_step=on_progress,
+        )
+    return InterpolateResult(
+        found.expert, found.mixed.mixture, found.mixed.experts, found.mixed.decision
+    )
+
+
+def predict(
+    source: str | Path | Expert | TuneResult,
+    rows: Sequence[Input | Mapping[str, Any]],
+    *,
+    backbone: str | Backbone | None = None,
+) -> list[Prediction]:
+    """The answers of an expert to rows, offline, one each.
+
+    Args:
+        source: a run folder, an expert folder, an expert, or a result of `tune`.
+        rows: texts, or dicts with `text`, `image` and `candidates`.
+        backbone: the expert's backbone; found by its recorded name by default.
+
+    Raises:
+        ExpertError: there is no expert, or it belongs to another backbone.
+        BackboneError, ImageError: the backbone cannot be loaded, or cannot read a row.
+    """
+    from pidep.tuning.predict import predict as run
+
+    return run(_run_or_expert(source), [_row(row) for row in rows], backbone=backbone)
+
+
+@_settings_of(CompareSettings)
+def compare(
+    tasks: Sequence[str | Path | Task],
+    *,
+    shots: Sequence[int] = (),
+    full: bool = False,
+    backbone: str | Backbone = "minilm",
+    out: str | Path = "compare",
+    on_progress: OnCell | None = None,
+    **settings: Any,
+) -> CompareResult:
+    """Measure π-Tuning against its baselines on the same rows and seeds.
+
+    Args:
+        tasks: at least two, as for `tune`. Each is the target once; the others help it.
+        shots: columns of the grid, each with this many training rows of each label.
+        full: one more column, with all training rows.
+        backbone: a name, or a backbone of `load_backbone`.
+        out: run folder. Cells that are finished in it are not measured again.
+        on_progress: called as `on_progress(cells_done, cells, what)`.
+        settings: the other settings of `pidep compare`.
+
+    Raises:
+        UsageError: a setting is unknown or out of range, or there is no column.
+        TaskError, BackboneError, ExpertError: the request does not fit together.
+    """
+    from pidep.lab.compare import compare as run
+
+    references = [_reference(task, Path(out) / "data" / _name_of(task)) for task in tasks]
+    values = {"tasks": references, "shots": tuple(shots), "full": full, **settings}
+    config = checked(
+        CompareSettings, {**values, "backbone": _backbone_name(backbone)}, where="compare"
+    )
+    require_columns(config)
+    return run(config, Path(out), backbone=_loaded(backbone), on_cell=on_progress)
+
+
+@_settings_of(ExportSettings)
+def export(
+    runs: str | Path | TuneResult | Sequence[str | Path | TuneResult],
+    *,
+    repo: str | Path = Path("model_repo"),
+    form: Literal["bank", "merged"] = "bank",
+    recipe: str | None = None,
+    **settings: Any,
+) -> Exported:
+    """Compile experts to ONNX, check them against PyTorch, publish them.
+
+    Args:
+        runs: run folders, expert folders or results of `tune`. Several make one bank.
+        repo: model repository to publish into.
+        form: `bank`, whose experts can be swapped, or `merged`, one expert in the weights.
+        recipe: recipe name or YAML file; the form's default recipe by default.
+        settings: the other settings of `pidep export`.
+
+    Raises:
+        UsageError: a setting is unknown or out of range, or a folder holds no run.
+        ExpertError, BackboneError: an expert does not fit.
+        ParityError: an expert is outside the recipe's tolerance; nothing was published.
+    """
+    from pidep.deployment.release import release_runs
+
+    values = {"repo": repo, "form": form, "recipe": recipe, **settings}
+    found = checked(ExportSettings, values, where="export")
+    return release_runs(
+        _folders_of(runs),
+        found.repo,
+        form=found.form,
+        recipe=found.recipe,
+        store=found.store,
+        max_rank=found.max_rank,
+        platform=found.platform,
+        task=found.task,
+    )
+
+
+@_settings_of(ServeSettings)
+def serve(repo: str | Path = "model_repo", **settings: Any) -> TritonServer:
+    """Triton Server on a model repository, as a context manager.
+
+        with pidep.serve("model_repo", grpc_port=8001) as server:
+            client = pidep.Client(server.grpc_url)
+
+    The server runs inside the block. Leaving the block stops it after its running requests.
+
+    Raises:
+        UsageError: a setting is unknown or out of range.
+        ServingError: on entering, the server is missing, a port is taken, or it did not get ready.
+    """
+    from pidep.serving.server import Ports, TritonServer
+
+    found = checked(ServeSettings, settings, where="serve")
+    ports = Ports(found.http_port, found.grpc_port, found.metrics_port, found.host)
+    return TritonServer(Path(repo), ports)
+
+
+@_settings_of(SwapSettings)
+def swap(name: str, expert: str | Path | Expert | TuneResult, **settings: Any) -> Swapped:
+    """Replace an expert on a running server; returns when the server answers with its digest.
+
+    Args:
+        name: name under which the expert is served.
+        expert: a run folder, an expert folder, an expert, or a result of `tune`.
+        settings: `repo`, `url` and `timeout`, as for `pidep swap`.
+
+    Raises:
+        ExpertError: the bank cannot hold the expert; nothing was published.
+        ServingError: the server cannot be reached, or did not answer with the digest in time.
+    """
+    from pidep.serving.swap import swap_expert
+    from pidep.tuning.predict import load_expert
+
+    found = checked(SwapSettings, settings, where="swap")
+    loaded = load_expert(_run_or_expert(expert))
+    return swap_expert(name, loaded, found.repo, found.url, timeout_s=found.timeout)
+
+
+def _tune_settings(
+    task: str | Path | Task, backbone: str | Backbone, folder: Path, given: Mapping[str, Any]
+) -> TuneSettings:
+    """Checked settings; the rows of a task in memory are written into `folder` afterwards."""
+    values = {"backbone": _backbone_name(backbone), **given}
+    checked(TuneSettings, {"task": "checked first", **values}, where="tune")
+    return checked(TuneSettings, {"task": _reference(task, folder), **values}, where="tune")
+
+
+def _reference(task: str | Path | Task, folder: Path) -> str:
+    """What settings call a task by; a `Task` is written into the folder."""
+    if isinstance(task, str | Path):
+        return str(task)
+    from pidep.tasks.data import load_data
+    from pidep.tasks.memory import write_task
+
+    # A wrong row is refused before anything is written.
+    load_data(task)
+    return str(write_task(task, folder))
+
+
+def _name_of(task: str | Path | Task) -> str:
+    return Path(task).stem if isinstance(task, str | Path) else task.name
+
+
+def _backbone_name(backbone: str | Backbone) -> str:
+    return backbone if isinstance(backbone, str) else backbone.name
+
+
+def _loaded(backbone: str | Backbone) -> Backbone | None:
+    return None if isinstance(backbone, str) else backbone
+
+
+def _folders_of(runs: Any) -> list[Path]:
+    """The folders of one run or of several."""
+    several = [runs] if isinstance(runs, str | Path) or hasattr(runs, "run") else runs
+    return [Path(run) if isinstance(run, str | Path) else run.run for run in several]
+
+
+def _run_or_expert(source: str | Path | Expert | TuneResult) -> Path | Expert:
+    if isinstance(source, str | Path):
+        return Path(source)
+    return source.run if hasattr(source, "run") else source
+
+
+def _row(row: Input | Mapping[str, Any]) -> Input:
+    from pidep.inputs.row import Row
+
+    if not isinstance(row, Mapping):
+        return row
+    unknown = row.keys() - {"text", "image", "candidates"}
+    if unknown:
+        raise UsageError(
+            f"predict: expected rows of text, image and candidates, found {min(unknown)!r}"
+        )
+    candidates = tuple(_row(candidate) for candidate in row.get("candidates") or ())
+    return Row(row.get("text") or "", row.get("image"), candidates)

@@ -1,0 +1,149 @@
+"""Given experts interpolated on a task's rows, and the mixture as one expert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pidep import __version__
+from pidep.backbones.backbone import Backbone
+from pidep.backbones.load import load_any_backbone
+from pidep.errors import ExpertError, UsageError
+from pidep.experts.folder import Expert
+from pidep.interpolation.auto import Interpolated
+from pidep.interpolation.policies import interpolate
+from pidep.interpolation.settings import InterpolateSettings
+from pidep.training.loop import OnStep
+from pidep.training.own_expert import as_expert, own_expert_trainer, train_own_expert
+from pidep.tuning.job import Job, prepare
+from pidep.tuning.settings import TuneSettings
+
+__all__ = [
+    "InterpolatedExperts",
+    "folded_expert",
+    "interpolate_experts",
+    "interpolation_settings",
+]
+
+
+@dataclass(frozen=True)
+class InterpolatedExperts:
+    """A mixture that was learned, and the expert that it folds into."""
+
+    expert: Expert
+    mixed: Interpolated
+
+
+def interpolate_experts(
+    config: TuneSettings,
+    helpers: Sequence[Expert],
+    *,
+    own: Expert | None = None,
+    backbone: Backbone | None = None,
+    on_step: OnStep | None = None,
+) -> InterpolatedExperts:
+    """Interpolate the helpers and the task's own expert on the task's training rows.
+
+    Args:
+        config: the task, and the helpers' kind, sites and rank. It names no pool.
+        own: the own expert; trained first when absent.
+        backbone: the backbone of `config`, where it is loaded already.
+        on_step: called after every training step.
+
+    Raises:
+        UsageError: the policy reads no rows.
+        ExpertError: an expert belongs to another backbone, or has another kind or other sites.
+    """
+    if config.policy == "zero-shot":
+        raise UsageError("interpolate: `policy=zero-shot` reads no rows; use tune with a pool")
+    torch.manual_seed(config.seed)
+    # Nothing is written: a folder would only hold checkpoints.
+    job = prepare(config, backbone or load_any_backbone(config.backbone), Path())
+    for expert in [*helpers, *([] if own is None else [own])]:
+        _check(job, expert)
+    scorer, task, training = job.scorer, job.task, job.training
+    with scorer.backbone.cached_below(job.sites):
+        if own is None:
+            own, _ = train_own_expert(
+                scorer,
+                task,
+                training,
+                job.train,
+                job.validation,
+                name=job.name,
+                provenance={"pidep": __version__},
+                on_step=on_step,
+            )
+        mixed = interpolate(
+            scorer,
+            own,
+            helpers,
+            job.train,
+            job.validation,
+            interpolation_settings(job, [own, *helpers]),
+            train_own=own_expert_trainer(scorer, task, training, name=job.name, on_step=on_step),
+            on_step=on_step,
+        )
+    named = {helper.name: helper for helper in helpers}
+    return InterpolatedExperts(folded_expert(job, own, named, mixed), mixed)
+
+
+def interpolation_settings(job: Job, experts: Sequence[Expert]) -> InterpolateSettings:
+    """The job's settings for a mixture of these experts."""
+    config = job.config
+    assert config.policy != "zero-shot"
+    schedule = job.training.schedule(f"{job.name}: interpolation", steps=config.mixture_steps)
+    # Other experts in the mixture make another training run, so its checkpoints do not fit.
+    digests = "".join(expert.digest for expert in experts)
+    return InterpolateSettings(
+        replace(schedule, fingerprint=schedule.fingerprint + digests),
+        policy=config.policy,
+        alpha_per=config.alpha_per,
+        alpha_start=config.alpha_start,
+        alpha_learning_rate=config.alpha_learning_rate,
+        own_learning_rate=job.training.peak_learning_rate,
+        expert_learning_rate=config.expert_learning_rate,
+        folds=config.folds,
+    )
+
+
+def folded_expert(
+    job: Job, own: Expert, helpers: Mapping[str, Expert], mixed: Interpolated
+) -> Expert:
+    """The mixture as one expert that records its parts and the decision.
+
+    Args:
+        helpers: by the names that the record has for them.
+    """
+    digests = {job.name: own.digest, **{name: one.digest for name, one in helpers.items()}}
+    return as_expert(
+        job.scorer,
+        job.task,
+        mixed.mixture.folded(),
+        name=job.name,
+        kind=own.kind,
+        provenance={
+            **own.provenance,
+            "mixture_of": digests,
+            "decision": mixed.decision.to_json(),
+        },
+    )
+
+
+def _check(job: Job, expert: Expert) -> None:
+    """Same backbone, kind and sites as the job."""
+    backbone = job.scorer.backbone
+    if expert.backbone_digest != backbone.digest:
+        raise ExpertError(
+            f"expert {expert.name!r}: made for backbone {expert.backbone!r} "
+            f"({expert.backbone_digest[:19]}…), {backbone.name!r} is {backbone.digest[:19]}…; "
+            "interpolate experts of one backbone"
+        )
+    if expert.kind != job.config.kind or set(expert.sites) != set(job.sites):
+        raise ExpertError(
+            f"expert {expert.name!r}: is of kind {expert.kind!r} on {len(expert.sites)} sites, "
+            f"expected {job.config.kind!r} on the same {len(job.sites)} sites as the first helper"
+        )

@@ -1,0 +1,247 @@
+"""`import pidep` as a notebook uses it: lazy, typed, on rows in memory, from tuning to a repository."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pidep
+from pidep.deployment.settings import ExportSettings, ServeSettings, SwapSettings
+from pidep.errors import ExpertError, ServingError, UsageError
+from pidep.lab.settings import CompareSettings
+from pidep.settings import Settings, settings_of
+from pidep.tuning.run_folder import TuneResult
+from pidep.tuning.settings import GenerateSettings, TuneSettings
+
+PACKAGE = Path(pidep.__file__).parent
+FILLERS, WORDS = ["a", "the", "film", "was", "very"], ["bad", "awful", "good", "great"]
+ROWS = [
+    {
+        "text": f"{FILLERS[number % 5]} {FILLERS[number // 5 % 5]} {WORDS[number % 4]}",
+        "label": ["neg", "pos"][number % 4 // 2],
+    }
+    for number in range(48)
+]
+QUICK: dict[str, Any] = {"steps": 2, "rank": 2, "batch_size": 8, "sites": ["*query"]}
+
+
+# The package.
+
+
+def test_the_import_loads_nothing_heavy() -> None:
+    code = "import sys, pidep; dir(pidep); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"numpy", "pydantic", "rich", "torch", "transformers", "typer", "yaml"}
+
+
+def test_every_public_name_is_there() -> None:
+    assert dir(pidep) == sorted(pidep.__all__) == pidep.__all__
+    for name in pidep.__all__:
+        assert getattr(pidep, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'tnue'"):
+        _ = pidep.tnue  # type: ignore[attr-defined]
+
+
+def test_export_is_the_function_and_the_package() -> None:
+    from pidep.export import recipe
+
+    assert pidep.export.recipe is recipe  # type: ignore[attr-defined]
+    assert "recipe" in inspect.signature(pidep.export).parameters
+    with pytest.raises(UsageError, match=r"export: unknown key 'recipy' \(did you mean 'recipe'"):
+        pidep.export("run", recipy="x")
+
+
+def faces() -> list[Path]:
+    return sorted(PACKAGE.rglob("__init__.py"))
+
+
+def public_names(path: Path) -> set[str]:
+    """Names that a package's `__init__` defines, takes from its own modules, or offers lazily."""
+    package = ".".join(path.parent.relative_to(PACKAGE.parent).parts)
+    found: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lazy = [node for part in tree.body if isinstance(part, ast.If) for node in part.body]
+    for node in [*tree.body, *lazy]:
+        if isinstance(node, ast.ImportFrom):
+            # From other packages it takes helpers, unless it offers the name lazily.
+            if node in lazy or (node.module or "").startswith(f"{package}."):
+                found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in found if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("path", faces(), ids=lambda path: str(path.parent.relative_to(PACKAGE)))
+def test_the_face_of_a_package_is_exact(path: Path) -> None:
+    parts = path.parent.relative_to(PACKAGE.parent).parts
+    module = import_module(".".join(parts))
+    assert module.__all__, "a package without public names"
+    assert set(module.__all__) - {"__version__"} == public_names(path)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+
+
+# Settings.
+
+TAKES: dict[str, type[Settings]] = {
+    "tune": TuneSettings,
+    "compare": CompareSettings,
+    "export": ExportSettings,
+    "serve": ServeSettings,
+    "swap": SwapSettings,
+}
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_a_signature_has_the_settings_and_their_defaults(name: str) -> None:
+    parameters = inspect.signature(getattr(pidep, name)).parameters
+    for setting in settings_of(TAKES[name]):
+        if not setting.required:
+            found = parameters[setting.name].default
+            assert found == TAKES[name].model_fields[setting.name].get_default(
+                call_default_factory=True
+            ), setting.name
+            assert parameters[setting.name].kind is inspect.Parameter.KEYWORD_ONLY
+    assert all(one.kind is not inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+
+
+@pytest.mark.parametrize("model", [*TAKES.values(), GenerateSettings])
+def test_the_rows_of_the_documentation_are_the_settings(model: type[Settings]) -> None:
+    rows = settings_of(model)
+    assert [row.name for row in rows] == list(model.model_fields)
+    for row in rows:
+        assert row.help.endswith(".")
+        assert row.panel
+        assert row.type_text
+
+
+def test_a_wrong_setting_is_named_before_anything_happens(tmp_path: Path) -> None:
+    task = pidep.Task.from_rows(ROWS)
+    with pytest.raises(UsageError, match=r"tune: unknown key 'rnk' \(did you mean 'rank'"):
+        pidep.tune(task, out=tmp_path / "run", rnk=2)
+    with pytest.raises(UsageError, match="tune: `rank`: expected at least 1, found 0"):
+        pidep.tune(task, out=tmp_path / "run", rank=0)
+    with pytest.raises(UsageError, match="interpolate: unknown setting 'pool'"):
+        pidep.interpolate(task, ["expert"], pool="pool")
+    with pytest.raises(UsageError, match="give `shots`, `full`, or both"):
+        pidep.compare(["a", "b"], out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+# From rows in memory to a repository.
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_folder: Path) -> Any:
+    """A loaded model with its tokenizer, as a notebook has them."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(tiny_folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    return pidep.load_backbone(model, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def tuned(backbone: Any, tmp_path_factory: pytest.TempPathFactory) -> TuneResult:
+    folder = tmp_path_factory.mktemp("runs")
+    task = pidep.Task.from_rows(ROWS, name="film", max_length=12)
+    return pidep.tune(task, backbone=backbone, out=folder / "film", pool=folder / "pool", **QUICK)
+
+
+def test_progress_and_result_of_a_run(backbone: Any, tmp_path: Path, capfd: Any) -> None:
+    steps: list[tuple[str, int, int]] = []
+
+    def on_progress(phase: str, step: int, total: int, loss: float) -> None:
+        steps.append((phase, step, total))
+
+    task = pidep.Task.from_rows(ROWS, name="film", max_length=12)
+    found = pidep.tune(
+        task, backbone=backbone, out=tmp_path / "run", on_progress=on_progress, **QUICK
+    )
+    assert steps == [("film: own expert", 1, 2), ("film: own expert", 2, 2)]
+    assert set(found.metrics) == {"backbone", "own_expert"}
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("form", ["pandas", "datasets"])
+def test_rows_of_pandas_and_of_datasets(form: str, backbone: Any, tmp_path: Path) -> None:
+    module = pytest.importorskip(form)
+    rows = module.DataFrame(ROWS) if form == "pandas" else module.Dataset.from_list(ROWS)
+    task = pidep.Task.from_rows(rows, name="film", max_length=12)
+    one = pidep.tune(task, backbone=backbone, out=tmp_path / "one", **QUICK)
+    same = pidep.Task.from_rows(ROWS, name="film", max_length=12)
+    assert one.digest == pidep.tune(same, backbone=backbone, out=tmp_path / "two", **QUICK).digest
+
+
+def test_predict_answers_texts_dicts_and_results(tuned: TuneResult, backbone: Any) -> None:
+    texts = ["a great film", "awful"]
+    found = pidep.predict(tuned, texts, backbone=backbone)
+    assert [set(one.scores) for one in found] == [{"neg", "pos"}] * 2
+    assert {one.digest for one in found} == {tuned.digest}
+    rows = [{"text": text} for text in texts]
+    # The backbone is found by its name, because this process has loaded it.
+    assert pidep.predict(tuned.run, rows) == found
+    with pytest.raises(UsageError, match="found 'txt'"):
+        pidep.predict(tuned, [{"txt": "a film"}])
+
+
+def test_a_pool_and_given_experts(tuned: TuneResult, backbone: Any) -> None:
+    pool = pidep.Pool(tuned.run.parent / "pool")
+    assert list(pool) == ["film"]
+    (near,) = pool.nearest(pool.embedding("film"), top_k=1)
+    assert near.name == "film"
+    task = pidep.Task.from_rows(ROWS, name="other", max_length=12)
+    settings = {"steps": 2, "batch_size": 8, "policy": "frozen", "mixture_steps": 2}
+    found = pidep.interpolate(task, [pool.expert("film")], backbone=backbone, **settings)
+    assert isinstance(found.mixture, pidep.Mixture)
+    assert isinstance(found.expert, pidep.Expert)
+    assert found.experts == ("other", "film")
+    assert found.expert.provenance["mixture_of"].keys() == {"other", "film"}
+    (answer,) = pidep.predict(found.expert, ["a great film"], backbone=backbone)
+    assert answer.digest == found.expert.digest
+    with pytest.raises(UsageError, match="at least one helper"):
+        pidep.interpolate(task, [])
+    with pytest.raises(ExpertError, match="no such expert"):
+        pidep.interpolate(task, ["nowhere"])
+
+
+def test_a_run_over_rows_in_memory_is_exported_without_them(
+    tuned: TuneResult, backbone: Any, tmp_path: Path
+) -> None:
+    exported = pidep.export(tuned, repo=tmp_path / "model_repo")
+    assert exported.experts == {"film": tuned.digest}
+    assert exported.parity["film"].argmax_flips == 0
+    assert (tmp_path / "model_repo" / "pidep_bank" / "config.pbtxt").is_file()
+    # Nobody listens yet: a swap says so before it publishes anything.
+    with pytest.raises(ServingError):
+        pidep.swap("film", tuned, repo=tmp_path / "model_repo", url="127.0.0.1:1", timeout=0.5)
+    server = pidep.serve(tmp_path / "model_repo", http_port=18000)
+    assert server.http_url == "127.0.0.1:18000"
+
+
+def test_compare_takes_tasks_in_memory(backbone: Any, tmp_path: Path) -> None:
+    tasks = [pidep.Task.from_rows(ROWS, name=name, max_length=12) for name in ("one", "two")]
+    settings = {"rank": 2, "steps": 1, "epochs": 0, "full_steps": 1, "sites": ["*query"]}
+    found = pidep.compare(
+        tasks,
+        shots=[2],
+        seeds=[0],
+        methods=["backbone", "own"],
+        backbone=backbone,
+        out=tmp_path / "grid",
+        **settings,
+    )
+    assert found.missing == 0
+    assert {cell["task"] for cell in found.cells} == {"one", "two"}
