@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import pidep
 from pidep import errors
 from pidep.artifacts import BankRecord, Manifest, MergedRecord, VisionRecord
 from pidep.artifacts.record import Record
@@ -256,3 +258,15 @@ def test_the_page_of_files_has_every_key_of_a_record(heading: str, record: type[
     listed = [key for row in rows for key in re.findall(r"`(\w+)`", row)]
     fields = record.model_fields.items()
     assert sorted(listed) == sorted(field.serialization_alias or name for name, field in fields)
+
+
+def test_the_page_of_the_api_has_every_public_name() -> None:
+    text = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+    shown = {name.removeprefix("pidep.") for name in re.findall(r"heading: (pidep\.\w+)", text)}
+    assert shown == {*pidep.__all__, "errors"} - {"__version__"}
+    for path, heading in re.findall(r"^::: ([\w.]+)\n +options:\n +heading: (\S+)", text, re.M):
+        module, _, name = path.rpartition(".")
+        found = getattr(importlib.import_module(module), name)
+        public = heading.removeprefix("pidep.")
+        if heading.startswith("pidep.") and name not in ("errors", "export"):
+            assert getattr(pidep, public) is found, path
