@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pidep.artifacts.names import BANK
 from pidep.cli import render
 from pidep.cli.options import OUTPUT, options
 from pidep.deployment.settings import InferSettings
@@ -100,7 +101,7 @@ def infer(
     """
     expert, model = settings.expert, settings.model
     asked = _asked(texts or [], image or [])
-    if asked and model == "pidep_bank" and not expert:
+    if asked and model == BANK and not expert:
         raise UsageError("`expert`: expected a name, found none; name the expert that answers")
     for text in texts or ():
         try:

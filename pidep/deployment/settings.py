@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pidep.artifacts.names import BANK
 from pidep.settings import Settings, Shown
 
 __all__ = ["ExportSettings", "InferSettings", "ServeSettings", "SwapSettings"]
@@ -66,7 +67,7 @@ class InferSettings(Settings):
 
     expert: Annotated[str | None, REQUEST] = None
     """Expert that answers. Rows of JSONL may name their own."""
-    model: Annotated[str, REQUEST] = "pidep_bank"
+    model: Annotated[str, REQUEST] = BANK
     """Served model: the bank, or the name of a merged model."""
     batch_size: Annotated[int, REQUEST] = Field(default=32, ge=1, le=64)
     """Rows in each request."""

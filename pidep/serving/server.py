@@ -1,14 +1,12 @@
-"""Triton Server from the `nvidia-pytriton` wheel: found, staged, launched, watched until ready, stopped cleanly."""
+"""A Triton Server of this process: launched, watched until it is ready, stopped cleanly."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -17,9 +15,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from pidep.errors import ServingError, UsageError
+from pidep.errors import ServingError
+from pidep.serving.packaged_server import (
+    find_wheel,
+    server_binary,
+    server_environment,
+    stage_backend,
+)
+from pidep.serving.repository import models_in
+from pidep.serving.request import Protocol
 
 __all__ = ["Ports", "TritonServer", "free_ports", "models_in"]
+
+_ADMINISTRATION = (
+    "model-repository",
+    "model-config",
+    "shared-memory",
+    "statistics",
+    "trace",
+    "logging",
+)
+"""Triton Server's groups of calls that need the key: all but inference, health and metadata."""
+_KEY_NAME = "pidep-admin-key"
+_POLL_S = 0.05
+_STOP_WITHIN_S = 40
+"""Triton Server itself waits up to 30 s for requests in flight."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +51,16 @@ class Ports:
     metrics: int = 8002
     host: str = "127.0.0.1"
 
+    def named(self) -> dict[str, int]:
+        """Ports by what listens there."""
+        return {"HTTP": self.http, "gRPC": self.grpc, "metrics": self.metrics}
+
 
 def free_ports() -> Ports:
-    """Three ports nobody listens on at this moment."""
+    """Three ports that nobody listens on at this moment."""
     sockets = [socket.socket() for _ in range(3)]
     try:
+        # All are bound before one is closed, so that they differ.
         for handle in sockets:
             handle.bind(("127.0.0.1", 0))
         http, grpc, metrics = (handle.getsockname()[1] for handle in sockets)
@@ -45,75 +70,39 @@ def free_ports() -> Ports:
             handle.close()
 
 
-def models_in(repo: Path) -> list[str]:
-    """Names of the complete models of a repository.
-
-    Raises:
-        UsageError: no repository or no complete model. A version without its files sticks in LOADING, so it is refused here.
-    """
-    if not repo.is_dir():
-        raise UsageError(f"{repo}: no such model repository; make one with pidep export")
-    found = []
-    for folder in sorted(repo.iterdir()):
-        if not (folder / "config.pbtxt").is_file():
-            continue
-        if not any((folder / "1" / name).is_file() for name in ("bank.json", "merged.json")):
-            raise UsageError(f"{folder}: no bank.json or merged.json in version 1; export it again")
-        for needed in ("model.onnx", *(("model.py",) if 'backend: "python"' in (folder / "config.pbtxt").read_text() else ())):
-            if not (folder / "1" / needed).is_file():
-                raise UsageError(f"{folder}: version 1 lacks {needed}; export it again")
-        found.append(folder.name)
-    if not found:
-        raise UsageError(f"{repo}: no model with a config.pbtxt in it; make one with pidep export")
-    return found
-
-
-def _wheel() -> Path:
-    spec = importlib.util.find_spec("pytriton")
-    folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
-    if folder is None or not (folder / "tritonserver" / "bin" / "tritonserver").is_file():
-        raise ServingError(
-            "tritonserver not found: pip install 'pidep[serve]' (Linux x86_64), or serve the repository in NVIDIA's container"
-        )
-    return folder
-
-
-def _stage_backend(wheel: Path, staged: Path) -> Path:
-    """A backend folder with the stub of the running Python."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = wheel / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        raise ServingError(f"the wheel's Triton Server has no stub for Python {version}; use Python 3.10 to 3.13")
-    target = staged / "backends" / "python"
-    target.mkdir(parents=True)
-    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
-        os.symlink(wheel / "tritonserver" / "backends" / "python" / name, target / name)
-    shutil.copy2(stub, target / stub.name)
-    return staged / "backends"
-
-
-def _require_free(ports: Ports) -> None:
-    for what, port in (("HTTP", ports.http), ("gRPC", ports.grpc), ("metrics", ports.metrics)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((ports.host, port))
-            except OSError as error:
-                raise ServingError(
-                    f"{what} port {ports.host}:{port} is taken ({error.strerror}); stop what listens there or choose --{what.lower()}-port"
-                ) from error
-
-
 class TritonServer:
-    """A running Triton Server; use as a context manager."""
+    """A running Triton Server; use as a context manager.
 
-    def __init__(self, repo: Path, ports: Ports | None = None, *, ready_within_s: float = 60.0) -> None:
+    Inference, health and metadata are open to every client. All other calls need `admin_headers`.
+    """
+
+    def __init__(
+        self, repo: Path, ports: Ports | None = None, *, ready_within_s: float = 60.0
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            repo: the model repository; every model in it is loaded.
+            ready_within_s: how long to wait for the models.
+        """
         self.repo = repo.resolve()
         self.ports = ports or Ports()
+        self.models: list[str] = []
+        """Names of the loaded models."""
         self._ready_within_s = ready_within_s
         self._process: subprocess.Popen[bytes] | None = None
         self._staged: Path | None = None
-        self.models: list[str] = []
+        self._key = secrets.token_hex(32)
+
+    def admin_headers(self, protocol: Protocol = "grpc") -> dict[str, str]:
+        """Headers that permit administrative calls, such as model loads and statistics.
+
+        Pass them as `headers=` to tritonclient's methods. The key in them is random and changes
+        with each start.
+        """
+        # Triton Server looks for a gRPC key under this prefix, and for an HTTP key without it.
+        prefix = "triton-grpc-protocol-" if protocol == "grpc" else ""
+        return {f"{prefix}{_KEY_NAME}": self._key}
 
     @property
     def grpc_url(self) -> str:
@@ -127,84 +116,46 @@ class TritonServer:
 
     @property
     def pid(self) -> int:
-        """Of the server process."""
-        assert self._process is not None
-        return self._process.pid
+        """Process id of the server."""
+        return self._running().pid
+
+    @property
+    def log_path(self) -> Path:
+        """The server's log; it is removed when the server stops."""
+        assert self._staged is not None, "the server was not started"
+        return self._staged / "triton.log"
 
     def start(self) -> None:
         """Launch, and return when the server and every model are ready.
 
         Raises:
-            ServingError: wheel missing, port taken, or the server ended or stayed unready; its last error is in the message.
+            UsageError: the repository has no complete model.
+            ServingError: the wheel is missing, a port is taken, or the server ended or stayed
+                unready; the last error of its log is in the message.
         """
         self.models = models_in(self.repo)
-        wheel = _wheel()
+        self._key = secrets.token_hex(32)
+        wheel = find_wheel()
         _require_free(self.ports)
         self._staged = Path(tempfile.mkdtemp(prefix="pidep-triton-"))
         try:
-            self._launch(wheel, _stage_backend(wheel, self._staged))
+            self._launch(wheel, stage_backend(wheel, self._staged))
             self._wait_ready()
         except BaseException:
             self.stop()
             raise
 
-    def _launch(self, wheel: Path, backends: Path) -> None:
-        assert self._staged is not None
-        ports = self.ports
-        command = [str(wheel / "tritonserver" / "bin" / "tritonserver"), "--model-repository", str(self.repo)]
-        command += ["--backend-directory", str(backends), "--model-control-mode", "explicit", "--disable-auto-complete-config"]
-        command += [f"--load-model={name}" for name in self.models]
-        for what, port in (("http", ports.http), ("grpc", ports.grpc), ("metrics", ports.metrics)):
-            command += [f"--{what}-address", ports.host, f"--{what}-port", str(port)]
-        environment = {
-            **os.environ,
-            "LD_LIBRARY_PATH": f"{wheel.parent / 'nvidia_pytriton.libs'}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":"),
-            "PYTHONDONTWRITEBYTECODE": "1",  # a __pycache__ in a version folder looks like a changed model
-            # The stub ignores PYTHONPATH: its packages are those of the first python3 on the PATH.
-            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
-        }
-        with open(self.log_path, "wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
-
-    @property
-    def log_path(self) -> Path:
-        """The server's log."""
-        assert self._staged is not None
-        return self._staged / "triton.log"
-
-    def _wait_ready(self) -> None:
-        assert self._process is not None
-        deadline = time.monotonic() + self._ready_within_s
-        pending = ["v2/health/ready", *(f"v2/models/{name}/ready" for name in self.models)]
-        while pending:
-            if self._process.poll() is not None:
-                raise ServingError(f"Triton Server ended with code {self._process.returncode} before it was ready: {self.last_error()}")
-            if time.monotonic() > deadline:
-                raise ServingError(f"Triton Server was not ready within {self._ready_within_s:.0f} s: {self.last_error()}")
-            try:
-                urllib.request.urlopen(f"http://{self.http_url}/{pending[0]}", timeout=1).close()
-                pending.pop(0)
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.05)
-
-    def last_error(self) -> str:
-        """The last line of the log that looks like an error."""
-        lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.is_file() else []
-        errors = [line for line in lines if "Error" in line or line.startswith("E") or "failed" in line]
-        return (errors or lines or ["no log"])[-1].strip()[:300]
-
     def wait(self) -> int:
         """Block until the server ends; its exit code."""
-        assert self._process is not None
-        return self._process.wait()
+        return self._running().wait()
 
     def stop(self) -> None:
-        """SIGTERM (requests in flight finish), then SIGKILL as the last resort; idempotent."""
+        """End the server; requests in flight are answered first. Idempotent."""
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(timeout=40)
+                process.wait(timeout=_STOP_WITHIN_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -212,9 +163,94 @@ class TritonServer:
             shutil.rmtree(self._staged, ignore_errors=True)
             self._staged = None
 
+    def last_error(self) -> str:
+        """The last line of the log that looks like an error."""
+        lines: list[str] = []
+        if self.log_path.is_file():
+            lines = self.log_path.read_text(errors="replace").splitlines()
+        errors = [
+            line for line in lines if "Error" in line or line.startswith("E") or "failed" in line
+        ]
+        return (errors or lines or ["no log"])[-1].strip()[:300]
+
     def __enter__(self) -> TritonServer:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "the server was not started"
+        return self._process
+
+    def _launch(self, wheel: Path, backends: Path) -> None:
+        command = [
+            *(str(server_binary(wheel)), "--model-repository", str(self.repo)),
+            *("--backend-directory", str(backends)),
+            # Only what is named here is loaded; nothing is reloaded because a file has changed.
+            *("--model-control-mode", "explicit"),
+            "--disable-auto-complete-config",
+            *(f"--load-model={name}" for name in self.models),
+        ]
+        for what, port in self.ports.named().items():
+            option = f"--{what.lower()}"
+            command += [f"{option}-address", self.ports.host, f"{option}-port", str(port)]
+        # Without the key, any client (a web page in a browser, too) could load code of its own.
+        restriction = f"{','.join(_ADMINISTRATION)}:{_KEY_NAME}={self._key}"
+        command.append(f"--http-restricted-api={restriction}")
+        command.append(f"--grpc-restricted-protocol={restriction}")
+        with open(self.log_path, "wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=server_environment(wheel),
+            )
+
+    def _wait_ready(self) -> None:
+        process = self._running()
+        deadline = time.monotonic() + self._ready_within_s
+        pending = ["v2/health/ready", *(f"v2/models/{name}/ready" for name in self.models)]
+        while pending:
+            if process.poll() is not None:
+                raise ServingError(
+                    f"Triton Server ended with code {process.returncode} before it was ready: "
+                    f"{self.last_error()}"
+                )
+            if time.monotonic() > deadline:
+                raise ServingError(
+                    f"Triton Server was not ready within {self._ready_within_s:.0f} s: "
+                    f"{self.last_error()}"
+                )
+            try:
+                url = f"http://{self.http_url}/{pending[0]}"
+                urllib.request.urlopen(url, timeout=1).close()
+                pending.pop(0)
+            except (urllib.error.URLError, OSError):
+                time.sleep(_POLL_S)
+
+
+def _require_free(ports: Ports) -> None:
+    """Triton Server ends with a long log where a port is taken; this is one line.
+
+    Raises:
+        ServingError: a port is taken.
+    """
+    for what, port in ports.named().items():
+        with socket.socket() as probe:
+            # As the server does: a port that was closed a moment ago is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((ports.host, port))
+            except OSError as error:
+                raise ServingError(
+                    f"{what} port {ports.host}:{port} is taken ({error.strerror}); "
+                    f"stop what listens there or choose `{what.lower()}_port`"
+                ) from error

@@ -1,5 +1,8 @@
-"""The real Triton Server on a bank of a tiny backbone: stock client, curl-like HTTP, swaps under traffic."""
+"""The real Triton Server on a bank of a tiny backbone: stock client, curl-like HTTP, swaps under
+traffic.
+"""
 
+import asyncio
 import json
 import threading
 import time
@@ -11,7 +14,7 @@ import pytest
 
 from pidep.errors import ServingError
 from pidep.export import Source, export_bank, export_merged, load_recipe
-from pidep.serving.client import Client, Request
+from pidep.serving import AsyncClient, Client, Request
 from pidep.serving.server import Ports, TritonServer, free_ports
 from pidep.serving.swap import publish_expert, swap_expert
 from pidep.tasks.data import Split
@@ -50,6 +53,32 @@ def test_a_mixed_batch_equals_its_rows_alone(served, protocol) -> None:
             assert alone.digest == mixed.digest == experts[row.expert].digest
             assert alone.label == mixed.label
             np.testing.assert_allclose(list(alone.scores.values()), list(mixed.scores.values()), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_asyncio_client_gets_the_answers_of_the_blocking_one(served, protocol) -> None:
+    server, *_ = served
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    rows = [Request(text, "film") for text in ROWS.rows]
+    candidates = [Request("good", ""), Request("bad", "")]
+    with Client(url, protocol=protocol) as client:
+        expected = [client.infer([row]) for row in rows], client.choose(rows[0], candidates)
+
+    async def asked():
+        async with AsyncClient(url, protocol=protocol) as client:
+            # one request after the other: a batch of several rounds in another order
+            found = [await client.infer([row]) for row in rows]
+            choice = await client.choose(rows[0], candidates)
+            streamed = [result.label async for result in client.stream(rows, batch_size=3)]
+            with pytest.raises(ServingError, match="unknown expert 'nope'"):
+                await client.infer([Request("x", "nope")])
+            at_once = await asyncio.gather(*(client.infer([row]) for row in rows * 4))
+            return (found, choice), streamed, at_once
+
+    found, streamed, at_once = asyncio.run(asked())
+    assert found == expected
+    assert streamed == [result.label for (result,) in expected[0]]
+    assert [result.label for (result,) in at_once] == streamed * 4
 
 
 def test_merged_and_bank_agree(served) -> None:

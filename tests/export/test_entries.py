@@ -1,4 +1,6 @@
-"""What export publishes: Triton Server's configuration, the parity figures, graphs equal to PyTorch; and when it refuses."""
+"""What export publishes: Triton Server's configuration, the parity figures, graphs equal to
+PyTorch; and when it refuses.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,50 @@
+"""What lies in a model repository, looked at before Triton Server is started on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pidep.artifacts.names import BANK_RECORD, CONFIG, GRAPH, MERGED_RECORD, SHIM, VERSION
+from pidep.errors import UsageError
+
+__all__ = ["models_in"]
+
+
+def models_in(repo: Path) -> list[str]:
+    """Names of the models in a repository, each complete.
+
+    A version without its files sticks in LOADING inside Triton Server, and stopping the server
+    takes half a minute then. So it is refused here.
+
+    Raises:
+        UsageError: no repository, no model in it, or one that lacks a file.
+    """
+    if not repo.is_dir():
+        raise UsageError(f"{repo}: no such model repository; make one with pidep export")
+    # An export writes its entry into a hidden folder first.
+    found = [
+        folder
+        for folder in sorted(repo.iterdir())
+        if not folder.name.startswith(".") and (folder / CONFIG).is_file()
+    ]
+    for folder in found:
+        _require_complete(folder)
+    if not found:
+        raise UsageError(
+            f"{repo}: no model with a config.pbtxt in it; make one with pidep export"
+        )
+    return [folder.name for folder in found]
+
+
+def _require_complete(model: Path) -> None:
+    version = model / VERSION
+    if not any((version / name).is_file() for name in (BANK_RECORD, MERGED_RECORD)):
+        raise UsageError(
+            f"{model}: no bank.json or merged.json in version 1; export it again"
+        )
+    needed = [GRAPH]
+    if 'backend: "python"' in (model / CONFIG).read_text():
+        needed.append(SHIM)
+    for name in needed:
+        if not (version / name).is_file():
+            raise UsageError(f"{model}: version 1 lacks {name}; export it again")
