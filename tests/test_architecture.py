@@ -143,3 +143,26 @@ def test_all_names_what_is_there(path: Path) -> None:
     assert declared is not None
     assert set(declared) <= there
     assert len(set(declared)) == len(declared)
+
+
+def lazy_faces() -> list[Path]:
+    """Packages whose public names are imported on first use."""
+    return [path for path in PACKAGE.rglob("__init__.py") if "lazy_names(" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", lazy_faces(), ids=lambda path: str(path.parent.relative_to(ROOT)))
+def test_a_lazy_face_is_exact(path: Path) -> None:
+    """`__all__`, the names that type checkers see, and the names that are found on use are the same."""
+    tree = ast.parse(path.read_text())
+    declared: list[str] = []
+    homes: dict[str, str] = {}
+    typed: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If):
+            imports = [one for one in node.body if isinstance(one, ast.ImportFrom)]
+            typed |= {alias.asname or alias.name for one in imports for alias in one.names}
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            declared = ast.literal_eval(node.value)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "lazy_names":
+            homes = ast.literal_eval(node.args[1])
+    assert set(declared) - {"__version__"} == set(homes) == typed
