@@ -115,13 +115,11 @@ def staged_merged(
         version = _new_version(temporary, backbone, shim=platform == "python")
         export_merged_graph(backbone, expert, version / GRAPH, opset=recipe.opset)
         record = MergedRecord(
+            **_about(backbone, version, recipe),
             expert=expert.name,
             digest=expert.digest,
             labels=expert.labels,
             max_length=expert.max_length,
-            backbone_digest=backbone.digest,
-            graph_digest=file_digest(version / GRAPH),
-            vision=export_vision(backbone, version, recipe),
         )
         record.write(version)
         parity = gate_merged(version, backbone, source, recipe)
@@ -163,34 +161,22 @@ def staged_bank(
         ExpertError: an expert of another backbone, or of a kind that no bank holds.
         ParityError: beyond the recipe's tolerance.
     """
-    names = [source.expert.name for source in sources]
-    if len(set(names)) != len(names) or not names:
-        found = ", ".join(names) or "none"
-        raise UsageError(f"export: expected runs with different names, found {found}")
-    backbone = _backbone_of([source.expert for source in sources])
-    for source in sources:
-        require_bank_kind(source.expert)
     check_place(repo, "`repo`")
-    kept = [expert for name, expert in published.items() if name not in names]
-    for expert in kept:
-        _require_backbone(backbone, expert)
-    every = [*(source.expert for source in sources), *kept]
+    backbone, every = _checked_bank(sources, published)
     rank = _bank_rank(every, max_rank)
     groups = bank_groups(backbone.model, _bank_sites(backbone, every))
     with temporary_sibling(repo / BANK) as temporary:
         version = _new_version(temporary, backbone, shim=True)
         export_bank_graph(backbone, groups, version / GRAPH, max_rank=rank, opset=recipe.opset)
         record = BankRecord(
+            **_about(backbone, version, recipe),
             backbone=backbone.name,
-            backbone_digest=backbone.digest,
             also_fitting=backbone.fitting[1:],
-            graph_digest=file_digest(version / GRAPH),
             hidden_size=backbone.hidden_size,
             max_positions=backbone.max_positions,
             max_rank=rank,
             expert_store=expert_store,
             groups=_records_of(groups),
-            vision=export_vision(backbone, version, recipe),
         )
         record.write(version)
         parity = gate_bank(version, backbone, sources, recipe)
@@ -252,6 +238,15 @@ def _new_version(entry: Path, backbone: Backbone, *, shim: bool) -> Path:
     return version
 
 
+def _about(backbone: Backbone, version: Path, recipe: Recipe) -> dict[str, Any]:
+    """What every record says about its graphs; writes the vision graph where there is one."""
+    return {
+        "backbone_digest": backbone.digest,
+        "graph_digest": file_digest(version / GRAPH),
+        "vision": export_vision(backbone, version, recipe),
+    }
+
+
 def _complete(entry: Path, config: str) -> None:
     """Write the configuration. It comes last: without it no server takes the folder for a model."""
     (entry / CONFIG).write_text(config, encoding="utf-8")
@@ -259,6 +254,25 @@ def _complete(entry: Path, config: str) -> None:
 
 def _records_of(groups: Sequence[BankGroup]) -> tuple[GroupRecord, ...]:
     return tuple(GroupRecord(**asdict(group)) for group in groups)
+
+
+def _checked_bank(
+    sources: Sequence[Source], published: Mapping[str, Expert]
+) -> tuple[Backbone, list[Expert]]:
+    """The bank's backbone, and every expert that needs room in it; raises as `staged_bank`."""
+    names = [source.expert.name for source in sources]
+    if len(set(names)) != len(names) or not names:
+        found = ", ".join(names) or "none"
+        raise UsageError(f"export: expected runs with different names, found {found}")
+    given = [source.expert for source in sources]
+    backbone = _backbone_of(given)
+    for expert in given:
+        require_bank_kind(expert)
+    # An expert that is exported again replaces its published version.
+    kept = [expert for name, expert in published.items() if name not in names]
+    for expert in kept:
+        _require_backbone(backbone, expert)
+    return backbone, [*given, *kept]
 
 
 def _require_backbone(backbone: Backbone, expert: Expert) -> None:
