@@ -69,7 +69,7 @@ def compare(
             the folder holds results of other settings; nothing was changed.
     """
     if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: is a file; give a folder")
+        raise UsageError(f"`out` {out}: is a file; give a folder")
     grid = Grid(config, backbone or load_backbone(config.backbone))
     files, share = CellFiles(grid, out), part or Part(0, 1)
     helpers = files.missing_helpers(overwrite=overwrite)

@@ -223,7 +223,7 @@ class TaskIndex:
             raise ExpertError(
                 f"{self.pool / name}: its task embedding is of the {record['fisher']} Fisher, that "
                 f"of {self._like!r} of the "
-                f"{self._fisher} one; tune it again with --fisher {self._fisher}"
+                f"{self._fisher} one; tune it again with `fisher={self._fisher}`"
             )
         return self._sketcher(self._read_vector(name))
 

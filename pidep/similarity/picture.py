@@ -26,7 +26,7 @@ def draw(graph: networkx.Graph, path: Path) -> None:
     """
     if len(graph) > DRAWN_UP_TO:
         raise UsageError(
-            f"{path}: draws up to {DRAWN_UP_TO} tasks, the graph has {len(graph)}; write --graphml "
+            f"{path}: draws up to {DRAWN_UP_TO} tasks, the graph has {len(graph)}; write `graphml` "
             "for a program made for it"
         )
     import matplotlib

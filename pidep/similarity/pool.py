@@ -230,7 +230,7 @@ def _similarity(folder: Path, left: str, first: PoolEntry, right: str, second: P
         raise ExpertError(
             f"{folder}: the task embedding of {left} is of the {first.fisher} Fisher, that of "
             f"{right} of the {second.fisher} one; "
-            "tune one of them again with the other's --fisher"
+            "tune one of them again with the other's `fisher`"
         )
     try:
         return similarity(first.embedding, second.embedding)

@@ -13,9 +13,7 @@ from pidep.settings import Settings, Shown, read_settings
 __all__ = [
     "GenerateSettings",
     "KindName",
-    "TuneConfig",
     "TuneSettings",
-    "kind_names",
     "read_config",
 ]
 
@@ -135,8 +133,6 @@ class TuneSettings(Settings):
     temperature: Annotated[float, INTERPOLATION] = Field(default=0.1, gt=0)
     """For `policy=zero-shot`: α is the softmax of similarity / temperature."""
 
-
-TuneConfig = TuneSettings
 
 
 def read_config(path: Path | None, overrides: dict[str, Any]) -> TuneSettings:

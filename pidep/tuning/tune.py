@@ -89,11 +89,11 @@ def tune(
 
 
 def _check_places(config: TuneSettings, out: Path) -> None:
-    check_place(out, "--out")
+    check_place(out, "`out`")
     for folder in (out / "own", out / "expert"):
         check_expert_place(folder)
     if config.pool is not None:
-        check_place(config.pool, "--pool")
+        check_place(config.pool, "`pool`")
 
 
 def _missing_helpers(config: TuneSettings) -> dict[str, str]:

@@ -270,11 +270,11 @@ def test_what_does_not_fit_the_run_is_refused_and_nothing_is_written(run: Path, 
     out = tmp_path / "out.html"
     with pytest.raises(UsageError, match="no run folder"):
         write_report(tmp_path, out)
-    with pytest.raises(UsageError, match=r"--pool .*: no such folder"):
+    with pytest.raises(UsageError, match=r"`pool` .*: no such folder"):
         write_report(run, out, pool=tmp_path / "gone")
     with pytest.raises(UsageError, match="is a folder; give a file"):
         write_report(run, tmp_path)
-    with pytest.raises(UsageError, match="--path: walks over rows"):
+    with pytest.raises(UsageError, match="`path`: walks over rows"):
         write_report(run, out, paths=True, evaluate=False)
     with pytest.raises(UsageError, match="no path to walk"):
         write_report(made / "runs" / "one", out, paths=True)

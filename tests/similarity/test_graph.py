@@ -117,7 +117,7 @@ def test_what_cannot_be_shown_is_refused(tiny, pool: Path, tmp_path: Path) -> No
 
 
 def test_a_graph_that_takes_minutes_to_lay_out_is_not_drawn(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"draws up to 2000 tasks, the graph has 2001; write --graphml"):
+    with pytest.raises(UsageError, match=r"draws up to 2000 tasks, the graph has 2001; write `graphml`"):
         draw(networkx.path_graph(2001), tmp_path / "big.png")
 
 

@@ -14,7 +14,7 @@ from pidep.lab.baselines import BASELINES
 from pidep.similarity.fisher import diagonal_fisher
 from pidep.similarity.trial import neighbours_by_trial, rank_by_trial
 from pidep.training.own_expert import train_own_expert
-from pidep.tuning.settings import TuneConfig
+from pidep.tuning.settings import TuneSettings
 from pidep.tuning.tune import tune
 from tests.lab.test_baselines import ROWS, TASK, make_cell
 
@@ -57,7 +57,7 @@ def test_tune_by_trial(tiny: Any, task_file: Path, tmp_path: Path) -> None:
     cell = make_cell(tiny)
     for expert in (trained(cell), trained(cell, turned=True)):
         write_expert(expert, tmp_path / "pool" / expert.name, fisher=diagonal_fisher(tiny, expert, ROWS.rows, ROWS.labels))
-    config = TuneConfig(
+    config = TuneSettings(
         task=str(task_file), pool=tmp_path / "pool", shots=8, rank=2, sites=["encoder.layer.1.*"], mixture_steps=3, neighbours_by="trial"
     )
     result = tune(config, tmp_path / "run", backbone=tiny)

@@ -197,7 +197,7 @@ def test_what_a_task_file_says_of_its_answers(tmp_path: Path, fields: str, messa
 
 def test_an_image_is_tuned_on_end_to_end(tmp_path: Path, mini: Any) -> None:
     """Dark and light pictures: a few steps on a tiny backbone learn what it could not tell."""
-    from pidep.tuning.settings import TuneConfig
+    from pidep.tuning.settings import TuneSettings
     from pidep.tuning.tune import tune
 
     rng = np.random.default_rng(0)
@@ -210,7 +210,7 @@ def test_an_image_is_tuned_on_end_to_end(tmp_path: Path, mini: Any) -> None:
     (tmp_path / "shade.yaml").write_text(
         "name: shade\ninput: ''\nimage: image\nlabels: {dark: bad film, light: good film}\ndata: {path: rows.jsonl}\n"
     )
-    config = TuneConfig(
+    config = TuneSettings(
         task=str(tmp_path / "shade.yaml"), backbone="mini", steps=40, rank=4, learning_rate=2e-2, sites=["encoder.layer.1.*"]
     )
     result = tune(config, tmp_path / "run", backbone=mini)

@@ -261,14 +261,14 @@ def test_class_names_become_phrases(name: str, expected: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["food101", "snli_ve", "refcoco", "coco_captions", "vqav2"])
 def test_an_encoder_decoder_tunes_on_made_rows_of_it(name: str, tmp_path: Path) -> None:
     from pidep.experts.folder import read_expert
-    from pidep.tuning.settings import TuneConfig
+    from pidep.tuning.settings import TuneSettings
     from pidep.tuning.tune import tune
     from tests.backbones.tiny_models import loaded
 
     task = made(name, tmp_path)
     path = tmp_path / "task.yaml"
     path.write_text(yaml.safe_dump(task.model_dump(mode="json"), sort_keys=False))
-    config = TuneConfig(task=str(path), backbone="given", steps=3, batch_size=4, rank=2, top_k=0, eval_every=3, max_answer_length=4)
+    config = TuneSettings(task=str(path), backbone="given", steps=3, batch_size=4, rank=2, top_k=0, eval_every=3, max_answer_length=4)
     result = tune(config, tmp_path / "run", backbone=loaded("Florence-2"))
     assert result.metric == task.metric
     assert 0 <= result.metrics["own_expert"] <= (10 if task.metric == "cider" else 1)

@@ -21,7 +21,7 @@ from pidep.experts.folder import Expert, read_expert, write_expert
 from pidep.export import read_source
 from pidep.inputs.row import Row
 from pidep.similarity.fisher import diagonal_fisher
-from pidep.tuning.settings import TuneConfig
+from pidep.tuning.settings import TuneSettings
 from pidep.tuning.tune import tune
 from tests.backbones.tiny_models import loaded
 from tests.tuning.text_tasks import answered, labelled, pictured
@@ -30,8 +30,8 @@ FAST = {"steps": 60, "batch_size": 16, "rank": 8, "top_k": 0, "eval_every": 30, 
 FEW = {**FAST, "steps": 8, "mixture_steps": 4, "eval_every": 8, "top_k": 2, "folds": 2, "fisher_samples": 12, "train_limit": 24}
 
 
-def config(task: Path, **fields: Any) -> TuneConfig:
-    return TuneConfig(**{"task": str(task), "backbone": "given", **FAST, **fields})
+def config(task: Path, **fields: Any) -> TuneSettings:
+    return TuneSettings(**{"task": str(task), "backbone": "given", **FAST, **fields})
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def evaluate_run(
     if free and paths:
         raise UsageError(
             f"{run.folder}: its answers are free texts, and a path is walked between classifiers; "
-            "run without --path"
+            "run without `path`"
         )
     experts = {} if free or UNLABELLED in rows.test.labels else run.experts
     with backbone.cached_below(sorted(run.expert.sites)):
@@ -168,13 +168,13 @@ def _paths(
     if run.own is None:
         raise UsageError(
             f"{run.folder}: no path to walk, a zero-shot run has no own expert to start from; run "
-            "without --path"
+            "without `path`"
         )
     ends, missing = _ends(run, pool)
     if not ends:
         raise UsageError(
             f"{run.folder}: no path to walk, the run has no helper in the pool and π is its own "
-            "expert; give --pool"
+            "expert; give `pool`"
         )
     walked = limit(rows.held_back or rows.test, PATH_ROWS, seed=0)
     found = []

@@ -67,12 +67,12 @@ def write_report(
     run = read_run(folder)
     out = out or folder / "report.html"
     if out.is_dir():
-        raise UsageError(f"--out {out}: is a folder; give a file")
+        raise UsageError(f"`out` {out}: is a folder; give a file")
     if pool is not None and not pool.is_dir():
-        raise UsageError(f"--pool {pool}: no such folder; give the pool the run was tuned with")
+        raise UsageError(f"`pool` {pool}: no such folder; give the pool the run was tuned with")
     if paths and not evaluate:
         raise UsageError(
-            "--path: walks over rows, which --no-evaluate does without; give one of them"
+            "`path`: walks over rows, which `no_evaluate` does without; give one of them"
         )
     pool = pool or run.pool
     near = neighbourhood(run, pool)
