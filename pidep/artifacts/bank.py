@@ -82,4 +82,5 @@ class BankRecord(Record):
 
     def store(self, version_folder: Path) -> Path:
         """The expert store's folder."""
+        # Resolved: the path goes up through the repository, which may be a link itself.
         return (version_folder / self.expert_store).resolve()

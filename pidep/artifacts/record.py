@@ -17,6 +17,8 @@ __all__ = ["Record", "read_record", "write_record"]
 class Record(BaseModel):
     """Base of everything that is written as JSON and read back."""
 
+    # Frozen: a record describes files that are not changed after they were written.
+    # An unknown key is an error: a setting that is not understood must not be dropped silently.
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
@@ -38,6 +40,7 @@ def read_record(path: Path, model: type[R], *, fault: str, remedy: str) -> R:
         return model.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise
+    # pydantic's own text has several lines and a link; a message here is one line.
     except ValidationError as error:
         raise ServingError(f"{path}: {fault} ({_first(error)}); {remedy}") from error
     except (OSError, ValueError) as error:

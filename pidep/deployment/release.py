@@ -91,6 +91,7 @@ def release_bank(
     held = ExpertStore(folder)
     before = held.manifest()
     published = {name: held.load(digest) for name, digest in before.aliases.items()}
+    # Relative, so that repository and store can be copied or mounted together.
     relative = os.path.relpath(folder.resolve(), repo.resolve() / BANK / VERSION)
     experts = {source.expert.name: source.expert for source in sources}
     with staged_bank(

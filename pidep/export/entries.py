@@ -123,6 +123,7 @@ def staged_merged(
         )
         record.write(version)
         parity = gate_merged(version, backbone, source, recipe)
+        # The runtime needs a record to open the entry, so the figures are added afterwards.
         record.model_copy(update={"parity": parity}).write(version)
         config = merged_config(
             model,
@@ -295,6 +296,7 @@ def _backbone_of(experts: Sequence[Expert]) -> Backbone:
     def holds(backbone: Backbone) -> int:
         return sum(expert.backbone_digest in backbone.fitting for expert in experts)
 
+    # pidep-mini runs experts of its text encoder, and the text encoder runs none of pidep-mini's.
     backbone = max(found, key=holds)
     for expert in experts:
         _require_backbone(backbone, expert)

@@ -44,11 +44,13 @@ def gate_bank(
         ParityError: an expert is beyond the recipe's tolerance.
         ServingError: the bank cannot be opened.
     """
+    # The default threads and providers: the session that is tested is the session that serves.
     bank = Bank(version_folder)
     residents = bank.build({source.expert.name: source.expert for source in sources})
     found = {}
     for source in sources:
         reference = _torch_logits(backbone, source)
+        # PyTorch's logits are as wide as the row with the most candidates.
         exported = np.full(reference.shape, _NO_CANDIDATE, np.float32)
         for at, logits in enumerate(_bank_logits(bank, residents, source)):
             exported[at, : len(logits)] = logits

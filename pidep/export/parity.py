@@ -38,6 +38,7 @@ def measure_parity(
     return Parity(
         rows=len(labels),
         max_abs=float(difference.max()),
+        # Logits near zero would make any difference look large; 1e-3 bounds the divisor.
         max_relative=float((difference / np.maximum(np.abs(reference), 1e-3)).max()),
         argmax_flips=int((reference.argmax(1) != exported.argmax(1)).sum()),
         metric=metric,

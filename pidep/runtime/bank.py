@@ -70,6 +70,7 @@ class Bank:
         previous = previous or Residents()
         for expert in experts.values():
             check_expert(self.record, expert)
+        # Sorted, so that the same experts always get the same rows, and so the same graph inputs.
         names = sorted(experts)
         digests = {name: experts[name].digest for name in names}
         rows = {name: row for row, name in enumerate(names, 1)}
@@ -94,7 +95,9 @@ class Bank:
 
         An unknown name or a damaged image is an error of that row alone.
         """
+        # Row 0 is zeros: an expert that changes nothing is the bare backbone.
         known = {BACKBONE: 0, **residents.rows}
+        # Every row starts as unknown; the others are filled in below.
         answers: list[Answer | PidepError] = [_unknown(residents, name) for name in names]
         good: list[tuple[int, Array | None]] = []
         for at, (name, visual) in enumerate(zip(names, self.reader.visual(rows), strict=True)):
@@ -109,6 +112,7 @@ class Bank:
         visuals = [visual for _, visual in good]
         feeds = self.reader.feeds([rows[at] for at in places], visuals, max_length=lengths)
         feeds[GRAPH_EXPERT_INDEX] = np.array([known[names[at]] for at in places], dtype=np.int64)
+        # A request's inputs come from the CPU; ONNX Runtime copies them where the graph runs.
         values = {name: self._value(array, "cpu") for name, array in feeds.items()}
         (embeddings,) = self.session.run_with_ort_values(
             [GRAPH_EMBEDDING], {**values, **residents.values}
@@ -127,6 +131,7 @@ class Bank:
         if name == BACKBONE:
             return Answer((), none, none, self.record.backbone_digest, embedding)
         expert, digest = residents.experts[name], residents.digests[name]
+        # Its rows bring candidates, which the client embeds and compares (`Client.choose`).
         if not expert.labels:
             return Answer((), none, none, digest, embedding)
         logits = expert.logit_scale * (expert.label_embeddings @ embedding)

@@ -58,6 +58,7 @@ class VisionReader:
                     wrong[at] = ServingError(
                         f"{where}: expected a text, an image or both, found neither"
                     )
+            # An image that several rows ask about is decoded once.
             elif key not in found and key not in fresh:
                 try:
                     fresh[key] = self.record.preprocess.one(row.image, where=where)

@@ -107,6 +107,7 @@ class AsyncClient:
         outputs = [self._triton.InferRequestedOutput(name) for name in wanted]
         more = {"client_timeout": self._timeout_s} if self._protocol == "grpc" else {}
         try:
+            # Inside the try: gRPC and aiohttp can refuse an address only when they connect.
             client = self._connected()
             response = await client.infer(self._model, inputs, outputs=outputs, **more)
         except self._errors() as error:

@@ -54,6 +54,7 @@ def stage_backend(wheel: Path, folder: Path) -> Path:
     target = folder / "backends" / "python"
     target.mkdir(parents=True)
     for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
+        # Links, because the libraries are large; the stub is copied, since it must lie beside them.
         os.symlink(wheel / "tritonserver" / "backends" / "python" / name, target / name)
     shutil.copy2(stub, target / stub.name)
     return folder / "backends"

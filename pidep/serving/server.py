@@ -134,6 +134,7 @@ class TritonServer:
                 unready; the last error of its log is in the message.
         """
         self.models = models_in(self.repo)
+        # A new key for each start: one that leaked is worth nothing after a restart.
         self._key = secrets.token_hex(32)
         wheel = find_wheel()
         _require_free(self.ports)
@@ -205,6 +206,7 @@ class TritonServer:
         restriction = f"{','.join(_ADMINISTRATION)}:{_KEY_NAME}={self._key}"
         command.append(f"--http-restricted-api={restriction}")
         command.append(f"--grpc-restricted-protocol={restriction}")
+        # A file, not a pipe: nobody reads while the server runs, and a full pipe would stop it.
         with open(self.log_path, "wb") as log:
             self._process = subprocess.Popen(
                 command,

@@ -89,6 +89,7 @@ class ExpertStore:
             ServingError: the manifest is damaged, or another process has changed it.
         """
         digests = {check_name(name): expert.digest for name, expert in experts.items()}
+        # One writer at a time: the manifest is read, changed and replaced.
         with locked(self.folder):
             before = self.manifest()
             if since is not None and since.revision != before.revision:

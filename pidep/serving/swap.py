@@ -72,6 +72,7 @@ def swap_expert(
     """
     started = time.monotonic()
     with Client(url, timeout_s=timeout_s) as client:
+        # Asked first: a version that nobody serves should not wait in the store.
         _require_server(client, name)
         old, new = publish_expert(name, expert, repo)
         last = "no answer"

@@ -30,6 +30,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the graph and, for a bank, start following the expert store."""
+        # Triton Server passes its stub's standard error on to its own log.
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="pidep: %(message)s")
         folder = Path(args["model_repository"]) / args["model_version"]
         self._watcher: Watcher | None = None
