@@ -1,14 +1,14 @@
-"""One definition of each setting: the command line, YAML, Python and the documentation read it here.
+"""One definition of each setting, for the command line, YAML, Python and the documentation.
 
-A command's settings are a `Settings` model. Each field has a type, a default, an attribute docstring
-(its help text) and a `Shown` (where the command line shows it):
+A command's settings are a `Settings` model. Each field has a type, a default, an attribute
+docstring (its help text) and a `Shown` (where the command line shows it):
 
     class FitSettings(Settings):
         steps: Annotated[int, Shown("Training")] = Field(150, ge=1)
         \"\"\"Training steps, at most.\"\"\"
 
-`settings_of(FitSettings)` lists the fields for whoever draws them: `pidep.cli.options` makes options,
-the documentation makes tables. `read_settings` and `checked` validate values from YAML and from Python.
+`settings_of(FitSettings)` lists the fields: `pidep.cli.options` makes options of them, and the
+documentation makes tables. `read_settings` and `checked` validate values from YAML and Python.
 Imports no torch and no numpy.
 """
 
@@ -87,7 +87,7 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """Its option on the command line; the name itself for an argument; empty where it has none."""
+        """Its option on the command line, or the name of an argument; empty where it has none."""
         if self.shown.argument:
             return self.name.upper()
         return f"--{self.name.replace('_', '-')}" if self.shown.flag else ""
@@ -122,7 +122,7 @@ class Setting:
 
 
 def settings_of(model: type[Settings]) -> list[Setting]:
-    """Every setting of a model, in order: the rows of `--help` and of the documentation's tables."""
+    """Every setting of a model, in order: the rows of `--help` and of the docs' tables."""
     return [_setting(name, field) for name, field in model.model_fields.items()]
 
 

@@ -1,4 +1,4 @@
-"""The `pidep` program. A command's module is imported when the command runs, so that help is fast."""
+"""The `pidep` program. A command is imported when it runs, so that help is fast."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ COMMANDS = {
     "swap": Entry("Ship", "Replace an expert on a running server."),
     "doctor": Entry("Machine", "Report what this machine can run."),
 }
-"""Every command, in the order of `pidep --help`. A test holds the summaries equal to the commands'."""
+"""Every command, in the order of `pidep --help`. A test compares the summaries with the commands."""
 
 
 class _Commands(MutableMapping[str, Any]):

@@ -125,7 +125,7 @@ def share_of(text: str) -> tuple[int, int]:
 
 
 def draw_tables(summary: dict[str, Any]) -> None:
-    """Print a table for each column of the grid: methods down, tasks across, mean ± deviation in %."""
+    """Print a table for each column of the grid: methods down, tasks across, mean ± sd in %."""
     runs, averages = summary["runs"], summary["averages"]
     for kind, shots in dict.fromkeys((row["kind"], row["shots"]) for row in runs):
         here = [row for row in runs if (row["kind"], row["shots"]) == (kind, shots)]

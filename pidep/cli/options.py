@@ -1,8 +1,8 @@
 """Command-line options made from a settings model.
 
 `@options(TuneSettings)` gives a command an option for every setting and calls it with a checked
-`TuneSettings`. A setting `batch_size` is the option `--batch-size`; a list takes several values with
-commas between them, or the option again.
+`TuneSettings`. A setting `batch_size` is the option `--batch-size`. A list takes several values with
+commas, or the option again.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _parameter(name: str, annotation: Any, info: Any, default: Any) -> Parameter
 
 
 def _annotation(setting: Setting) -> Any:
-    """The type for typer. Values stay text: the settings convert and check them, as those of YAML."""
+    """The type for typer. Values stay text: the settings convert and check them."""
     if setting.many:
         return list[str] | None
     return setting.kind | None if setting.kind in (bool, Path) else str | None
@@ -154,7 +154,7 @@ def _given(
 
 
 def _value(setting: Setting, value: Any) -> Any:
-    """A list is split at its commas; a number is converted, if it is one, so that messages show it."""
+    """A list is split at its commas. A number is converted, so that messages show it as one."""
     if setting.many:
         split = setting.shown.commas and not setting.shown.argument
         return [part.strip() for text in value for part in text.split(",")] if split else value

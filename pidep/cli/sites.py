@@ -156,7 +156,7 @@ def _record(kind: str, found: Survey | ExpertError, total: int) -> dict[str, Any
 
 
 def _text(found: Survey, total: int, *, every_site: bool) -> str:
-    """A heading, and a line for each site or for each group of sites whose names differ by numbers."""
+    """A heading, and a line for each site or each group of sites that differ by numbers."""
     groups: dict[tuple[str, str, str], list[Place]] = {}
     for place in found.places:
         name = place.site if every_site else _with_stars(place.site)
