@@ -51,7 +51,7 @@ class Backbone(Protocol):
         """Whether `generate` works: rows are answered by free texts."""
 
     @property
-    def fitting(self) -> tuple[str, ...]:
+    def compatible_digests(self) -> tuple[str, ...]:
         """Digests of the backbones whose experts run here unchanged; its own digest first."""
 
     @property

@@ -54,7 +54,7 @@ class Encoder(EmbeddingBackbone):
         self._cache: LayerCache | None = None
 
     @property
-    def fitting(self) -> tuple[str, ...]:
+    def compatible_digests(self) -> tuple[str, ...]:
         """Only experts made for this very encoder."""
         return (self.digest,)
 

@@ -74,7 +74,7 @@ class EncoderDecoder:
                 part.generation_config = GenerationConfig(**neutral)  # type: ignore[no-untyped-call]
 
     @property
-    def fitting(self) -> tuple[str, ...]:
+    def compatible_digests(self) -> tuple[str, ...]:
         """Its own digest only."""
         return (self.digest,)
 

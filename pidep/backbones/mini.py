@@ -73,7 +73,7 @@ class Mini(EmbeddingBackbone):
         self._cache: LayerCache | None = None
 
     @property
-    def fitting(self) -> tuple[str, ...]:
+    def compatible_digests(self) -> tuple[str, ...]:
         """Its own experts and those of the text encoder, which encodes texts in the same way."""
         return (self.digest, self.text.digest)
 

@@ -172,7 +172,7 @@ def staged_bank(
         record = BankRecord(
             **_about(backbone, version, recipe),
             backbone=backbone.name,
-            also_fitting=backbone.fitting[1:],
+            also_fitting=backbone.compatible_digests[1:],
             hidden_size=backbone.hidden_size,
             max_positions=backbone.max_positions,
             max_rank=rank,
@@ -277,7 +277,7 @@ def _checked_bank(
 
 
 def _require_backbone(backbone: Backbone, expert: Expert) -> None:
-    if expert.backbone_digest not in backbone.fitting:
+    if expert.backbone_digest not in backbone.compatible_digests:
         raise ExpertError(
             f"expert {expert.name!r}: made for backbone {expert.backbone!r} "
             f"({expert.backbone_digest[:19]}…), this is {backbone.name!r} "
@@ -294,7 +294,7 @@ def _backbone_of(experts: Sequence[Expert]) -> Backbone:
     found = [load_backbone(name) for name in dict.fromkeys(expert.backbone for expert in experts)]
 
     def holds(backbone: Backbone) -> int:
-        return sum(expert.backbone_digest in backbone.fitting for expert in experts)
+        return sum(expert.backbone_digest in backbone.compatible_digests for expert in experts)
 
     # pidep-mini runs experts of its text encoder, and the text encoder runs none of pidep-mini's.
     backbone = max(found, key=holds)
