@@ -317,18 +317,13 @@ def test_a_store_that_is_damaged_leaves_the_bank_as_it_is(work: Path, inside: In
 
 
 @pytest.mark.slow
-def test_a_new_bank_still_holds_what_is_published(work: Path, inside: Inside, tiny, run: Path) -> None:
+def test_a_new_bank_holds_what_is_published_and_a_parity_failure_leaves_it(work: Path, inside: Inside, tiny, run: Path) -> None:
     older = make_expert(tiny, name="book", rank=5, sites=["*key"])
     ExpertStore(work / "expert_store").publish(older, "book")
     assert inside("export", "run", "--repo", "repo").code == 0
     record = BankRecord.read(work / "repo" / "pidep_bank" / "1")
     check_expert(record, older)
     check_expert(record, read_expert(run / "expert"))
-
-
-@pytest.mark.slow
-def test_a_parity_failure_leaves_the_older_entry(work: Path, inside: Inside, run: Path) -> None:
-    assert inside("export", "run", "--repo", "repo").code == 0
     assert {"repo/pidep_bank/config.pbtxt", "expert_store/manifest.json"} <= set(contents(work))
     shipped_recipe = shipped("export/bank-onnx-fp32.yaml").read_text()
     (work / "strict.yaml").write_text(shipped_recipe.replace("max_abs: 0.001", "max_abs: 1.0e-12"))

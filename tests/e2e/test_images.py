@@ -198,23 +198,6 @@ def test_images_from_the_command_line_and_a_swap(served, tmp_path: Path) -> None
     swap_expert("sees", experts["sees"], repo, server.grpc_url)
 
 
-def test_a_text_model_refuses_images(tiny_folder: Path, tmp_path: Path) -> None:
-    from pidep.backbones.load import load_backbone
-
-    backbone = load_backbone(str(tiny_folder))
-    expert = make_expert(backbone, name="film")
-    task = Task.model_validate({"name": "film", "labels": {"negative": "n", "positive": "p"}, "data": {"path": "x.jsonl"}})
-    repo = tmp_path / "model_repo"
-    export_bank(
-        [Source(expert, task, Split(["good", "bad"], [1, 0]))], repo, load_recipe("bank-onnx-fp32"), expert_store="../../../expert_store"
-    )
-    publish_expert("film", expert, repo)
-    with TritonServer(repo, free_ports()) as server, Client(server.grpc_url) as client:
-        with pytest.raises(ServingError, match="IMAGE"):
-            client.infer([Request("good", "film", png(0))])
-        assert client.infer([Request("good", "film")])
-
-
 def test_an_expert_of_the_text_encoder_is_served_beside(served) -> None:  # type: ignore[no-untyped-def]
     from pidep.backbones.load import load_backbone
 

@@ -19,7 +19,7 @@ from pidep.serving.server import Ports, TritonServer, free_ports
 from pidep.serving.swap import publish_expert, swap_expert
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
-from tests.conftest import make_expert
+from tests.conftest import make_expert, png
 
 pytestmark = pytest.mark.server
 TASK = Task.model_validate({"name": "film", "labels": {"negative": "negative", "positive": "positive"}, "data": {"path": "unused.jsonl"}})
@@ -109,6 +109,14 @@ def test_an_unknown_expert_is_named_and_neighbours_go_on(served) -> None:
         with pytest.raises(ServingError, match="unknown expert 'nope'; this server has: book, film"):
             client.infer([Request("x", "nope")])
         assert client.infer([Request("x", "film")])
+
+
+def test_a_text_model_refuses_images(served) -> None:
+    server, _, _, _ = served
+    with Client(server.grpc_url) as client:
+        with pytest.raises(ServingError, match="IMAGE"):
+            client.infer([Request("good", "film", png(0))])
+        assert client.infer([Request("good", "film")])
 
 
 def test_swaps_under_traffic_lose_nothing(served) -> None:

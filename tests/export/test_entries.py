@@ -34,7 +34,7 @@ from pidep.runtime import Bank, Merged
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
 from tests.cli.run import contents, untouched, write_run
-from tests.conftest import make_expert
+from tests.conftest import make_expert, save_tiny
 
 pytestmark = pytest.mark.slow  # graphs are compiled
 
@@ -170,6 +170,14 @@ def test_the_bank_equals_pytorch(bank: Any, backbone: Any) -> None:
 # Merged models.
 
 
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One layer: seconds of each export go into its layers, and every kind acts on each of them alike."""
+    from pidep.backbones.load import load_backbone
+
+    return load_backbone(str(save_tiny(tmp_path_factory.mktemp("shallow"), num_layers=1)))
+
+
 def noisy(backbone: Any, kind: str) -> Any:
     """An expert of a kind, far enough from nothing to be seen."""
     from pidep.adapters.mixture import Mixture, find_sites, fresh
@@ -190,16 +198,12 @@ def noisy(backbone: Any, kind: str) -> Any:
 @pytest.mark.parametrize(
     ("kind", "platform"),
     [
-        ("lora", "python"),
-        pytest.param("lora", "onnxruntime", marks=pytest.mark.slow),
-        *(
-            pytest.param(kind, "python", marks=pytest.mark.slow)
-            for kind in ("adapter", "prefix", "prompt", "bitfit", "prefixes side by side")
-        ),
+        ("lora", "onnxruntime"),
+        *((kind, "python") for kind in ("adapter", "prefix", "prompt", "bitfit", "prefixes side by side")),
     ],
 )
-def test_a_merged_model_equals_pytorch(backbone: Any, tmp_path: Path, kind: str, platform: Any) -> None:
-    expert = noisy(backbone, kind)
+def test_a_merged_model_equals_pytorch(shallow: Any, tmp_path: Path, kind: str, platform: Any) -> None:
+    backbone, expert = shallow, noisy(shallow, kind)
     exported = export_merged(Source(expert, TASK, ROWS), tmp_path / "repo", load_recipe("merged-onnx-fp32"), platform=platform)
     want = torch_scores(backbone, expert, ROWS.rows)
     assert np.abs(want - torch_scores(backbone, expert, ROWS.rows, bare=True)).max() > 1e-3, "the expert does nothing"
@@ -223,12 +227,11 @@ def strict(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"tolerance": recipe.tolerance.model_copy(update={"max_abs": 1e-12})})
 
 
-@pytest.mark.slow
-def test_a_merged_model_beyond_tolerance_is_not_published(backbone: Any, tmp_path: Path) -> None:
+def test_a_merged_model_beyond_tolerance_is_not_published(shallow: Any, tmp_path: Path) -> None:
     older = tmp_path / "repo" / "film" / "1"
     older.mkdir(parents=True)
     (older / "model.onnx").write_bytes(b"the older one")
-    source = Source(make_expert(backbone, sites=["*query"]), TASK, ROWS)
+    source = Source(make_expert(shallow, sites=["*query"]), TASK, ROWS)
     with untouched(tmp_path), pytest.raises(ParityError, match=r"parity of 'film': max abs error is .*, the recipe allows 1e-12"):
         export_merged(source, tmp_path / "repo", strict(load_recipe("merged-onnx-fp32")))
 
