@@ -1,0 +1,27 @@
+"""Cells of models and kinds that repeat what other cells show are left to the exhaustive tests."""
+
+from __future__ import annotations
+
+import pytest
+
+WITH_A_MODEL = {
+    "test_in_a_batch_as_alone": {"lora"},
+    "test_greedy_is_the_argmax_step_by_step_without_a_cache": {"lora"},
+    "test_constrained_is_the_likeliest_candidate": {"lora", "prefix"},
+    "test_it_learns_target_texts": {"prefix"},
+    "test_gradients_of_single_rows": {"adapter", "bitfit", "prefix", "prompt"},
+}
+"""Kinds that one model stands for: a LoRA acts on each token alone, and candidates are compared with the same scores."""
+STANDS_FOR = {"T5"}
+BOTH = {("test_gradients_of_single_rows", "Florence-2")}
+"""Images and texts in one batch: each row's tensors must meet both."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        test = getattr(item, "originalname", "")
+        if test in WITH_A_MODEL:
+            params = item.callspec.params  # type: ignore[attr-defined]
+            name = params["name"]
+            if params["kind"] in WITH_A_MODEL[test] and name not in STANDS_FOR and (test, name) not in BOTH:
+                item.add_marker(pytest.mark.exhaustive)
