@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,29 @@ def pidep(*arguments: object, cwd: Path, stdin: str | bytes = "") -> Done:
     command = [sys.executable, "-m", "pidep", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, input=given, capture_output=True, env=environment(), timeout=110)
     return Done(done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace"))
+
+
+IN_TURN = """
+import json, sys
+from pidep.cli import main
+for command in json.loads(sys.argv[1]):
+    sys.argv, code = ["pidep", *command], 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    for stream in (sys.stdout, sys.stderr):
+        print(code, end="\\x1e", file=stream, flush=True)
+"""
+
+
+def in_turn(*commands: Sequence[object], cwd: Path) -> list[Done]:
+    """One real process for several commands: torch and transformers are imported once."""
+    given = json.dumps([[str(part) for part in command] for command in commands])
+    done = subprocess.run([sys.executable, "-c", IN_TURN, given], cwd=cwd, capture_output=True, env=environment(), timeout=110)
+    outs, errs = (stream.decode().split("\x1e") for stream in (done.stdout, done.stderr))
+    assert (done.returncode, outs.pop(), errs.pop()) == (0, "", ""), errs
+    return [Done(int(out[-1]), out[:-1], err[:-1]) for out, err in zip(outs, errs, strict=True)]
 
 
 def contents(folder: Path) -> Contents:

@@ -25,7 +25,7 @@ import pytest
 
 from pidep.experts.folder import read_expert
 from pidep.serving.server import Ports, free_ports
-from tests.cli.run import assert_refused, environment, pidep, untouched, write_run
+from tests.cli.run import assert_refused, environment, in_turn, pidep, untouched, write_run
 from tests.conftest import make_expert
 
 pytestmark = pytest.mark.server
@@ -95,8 +95,10 @@ def tuned(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Line:
     line = Line(tmp_path_factory.mktemp("line"))
     for seed, name in enumerate(TASKS):
         write_task(line.folder, name, seed)
-        out = run(line.folder, "tune", f"{name}.yaml", "--backbone", tiny_folder, "--pool", "pool", *TUNE, "--json")
-        line.tuned[name] = json.loads(out)
+    common = ("--backbone", tiny_folder, "--pool", "pool", *TUNE, "--json")
+    for name, done in zip(TASKS, in_turn(*(("tune", f"{name}.yaml", *common) for name in TASKS), cwd=line.folder), strict=True):
+        assert (done.code, done.err) == (0, "")
+        line.tuned[name] = json.loads(done.out)
     return line
 
 

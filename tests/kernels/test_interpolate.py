@@ -65,7 +65,8 @@ def check(sizes: list[int], learned: int, frozen: int, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("sizes", SITES, ids=str)
 def test_it_is_the_plain_expression(path: str, dtype: torch.dtype, sizes: list[int], request: pytest.FixtureRequest) -> None:
     choose(path, request)
-    for learned, frozen in SPLITS:
+    few = path == "fused" and dtype != torch.float32  # the interpreter is slow, and a split means the same in every dtype
+    for learned, frozen in SPLITS[2:5:2] if few else SPLITS:
         check(sizes, learned, frozen, dtype)
 
 
