@@ -56,7 +56,7 @@ def parts(tiny):
 
 def run(parts, policy: str, **more):
     scorer, own, helpers = parts
-    settings = InterpolateSettings(SCHEDULE, policy=policy, own_learning_rate=1e-2, **more)
+    settings = InterpolateSettings(SCHEDULE, policy=policy, own_learning_rate=1e-2, **{"folds": 2, **more})
     return interpolate(
         scorer,
         own,
@@ -260,7 +260,7 @@ def test_joint_training_and_the_higher_rate_need_enough_rows(
 def test_rows_held_back_judge_joint_training_at_the_usual_rate_only(parts, monkeypatch) -> None:
     monkeypatch.setattr("pidep.interpolation.candidates.ENOUGH_ROWS", 6)
     scorer, own, helpers = parts
-    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
+    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2, folds=2)
     found = interpolate(
         scorer, own, helpers, ROWS, ROWS, settings, train_own=lambda _rows, _factor: own
     )
@@ -346,7 +346,7 @@ def test_a_candidate_that_diverges_at_the_higher_rate_is_left_out(parts, monkeyp
             raise Diverged("the loss became nan at step 2")
         return own
 
-    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
+    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2, folds=2)
     found = interpolate(scorer, own, helpers, ROWS, None, settings, train_own=train_own)
     assert set(found.decision.losses) == {
         "own_expert",
@@ -380,7 +380,7 @@ def test_a_candidate_that_diverges_on_all_rows_only_is_not_chosen(
         return fit(scorer, mixture, groups, train, validation, schedule, **options)
 
     monkeypatch.setattr("pidep.interpolation.candidates.fit", fitted)
-    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
+    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2, folds=2)
     found = interpolate(scorer, own, helpers, ROWS, None, settings, train_own=train_own)
     assert found.decision.chosen != name
     assert name not in found.decision.losses
@@ -395,7 +395,7 @@ def test_an_own_expert_that_diverges_on_all_rows_only_stays_as_it_is(parts, monk
             raise Diverged("the loss became nan at step 2")
         return own
 
-    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
+    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2, folds=2)
     expert, decision = tuned_own(scorer, own, ROWS, settings, train_own=train_own)
     assert (expert, decision.chosen) == (own, "own_expert")
     assert decision.why == "training diverged at the high rate, on all rows"
@@ -457,7 +457,7 @@ def test_alpha_can_start_from_the_similarities(parts) -> None:
 def test_auto_resumes_what_it_learned(parts, tmp_path, monkeypatch, name: str) -> None:
     choose(monkeypatch, name)
     scorer, own, helpers = parts
-    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
+    settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2, folds=2)
     steps: list[str] = []
 
     def again(*, resume: bool):

@@ -51,7 +51,7 @@ def test_labels_are_learned_as_on_an_encoder(t5: EncoderDecoder, tmp_path: Path)
 
 
 def test_target_texts_are_learned_and_answers_measured(t5: EncoderDecoder, tmp_path: Path) -> None:
-    result = tune(config(answered(tmp_path), steps=120), tmp_path / "run", backbone=t5)
+    result = tune(config(answered(tmp_path), steps=100, learning_rate=1e-2), tmp_path / "run", backbone=t5)
     assert result.metric == "accuracy"
     assert result.metrics["backbone"] == 0.0
     assert result.metrics["own_expert"] >= 0.9
