@@ -134,7 +134,8 @@ class Arena(nn.Module):
         for start, size in zip(starts, sizes, strict=True):
             lengths += [start - end, size]
             end = start + size
-        return dict(zip(starts, mixed.split([*lengths, len(mixed) - end])[1::2], strict=True))  # type: ignore[no-untyped-call]
+        parts = mixed.split([*lengths, len(mixed) - end])  # type: ignore[no-untyped-call]
+        return dict(zip(starts, parts[1::2], strict=True))
 
     def _mixed_alone(self, site: int) -> dict[str, Tensor]:
         alpha = torch.softmax(self._alpha[site], 0)

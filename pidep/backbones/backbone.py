@@ -1,4 +1,4 @@
-"""The one interface of frozen models: encode, score and generate, with experts attached to `model`."""
+"""The one interface of frozen models: encode, score and generate."""
 
 from __future__ import annotations
 

@@ -71,7 +71,8 @@ class EncoderDecoder:
         neutral = {"decoder_start_token_id": special.start, "eos_token_id": special.end, "pad_token_id": special.pad}
         for part in (self.model, getattr(self.model, "text_decoder", None)):
             if part is not None:
-                part.generation_config = GenerationConfig(**neutral)  # type: ignore[no-untyped-call]
+                settings = GenerationConfig(**neutral)  # type: ignore[no-untyped-call]
+                part.generation_config = settings
 
     @property
     def compatible_digests(self) -> tuple[str, ...]:
@@ -245,7 +246,8 @@ class EncoderDecoder:
             # No length penalty: beams must compare sums, as `score` does.
             limit, penalty = max(len(ids) for each in own for ids in each), 0.0
         shape = {"num_beams": beams, "length_penalty": penalty, "early_stopping": "never"} if beams > 1 else {}
-        return GenerationConfig(max_new_tokens=limit, do_sample=False, use_cache=True, **shape)  # type: ignore[no-untyped-call]
+        fixed = {"max_new_tokens": limit, "do_sample": False, "use_cache": True}
+        return GenerationConfig(**fixed, **shape)  # type: ignore[no-untyped-call]
 
     def _decode(self, encoded: Encoded, own: list[list[list[int]]] | None, settings: Any) -> list[list[int]]:
         """The tokens after each row's beginning, up to the closing token."""

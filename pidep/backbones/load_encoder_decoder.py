@@ -16,7 +16,10 @@ from pidep.errors import BackboneError
 __all__ = ["class_of", "is_encoder_decoder", "load_encoder_decoder"]
 
 _BLIP = ("BlipForConditionalGeneration", "BlipForQuestionAnswering")
-_EXPECTED = "expected a folder or a hub id of an encoder-decoder: T5, BART, Florence-2, BLIP for captions or answers"
+_EXPECTED = (
+    "expected a folder or a hub id of an encoder-decoder: "
+    "T5, BART, Florence-2, BLIP for captions or answers"
+)
 
 
 def is_encoder_decoder(name: str | Path) -> bool:

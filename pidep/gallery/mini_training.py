@@ -281,7 +281,8 @@ def fit_past(mini: Mini, data: Data, settings: Settings) -> None:
 def left_out_errors(factor: Tensor, vectors: Tensor, group: Tensor) -> Tensor:  # [N, D]
     """Errors of names when all icons of their group [N] are left out, in closed form."""
     inverse, out = torch.cholesky_inverse(factor), torch.empty_like(vectors)
-    for some in group.argsort(stable=True).split(group.bincount().tolist()):  # type: ignore[no-untyped-call]
+    order, sizes = group.argsort(stable=True), group.bincount().tolist()
+    for some in order.split(sizes):  # type: ignore[no-untyped-call]
         out[some] = torch.linalg.solve(inverse[some][:, some], vectors[some])
     return out
 

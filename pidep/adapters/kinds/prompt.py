@@ -197,7 +197,8 @@ def _in_peft(model: nn.Module, sites: Sequence[str]) -> bool:
 KIND = AdapterKind(
     PROMPT,
     PromptSite,
-    needs="input embeddings that can be replaced (inputs_embeds), nor images cut into a plain row of patches",
+    needs="input embeddings that can be replaced (inputs_embeds), "
+    "nor images cut into a plain row of patches",
     changes="adds P virtual tokens to the input",
     candidates=_candidates,
     shapes=_shapes,

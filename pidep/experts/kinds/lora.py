@@ -86,7 +86,7 @@ class _Lora(ExpertKind):
     def bank_groups(
         self, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
     ) -> list[BankGroup]:
-        """One input for all factors of one width. Many small gathers are what slows a small batch."""
+        """One input for all factors of one width; many small gathers slow a small batch."""
         of_width: dict[tuple[str, int], list[str]] = {}
         for site, tensors in shapes.items():
             of_width.setdefault(("A", tensors["lora_A"][1]), []).append(site)

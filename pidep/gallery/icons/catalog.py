@@ -20,8 +20,10 @@ __all__ = ["FAMILIES", "LICENCES", "Family", "Icon", "catalog", "categories"]
 Family = Literal["material", "fontawesome", "octicons", "simple"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 LICENCES: dict[Family, str] = {
-    "material": "Material Design Icons by Pictogrammers, in mkdocs-material: Apache-2.0 (some under their own; Pictogrammers Free License)",
-    "fontawesome": "Font Awesome Free 6.6.0 by Fonticons, in fontawesomefree: icons CC BY 4.0 (attribution), metadata and code MIT",
+    "material": "Material Design Icons by Pictogrammers, in mkdocs-material: "
+    "Apache-2.0 (some under their own; Pictogrammers Free License)",
+    "fontawesome": "Font Awesome Free 6.6.0 by Fonticons, in fontawesomefree: "
+    "icons CC BY 4.0 (attribution), metadata and code MIT",
     "octicons": "Octicons by GitHub, in mkdocs-material: MIT",
     "simple": "Simple Icons, in mkdocs-material: CC0-1.0; the brands' marks remain theirs",
 }

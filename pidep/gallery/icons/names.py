@@ -7,15 +7,21 @@ __all__ = ["MODIFIERS", "base_and_modifiers", "words"]
 # Last words w for which the Material family has at least ten pairs X and X-w; the words that other
 # families use for them (Font Awesome's slash and xmark, Octicons' fill); and closed sets:
 # directions, sizes, shapes around an icon.
-_STYLES = "outline filled fill variant bold thick thin light full empty half dotted dashed solid regular classic alt small medium large"
+_STYLES = (
+    "outline filled fill variant bold thick thin light full empty half dotted dashed solid "
+    "regular classic alt small medium large"
+)
 _BADGES = (
-    "plus minus remove off on alert check cancel close xmark slash question exclamation help lock unlock edit pencil pen cog settings gear "
-    "wrench clock search magnify marker sync refresh star heart play pause stop eye key percent music image account user person network "
-    "wireless bluetooth text export import auto badge add delete info bolt flash shimmer sparkle sparkles"
+    "plus minus remove off on alert check cancel close xmark slash question exclamation "
+    "help lock unlock edit pencil pen cog settings gear wrench clock search magnify marker "
+    "sync refresh star heart play pause stop eye key percent music image account user "
+    "person network wireless bluetooth text export import auto badge add delete info bolt "
+    "flash shimmer sparkle sparkles"
 )
 _SHAPES = "box circle square rectangle rhombus hexagon octagon triangle multiple group open closed opened"
 _DIRECTIONS = (
-    "up down left right top bottom upper lower north south east west start end vertical horizontal forward backward ascending descending"
+    "up down left right top bottom upper lower north south east west start end vertical "
+    "horizontal forward backward ascending descending"
 )
 _DEGREES = "fast slow high low max min maximum minimum all none"
 

@@ -104,5 +104,6 @@ def _is_whole(path: Path) -> bool:
 
 
 def _pictures(row: dict[str, object]) -> list[str]:
-    named = [row.get("image"), *(row["choices"] if isinstance(row.get("choices"), list) else [])]  # type: ignore[misc]
+    choices = row.get("choices")
+    named = [row.get("image"), *(choices if isinstance(choices, list) else [])]
     return [value for value in named if isinstance(value, str) and value.endswith(".png")]

@@ -70,7 +70,8 @@ def export_task(name: str, folder: Path) -> Path:
             lines = [json.dumps(columns(row, path_of=lambda picture: _copied(picture, made)), ensure_ascii=False) for row in rows]
             path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         fields = {**facts.fields, "metric": facts.metric, "data": {"files": {"train": "train.jsonl", "test": "test.jsonl"}}}
-        head = f"# {name}: {facts.asks} {facts.train} training and {facts.test} test rows.\n# {facts.licence}\n"
+        size = f"{facts.train} training and {facts.test} test rows"
+        head = f"# {name}: {facts.asks} {size}.\n# {facts.licence}\n"
         (made / yaml_name).write_text(head + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return folder / yaml_name
 

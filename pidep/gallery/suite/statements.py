@@ -22,7 +22,8 @@ def statement(noun: str, *, style: str = "", badge: str | None = None) -> str:
     'an outlined account with a plus sign'
     """
     start = f"{style} {noun}".strip()
-    return f"{'an' if start[0] in 'aeiou' else 'a'} {start}{'' if badge is None else f' with {BADGES[badge]}'}"
+    article = "an" if start[0] in "aeiou" else "a"
+    return f"{article} {start}{'' if badge is None else f' with {BADGES[badge]}'}"
 
 
 def of_family(icon: Icon, family: str) -> str:

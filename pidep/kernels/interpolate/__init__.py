@@ -63,8 +63,10 @@ def _check(learned: Tensor, frozen: Tensor, logits: Tensor, index: ArenaIndex) -
             )
     count = len(learned) + len(frozen)
     if count == 0 or logits.shape != (index.num_sites, count):
-        raise ValueError(f"interpolate: alpha_logits is {tuple(logits.shape)}, expected one row a site and one column an expert, "
-                         f"({index.num_sites}, {count}), of at least one expert")  # fmt: skip
+        raise ValueError(
+            f"interpolate: alpha_logits is {tuple(logits.shape)}, expected one row a site and one "
+            f"column an expert, ({index.num_sites}, {count}), of at least one expert"
+        )
     if index.tile_start.device != logits.device:
         raise ValueError(f"interpolate: the index is on {index.tile_start.device}, the logits on {logits.device}; move it with index.to(…)")
     if frozen.requires_grad:

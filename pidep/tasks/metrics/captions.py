@@ -12,7 +12,10 @@ __all__ = ["bleu4", "cider", "tokens"]
 _LONGEST = 4
 _SIGMA = 6.0  # sigma of CIDEr-D's length penalty, in words
 _WORD = re.compile(
-    r"n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:[-.,:/]\w+)*?(?=n't\b)|\w+(?:[-.,:/']\w+)*?(?='(?:s|re|ve|ll|d|m)\b)|\w+(?:[-.,:/']\w+)*"
+    r"n't\b|'(?:s|re|ve|ll|d|m)\b"
+    r"|\w+(?:[-.,:/]\w+)*?(?=n't\b)"
+    r"|\w+(?:[-.,:/']\w+)*?(?='(?:s|re|ve|ll|d|m)\b)"
+    r"|\w+(?:[-.,:/']\w+)*"
 )
 """Words, with `n't` and `'s` separate as in the Penn Treebank."""
 Grams = Counter[tuple[str, ...]]
