@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pidep.backbones.backbone import AnswerScorer, Candidates, GenerationMode
+from pidep.backbones.decoder_rows import candidates_by_row, check_row, groups_of_one_length
 from pidep.backbones.likelihoods import Likelihoods
 from pidep.backbones.seq2seq import Encoded, calls_of, padded
 from pidep.errors import BackboneError, UsageError
@@ -206,14 +207,14 @@ class EncoderDecoder:
         """
         self._check_mode(mode, num_beams, candidates, max_new_tokens)
         answers = None if candidates is None else self._answers(candidates, len(rows))
-        texts = None if candidates is None else _by_row(candidates, len(rows))
+        texts = None if candidates is None else candidates_by_row(candidates, len(rows))
         found = [""] * len(rows)
         order = sorted(range(len(rows)), key=lambda row: size_key(rows[row]))
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 encoded = self._encode([rows[row] for row in chosen], max_length=max_length, numbers=[row + 1 for row in chosen])
-                for group in _of_one_length(encoded.prompts):
+                for group in groups_of_one_length(encoded.prompts):
                     numbers = [chosen[place] for place in group]
                     own = None if answers is None else [answers[row] for row in numbers]
                     settings = self._settings(mode, num_beams, own, max_new_tokens, length_penalty)
@@ -287,7 +288,7 @@ class EncoderDecoder:
     def _answers(self, candidates: Candidates, num_rows: int, *, limit: int | None = None) -> list[list[list[int]]]:
         """Tokens of every row's candidates."""
         kept: dict[str, list[int]] = {}
-        for text in (text for own in _by_row(candidates, num_rows) for text in own):
+        for text in (text for own in candidates_by_row(candidates, num_rows) for text in own):
             if text not in kept:
                 kept[text] = self._answer(text, limit=limit)
                 room = self._calls.positions
@@ -295,7 +296,7 @@ class EncoderDecoder:
                     raise BackboneError(
                         f"candidate {text[:40]!r}: has {len(kept[text])} tokens, the decoder has {room} positions; shorten it"
                     )
-        return [[kept[text] for text in own] for own in _by_row(candidates, num_rows)]
+        return [[kept[text] for text in own] for own in candidates_by_row(candidates, num_rows)]
 
     def _ids(self, text: str, limit: int) -> list[int]:
         ids, mask = self.tokenize([text], max_length=limit)
@@ -311,7 +312,7 @@ class EncoderDecoder:
         if calls.images == "never":
             texts_only(rows, backbone=self.name)
         for number, row in zip(called, whole, strict=True):
-            _check(row, number, backbone=self.name, images=calls.images)
+            check_row(row, number, backbone=self.name, images=calls.images)
         texts = [self._ids(calls.source(row.text), max_length) for row in whole]
         seen = [place for place, row in enumerate(whole) if row.image is not None]
         visual = self._see([whole[place] for place in seen], [called[place] for place in seen]) if seen else None
@@ -365,40 +366,3 @@ class EncoderDecoder:
         room, longest = self._calls.positions, max(len(ids) for ids in given)
         if room is not None and longest > room:
             raise BackboneError(f"target texts: {longest} tokens, the decoder has {room} positions; cut them (max_target_length)")
-
-
-def _check(row: Row, number: int, *, backbone: str, images: str) -> None:
-    if row.image is None and images == "always":
-        raise BackboneError(f"row {number}: has no image, and backbone {backbone!r} needs one in every row")
-    if row.image is None and not row.text.strip():
-        raise BackboneError(f"row {number}: expected a text{' or an image' if images == 'maybe' else ''}, found none; remove the row")
-
-
-def _by_row(candidates: Candidates, num_rows: int) -> list[list[str]]:
-    """Every row's candidate texts."""
-    if candidates and all(isinstance(each, str) for each in candidates):
-        rows: list[Sequence[Any]] = [candidates] * num_rows
-    elif len(candidates) == num_rows:
-        rows = [each if not isinstance(each, str) else [each] for each in candidates]
-    else:
-        raise UsageError(f"candidates: expected texts, or a list of texts for each of {num_rows} rows, found {len(candidates)} lists")
-    for number, own in enumerate(rows, 1):
-        if not own:
-            raise UsageError(f"row {number}: has no candidates; give at least one")
-        for each in own:
-            if isinstance(each, Row) and each.image is not None:
-                raise BackboneError(
-                    f"row {number}: a candidate is an image, and an encoder-decoder scores texts; use `backbone=pidep-mini`"
-                )
-    return [[as_row(each).text for each in own] for own in rows]
-
-
-def _of_one_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Groups of rows whose beginnings have one length.
-
-    A batch must start decoding at one position.
-    """
-    groups: dict[int, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        groups.setdefault(len(prompt), []).append(place)
-    return list(groups.values())
