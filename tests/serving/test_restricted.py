@@ -1,0 +1,229 @@
+"""Triton Server as `pidep serve` starts it: administration needs a key, everything else is open."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from pidep.serving.server import TritonServer, free_ports
+
+pytestmark = pytest.mark.server
+
+DOUBLE = """
+import triton_python_backend_utils as utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        inputs = [utils.get_input_tensor_by_name(request, "X").as_numpy() for request in requests]
+        return [utils.InferenceResponse([utils.Tensor("Y", 2 * x)]) for x in inputs]
+"""
+INTRUDER = "import pathlib\npathlib.Path({mark!r}).write_text('ran')\n" + DOUBLE
+CONFIG = {
+    "backend": "python",
+    "max_batch_size": 0,
+    "input": [{"name": "X", "data_type": "TYPE_FP32", "dims": [1]}],
+    "output": [{"name": "Y", "data_type": "TYPE_FP32", "dims": [1]}],
+}
+
+OPEN_PAGES = [
+    "v2",
+    "v2/health/live",
+    "v2/health/ready",
+    "v2/models/double",
+    "v2/models/double/ready",
+]
+ADMINISTRATIVE_PAGES = [
+    ("POST", "v2/repository/index"),
+    ("POST", "v2/repository/models/double/load"),
+    ("POST", "v2/repository/models/double/unload"),
+    ("GET", "v2/models/double/config"),
+    ("GET", "v2/models/double/versions/1/config"),
+    ("GET", "v2/models/stats"),
+    ("GET", "v2/models/double/stats"),
+    ("GET", "v2/logging"),
+    ("POST", "v2/logging"),
+    ("GET", "v2/trace/setting"),
+    ("POST", "v2/trace/setting"),
+    ("POST", "v2/models/double/trace/setting"),
+    ("GET", "v2/systemsharedmemory/status"),
+    ("POST", "v2/systemsharedmemory/region/mine/register"),
+    ("POST", "v2/systemsharedmemory/unregister"),
+    ("GET", "v2/cudasharedmemory/status"),
+    ("POST", "v2/cudasharedmemory/region/mine/register"),
+    ("POST", "v2/cudasharedmemory/unregister"),
+]
+OPEN_CALLS: list[tuple[str, tuple[Any, ...]]] = [
+    ("is_server_live", ()),
+    ("is_server_ready", ()),
+    ("is_model_ready", ("double",)),
+    ("get_server_metadata", ()),
+    ("get_model_metadata", ("double",)),
+]
+HARMLESS_CALLS: list[tuple[str, tuple[Any, ...]]] = [
+    ("get_model_repository_index", ()),
+    ("get_model_config", ("double",)),
+    ("get_inference_statistics", ()),
+    ("get_log_settings", ()),
+    ("get_trace_settings", ()),
+    ("get_system_shared_memory_status", ()),
+    ("update_log_settings", ({"log_verbose_level": 0},)),
+    ("update_trace_settings", ("double", {"trace_level": ["OFF"]})),
+    ("unregister_system_shared_memory", ()),
+]
+OTHER_CALLS: list[tuple[str, tuple[Any, ...]]] = [
+    ("load_model", ("double",)),
+    ("unload_model", ("double",)),
+    ("register_system_shared_memory", ("mine", "/mine", 4)),
+    # Without a GPU the server refuses these three with the key, too.
+    ("get_cuda_shared_memory_status", ()),
+    ("register_cuda_shared_memory", ("mine", b"aGFuZGxl", 0, 4)),
+    ("unregister_cuda_shared_memory", ()),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server with a model that needs no export: it doubles a number."""
+    repo = tmp_path_factory.mktemp("restricted") / "model_repo"
+    version = repo / "double" / "1"
+    version.mkdir(parents=True)
+    (repo / "double" / "config.pbtxt").write_text(
+        'name: "double"\nbackend: "python"\nmax_batch_size: 0\n'
+        'input [{ name: "X" data_type: TYPE_FP32 dims: [1] }]\n'
+        'output [{ name: "Y" data_type: TYPE_FP32 dims: [1] }]\n'
+    )
+    (version / "model.py").write_text(DOUBLE)
+    for name in ("merged.json", "model.onnx"):
+        (version / name).write_text("{}")
+    with TritonServer(repo, free_ports(), ready_within_s=100) as started:
+        yield started
+
+
+def status(
+    server: TritonServer, method: str, path: str, body: bytes = b"{}", **headers: str
+) -> int:
+    request = urllib.request.Request(
+        f"http://{server.http_url}/{path}",
+        body if method == "POST" else None,
+        headers,
+        method=method,
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def native(server: TritonServer, protocol: str) -> Any:
+    """NVIDIA's own client of a protocol."""
+    package = importlib.import_module(f"tritonclient.{protocol}")
+    return package.InferenceServerClient(server.grpc_url if protocol == "grpc" else server.http_url)
+
+
+def intruder(mark: Path) -> tuple[str, dict[str, bytes]]:
+    """Configuration and files of a model whose code leaves a mark when it is loaded."""
+    code = INTRUDER.format(mark=str(mark)).encode()
+    return json.dumps({"name": "intruder", **CONFIG}), {"file:1/model.py": code}
+
+
+def evict(server: TritonServer) -> None:
+    """Unload the intruder. The server is not ready while the model's process ends."""
+    key = server.admin_headers("http")
+    assert status(server, "POST", "v2/repository/models/intruder/unload", **key) == 200
+    deadline = time.monotonic() + 60
+    while status(server, "GET", "v2/health/ready") != 200:
+        assert time.monotonic() < deadline, server.last_error()
+        time.sleep(0.05)
+
+
+def test_a_web_page_cannot_load_code(server: TritonServer, tmp_path: Path) -> None:
+    config, files = intruder(tmp_path / "mark")
+    encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
+    body = json.dumps({"parameters": {"config": config, **encoded}}).encode()
+    # A browser sends such a request to another site without asking that site first.
+    from_a_page = {"Content-Type": "text/plain", "Origin": "http://evil.example"}
+    load = ("POST", "v2/repository/models/intruder/load", body)
+    assert status(server, *load, **from_a_page) == 403
+    guess = dict.fromkeys(server.admin_headers("http"), "guess")
+    assert status(server, *load, **from_a_page, **guess) == 403
+    assert not (tmp_path / "mark").exists()
+    # The same request with the key runs the code, so only the key made the difference.
+    assert status(server, *load, **from_a_page, **server.admin_headers("http")) == 200
+    assert (tmp_path / "mark").exists()
+    evict(server)
+
+
+def test_code_over_grpc_needs_the_key(server: TritonServer, tmp_path: Path) -> None:
+    config, files = intruder(tmp_path / "mark")
+    with native(server, "grpc") as client:
+        for headers in ({}, dict.fromkeys(server.admin_headers(), "guess")):
+            with pytest.raises(InferenceServerException, match="This protocol is restricted"):
+                client.load_model("intruder", config=config, files=files, headers=headers)
+        assert not (tmp_path / "mark").exists()
+        client.load_model("intruder", config=config, files=files, headers=server.admin_headers())
+        assert (tmp_path / "mark").exists()
+    evict(server)
+
+
+@pytest.mark.parametrize(("method", "path"), ADMINISTRATIVE_PAGES)
+def test_administration_over_http_needs_the_key(
+    server: TritonServer, method: str, path: str
+) -> None:
+    assert status(server, method, path) == 403
+
+
+@pytest.mark.parametrize("path", OPEN_PAGES)
+def test_health_and_metadata_are_open(server: TritonServer, path: str) -> None:
+    assert status(server, "GET", path) == 200
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize(("call", "arguments"), HARMLESS_CALLS + OTHER_CALLS)
+def test_stock_clients_administer_with_the_key_only(
+    server: TritonServer, protocol: str, call: str, arguments: tuple[Any, ...]
+) -> None:
+    with native(server, protocol) as client:
+        with pytest.raises(
+            InferenceServerException, match=r"This (API|protocol) is restricted, expecting header"
+        ):
+            getattr(client, call)(*arguments)
+        if (call, arguments) in HARMLESS_CALLS:
+            getattr(client, call)(*arguments, headers=server.admin_headers(protocol))
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize(("call", "arguments"), OPEN_CALLS)
+def test_stock_clients_need_no_key_for_health_and_metadata(
+    server: TritonServer, protocol: str, call: str, arguments: tuple[Any, ...]
+) -> None:
+    with native(server, protocol) as client:
+        assert getattr(client, call)(*arguments)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_inference_needs_no_key(server: TritonServer, protocol: str) -> None:
+    package = importlib.import_module(f"tritonclient.{protocol}")
+    tensor = package.InferInput("X", [1], "FP32")
+    tensor.set_data_from_numpy(np.array([21], np.float32))
+    with native(server, protocol) as client:
+        assert client.infer("double", [tensor]).as_numpy("Y").tolist() == [42]
+
+
+def test_the_key_is_in_no_log_and_new_with_each_server(server: TritonServer) -> None:
+    (key,) = server.admin_headers("http").values()
+    assert len(key) == 64
+    assert key not in server.log_path.read_text()
+    assert key not in repr(server)
+    assert TritonServer(server.repo).admin_headers("http") != server.admin_headers("http")
