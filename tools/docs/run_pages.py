@@ -11,7 +11,7 @@ A page is run as follows:
 - a block with `title="NAME"` is written to the file NAME.
 - a block behind `<!-- not run: REASON -->` is skipped, and so are blocks of other languages.
 
-A command must succeed, unless the page shows a line `pidep: …` of its output: that command must fail.
+Output is standard output, and pidep's messages on standard error. A command must succeed, unless the page shows a line `pidep: …` of its output: that command must fail.
 `docs/start/quickstart.md` states how figures are compared. `--write` puts the output of this run into
 the pages where it differs.
 """
@@ -256,20 +256,23 @@ class Session:
         self._count += 1
         output = Path(self._outputs.name) / str(self._count)
         where = f"line {step.line}: {step.title.splitlines()[0]}"
+        errors = output.with_suffix(".err")
         # eval stays in this shell, so that variables, jobs and the current folder last.
-        self._send(
-            f"eval {shlex.quote(step.shell)} </dev/null >{output} 2>&1 {self._report}>&-; echo $? >&{self._report}"
-        )
+        streams = f"</dev/null >{output} 2>{errors} {self._report}>&-"
+        self._send(f"eval {shlex.quote(step.shell)} {streams}; echo $? >&{self._report}")
         if not select.select([self._status], [], [], max(0.0, self._deadline - started))[0]:
             raise RunError(f"{where}: still running at the time limit")
         code = os.read(self._status, 16).decode().strip()
         text = output.read_text(encoding="utf-8", errors="replace")
+        said = errors.read_text(encoding="utf-8", errors="replace")
         if not code:
             raise RunError(f"{where}: ended the session")
         if (code != "0") != step.must_fail:
             wanted = "a failure, as the page shows one" if step.must_fail else "exit code 0"
-            raise RunError(f"{where}: ended with exit code {code}, expected {wanted}\n{text}")
-        return text, time.monotonic() - started
+            raise RunError(f"{where}: ended with exit code {code}, expected {wanted}\n{text}{said}")
+        # Libraries draw progress on standard error, so only pidep's own messages count there.
+        messages = [line for line in said.splitlines() if line.startswith("pidep: ")]
+        return "\n".join([text.rstrip("\n"), *messages]), time.monotonic() - started
 
     def __enter__(self) -> Session:
         return self
