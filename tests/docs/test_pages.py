@@ -1,4 +1,4 @@
-"""The pages: every command, flag, link, key and message on them exists; every page is in the navigation."""
+"""Every command, flag, link, key and message on the pages exists; the navigation is complete."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _code(page: Path) -> str:
 
 
 def _invocations(page: Path) -> list[tuple[str, str]]:
-    """(command, rest of the line) of every `pidep …` in code that starts a line or follows a pipe."""
+    """(command, rest of the line) of every `pidep …` at the start of a line or behind a pipe."""
     return re.findall(r"^(?:\$ )?(?:.*\| )?pidep ([a-z]+)\b(.*)$", _code(page), re.M)
 
 
@@ -237,7 +237,7 @@ def test_messages_on_the_error_page_are_in_the_code() -> None:
     for message in (
         part for term in terms for part in re.findall(r"`([^`]+)`", term) if foreign not in part
     ):
-        # A message may be put together from several texts, so only its longest piece has to stand in one of them.
+        # A message may be put together from texts; its longest piece stands in one of them.
         piece = max(re.split(r"…|'…'", message), key=len).strip(" ;:(),'")
         assert any(piece in template for template in _templates()), message
 

@@ -5,15 +5,16 @@
 All pages share one folder, in the order of mkdocs.yml; each page has one bash session of its own.
 A page is run as follows:
 
-- a ```console block: each line that starts with `$ ` is a command. A command that ends in a backslash
-  continues on the next line. The other lines are the command's output.
+- a ```console block: each line that starts with `$ ` is a command. A command that ends in a
+  backslash continues on the next line. The other lines are the command's output.
 - a ```python block is run as a script. An ```output block right behind it is its output.
 - a block with `title="NAME"` is written to the file NAME.
 - a block behind `<!-- not run: REASON -->` is skipped, and so are blocks of other languages.
 
-Output is standard output, and pidep's messages on standard error. A command must succeed, unless the page shows a line `pidep: …` of its output: that command must fail.
-`docs/start/quickstart.md` states how figures are compared. `--write` puts the output of this run into
-the pages where it differs.
+Output is standard output, and pidep's messages on standard error. A command must succeed, unless
+the page shows a line `pidep: …` of its output: that command must fail. `docs/start/quickstart.md`
+states how figures are compared. `--write` puts the output of this run into the pages where it
+differs.
 """
 
 from __future__ import annotations
@@ -196,7 +197,8 @@ def with_ports(text: str, ports: Ports) -> str:
         text = re.sub(rf":{old}\b", f":{new}", text)
     infer = ports.http if "--protocol http" in text else ports.grpc
     options = {
-        "serve": f"--http-port {ports.http} --grpc-port {ports.grpc} --metrics-port {ports.metrics}",
+        "serve": f"--http-port {ports.http} --grpc-port {ports.grpc}"
+        f" --metrics-port {ports.metrics}",
         "infer": f"--url {ports.host}:{infer}",
         "swap": f"--url {ports.host}:{ports.grpc}",
     }
@@ -208,7 +210,7 @@ def with_ports(text: str, ports: Ports) -> str:
 
 
 class Session:
-    """One bash in a process group of its own; leaving it stops the processes it started, and no others."""
+    """One bash in a process group of its own. Leaving it stops only the processes it started."""
 
     def __init__(self, folder: Path, *, deadline: float) -> None:
         self._deadline = deadline
@@ -300,7 +302,7 @@ class Session:
 def run_page(
     page: Path, folder: Path, *, ports: Ports, deadline: float, write: bool = False
 ) -> list[str]:
-    """Run a page in a folder, printing each step and its time; the differences between page and output.
+    """Run a page in a folder and print each step; the differences of page and output.
 
     Raises:
         RunError: at the first step that fails.
@@ -322,9 +324,8 @@ def run_page(
                 continue
             found = difference(step.expected, output.splitlines())
             if found is not None:
-                differences.append(
-                    f"{page.name}, line {step.line}: {step.title.splitlines()[0]}: {found}\n{output.rstrip()}"
-                )
+                where = f"{page.name}, line {step.line}: {step.title.splitlines()[0]}"
+                differences.append(f"{where}: {found}\n{output.rstrip()}")
                 replaced.append((step, shown(output, folder=folder)))
     if write and replaced:
         _write(page, replaced)
@@ -332,7 +333,7 @@ def run_page(
 
 
 def shown(output: str, *, folder: Path) -> list[str]:
-    """The lines of an output as a page shows them, with short digests and no path of this machine."""
+    """The lines of an output for a page: short digests, no path of this machine."""
     short = re.sub(r"(sha256:[0-9a-f]{12})[0-9a-f]+", r"\1…", output)
     short = short.replace(str(folder.resolve()), "…")
     return [line.rstrip() for line in short.rstrip().splitlines()]
@@ -357,10 +358,8 @@ def run(
     ports = DEFAULTS
     if taken := _taken(DEFAULTS):
         ports = free_ports()
-        print(
-            f"port {', '.join(map(str, taken))} is taken: using {ports.http}, {ports.grpc}, {ports.metrics}",
-            flush=True,
-        )
+        used = f"{ports.http}, {ports.grpc}, {ports.metrics}"
+        print(f"port {', '.join(map(str, taken))} is taken: using {used}", flush=True)
     started = time.monotonic()
     differences: list[str] = []
     with tempfile.TemporaryDirectory(prefix="pidep-docs-") as temporary:
