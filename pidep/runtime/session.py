@@ -38,8 +38,16 @@ def open_session(graph: Path, digest: str, *, threads: int | None = None) -> Any
     options.intra_op_num_threads = threads or min(os.cpu_count() or 1, 8)
     # Threads that spin between batches take the cores from the server and its other models.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    available = onnxruntime.get_available_providers()
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    providers = [name for name in wanted if name in available]
     # From the bytes that were checked: the file could change in between.
-    return onnxruntime.InferenceSession(data, options, providers=providers)
+    return onnxruntime.InferenceSession(data, options, providers=_providers())
+
+
+def _providers() -> list[tuple[str, dict[str, Any]]]:
+    """CUDA where this onnxruntime has it, then the CPU, with their options."""
+    # TF32 rounds the factors of a product to 10 bits of mantissa. The gate's bounds are for fp32.
+    wanted: dict[str, dict[str, Any]] = {
+        "CUDAExecutionProvider": {"use_tf32": 0},
+        "CPUExecutionProvider": {},
+    }
+    available = onnxruntime.get_available_providers()
+    return [(name, options) for name, options in wanted.items() if name in available]
