@@ -30,7 +30,7 @@ class GroupRecord(Record):
 
     @model_serializer(mode="wrap")
     def _without_lora(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `kind` out for LoRA: servers of before there were other kinds refuse the key."""
+        """Leave `kind` out for LoRA: older servers refuse the key."""
         values: dict[str, Any] = handler(self)
         return {k: v for k, v in values.items() if (k, v) != ("kind", "lora")}
 

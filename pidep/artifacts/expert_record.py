@@ -1,4 +1,4 @@
-"""`expert.json`: what a PEFT folder has no room for."""
+"""`expert.json`: facts about an expert that PEFT's files cannot hold."""
 
 from __future__ import annotations
 

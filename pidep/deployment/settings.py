@@ -63,7 +63,7 @@ class SwapSettings(Settings):
 
 
 class InferSettings(Settings):
-    """Whom to ask."""
+    """The server, model and expert that answer."""
 
     expert: Annotated[str | None, REQUEST] = None
     """Expert that answers. Rows of JSONL may name their own."""

@@ -1,4 +1,4 @@
-"""The parity gate: the runtime that serves answers real rows from an entry, as PyTorch does."""
+"""The parity gate: compares an entry's answers, through the serving runtime, with PyTorch's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["gate_bank", "gate_merged"]
 Array = npt.NDArray[np.float32]
 _BATCH = 32
 _NO_CANDIDATE = -1e4
-"""Stands where a row has fewer candidates than others: finite, and below every real logit."""
+"""Pads the logits of rows with fewer candidates. Finite, and below every real logit."""
 
 
 def gate_bank(

@@ -1,4 +1,4 @@
-"""The vision graph beside a model's graph, held against PyTorch on random pixels."""
+"""The vision graph beside a model's graph, compared with PyTorch on random pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One row's answer, and the one way from logits to scores."""
+"""One row's answer, and the softmax from logits to scores."""
 
 from __future__ import annotations
 

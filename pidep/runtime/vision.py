@@ -18,11 +18,11 @@ from pidep.runtime.session import open_session
 __all__ = ["VisionReader"]
 
 _KEPT_IMAGES = 256
-"""Images whose visual tokens are kept: an image that many experts are asked about is read once."""
+"""Number of images whose visual tokens are cached. Many experts may read the same image."""
 
 
 class VisionReader:
-    """Stem and connector as one graph, and a cache of what it gave."""
+    """Stem and connector as one graph, and a cache of its outputs."""
 
     def __init__(
         self, version_folder: Path, record: VisionRecord, *, threads: int | None = None
@@ -30,14 +30,14 @@ class VisionReader:
         """Open the vision graph.
 
         Raises:
-            ServingError: the graph is not the recorded one, or images are prepared otherwise now.
+            ServingError: the graph is not the recorded one, or the preprocessing has changed.
         """
         self.record = record
         expected = record.preprocess_digest
         # The digest covers the algorithm, too: a release that resizes otherwise refuses old graphs.
         if record.preprocess.digest != expected:
             raise ServingError(
-                f"{version_folder}: images were prepared otherwise in training "
+                f"{version_folder}: image preprocessing differs from training "
                 f"({expected[:19]}…); export the model again"
             )
         graph = version_folder / VISION_GRAPH

@@ -111,7 +111,7 @@ class AsyncClient:
             client = self._connected()
             response = await client.infer(self._model, inputs, outputs=outputs, **more)
         except self._errors() as error:
-            raise failure(self._url, self._model, error) from error
+            raise failure(self._url, self._model, error, timeout_s=self._timeout_s) from error
         return [response.as_numpy(name) for name in wanted]
 
     def _connected(self) -> Any:
@@ -123,7 +123,7 @@ class AsyncClient:
         return self._client
 
     def _errors(self) -> tuple[type[Exception], ...]:
-        """What tritonclient and its transport raise; the transport's own pass through it."""
+        """Exceptions of tritonclient, and transport exceptions that it does not wrap."""
         from tritonclient.utils import InferenceServerException
 
         found = (InferenceServerException, OSError, RuntimeError, asyncio.TimeoutError)

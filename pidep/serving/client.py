@@ -66,7 +66,8 @@ class Client:
             raise UsageError("tritonclient not found: pip install 'pidep[client]'") from error
         check_address(url)
         self._triton: Any = triton
-        self._url, self._model = url, model
+        self._url, self._model, self._protocol = url, model, protocol
+        self._timeout_s = timeout_s
         # gRPC takes the limit with each request, HTTP with the connection.
         grpc = protocol == "grpc"
         self._timeout: dict[str, Any] = {"client_timeout": timeout_s} if grpc else {}
@@ -106,16 +107,25 @@ class Client:
 
     def _ask(self, rows: Sequence[Request], wanted: Sequence[str]) -> list[Array]:
         """The outputs asked for, of one request."""
-        from tritonclient.utils import InferenceServerException
-
         tensors = encode_rows(rows, with_expert=self._model == BANK)
         inputs = [triton_input(self._triton, name, values) for name, values in tensors.items()]
         outputs = [self._triton.InferRequestedOutput(name) for name in wanted]
         try:
             response = self._client.infer(self._model, inputs, outputs=outputs, **self._timeout)
-        except (InferenceServerException, OSError, RuntimeError) as error:
-            raise failure(self._url, self._model, error) from error
+        except self._errors() as error:
+            raise failure(self._url, self._model, error, timeout_s=self._timeout_s) from error
         return [response.as_numpy(name) for name in wanted]
+
+    def _errors(self) -> tuple[type[Exception], ...]:
+        """Exceptions of tritonclient, and transport exceptions that it does not wrap."""
+        from tritonclient.utils import InferenceServerException
+
+        found = (InferenceServerException, OSError, RuntimeError)
+        if self._protocol == "grpc":
+            return found
+        from geventhttpclient.response import HTTPParseError
+
+        return (*found, HTTPParseError)
 
     def close(self) -> None:
         """Close the connection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -157,12 +158,22 @@ def chosen(row: Request, batches: Sequence[Sequence[Array]]) -> Result:
     return Result(row.expert, str(int(cosines.argmax())), scores, batches[0][1][0, 0].decode())
 
 
-def failure(url: str, model: str, error: Exception) -> ServingError:
-    """tritonclient's or the network's error as one line that says where and what to do."""
+def failure(url: str, model: str, error: Exception, *, timeout_s: float) -> ServingError:
+    """An exception of tritonclient or its transport as one line that says where and what to do."""
+    from tritonclient.utils import InferenceServerException
+
     hint = "; is pidep serve running there?"
-    status = getattr(error, "status", None)  # only tritonclient's exceptions have one
-    if status is None:
-        return ServingError(f"{url}: cannot be reached ({error}){hint}")
-    message = " ".join(str(error.message()).split())  # type: ignore[attr-defined]
-    unavailable = "UNAVAILABLE" in str(status())
-    return ServingError(f"{url}, model {model}: {message}{hint if unavailable else ''}")
+    status = ""
+    message = " ".join(str(error).split())
+    # Not by attributes: aiohttp's ClientResponseError has a `status` and a `message` too.
+    if isinstance(error, InferenceServerException):
+        status = str(error.status())
+        message = " ".join(str(error.message()).split())
+    # Python 3.10 has two classes of timeouts.
+    if isinstance(error, TimeoutError | asyncio.TimeoutError) or "DEADLINE_EXCEEDED" in status:
+        return ServingError(
+            f"{url}, model {model}: no answer within {timeout_s:g} s; is the server busy?"
+        )
+    if not isinstance(error, InferenceServerException):
+        return ServingError(f"{url}: cannot be reached ({message}){hint}")
+    return ServingError(f"{url}, model {model}: {message}{hint if 'UNAVAILABLE' in status else ''}")

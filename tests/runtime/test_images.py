@@ -132,7 +132,7 @@ def test_what_was_prepared_otherwise_is_refused(folder: Path) -> None:
     record = Bank(folder).record.vision
     assert record is not None
     smaller = record.model_copy(update={"preprocess": replace(record.preprocess, size=32)})
-    with pytest.raises(ServingError, match="images were prepared otherwise in training"):
+    with pytest.raises(ServingError, match="image preprocessing differs from training"):
         InputReader(folder, smaller)
     other = record.model_copy(update={"graph_digest": "sha256:0"})
     with pytest.raises(ServingError, match=r"vision\.onnx: digest .*, expected"):

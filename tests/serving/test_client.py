@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socketserver
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,8 +130,33 @@ def test_a_refusal_is_one_line_that_names_the_server_and_the_model(stub: Stub, c
 
 def test_a_server_that_is_too_slow_is_an_error(stub: Stub, call: Call) -> None:
     stub.delay_s = 20.0
-    with pytest.raises(ServingError, match=rf"^{stub.url}"):
+    message = rf"^{stub.url}, model pidep_bank: no answer within 0\.2 s; is the server busy\?$"
+    with pytest.raises(ServingError, match=message):
         call(stub, "infer", ROWS, timeout_s=0.2)
+
+
+@pytest.fixture
+def mute() -> Iterator[str]:
+    """The address of a server that answers each connection with a line of no known protocol."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            """Read a part of the request, so that the client reads before the reset."""
+            self.request.recv(65536)
+            self.request.sendall(b"220 mail.example ESMTP\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_server_of_another_protocol_is_an_error(call: Call, mute: str, protocol: str) -> None:
+    with pytest.raises(ServingError, match=rf"^{mute}.*; is pidep serve running there\?$"):
+        call(Stub(protocol, url=mute), "infer", ROWS, timeout_s=5.0)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -1,4 +1,4 @@
-"""What is looked at before Triton Server is started; `tests/e2e` starts it."""
+"""Checks before Triton Server starts; `tests/e2e` starts it."""
 
 from __future__ import annotations
 
