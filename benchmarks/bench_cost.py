@@ -31,7 +31,7 @@ from pidep.adapters.site import Array
 from pidep.backbones.encoder import Encoder
 from pidep.backbones.load import load_backbone
 from pidep.experts.folder import Expert
-from pidep.similarity.fisher import _batches, diagonal_fisher
+from pidep.similarity.fisher import diagonal_fisher, row_batches
 from pidep.tasks.data import Split, limit, load_data
 from pidep.tasks.task import Task, load_task
 from pidep.training.loop import training_step
@@ -148,7 +148,7 @@ def fisher_against_epoch(
     scorer = Scorer(backbone, torch.from_numpy(expert.label_embeddings), backbone.logit_scale, max_length)
     mixture = Mixture.of([expert]).requires_grad_(False)
     trainer = Trainer(scorer, [(mixture.expert_parameters(), RATE)], rows)
-    batches = list(_batches(rows.rows, batch_size=batch_size, shuffle_seed=None))
+    batches = list(row_batches(rows.rows, batch_size=batch_size, shuffle_seed=None))
 
     def epoch() -> None:
         with attached(backbone.model, mixture):

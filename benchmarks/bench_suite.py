@@ -34,7 +34,7 @@ from pidep.lab.settings import CompareSettings
 if TYPE_CHECKING:
     from pidep.lab.compare_grid import Grid, Key
 
-__all__ = ["COMMAND_LINE", "GRID", "MODALITY", "ceiling", "claims", "crossing", "modalities", "prediction"]
+__all__ = ["COMMAND_LINE", "GRID", "MODALITY", "ceiling", "claims", "crossing", "measure_pairs", "modalities", "prediction"]
 
 COMMAND = "python -m benchmarks.bench_suite --prepare, then --part 0/2 beside --part 1/2, then --pairs, then --summarise"
 SHOTS = 16
@@ -230,7 +230,7 @@ def _pair_paths(out: Path, raw: Mapping[str, Any]) -> dict[Path, Any]:
     return {out / "pairs" / f"{pair['task']}.json": pair for pair in raw["pairs"]}
 
 
-def _pairs(out: Path, say: Say) -> None:
+def measure_pairs(out: Path, say: Say) -> None:
     """For every task's first few-shot cell: own expert, plain mean with each helper, predictions.
     """
     import torch
@@ -291,7 +291,7 @@ COMMAND_LINE = GridCommand(
     (GRID,),
     Path("runs/suite"),
     _summarise,
-    {"pairs": ("measure each few-shot cell's own expert with one helper at a time", _pairs)},
+    {"pairs": ("measure each few-shot cell's own expert with one helper at a time", measure_pairs)},
     _pair_paths,
 )
 

@@ -22,7 +22,7 @@ import torch
 from benchmarks.record import RESULTS, Claim, write_result
 from pidep.kernels import paths
 
-__all__ = ["claims_of", "main"]
+__all__ = ["claims_of", "main", "measure"]
 
 BANDWIDTH_SHARE = 0.9
 EAGER_TARGET, COMPILE_TARGET = 3.0, 1.2
@@ -68,7 +68,7 @@ def _claim(title: str, measured: float, target: float, *, at_most: bool = False)
     return {"claim": title, "target": f"{'<=' if at_most else '>='} {target:g}", "measured": measured, "met": met}
 
 
-def _measure(say: Any) -> dict[str, Any]:
+def measure(say: Any) -> dict[str, Any]:
     """Everything that is timed."""
     from benchmarks.gpu.speed import bench_fold, bench_interpolate, bench_layer
     from benchmarks.gpu.step import bench_step
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     checks = correctness()
     say(f"{sum(one['right'] for one in checks)} of {len(checks)} cases right")
     settings = {} if given.skip_tuning else tune_all(say=say)
-    found = _measure(say)
+    found = measure(say)
     claims = claims_of(checks, found["interpolate"], found["fold"], found["step"])
     for claim in claims:
         print(f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} (target {claim['target']})")

@@ -77,7 +77,7 @@ ONLY_IN = {
     "torch": {"adapters", "backbones", "export", "gallery", "interpolation", "kernels", "lab", "similarity", "training", "tuning"},
     "transformers": {"adapters", "backbones"},
     "peft": {"lab"},
-    "onnxruntime": {"cli", "deployment", "export", "runtime"},
+    "onnxruntime": {"deployment", "runtime"},
     "onnx": {"export"},
     "tritonclient": {"serving", "export"},
     "triton": {"kernels"},
@@ -166,3 +166,40 @@ def test_a_lazy_face_is_exact(path: Path) -> None:
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "lazy_names":
             homes = ast.literal_eval(node.args[1])
     assert set(declared) - {"__version__"} == set(homes) == typed
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names() -> set[str]:
+    """Every private name that pidep defines: functions, classes, variables, and attributes of `self`."""
+    found: set[str] = set()
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and getattr(node.value, "id", "") == "self":
+                found.add(node.attr)
+    return {name for name in found if private(name)} - {"_parameters"}  # every torch module has one
+
+
+PRIVATE = private_names()
+USERS = sorted(path for folder in ("tests", "benchmarks", "examples", "tools") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", USERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_pidep_uses_its_private_names(path: Path) -> None:
+    """Neither imports, attributes, nor the strings of `monkeypatch.setattr` and its like name one."""
+    used: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("pidep", "benchmarks", "tools"):
+            used |= {alias.name for alias in node.names if private(alias.name)}
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") not in ("self", "cls"):
+            used |= {node.attr} & PRIVATE
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("setattr", "delattr", "getattr"):
+            strings = [one.value for one in node.args[:2] if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+            used |= {text.rsplit(".", 1)[-1] for text in strings} & PRIVATE
+    assert not used, f"{path.relative_to(ROOT)}: uses private names of pidep: {', '.join(sorted(used))}"

@@ -19,7 +19,7 @@ from pidep.kernels.lora_fold import lora_fold
 from pidep.kernels.lora_mixture import lora_mixture
 from pidep.kernels.lora_mixture import reference as mixture_reference
 
-__all__ = ["TOLERANCE", "correctness"]
+__all__ = ["TOLERANCE", "checks", "correctness"]
 
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
 """Largest error relative to the largest float64 value: a few roundings of each dtype."""
@@ -110,7 +110,7 @@ def check_fold(dtype: torch.dtype, outputs: int, inputs: int, rank: int) -> dict
     return {"forward": error, "beyond fp32-then-round": 0.0 if error <= 1.01 * best + 1e-7 else float("inf")}
 
 
-def _checks() -> Iterator[tuple[str, torch.dtype, dict[str, float]]]:
+def checks() -> Iterator[tuple[str, torch.dtype, dict[str, float]]]:
     for dtype in DTYPES:
         for sizes in ([1], [5, 1024, 3000], [70000, 1, 0, 2049], [3_000_001]):
             for learned, frozen in ((1, 0), (1, 3), (4, 0), (0, 5), (3, 14), (0, 64)):
@@ -127,7 +127,7 @@ def _checks() -> Iterator[tuple[str, torch.dtype, dict[str, float]]]:
 def correctness() -> list[dict[str, Any]]:
     """Every case with its errors, and whether they are within bounds."""
     found = []
-    for name, dtype, errors in _checks():
+    for name, dtype, errors in checks():
         shown = {key: float(f"{value:.3g}") if math.isfinite(value) else str(value) for key, value in errors.items()}
         right = all(value <= TOLERANCE[dtype] for value in errors.values())  # NaN fails as well
         found.append({"case": name, "dtype": str(dtype), "errors": shown, "right": right})

@@ -15,7 +15,7 @@ from benchmarks.activation_mixing import ActivationSite
 from pidep.adapters.mixture import Mixture, attached, find_sites, fresh
 from pidep.adapters.site import Tensors
 
-__all__ = ["bench_step"]
+__all__ = ["bench_step", "timed_once"]
 
 Work = Callable[[], object]
 Sites = dict[str, Tensors]
@@ -43,7 +43,7 @@ def bench_step(
     for number in range(rounds + 3):  # three rounds of warm-up
         for name, arm in arms.items():
             with attached(model, arm):
-                taken, peak[name] = _timed_once(steps[name])
+                taken, peak[name] = timed_once(steps[name])
             if number >= 3:
                 times[name].append(taken)
     middle = {name: sorted(each)[len(each) // 2] for name, each in times.items()}
@@ -100,7 +100,7 @@ def _stepper(model: nn.Module, ids: Tensor, arm: Any) -> Work:
     return step
 
 
-def _timed_once(step: Work) -> tuple[float, float]:
+def timed_once(step: Work) -> tuple[float, float]:
     """Milliseconds, and peak memory in GiB."""
     torch.cuda.reset_peak_memory_stats()
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -70,8 +70,8 @@ class Arena(nn.Module):
             self.register_buffer(name, getattr(index, name), persistent=False)
         self.site_sizes = index.site_sizes
         # A plain attribute, not a submodule: the logits are parameters of the sites.
-        self._alpha: list[Tensor] = list(alpha_logits)
-        self._kept: tuple[Any, dict[int, Tensor]] | None = None
+        self.alpha_logits: list[Tensor] = list(alpha_logits)
+        self.kept: tuple[Any, dict[int, Tensor]] | None = None
 
     @property
     def index(self) -> ArenaIndex:
@@ -91,22 +91,22 @@ class Arena(nn.Module):
         if torch.compiler.is_compiling():
             return self._mixed_alone(site)
         state = self._state()
-        if self._kept is None or self._kept[0] != state:
-            self._kept = (state, self._split(self._interpolated()))
-        return {name: self._kept[1][slot.start].view(slot.shape) for name, slot in self.layout[site].items()}
+        if self.kept is None or self.kept[0] != state:
+            self.kept = (state, self._split(self._interpolated()))
+        return {name: self.kept[1][slot.start].view(slot.shape) for name, slot in self.layout[site].items()}
 
     def forget(self) -> None:
         """Drop the cached mixture. Its graph serves one backward pass only."""
-        self._kept = None
+        self.kept = None
 
     def forget_graph(self) -> None:
         """Drop the cached mixture if it has a graph."""
-        if self._kept is not None and any(part.requires_grad for part in self._kept[1].values()):
-            self._kept = None
+        if self.kept is not None and any(part.requires_grad for part in self.kept[1].values()):
+            self.kept = None
 
     def _state(self) -> tuple[Any, ...]:
         """Cache key of `_interpolated()`."""
-        tensors = (self.learned, self.frozen, *self._alpha)
+        tensors = (self.learned, self.frozen, *self.alpha_logits)
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         # Moving a module to another device or precision replaces a tensor's memory and keeps its
         # version, so the key holds both.
@@ -117,7 +117,7 @@ class Arena(nn.Module):
         if len(self.learned) + len(self.frozen) == 1:
             mixed = self.rows()[0] if len(self.frozen) else self.learned[0]
         else:
-            mixed = interpolate(self.learned, self.frozen, torch.stack([*self._alpha]), self.index)
+            mixed = interpolate(self.learned, self.frozen, torch.stack([*self.alpha_logits]), self.index)
         if mixed.requires_grad:
             # The graph behind the cached mixture is freed by its backward pass, so the cache must
             # go with it.
@@ -138,7 +138,7 @@ class Arena(nn.Module):
         return dict(zip(starts, parts[1::2], strict=True))
 
     def _mixed_alone(self, site: int) -> dict[str, Tensor]:
-        alpha = torch.softmax(self._alpha[site], 0)
+        alpha = torch.softmax(self.alpha_logits[site], 0)
         stacked = self.stacked(site)
         if len(alpha) == 1:
             return {name: value[0] for name, value in stacked.items()}

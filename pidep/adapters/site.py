@@ -58,7 +58,7 @@ class ExpertSite(nn.Module, ABC):
         super().__init__()
         self.alpha_logits = nn.Parameter(torch.zeros(num_experts))
         # Set by the mixture. Not a submodule, because all of its sites share one arena.
-        self._arena: tuple[Arena, int] | None = None
+        self.arena_and_site: tuple[Arena, int] | None = None
 
     @classmethod
     def of(cls, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int) -> ExpertSite:
@@ -70,13 +70,13 @@ class ExpertSite(nn.Module, ABC):
 
     def live_in(self, arena: Arena, site: int) -> None:
         """Read tensors from an arena, as its site number `site`."""
-        self._arena = (arena, site)
+        self.arena_and_site = (arena, site)
 
     @property
     def experts(self) -> dict[str, Tensor]:
         """Every expert's tensors `[K, …]` by name."""
-        assert self._arena is not None
-        arena, site = self._arena
+        assert self.arena_and_site is not None
+        arena, site = self.arena_and_site
         return arena.stacked(site)
 
     def alpha(self) -> Tensor:
@@ -90,20 +90,20 @@ class ExpertSite(nn.Module, ABC):
         """
         if self.rows is not None:
             return self.rows
-        assert self._arena is not None
-        arena, site = self._arena
+        assert self.arena_and_site is not None
+        arena, site = self.arena_and_site
         return arena.mixed(site)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one expert's tensor."""
-        assert self._arena is not None
-        arena, site = self._arena
+        assert self.arena_and_site is not None
+        arena, site = self.arena_and_site
         return arena.layout[site][name].shape
 
     def has(self, name: str) -> bool:
         """Whether the experts have a tensor of this name."""
-        assert self._arena is not None
-        arena, site = self._arena
+        assert self.arena_and_site is not None
+        arena, site = self.arena_and_site
         return name in arena.layout[site]
 
     def parameters_of_experts(self) -> list[nn.Parameter]:

@@ -17,7 +17,7 @@ __all__ = ["EmbeddingBackbone"]
 
 
 class EmbeddingBackbone:
-    """Mixed into a backbone that has `encode` and `embed`: the rest of the `Backbone` protocol."""
+    """Mixin that completes the `Backbone` protocol for a class with `encode` and `embed`."""
 
     name: str
     embeds = True

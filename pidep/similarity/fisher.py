@@ -20,7 +20,7 @@ from pidep.errors import ExpertError, UsageError, did_you_mean
 from pidep.experts.folder import Expert
 from pidep.inputs.row import Input, Row, size_key
 
-__all__ = ["FisherKind", "diagonal_fisher"]
+__all__ = ["FisherKind", "diagonal_fisher", "row_batches"]
 
 FisherKind = Literal["empirical", "true", "batch_squared"]
 """`empirical`: labels of the data. `true`: labels drawn from the model, so none are needed.
@@ -70,7 +70,7 @@ def diagonal_fisher(
     totals: dict[str, Tensor] = {}
     count = 0
     with attached(backbone.model, mixture):
-        for numbers in _batches(
+        for numbers in row_batches(
             rows, batch_size=batch_size, shuffle_seed=seed if together else None
         ):
             leaves = _row_leaves(mixture, expert, num_rows=1 if together else len(numbers))
@@ -143,7 +143,7 @@ def _check(expert: Expert, rows: Sequence[Input], labels: Sequence[int] | None, 
             )
 
 
-def _batches(
+def row_batches(
     rows: Sequence[Input], *, batch_size: int, shuffle_seed: int | None
 ) -> Iterator[list[int]]:
     """Row numbers in batches: by length, so that little is padding, or shuffled with a seed.

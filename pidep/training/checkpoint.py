@@ -21,7 +21,7 @@ __all__ = ["Progress", "load_checkpoint", "save_checkpoint"]
 
 @dataclass
 class Progress:
-    """Where a loop is, and what it has seen."""
+    """Position and history of a training loop."""
 
     step: int = 0
     best_step: int = 0

@@ -144,7 +144,7 @@ def _learn(
     sample = limit(job.train, config.fisher_samples, seed=config.seed)
     embedding = _task_embedding(job, own, sample)
     neighbours = _neighbours(job, pool, embedding, sample)
-    times.end("predict")
+    times.end("neighbours")
     # The test rows are read for the metrics only; no decision depends on them.
     metrics = {"backbone": tested(None), "own_expert": tested(Mixture.of([own]))}
     times.end("evaluate")
@@ -168,7 +168,7 @@ def _learn(
     elif config.policy == "auto" and job.validation is None:
         settings = interpolation_settings(job, [own])
         tuned, decision = tuned_own(job.scorer, own, job.train, settings, train_own=train_own)
-        times.end("how hard to train")
+        times.end("learning rate")
         if tuned is not own:
             metrics |= {"own_tuned": tested(Mixture.of([tuned]))}
             times.end("evaluate")

@@ -69,7 +69,7 @@ def mix(job: Job, pool: Pool | None, started: float) -> TuneResult:
     neighbours = rank_without_labels(job.scorer.backbone, entries, sample.rows, seed=config.seed)[
         : config.top_k
     ]
-    times.end("predict")
+    times.end("neighbours")
     helpers = [entries[near.name].expert for near in neighbours]
     mixture = _weighted(helpers, neighbours, temperature=config.temperature)
     metrics = _measure(job, helpers, mixture)

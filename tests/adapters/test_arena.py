@@ -23,7 +23,7 @@ def arena_of(count: int, *, num_learned: int | None = None, seed: int = 0) -> tu
 
 
 def mean(arena: Arena, experts: list[list[dict[str, np.ndarray]]], site: int, name: str) -> torch.Tensor:
-    alpha = torch.softmax(arena._alpha[site].detach(), 0)
+    alpha = torch.softmax(arena.alpha_logits[site].detach(), 0)
     return sum(weight * torch.from_numpy(expert[site][name]) for weight, expert in zip(alpha, experts, strict=True))
 
 
@@ -56,7 +56,7 @@ def test_a_change_is_seen_at_once(changed: str) -> None:
     arena, _ = arena_of(3, num_learned=1)
     before = arena.mixed(0)["down"].detach().clone()
     with torch.no_grad():
-        {"learned": arena.learned, "frozen": arena.frozen, "alpha": arena._alpha[0]}[changed][..., 0] += 1
+        {"learned": arena.learned, "frozen": arena.frozen, "alpha": arena.alpha_logits[0]}[changed][..., 0] += 1
     assert not torch.equal(arena.mixed(0)["down"], before)
 
 
@@ -86,7 +86,7 @@ def test_frozen_experts_are_given_no_gradient_and_alpha_is() -> None:
     assert arena.learned.grad.shape == (1, arena.learned.shape[1])
     assert arena.frozen.grad is None
     assert not arena.frozen.requires_grad
-    assert all(logits.grad is not None and logits.grad.abs().sum() > 0 for logits in arena._alpha)
+    assert all(logits.grad is not None and logits.grad.abs().sum() > 0 for logits in arena.alpha_logits)
 
 
 def test_gradients_are_those_of_the_plain_expression() -> None:
@@ -98,14 +98,14 @@ def test_gradients_are_those_of_the_plain_expression() -> None:
 
     loss([arena.mixed(site) for site in range(len(SHAPES))]).backward()
     rows = arena.rows().detach().requires_grad_()
-    logits = [value.detach().clone().requires_grad_() for value in arena._alpha]
+    logits = [value.detach().clone().requires_grad_() for value in arena.alpha_logits]
     parts = [
         {name: torch.tensordot(torch.softmax(logits[site], 0), value, 1) for name, value in arena.unpacked(rows, site).items()}
         for site in range(len(SHAPES))
     ]
     loss(parts).backward()
     torch.testing.assert_close(arena.learned.grad, rows.grad[:2])
-    for found, want in zip(arena._alpha, logits, strict=True):
+    for found, want in zip(arena.alpha_logits, logits, strict=True):
         torch.testing.assert_close(found.grad, want.grad, rtol=1e-4, atol=1e-6)
 
 
@@ -117,7 +117,7 @@ def test_two_forward_passes_can_be_differentiated_one_after_the_other(tiny, kind
         for loss in losses:
             loss.backward()
     assert mixture.arena is not None
-    assert mixture.arena._kept is None
+    assert mixture.arena.kept is None
     assert mixture.arena.learned.grad is not None
 
 

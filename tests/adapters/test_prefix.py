@@ -137,7 +137,7 @@ def test_alpha_is_the_share_of_the_attention_an_expert_draws() -> None:
 def test_the_gradient_of_alpha_side_by_side_in_float64() -> None:
     module = layer(*(drawn(seed) for seed in range(3)))
     site = module.pidep_prefix.double()
-    site._arena[0].double()
+    site.arena_and_site[0].double()
 
     def run(logits: Tensor) -> Tensor:
         site._parameters["alpha_logits"] = logits

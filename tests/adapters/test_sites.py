@@ -145,7 +145,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arg
 
 def test_the_command_lists_every_kind(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     ZOO["T5"].config().save_pretrained(tmp_path)
-    code, out, err = run(monkeypatch, capfd, tmp_path, "--size", 2)
+    code, out, err = run(monkeypatch, capfd, tmp_path, "--rank", 2)
     assert (code, err) == (0, "")
     assert out.startswith(f"{tmp_path}: T5ForConditionalGeneration, 10,176 parameters; T5 is tested with lora, adapter, prefix, prompt\n")
     assert re.search(r"^  encoder\.block\.\*\.layer\.\*\.SelfAttention\.q +2 × Linear  lora_A 2×16, lora_B 16×2 +128$", out, re.MULTILINE)
@@ -153,6 +153,14 @@ def test_the_command_lists_every_kind(monkeypatch: pytest.MonkeyPatch, capfd: py
     assert "bitfit: T5ForConditionalGeneration has no Linear or LayerNorm with a bias; use another kind\n" in out
     starred = re.findall(r"^  (\S+\*\S*)", out, re.MULTILINE)
     assert all(find_sites(model_of("T5"), [name], kind="lora") for name in starred if name[-1] in "qkvo")
+
+
+def test_size_is_a_hidden_alias_of_rank(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    ZOO["BERT"].config().save_pretrained(tmp_path)
+    old, new = (run(monkeypatch, capfd, tmp_path, "--kind", "lora", option, 3) for option in ("--size", "--rank"))
+    assert old == new
+    assert "lora_A 3×" in new[1]
+    assert "--size" not in run(monkeypatch, capfd, "--help")[1]
 
 
 def test_the_command_in_json(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -195,7 +203,7 @@ def test_another_architecture_is_said_not_to_be_tested(
 
 def test_one_kind_lists_every_site(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     ZOO["BERT"].config().save_pretrained(tmp_path)
-    _, out, _ = run(monkeypatch, capfd, tmp_path, "--kind", "adapter", "--pattern", "pfeiffer", "--size", 4)
+    _, out, _ = run(monkeypatch, capfd, tmp_path, "--kind", "adapter", "--pattern", "pfeiffer", "--rank", 4)
     assert [line.split()[0] for line in out.splitlines()[3:]] == ["encoder.layer.0.output.dense", "encoder.layer.1.output.dense"]
 
 

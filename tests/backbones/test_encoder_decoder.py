@@ -167,7 +167,7 @@ def test_many_candidates_take_several_calls_of_the_decoder(monkeypatch: pytest.M
     expert = expert_of(backbone, "prefix")
     with attached(backbone.model, expert), torch.no_grad():
         at_once = backbone.score(rows, CANDIDATES, max_length=LENGTH)
-        monkeypatch.setattr("pidep.backbones.encoder_decoder._DECODED_TOGETHER", 8)
+        monkeypatch.setattr("pidep.backbones.encoder_decoder.DECODED_TOGETHER", 8)
         assert_close(backbone.score(rows, CANDIDATES, max_length=LENGTH), at_once)
 
 
@@ -238,8 +238,8 @@ def test_gradients_of_single_rows(backbone: EncoderDecoder, name: str, kind: str
 def test_an_image_passes_the_vision_tower_once(backbone: EncoderDecoder, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row for row in rows_of(name) if as_row(row).image is not None]
     calls: list[int] = []
-    see = backbone._calls.see
-    monkeypatch.setattr(backbone._calls, "see", lambda pixels: calls.append(len(pixels)) or see(pixels))
+    see = backbone.calls.see
+    monkeypatch.setattr(backbone.calls, "see", lambda pixels: calls.append(len(pixels)) or see(pixels))
     with torch.no_grad():
         before = backbone.score(rows, CANDIDATES, max_length=LENGTH)
     calls.clear()

@@ -97,7 +97,7 @@ def test_what_goes_past_the_transformer_is_shared_among_words_and_seen_by_none(m
     without[:, -1] = 0.0
     shown = mask * torch.tensor([1, 1, 1, 1, 0])
     seen = torch.cat([words[1], shown], 1)
-    states = mini._states(words[0], seen, without)
+    states = mini.last_states(words[0], seen, without)
     sums = (states * seen.unsqueeze(-1)).sum(1) + 4 * visual[:, -1] * 2 / words[1].sum(1, keepdim=True)
     torch.testing.assert_close(mini.forward(**batch), nn.functional.normalize(sums, dim=1))
     moved = (mini.forward(*words, without, mask) - mini.forward(**batch)).norm(dim=1)

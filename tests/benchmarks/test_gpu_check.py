@@ -31,7 +31,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         work()
         return 1.0, 0.5
 
-    monkeypatch.setattr(step, "_timed_once", timed_once)
+    monkeypatch.setattr(step, "timed_once", timed_once)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -49,7 +49,7 @@ def test_the_plain_path_passes_its_checks(on_cpu: None, dtype: torch.dtype) -> N
 def test_a_wrong_kernel_does_not_pass(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(correctness, "lora_fold", lambda w, a, b, weight: w)
     assert max(correctness.check_fold(torch.float32, 30, 50, 8).values()) > correctness.TOLERANCE[torch.float32]
-    monkeypatch.setattr(correctness, "_checks", lambda: iter([("nan", torch.float32, {"forward": float("nan")})]))
+    monkeypatch.setattr(correctness, "checks", lambda: iter([("nan", torch.float32, {"forward": float("nan")})]))
     assert not correctness.correctness()[0]["right"]
 
 
@@ -65,8 +65,8 @@ def test_everything_that_is_timed_runs_and_makes_a_result(on_cpu: None, monkeypa
     }
     here = paths.PathReport("fused", "a test", "a GPU", None)
     monkeypatch.setattr(paths, "report", lambda: here)
-    monkeypatch.setattr(gpu_check, "_measure", lambda say: measured)
-    monkeypatch.setattr(correctness, "_checks", lambda: iter([("one", torch.float32, {"forward": 0.0})]))
+    monkeypatch.setattr(gpu_check, "measure", lambda say: measured)
+    monkeypatch.setattr(correctness, "checks", lambda: iter([("one", torch.float32, {"forward": 0.0})]))
     assert gpu_check.main(["--results", str(tmp_path), "--skip-tuning"]) == 0
     path = tmp_path / "kernels-gpu.json"
     claims = check_result(path, json.loads(path.read_text()))

@@ -147,4 +147,4 @@ def test_pairs_need_their_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(compare_grid, "Grid", NoGrid)
     monkeypatch.setattr("pidep.backbones.load.load_backbone", lambda _: None)
     with pytest.raises(PidepError, match=r"lora/digits/16/0\.json: this cell is not measured yet; run --part first"):
-        bench_suite._pairs(tmp_path, print)
+        bench_suite.measure_pairs(tmp_path, print)

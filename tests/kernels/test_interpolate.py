@@ -79,8 +79,8 @@ def test_any_number_of_experts(path: str, count: int, request: pytest.FixtureReq
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 def test_long_sites_go_block_by_block(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "_BLOCK", 8 * GRAIN)
-    monkeypatch.setattr(reference, "_HUGE", 1 << 16)
+    monkeypatch.setattr(reference, "BLOCK", 8 * GRAIN)
+    monkeypatch.setattr(reference, "HUGE", 1 << 16)
     check([70 * GRAIN + 3, 40 * GRAIN], 2, 3, dtype)
 
 
@@ -208,9 +208,9 @@ def test_compiled_and_exported_it_is_the_same() -> None:
 def test_the_operators_keep_torchs_rules() -> None:
     own, helpers, logits, index = draw([2000, 9], 2, 2, torch.float32)
     where = (index.tile_start, index.tile_site, index.site_tile)
-    torch.library.opcheck(module._operator, (own, helpers, logits, *where))
+    torch.library.opcheck(module.interpolate_op, (own, helpers, logits, *where))
     arguments = (torch.randn(index.num_elements), own.detach(), helpers, logits.detach(), *where, True)
-    torch.library.opcheck(module._operator_backward, arguments)
+    torch.library.opcheck(module.interpolate_backward_op, arguments)
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:

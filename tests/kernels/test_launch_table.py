@@ -15,9 +15,9 @@ from pidep.kernels.launch_table import CHOICES, DEFAULTS, choices, settings_for,
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path / "cache"))
-    launch_table._found.cache_clear()
+    launch_table.tuned_settings.cache_clear()
     yield tmp_path / "cache" / "launch_table.json"
-    launch_table._found.cache_clear()
+    launch_table.tuned_settings.cache_clear()
 
 
 def test_every_kernel_has_settings_and_every_choice_is_one_of_them(cache: Path) -> None:
@@ -77,7 +77,7 @@ def test_settings_of_another_version_are_left_alone(cache: Path) -> None:
 @pytest.mark.slow
 def test_a_graph_may_ask_which_path_it_takes() -> None:
     """Without a break in it, and without a warning of the cache behind the answer."""
-    asked = torch.compile(lambda x: x + (1 if paths._usable(0) else 2), backend="eager", fullgraph=True)
+    asked = torch.compile(lambda x: x + (1 if paths.usable(0) else 2), backend="eager", fullgraph=True)
     assert asked(torch.zeros(1)) == (1 if paths.report().path == "fused" else 2)
 
 

@@ -66,7 +66,7 @@ def test_batches_and_no_base(path: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_ranks_that_do_not_fit_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
     choose("fused", monkeypatch)
-    monkeypatch.setattr(module, "_forward", None)  # would be called
+    monkeypatch.setattr(module, "forward_pass", None)  # would be called
     for rank in (0, low_rank.MAX_RANK + 1):
         x, a, b, weight, base = draw(6, 8, 9, rank, torch.float32)
         assert_near(lora_mixture(x, a, b, weight, base), reference.lora_mixture(x, a, b, weight, base))
@@ -124,8 +124,8 @@ def test_compiled_it_is_the_same(path: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 def test_the_operator_keeps_torchs_rules() -> None:
     x, a, b, weight, base = draw(6, 10, 12, 5, torch.float32)
-    torch.library.opcheck(module._operator, (x, a, b, weight, base))
-    torch.library.opcheck(module._operator, (x, a, b, weight, None))
+    torch.library.opcheck(module.lora_mixture_op, (x, a, b, weight, base))
+    torch.library.opcheck(module.lora_mixture_op, (x, a, b, weight, None))
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:

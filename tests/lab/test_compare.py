@@ -355,7 +355,7 @@ def test_the_command(
     tiny_folder: Path, tasks: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["compare", *tasks[:2], "--shots", "2", "--seeds", "0,1", "--methods", "own,uniform", "--sites", "encoder.layer.1.*"]
-    arguments += ["--backbone", str(tiny_folder), "--size", "2", "--steps", "2", "--full-steps", "2", "--test-limit", "6"]
+    arguments += ["--backbone", str(tiny_folder), "--rank", "2", "--steps", "2", "--full-steps", "2", "--test-limit", "6"]
 
     def run(*more: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["pidep", *arguments, "--out", str(tmp_path / "run"), *more])

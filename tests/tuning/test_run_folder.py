@@ -41,7 +41,7 @@ def test_it_is_read_as_it_was_written(result: TuneResult) -> None:
     assert (phase.name, phase.steps, [entry.step for entry in phase.history]) == ("own", 2, [1, 2])
     assert all(entry.held_out is not None for entry in phase.history)
     assert run.seconds == result.seconds
-    assert list(run.seconds_by_phase) == ["own expert", "predict", "evaluate"]
+    assert list(run.seconds_by_phase) == ["own expert", "neighbours", "evaluate"]
     assert TuneSettings.model_validate(run.config).rank == 2
 
 

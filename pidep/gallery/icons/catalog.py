@@ -15,7 +15,7 @@ import yaml
 from pidep.errors import TaskError
 from pidep.gallery.icons.names import base_and_modifiers, words
 
-__all__ = ["FAMILIES", "LICENCES", "Family", "Icon", "catalog", "categories"]
+__all__ = ["FAMILIES", "LICENCES", "Family", "Icon", "catalog", "categories", "package_folder"]
 
 Family = Literal["material", "fontawesome", "octicons", "simple"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -59,7 +59,7 @@ class Icon:
         return f"{self.family}/{self.style}/{self.name}"
 
 
-def _package_folder(package: str, inside: str, requirement: str) -> Path:
+def package_folder(package: str, inside: str, requirement: str) -> Path:
     spec = importlib.util.find_spec(package)
     folder = Path(spec.origin).parent / inside if spec is not None and spec.origin is not None else None
     if folder is None or not folder.is_dir():
@@ -78,7 +78,7 @@ def _from_files(family: Family, folder: Path) -> list[Icon]:
 
 
 def _metadata() -> tuple[Path, dict[str, Any]]:
-    folder = _package_folder("fontawesomefree", "static/fontawesomefree", "fontawesomefree")
+    folder = package_folder("fontawesomefree", "static/fontawesomefree", "fontawesomefree")
     return folder, json.loads((folder / "metadata" / "icons.json").read_text(encoding="utf-8"))
 
 
@@ -124,5 +124,5 @@ def catalog(*families: Family) -> tuple[Icon, ...]:
         if family == "fontawesome":
             icons += _fontawesome()
         else:
-            icons += _from_files(family, _package_folder("material", "templates/.icons", "mkdocs-material") / family)
+            icons += _from_files(family, package_folder("material", "templates/.icons", "mkdocs-material") / family)
     return tuple(sorted(icons))

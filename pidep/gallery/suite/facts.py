@@ -164,7 +164,7 @@ _LANGUAGE = {
     "sentiment/tweets": _sentiment("is this tweet positive?", 2381, 1051, "tweets"),
     "language/domain": Facts(
         "language",
-        "where is this sentence from?",
+        "which kind of text is this sentence from?",
         2000,
         600,
         "even",
@@ -219,7 +219,7 @@ _VISION_LANGUAGE = {
     ),
     "vl/badge": Facts(
         "vision-language",
-        "which mark has this icon of a thing called so?",
+        "which mark does this icon carry?",
         1077,
         282,
         "natural, at most 150 and 60 of each",

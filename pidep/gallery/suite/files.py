@@ -18,7 +18,7 @@ from pidep.gallery.suite import language, vision, vision_language
 from pidep.gallery.suite.pictures import Picture, picture_file
 from pidep.gallery.suite.row import Sides, SuiteRow, columns
 
-__all__ = ["packaged_files", "sides_of"]
+__all__ = ["CHOOSE", "packaged_files", "sides_of"]
 
 _CHOOSING = (
     *("tasks/by_hash", "gallery/icons/catalog", "gallery/icons/digits", "gallery/icons/names", "gallery/icons/split"),
@@ -26,7 +26,7 @@ _CHOOSING = (
 )
 """Modules that decide the rows. A change of one of them makes cached rows stale."""
 _PACKAGES = ("mkdocs-material", "fontawesomefree", "resvg-py", "scikit-learn", "pillow")
-_CHOOSE: dict[str, Callable[[], Sides]] = {
+CHOOSE: dict[str, Callable[[], Sides]] = {
     **{f"sentiment/{name}": partial(language.sentiment, name) for name in language.DOMAINS},
     "vision/digits": vision.digits,
     "vision/family": vision.family,
@@ -49,9 +49,9 @@ def sides_of(name: str) -> Sides:
     Raises:
         TaskError: no such task, or a package it is drawn from is not installed.
     """
-    if name not in _CHOOSE:
-        raise TaskError(f"packaged task {name!r}: expected one of {', '.join(_CHOOSE)}{did_you_mean(name, _CHOOSE)}")
-    return _CHOOSE[name]()
+    if name not in CHOOSE:
+        raise TaskError(f"packaged task {name!r}: expected one of {', '.join(CHOOSE)}{did_you_mean(name, CHOOSE)}")
+    return CHOOSE[name]()
 
 
 def packaged_files(name: str) -> dict[Literal["train", "test"], Path]:
@@ -60,7 +60,7 @@ def packaged_files(name: str) -> dict[Literal["train", "test"], Path]:
     Raises:
         TaskError: no such task, or a package it is drawn from is not installed.
     """
-    if name not in _CHOOSE:
+    if name not in CHOOSE:
         sides_of(name)
     folder = cache_folder() / "suite" / _made_with() / name
     paths: dict[Literal["train", "test"], Path] = {"train": folder / "train.jsonl", "test": folder / "test.jsonl"}

@@ -1,4 +1,4 @@
-"""A packaged task to look at, and as files of the user's own: task YAML, JSONL, images."""
+"""Shows a packaged task, or writes it as files."""
 
 from __future__ import annotations
 

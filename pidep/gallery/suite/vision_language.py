@@ -26,7 +26,7 @@ from pidep.gallery.suite.row import Sides, SuiteRow
 from pidep.gallery.suite.statements import FAMILY_NAMES, of_family, phrase, statement, style_of
 from pidep.tasks.by_hash import share
 
-__all__ = ["CHOICES", "badge", "caption", "entail", "find", "fits"]
+__all__ = ["CHOICES", "among_four", "badge", "caption", "entail", "find", "fits"]
 
 CHOICES = 4
 _VARIANTS = 2
@@ -58,7 +58,7 @@ def caption() -> Sides:
 
 
 def _captions(side: Side, count: int) -> list[SuiteRow]:
-    return [SuiteRow(right, image=icon, choices=tuple(one.label for one in four)) for icon, four, right in _among_four(side, count)]
+    return [SuiteRow(right, image=icon, choices=tuple(one.label for one in four)) for icon, four, right in among_four(side, count)]
 
 
 def find() -> Sides:
@@ -67,10 +67,10 @@ def find() -> Sides:
 
 
 def _phrases(side: Side, count: int) -> list[SuiteRow]:
-    return [SuiteRow(right, phrase(icon), choices=tuple(four)) for icon, four, right in _among_four(side, count)]
+    return [SuiteRow(right, phrase(icon), choices=tuple(four)) for icon, four, right in among_four(side, count)]
 
 
-def _among_four(side: Side, count: int) -> Iterator[tuple[Icon, list[Icon], int]]:
+def among_four(side: Side, count: int) -> Iterator[tuple[Icon, list[Icon], int]]:
     """Icons among three others each, with their position; at least two of the others are hard.
 
     Hard candidates are up to two variants of the base name, then icons that share a word or the

@@ -19,7 +19,7 @@ from pidep.kernels.interpolate import reference
 from pidep.kernels.interpolate.index import GRAIN, ArenaIndex, Span, spans_of
 from pidep.kernels.paths import fusable
 
-__all__ = ["GRAIN", "ArenaIndex", "Span", "interpolate", "spans_of"]
+__all__ = ["GRAIN", "ArenaIndex", "Span", "interpolate", "interpolate_backward_op", "interpolate_op", "spans_of"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -47,7 +47,7 @@ def interpolate(
         _check_out(out, learned, frozen, alpha_logits)
         with torch.no_grad():
             return _forward(*arguments, out)
-    mixed: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _Interpolate.apply(*arguments)  # type: ignore[no-untyped-call]
+    mixed: Tensor = interpolate_op(*arguments) if torch.compiler.is_compiling() else _Interpolate.apply(*arguments)  # type: ignore[no-untyped-call]
     return mixed
 
 
@@ -129,12 +129,12 @@ class _Interpolate(torch.autograd.Function):
 
 
 @torch.library.custom_op("pidep::interpolate", mutates_args=())
-def _operator(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, tile_site: Tensor, site_tile: Tensor) -> Tensor:
+def interpolate_op(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, tile_site: Tensor, site_tile: Tensor) -> Tensor:
     return _forward(learned, frozen, logits, tile_start, tile_site, site_tile)
 
 
 @torch.library.custom_op("pidep::interpolate_backward", mutates_args=())
-def _operator_backward(
+def interpolate_backward_op(
     gradient: Tensor,
     learned: Tensor,
     frozen: Tensor,
@@ -147,13 +147,13 @@ def _operator_backward(
     return _backward(gradient, (learned, frozen, logits, tile_start, tile_site, site_tile), write=write)
 
 
-@_operator.register_fake
+@interpolate_op.register_fake
 def _(learned: Tensor, frozen: Tensor, *_: Tensor) -> Tensor:
     rows = learned if len(learned) else frozen
     return rows.new_empty(rows.shape[1])
 
 
-@_operator_backward.register_fake
+@interpolate_backward_op.register_fake
 def _(gradient: Tensor, learned: Tensor, frozen: Tensor, logits: Tensor, *_: Any, write: bool = True) -> tuple[Tensor, Tensor]:
     return torch.empty_like(learned) if write else learned.new_empty(0), torch.empty_like(logits)
 
@@ -164,8 +164,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     write = ctx.needs_input_grad[0]
-    d_learned, d_logits = _operator_backward(gradient, *ctx.saved_tensors, write)
+    d_learned, d_logits = interpolate_backward_op(gradient, *ctx.saved_tensors, write)
     return d_learned if write else None, None, d_logits, None, None, None
 
 
-_operator.register_autograd(_differentiate, setup_context=_save)
+interpolate_op.register_autograd(_differentiate, setup_context=_save)

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from pidep.kernels.interpolate.index import GRAIN, Span, runs_of
 
-__all__ = ["backward", "forward", "plain"]
+__all__ = ["BLOCK", "HUGE", "backward", "forward", "plain"]
 
-_BLOCK = 1 << 20
+BLOCK = 1 << 20
 """Elements. A block of the result stays in the caches while the experts stream past, and is large
 enough to pay for threads.
 """
-_HUGE = 1 << 25
+HUGE = 1 << 25
 """Bytes. Below this size, malloc reuses freed memory and maps no new pages."""
 _SMALL = 32
 """Grains. For sites shorter than this on average, one batched product over all grains is faster
@@ -69,7 +69,7 @@ def backward(
         d_alpha = _batched_backward(alpha, runs, gradient, learned, frozen, d_learned, write=write)
     else:
         d_alpha = torch.zeros_like(alpha, dtype=torch.float64)
-        sites = (site for site, run in enumerate(runs) for _ in range(*run, _BLOCK))
+        sites = (site for site, run in enumerate(runs) for _ in range(*run, BLOCK))
         for site, (weights, block) in zip(sites, _blocks(alpha, runs), strict=True):
             g = gradient[block].to(alpha.dtype)
             d_alpha[site] += torch.stack([torch.dot(expert[block].to(alpha.dtype), g) for expert in (*learned, *frozen)])
@@ -87,7 +87,7 @@ def _empty_like(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     whole pass.
     """
     size = math.prod(shape) * like.element_size()
-    if size < _HUGE or like.device.type != "cpu":
+    if size < HUGE or like.device.type != "cpu":
         return torch.empty(shape, dtype=like.dtype, device=like.device)
     raw = np.empty(size + 64, np.uint8)
     first = -raw.ctypes.data % 64
@@ -113,8 +113,8 @@ def _small(runs: Sequence[Span]) -> bool:
 def _blocks(alpha: Tensor, runs: Sequence[Span]) -> Iterator[tuple[Tensor, slice]]:
     """For each block: α of its site, and its elements."""
     for weights, (start, stop) in zip(alpha, runs, strict=True):
-        for first in range(start, stop, _BLOCK):
-            yield weights, slice(first, min(first + _BLOCK, stop))
+        for first in range(start, stop, BLOCK):
+            yield weights, slice(first, min(first + BLOCK, stop))
 
 
 def _weighted_sum(parts: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["lora_fold"]
+__all__ = ["BLOCK", "lora_fold"]
 
-_BLOCK = 1 << 19
+BLOCK = 1 << 19
 """Elements of W that are in fp32 at a time."""
 
 
@@ -20,7 +20,7 @@ def lora_fold(w: Tensor, a: Tensor, b: Tensor, weight: Tensor, out: Tensor) -> T
     up, down = b.to(precise) * weight.to(precise), a.to(precise)
     if out.dtype == precise:
         return torch.addmm(w, up, down, out=out)
-    rows = max(1, _BLOCK // max(1, w.shape[1]))
+    rows = max(1, BLOCK // max(1, w.shape[1]))
     for first in range(0, len(w), rows):
         block = slice(first, first + rows)
         out[block] = torch.addmm(w[block].to(precise), up[block], down)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pidep.kernels.lora_mixture import reference
 from pidep.kernels.paths import fusable
 
-__all__ = ["lora_mixture"]
+__all__ = ["forward_pass", "lora_mixture", "lora_mixture_backward_op", "lora_mixture_op"]
 
 
 def lora_mixture(
@@ -40,7 +40,7 @@ def lora_mixture(
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     added = None if base is None else base.reshape(-1, base.shape[-1]).to(x.dtype).contiguous()
     arguments = (flat, a.to(x.dtype).contiguous(), b.to(x.dtype).contiguous(), weight.float(), added)
-    y = _operator(*arguments)[0] if torch.compiler.is_compiling() else _LoraMixture.apply(*arguments)  # type: ignore[no-untyped-call]
+    y = lora_mixture_op(*arguments)[0] if torch.compiler.is_compiling() else _LoraMixture.apply(*arguments)  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], b.shape[0])  # type: ignore[no-any-return]
 
 
@@ -55,7 +55,7 @@ def _check(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None)
         raise ValueError(f"lora_mixture: base is {tuple(base.shape)}, expected {(*x.shape[:-1], b.shape[0])}")
 
 
-def _forward(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
+def forward_pass(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
     from pidep.kernels.low_rank import low_rank
 
     added = None if base is None else base.unsqueeze(0)
@@ -86,7 +86,7 @@ class _LoraMixture(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> Tensor:
-        y, hidden = _forward(x, a, b, weight, base)
+        y, hidden = forward_pass(x, a, b, weight, base)
         ctx.save_for_backward(x, a, b, weight, hidden)
         return y
 
@@ -102,23 +102,23 @@ class _LoraMixture(torch.autograd.Function):
 
 
 @torch.library.custom_op("pidep::lora_mixture", mutates_args=())
-def _operator(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _forward(x, a, b, weight, base)
+def lora_mixture_op(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
+    return forward_pass(x, a, b, weight, base)
 
 
 @torch.library.custom_op("pidep::lora_mixture_backward", mutates_args=())
-def _operator_backward(
+def lora_mixture_backward_op(
     gradient: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, hidden: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _backward(gradient, x, a, b, weight, hidden)
 
 
-@_operator.register_fake
+@lora_mixture_op.register_fake
 def _(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
     return x.new_empty(len(x), len(b)), x.new_empty(len(x), len(a), dtype=torch.float32)
 
 
-@_operator_backward.register_fake
+@lora_mixture_backward_op.register_fake
 def _(gradient: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(a), torch.empty_like(b), torch.empty_like(weight)
 
@@ -129,7 +129,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
 
 
 def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_operator_backward(gradient.contiguous(), *ctx.saved_tensors), gradient if ctx.needs_input_grad[4] else None)
+    return (*lora_mixture_backward_op(gradient.contiguous(), *ctx.saved_tensors), gradient if ctx.needs_input_grad[4] else None)
 
 
-_operator.register_autograd(_differentiate, setup_context=_save)
+lora_mixture_op.register_autograd(_differentiate, setup_context=_save)

@@ -106,7 +106,7 @@ def test_an_unknown_family() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TaskError, match="no-such-package is not installed; run: pip install --no-deps no-such-package"):
-        catalog_module._package_folder("no_such_package", "icons", "no-such-package")
+        catalog_module.package_folder("no_such_package", "icons", "no-such-package")
 
 
 @pytest.mark.parametrize("key", ["material/default/anchor", "fontawesome/solid/wifi", "octicons/default/alert"])

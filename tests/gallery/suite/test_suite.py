@@ -182,7 +182,7 @@ def test_choices_are_four_different_ones_and_hard(name: str) -> None:
             assert len(set(row.choices)) == 4
             places[row.label] += 1
         assert len(set(places.values())) == 1
-    for icon, four, right in vision_language._among_four("test", 500):
+    for icon, four, right in vision_language.among_four("test", 500):
         assert four[right] == icon
         assert len({one.label for one in four}) == 4
         others = [one for one in four if one != icon]
@@ -225,7 +225,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sides:
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path / "cache"))
     few = next(icon for icon in icons_of("test") if icon.family == "material"), next(icon for icon in icons_of("train"))
     found = Sides([SuiteRow("right", image=Turned(few[1], 1))], [SuiteRow(1, "which?", choices=(few[0], few[1]))])
-    monkeypatch.setitem(files._CHOOSE, "vision/turned", lambda: found)
+    monkeypatch.setitem(files.CHOOSE, "vision/turned", lambda: found)
     return found
 
 
@@ -241,7 +241,7 @@ def test_rows_are_written_once_and_pictures_lie_beside_them(small: Sides, monkey
 
     (tmp_path / "cache").rename(tmp_path / "moved")
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path / "moved"))
-    monkeypatch.setitem(files._CHOOSE, "vision/turned", lambda: pytest.fail("chosen again"))
+    monkeypatch.setitem(files.CHOOSE, "vision/turned", lambda: pytest.fail("chosen again"))
     again = packaged_files("vision/turned")
     assert again["train"].is_relative_to(tmp_path / "moved")
     assert (again["test"].parent / row["choices"][0]).is_file()
