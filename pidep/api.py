@@ -6,16 +6,16 @@ Progress goes to a callback, messages to `logging`. Nothing is printed, and noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from pidep.deployment.settings import ExportSettings, ServeSettings, SwapSettings
 from pidep.errors import UsageError, did_you_mean
 from pidep.lab.settings import CompareSettings, require_columns
-from pidep.settings import Settings, checked, parameters_of, settings_of
+from pidep.settings import Settings, checked, parameters_of
 from pidep.tuning.settings import TuneSettings
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ class InterpolateResult:
     """A mixture that was learned on a task's rows."""
 
     expert: Expert
-    """The mixture folded into one expert; `pidep.export` and `pidep.swap` take it."""
+    """The mixture folded into one expert. `pidep.swap` takes it, and `pidep.export` together with
+    `task`.
+    """
     mixture: Mixture
     """The experts and their α."""
     experts: tuple[str, ...]
@@ -62,12 +64,19 @@ class InterpolateResult:
     """What was chosen, and why."""
 
 
-_INTERPOLATION = tuple(
-    one.name
-    for one in settings_of(TuneSettings)
-    if one.panel in ("Data", "Training", "Interpolation") and one.name != "task"
+Exportable: TypeAlias = "str | Path | Expert | TuneResult | InterpolateResult"
+"""One expert: a run folder, an expert folder, an expert, or a result."""
+
+_INTERPOLATION = (
+    *("shots", "train_limit", "validation_fraction", "max_length", "max_answer_length", "seed"),
+    *("name", "lora_alpha", "rank_stabilized"),
+    *("steps", "batch_size", "learning_rate", "warmup", "weight_decay", "eval_every", "patience"),
+    *("policy", "folds", "alpha_per", "mixture_steps"),
+    *("alpha_learning_rate", "expert_learning_rate"),
 )
-"""Settings of `tune` that `interpolate` takes as well."""
+"""Settings of `tune` that `interpolate` takes as well. The others read test rows, a pool or task
+embeddings, which `interpolate` does not have, or the experts decide them.
+"""
 
 
 def _settings_of(
@@ -161,20 +170,29 @@ def tune(
         UsageError: a setting is unknown or out of range.
         TaskError, BackboneError, ExpertError: the request does not fit together.
     """
+    from pidep.backbones.load import load_any_backbone
+    from pidep.files.atomic_write import check_place
     from pidep.tuning.tune import tune as run
 
+    _check_task(task, "tune")
     folder = Path(out) if out is not None else Path("runs") / _name_of(task)
-    given = {"pool": pool, "shots": shots, **settings}
-    config = _tune_settings(task, backbone, folder / "data", given)
-    return run(config, folder, resume=resume, backbone=_loaded(backbone), on_step=on_progress)
+    given = {"backbone": _backbone_name(backbone), "pool": pool, "shots": shots, **settings}
+    loaded = _loaded(backbone)
+    if not isinstance(task, str | Path):
+        # Rows in memory become files of the run folder, so what `run` checks is checked here too.
+        checked(TuneSettings, {"task": task.name, **given}, where="tune")
+        check_place(folder, "`out`")
+        loaded = loaded or load_any_backbone(_backbone_name(backbone))
+    config = _tune_settings(task, folder / "data", given, where="tune")
+    return run(config, folder, resume=resume, backbone=loaded, on_step=on_progress)
 
 
 @_settings_of(TuneSettings, only=_INTERPOLATION)
 def interpolate(
     task: str | Path | Task,
-    helpers: Sequence[str | Path | Expert | TuneResult],
+    helpers: Exportable | Sequence[Exportable],
     *,
-    own: str | Path | Expert | TuneResult | None = None,
+    own: Exportable | None = None,
     backbone: str | Backbone | None = None,
     shots: int | None = None,
     on_progress: OnStep | None = None,
@@ -184,15 +202,17 @@ def interpolate(
 
     Args:
         task: as for `tune`.
-        helpers: experts, or folders of experts or runs; of one kind, sites, rank and backbone.
+        helpers: experts, folders of experts or runs, or results; of one kind, sites, rank and
+            backbone, and each of another name.
         own: the task's own expert. Without it, one is trained first.
         backbone: the experts' backbone; found by the name they have for it by default.
         shots: use this many training rows of each label.
         on_progress: as for `tune`.
-        settings: the other settings of `pidep tune` for training and interpolation.
+        settings: the other settings of `pidep tune` for training and interpolation. `name` is the
+            name of the own expert and of the result.
 
     Raises:
-        UsageError: no helper, or a setting is unknown or out of range.
+        UsageError: no helper, two experts of one name, or a setting is unknown or out of range.
         TaskError, BackboneError, ExpertError: the request does not fit together.
     """
     from tempfile import TemporaryDirectory
@@ -200,22 +220,26 @@ def interpolate(
     for name in settings:
         if name not in _INTERPOLATION:
             near = did_you_mean(name, _INTERPOLATION)
+            if name in TuneSettings.model_fields:
+                near = "; only pidep.tune has it"
             raise UsageError(f"interpolate: unknown setting {name!r}{near}")
     from pidep.tuning.interpolate_experts import interpolate_experts
     from pidep.tuning.predict import load_expert
 
-    experts = [load_expert(_run_or_expert(helper)) for helper in helpers]
+    _check_task(task, "interpolate")
+    experts = [load_expert(_run_or_expert(one, "interpolate")) for one in _several(helpers)]
     if not experts:
         raise UsageError("interpolate: expected at least one helper, found none")
     # The experts decide these, so that nobody has to repeat them.
     first = experts[0]
     fixed = {"kind": first.kind, "sites": tuple(first.sites), "rank": first.rank}
     chosen = backbone or first.backbone
+    given = {"backbone": _backbone_name(chosen), "shots": shots, **fixed, **settings}
     with TemporaryDirectory() as folder:
         found = interpolate_experts(
-            _tune_settings(task, chosen, Path(folder), {"shots": shots, **fixed, **settings}),
+            _tune_settings(task, Path(folder), given, where="interpolate"),
             experts,
-            own=None if own is None else load_expert(_run_or_expert(own)),
+            own=None if own is None else load_expert(_run_or_expert(own, "interpolate")),
             backbone=_loaded(chosen),
             on_step=on_progress,
         )
@@ -225,16 +249,16 @@ def interpolate(
 
 
 def predict(
-    source: str | Path | Expert | TuneResult,
-    rows: Sequence[Input | Mapping[str, Any]],
+    source: Exportable,
+    rows: Input | Mapping[str, Any] | Sequence[Input | Mapping[str, Any]],
     *,
     backbone: str | Backbone | None = None,
 ) -> list[Prediction]:
     """The answers of an expert to rows, offline, one each.
 
     Args:
-        source: a run folder, an expert folder, an expert, or a result of `tune`.
-        rows: texts, or dicts with `text`, `image` and `candidates`.
+        source: a run folder, an expert folder, an expert, or a result of `tune` or `interpolate`.
+        rows: texts, or dicts with `text`, `image` and `candidates`. One alone is a list of one.
         backbone: the expert's backbone; found by its recorded name by default.
 
     Raises:
@@ -243,14 +267,16 @@ def predict(
     """
     from pidep.tuning.predict import predict as run
 
-    return run(_run_or_expert(source), [_row(row) for row in rows], backbone=backbone)
+    return run(
+        _run_or_expert(source, "predict"), [_row(row) for row in _several(rows)], backbone=backbone
+    )
 
 
 @_settings_of(CompareSettings)
 def compare(
     tasks: Sequence[str | Path | Task],
     *,
-    shots: Sequence[int] = (),
+    shots: int | Sequence[int] = (),
     full: bool = False,
     backbone: str | Backbone = "minilm",
     out: str | Path = "compare",
@@ -272,33 +298,44 @@ def compare(
         UsageError: a setting is unknown or out of range, or there is no column.
         TaskError, BackboneError, ExpertError: the request does not fit together.
     """
+    from pidep.backbones.load import load_backbone
+    from pidep.files.atomic_write import check_place
     from pidep.lab.compare import compare as run
 
-    references = [_reference(task, Path(out) / "data" / _name_of(task)) for task in tasks]
-    values = {"tasks": references, "shots": tuple(shots), "full": full, **settings}
-    config = checked(
-        CompareSettings, {**values, "backbone": _backbone_name(backbone)}, where="compare"
-    )
+    several = _several(tasks)
+    for task in several:
+        _check_task(task, "compare")
+    values = {"backbone": _backbone_name(backbone), "shots": _several(shots), "full": full}
+    # Tasks in memory are written last, so that a wrong request leaves no files behind.
+    names = [str(task) if isinstance(task, str | Path) else task.name for task in several]
+    config = checked(CompareSettings, {"tasks": names, **values, **settings}, where="compare")
     require_columns(config)
-    return run(config, Path(out), backbone=_loaded(backbone), on_cell=on_progress)
+    check_place(Path(out), "`out`")
+    loaded = _loaded(backbone) or load_backbone(config.backbone)
+    references = [_reference(task, Path(out) / "data" / _name_of(task)) for task in several]
+    config = config.model_copy(update={"tasks": tuple(references)})
+    return run(config, Path(out), backbone=loaded, on_cell=on_progress)
 
 
 @_settings_of(ExportSettings)
 def export(
-    runs: str | Path | TuneResult | Sequence[str | Path | TuneResult],
+    runs: Exportable | Sequence[Exportable],
     *,
     repo: str | Path = Path("model_repo"),
     form: Literal["bank", "merged"] = "bank",
     recipe: str | None = None,
+    task: str | Path | Task | None = None,
     **settings: Any,
 ) -> Exported:
     """Compile experts to ONNX, check them against PyTorch, publish them.
 
     Args:
-        runs: run folders, expert folders or results of `tune`. Several make one bank.
+        runs: run folders, expert folders, experts, or results of `tune` or `interpolate`. Several
+            make one bank.
         repo: model repository to publish into.
         form: `bank`, whose experts can be swapped, or `merged`, one expert in the weights.
         recipe: recipe name or YAML file; the form's default recipe by default.
+        task: as for `tune`. Its test rows check the export. Only a run folder knows its own task.
         settings: the other settings of `pidep export`.
 
     Raises:
@@ -311,14 +348,14 @@ def export(
     values = {"repo": repo, "form": form, "recipe": recipe, **settings}
     found = checked(ExportSettings, values, where="export")
     return release_runs(
-        _folders_of(runs),
+        [_run_or_expert(run, "export") for run in _several(runs)],
         found.repo,
         form=found.form,
         recipe=found.recipe,
         store=found.store,
         max_rank=found.max_rank,
         platform=found.platform,
-        task=found.task,
+        task=task,
     )
 
 
@@ -343,12 +380,12 @@ def serve(repo: str | Path = "model_repo", **settings: Any) -> TritonServer:
 
 
 @_settings_of(SwapSettings)
-def swap(name: str, expert: str | Path | Expert | TuneResult, **settings: Any) -> Swapped:
+def swap(name: str, expert: Exportable, **settings: Any) -> Swapped:
     """Replace an expert on a running server; returns when the server answers with its digest.
 
     Args:
         name: name under which the expert is served.
-        expert: a run folder, an expert folder, an expert, or a result of `tune`.
+        expert: a run folder, an expert folder, an expert, or a result of `tune` or `interpolate`.
         settings: `repo`, `url` and `timeout`, as for `pidep swap`.
 
     Raises:
@@ -359,17 +396,16 @@ def swap(name: str, expert: str | Path | Expert | TuneResult, **settings: Any) -
     from pidep.tuning.predict import load_expert
 
     found = checked(SwapSettings, settings, where="swap")
-    loaded = load_expert(_run_or_expert(expert))
+    loaded = load_expert(_run_or_expert(expert, "swap"))
     return swap_expert(name, loaded, found.repo, found.url, timeout_s=found.timeout)
 
 
 def _tune_settings(
-    task: str | Path | Task, backbone: str | Backbone, folder: Path, given: Mapping[str, Any]
+    task: str | Path | Task, folder: Path, given: Mapping[str, Any], *, where: str
 ) -> TuneSettings:
     """Checked settings; the rows of a task in memory are written into `folder` afterwards."""
-    values = {"backbone": _backbone_name(backbone), **given}
-    checked(TuneSettings, {"task": "checked first", **values}, where="tune")
-    return checked(TuneSettings, {"task": _reference(task, folder), **values}, where="tune")
+    checked(TuneSettings, {"task": "checked first", **given}, where=where)
+    return checked(TuneSettings, {"task": _reference(task, folder), **given}, where=where)
 
 
 def _reference(task: str | Path | Task, folder: Path) -> str:
@@ -384,6 +420,16 @@ def _reference(task: str | Path | Task, folder: Path) -> str:
     return str(write_task(task, folder))
 
 
+def _check_task(task: Any, where: str) -> None:
+    from pidep.tasks.task import Task
+
+    if not isinstance(task, str | Path | Task):
+        raise UsageError(
+            f"{where}: expected a task file, the name of a task or a Task, found "
+            f"{type(task).__name__}"
+        )
+
+
 def _name_of(task: str | Path | Task) -> str:
     return Path(task).stem if isinstance(task, str | Path) else task.name
 
@@ -396,23 +442,41 @@ def _loaded(backbone: str | Backbone) -> Backbone | None:
     return None if isinstance(backbone, str) else backbone
 
 
-def _folders_of(runs: Any) -> list[Path]:
-    """The folders of one run or of several."""
-    several = [runs] if isinstance(runs, str | Path) or hasattr(runs, "run") else runs
-    return [Path(run) if isinstance(run, str | Path) else run.run for run in several]
+def _several(values: Any) -> list[Any]:
+    """The values of a list; one value alone becomes a list of it."""
+    from pidep.tasks.task import Task
+
+    # A task is a pydantic model, and those iterate over their fields.
+    if isinstance(values, str | Mapping | Task) or not isinstance(values, Iterable):
+        return [values]
+    return list(values)
 
 
-def _run_or_expert(source: str | Path | Expert | TuneResult) -> Path | Expert:
+def _run_or_expert(source: Any, where: str) -> Path | Expert:
+    from pidep.experts.folder import Expert
+    from pidep.tuning.run_folder import TuneResult
+
     if isinstance(source, str | Path):
         return Path(source)
-    return source.run if hasattr(source, "run") else source
+    if isinstance(source, TuneResult):
+        return source.run
+    if isinstance(source, InterpolateResult):
+        return source.expert
+    if isinstance(source, Expert):
+        return source
+    raise UsageError(
+        f"{where}: expected a run folder, an expert folder, an expert, or a result of tune or "
+        f"interpolate, found {type(source).__name__}"
+    )
 
 
 def _row(row: Input | Mapping[str, Any]) -> Input:
     from pidep.inputs.row import Row
 
-    if not isinstance(row, Mapping):
+    if isinstance(row, str | Row):
         return row
+    if not isinstance(row, Mapping):
+        raise UsageError(f"predict: expected texts or dicts as rows, found {type(row).__name__}")
     unknown = row.keys() - {"text", "image", "candidates"}
     if unknown:
         raise UsageError(

@@ -222,8 +222,14 @@ def _checked(
         if key not in model.model_fields:
             near = did_you_mean(str(key), model.model_fields)
             raise UsageError(f"{sources[key]}: unknown key {key!r}{near}")
+    many = {name for name, field in model.model_fields.items() if _element(field.annotation)[1]}
+    # One value alone means a list of it: `sites="*query"`, `shots=8`.
+    lists = {
+        name: (value,) if name in many and type(value) in (int, str) else value
+        for name, value in values.items()
+    }
     try:
-        return model(**values)
+        return model(**lists)
     except ValidationError as error:
         raise UsageError(_message(model, error.errors()[0], sources, where)) from error
 
@@ -238,6 +244,9 @@ def _message(model: type[Settings], error: Any, sources: Mapping[Any, str], wher
     shown = f"`{name}`" if source == where else name
     if error["type"] == "missing":
         return f"{source}: {shown}: expected a value, found none"
+    if error["type"] == "too_short":
+        least, found = error["ctx"]["min_length"], error["ctx"]["actual_length"]
+        return f"{source}: {shown}: expected at least {least} values, found {found}"
     choices = {setting.name: setting.choices for setting in settings_of(model)}[name]
     near = did_you_mean(str(error["input"]), choices)
     return f"{source}: {shown}: {_expected(error['msg'])}, found {error['input']!r}{near}"
@@ -246,6 +255,7 @@ def _message(model: type[Settings], error: Any, sources: Mapping[Any, str], wher
 _WORDS = (
     ("Value error, ", ""),
     ("Input should be ", "expected "),
+    ("a valid tuple", "a list"),
     ("greater than or equal to", "at least"),
     ("less than or equal to", "at most"),
     ("greater than", "more than"),

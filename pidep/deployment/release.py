@@ -24,11 +24,13 @@ from typing import Literal
 
 from pidep.artifacts.names import BANK, VERSION
 from pidep.errors import UsageError
+from pidep.experts.folder import Expert
 from pidep.export.entries import Exported, Platform, export_merged, staged_bank
 from pidep.export.recipe import Recipe, load_recipe
 from pidep.export.source import Source, read_source
 from pidep.files.atomic_write import check_place
 from pidep.serving.store import ExpertStore
+from pidep.tasks.task import Task
 
 __all__ = ["Form", "release_bank", "release_runs"]
 
@@ -37,7 +39,7 @@ Form = Literal["bank", "merged"]
 
 
 def release_runs(
-    runs: Sequence[Path],
+    runs: Sequence[Path | Expert],
     repo: Path,
     *,
     form: Form = "bank",
@@ -45,18 +47,18 @@ def release_runs(
     store: Path | None = None,
     max_rank: int | None = None,
     platform: Platform = "python",
-    task: str | None = None,
+    task: str | Path | Task | None = None,
 ) -> Exported:
     """Compile the experts of run folders, hold each to the parity gate, and publish them.
 
     Args:
-        runs: run folders or expert folders; one for `merged`.
+        runs: run folders, expert folders or experts; one for `merged`.
         repo: the model repository.
         recipe: name or YAML file; `<form>-onnx-fp32` when absent.
         store: expert store of a bank; `expert_store` beside the repository when absent.
         max_rank: rank of the bank's rows; the largest expert's when absent.
         platform: backend of a merged model.
-        task: task of the gate's rows, for folders without one.
+        task: task of the gate's rows, for experts and for folders without one.
 
     Raises:
         UsageError: settings that do not fit together, or a run that is none.

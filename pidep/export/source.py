@@ -25,29 +25,39 @@ class Source:
     rows: Split
 
 
-def read_source(run: Path, *, rows: int, task: str | None = None) -> Source:
-    """A run folder's (or expert folder's) expert, and up to `rows` test rows of its task.
+def read_source(
+    run: Path | Expert, *, rows: int, task: str | Path | Task | None = None
+) -> Source:
+    """The expert of a run folder or expert folder, and up to `rows` test rows of its task.
 
     Args:
-        task: a task file or name; the run folder's own when absent.
+        run: the folder; or an expert in memory, which needs `task`.
+        task: a task, or its file or name; the run folder's own when absent.
 
     Raises:
-        UsageError: an expert folder without a task, and none given; or a task with other labels.
+        UsageError: an expert without a task, and none given; or a task with other labels.
         ExpertError: the folder holds no expert, or one of an encoder-decoder.
     """
-    expert = read_expert(resolve_expert_folder(run))
+    if isinstance(run, Expert):
+        expert, where = run, f"expert {run.name!r}"
+    else:
+        expert, where = read_expert(resolve_expert_folder(run)), str(run)
     require_embeddings(expert)
     if task is not None:
-        found = with_labels(load_task(task))
+        found = with_labels(task if isinstance(task, Task) else load_task(task))
+    elif isinstance(run, Expert):
+        raise UsageError(
+            f"{where}: has no task, so there are no real rows for the parity gate; give `task`"
+        )
     elif (run / "task.json").is_file():
         found = _task_of(run / "task.json")
     else:
         raise UsageError(
-            f"{run}: no task.json, so there are no real rows for the parity gate; give `task`"
+            f"{where}: no task.json, so there are no real rows for the parity gate; give `task`"
         )
     if tuple(found.labels) != expert.labels:
         raise UsageError(
-            f"{run}: expert has the labels {', '.join(expert.labels)}, "
+            f"{where}: expert has the labels {', '.join(expert.labels)}, "
             f"task {found.name!r} has {', '.join(found.labels)}"
         )
     return Source(expert, found, limit(load_texts(found).test, rows, seed=0))

@@ -54,7 +54,7 @@ def interpolate_experts(
         on_step: called after every training step.
 
     Raises:
-        UsageError: the policy reads no rows.
+        UsageError: the policy reads no rows, or two experts have one name.
         ExpertError: an expert belongs to another backbone, or has another kind or other sites.
     """
     if config.policy == "zero-shot":
@@ -62,6 +62,7 @@ def interpolate_experts(
     torch.manual_seed(config.seed)
     # Nothing is written: a folder would only hold checkpoints.
     job = prepare(config, backbone or load_any_backbone(config.backbone), Path())
+    _check_names([own.name if own else job.name, *(helper.name for helper in helpers)], job.name)
     for expert in [*helpers, *([] if own is None else [own])]:
         _check(job, expert)
     scorer, task, training = job.scorer, job.task, job.training
@@ -131,6 +132,20 @@ def folded_expert(
             "decision": mixed.decision.to_json(),
         },
     )
+
+
+def _check_names(names: Sequence[str], job_name: str) -> None:
+    """Each name once: the record of the mixture lists its parts by name."""
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise UsageError(
+                f"interpolate: expected experts of different names, {name!r} is there twice; "
+                "leave one out, or give `name` where it is the task's"
+            )
+        if number and name == job_name:
+            raise UsageError(
+                f"interpolate: helper {name!r} has the name of the task's own expert; give `name`"
+            )
 
 
 def _check(job: Job, expert: Expert) -> None:

@@ -14,9 +14,9 @@ import pytest
 
 import pidep
 from pidep.deployment.settings import ExportSettings, ServeSettings, SwapSettings
-from pidep.errors import ExpertError, ServingError, UsageError
+from pidep.errors import BackboneError, ExpertError, ServingError, UsageError
 from pidep.lab.settings import CompareSettings
-from pidep.settings import Settings, settings_of
+from pidep.settings import Settings, checked, settings_of
 from pidep.tuning.run_folder import TuneResult
 from pidep.tuning.settings import GenerateSettings, TuneSettings
 
@@ -139,6 +139,54 @@ def test_a_wrong_setting_is_named_before_anything_happens(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_wrong_place_or_backbone_is_refused_before_rows_are_written(tmp_path: Path) -> None:
+    tasks = [pidep.Task.from_rows(ROWS, name=name) for name in ("one", "two")]
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UsageError, match=f"`out` {place}: .*is a file; give a folder"):
+            pidep.tune(tasks[0], out=place)
+        with pytest.raises(UsageError, match=f"`out` {place}: .*is a file; give a folder"):
+            pidep.compare(tasks, shots=[2], out=place)
+    missing = str(tmp_path / "no-model")
+    with pytest.raises(BackboneError, match="no-model"):
+        pidep.tune(tasks[0], backbone=missing, out=tmp_path / "run")
+    with pytest.raises(BackboneError, match="no-model"):
+        pidep.compare(tasks, shots=[2], backbone=missing, out=tmp_path / "run")
+    with pytest.raises(UsageError, match=r"compare: `tasks`: .*'one' is there twice"):
+        pidep.compare([tasks[0], tasks[0]], shots=[2], out=tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_wrong_type_is_a_usage_error(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(UsageError, match="compare: `tasks`: expected at least 2 values, found 1"):
+        pidep.compare("sentiment/movie", shots=8, out=out)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="compare: `tasks`: expected at least 2 values, found 1"):
+        pidep.compare(pidep.Task.from_rows(ROWS), shots=8, out=out)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"compare: `shots`: .*integer.*found 'x'"):
+        pidep.compare(["a", "b"], shots="x", out=out)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"tune: expected a task file, .*, found int"):
+        pidep.tune(3, out=out)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"tune: `sites`: expected a list, found 1\.5"):
+        pidep.tune("sentiment/movie", sites=1.5, out=out)
+    for where, call in {
+        "predict": lambda: pidep.predict(3, ["a film"]),  # type: ignore[arg-type]
+        "interpolate": lambda: pidep.interpolate("sentiment/movie", [3]),  # type: ignore[list-item]
+        "export": lambda: pidep.export(3, repo=out),  # type: ignore[arg-type]
+        "swap": lambda: pidep.swap("film", 3),  # type: ignore[arg-type]
+    }.items():
+        with pytest.raises(UsageError, match=f"{where}: expected a run folder, .*, found int"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_value_is_a_list_of_one() -> None:
+    assert checked(TuneSettings, {"task": "a", "sites": "*query"}, where="tune").sites == ("*query",)
+    values = {"tasks": ["a", "b"], "shots": 8, "methods": "own"}
+    found = checked(CompareSettings, values, where="compare")
+    assert (found.shots, found.methods) == ((8,), ("own",))
+
+
 # From rows in memory to a repository.
 
 
@@ -195,6 +243,10 @@ def test_predict_answers_texts_dicts_and_results(tuned: TuneResult, backbone: An
     assert pidep.predict(tuned.run, rows) == found
     with pytest.raises(UsageError, match="found 'txt'"):
         pidep.predict(tuned, [{"txt": "a film"}])
+    # One row alone is a list of one.
+    assert pidep.predict(tuned, texts[0]) == pidep.predict(tuned, rows[0]) == found[:1]
+    with pytest.raises(UsageError, match="predict: expected texts or dicts as rows, found int"):
+        pidep.predict(tuned, [3])  # type: ignore[list-item]
 
 
 def test_a_pool_and_given_experts(tuned: TuneResult, backbone: Any) -> None:
@@ -215,6 +267,56 @@ def test_a_pool_and_given_experts(tuned: TuneResult, backbone: Any) -> None:
         pidep.interpolate(task, [])
     with pytest.raises(ExpertError, match="no such expert"):
         pidep.interpolate(task, ["nowhere"])
+
+
+def test_interpolate_lists_its_settings_and_refuses_the_others(
+    tuned: TuneResult, backbone: Any
+) -> None:
+    parameters = inspect.signature(pidep.interpolate).parameters
+    assert {"lora_alpha", "rank_stabilized", "name", "policy", "steps"} <= parameters.keys()
+    task = pidep.Task.from_rows(ROWS, name="other", max_length=12)
+    for name in ("temperature", "test_limit", "alpha_start", "pool", "kind"):
+        assert name not in parameters
+        with pytest.raises(UsageError, match=f"unknown setting {name!r}; only pidep.tune has it"):
+            pidep.interpolate(task, tuned, **{name: None})
+    with pytest.raises(UsageError, match=r"^interpolate: `steps`: expected at least 1, found 0"):
+        pidep.interpolate(task, tuned, steps=0)
+    found = pidep.interpolate(
+        task, tuned, backbone=backbone, steps=1, policy="uniform", lora_alpha=6, name="mine"
+    )
+    assert found.experts == ("mine", "film")
+    same = pidep.interpolate(
+        task, tuned, backbone=backbone, steps=1, policy="uniform", name="mine"
+    )
+    assert same.expert.digest != found.expert.digest
+
+
+def test_interpolate_refuses_two_experts_of_one_name(tuned: TuneResult, backbone: Any) -> None:
+    other = pidep.Task.from_rows(ROWS, name="other", max_length=12)
+    film = pidep.Task.from_rows(ROWS, name="film", max_length=12)
+    with pytest.raises(UsageError, match=r"^interpolate: .*'film' is there twice"):
+        pidep.interpolate(other, [tuned, tuned], backbone=backbone)
+    with pytest.raises(UsageError, match=r"^interpolate: .*'film'.*give `name`"):
+        pidep.interpolate(film, [tuned], backbone=backbone)
+
+
+def test_an_interpolated_expert_is_exported(
+    tuned: TuneResult, backbone: Any, tmp_path: Path
+) -> None:
+    task = pidep.Task.from_rows(ROWS, name="other", max_length=12)
+    settings = {"steps": 2, "batch_size": 8, "policy": "frozen", "mixture_steps": 2}
+    found = pidep.interpolate(task, tuned, backbone=backbone, **settings)
+    with pytest.raises(UsageError, match=r"expert 'other': has no task, .*give `task`"):
+        pidep.export(found, repo=tmp_path / "model_repo")
+    exported = pidep.export(found, repo=tmp_path / "model_repo", task=task)
+    assert exported.experts == {"other": found.expert.digest}
+    assert exported.parity["other"].argmax_flips == 0
+    (answer,) = pidep.predict(found, ["a great film"], backbone=backbone)
+    assert answer.digest == exported.experts["other"]
+    again = pidep.export([found.expert, tuned], repo=tmp_path / "both", task=task)
+    assert again.experts.keys() == {"other", "film"}
+    with pytest.raises(ServingError):
+        pidep.swap("other", found, repo=tmp_path / "both", url="127.0.0.1:1", timeout=0.5)
 
 
 def test_a_run_over_rows_in_memory_is_exported_without_them(
