@@ -34,6 +34,8 @@ PREPROCESS = Preprocess(size=128)
 _PLACES = 16
 _PAST_AXES = 256
 _KEPT_IMAGES = 20_000  # 16 tokens of 384 floats each: half a gigabyte
+_IMAGES_AT_ONCE = 16
+"""Images in one pass of the stem, at least; a batch is cut into even parts of this size or more."""
 
 
 class _ImageGraph(nn.Module):
@@ -156,7 +158,10 @@ class Mini(EmbeddingBackbone):
         # Frozen parts below every expert need no gradient. Plain no_grad: cached tokens must serve
         # training after `encode`, and inference-mode tensors cannot.
         with torch.inference_mode(mode=False), torch.no_grad():
-            tokens: Tensor = self.connector(*self.stem(pixels))
+            # The widest feature map takes 1.5 MB per image. glibc maps blocks above 32 MB anew for
+            # every layer, and the page faults cost as much CPU time as the convolutions.
+            parts = pixels.tensor_split(max(1, len(pixels) // _IMAGES_AT_ONCE))
+            tokens = torch.cat([self.connector(*self.stem(part)) for part in parts])
         return tokens
 
     def _tokens_of(self, images: Sequence[tuple[str, ImageSource]]) -> Tensor:
