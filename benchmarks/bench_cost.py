@@ -94,7 +94,7 @@ def ratio(times: Mapping[str, Any], name: str, to: str, *, clock: str = "cpu_ms"
 def _expert(backbone: Encoder, task: Task, sites: Sequence[str], *, seed: int, max_length: int, kind: str = "lora") -> Expert:
     """An expert whose tensors are all away from zero, so that gradients reach all of them."""
     rng = np.random.default_rng(seed)
-    start = fresh(backbone.model, sites, kind=kind, size=RANK)
+    start = fresh(backbone.model, sites, kind=kind, rank=RANK)
 
     def moved(array: Array) -> Array:
         return (array + rng.normal(0, 0.02, array.shape)).astype(np.float32)

@@ -55,7 +55,7 @@ def real_embeddings() -> dict[str, Embedding]:
         task = load_task(f"sentiment/{domain}")
         rows = limit(load_data(task).train, 128, seed=0)
         labels = backbone.encode(list(task.labels.values()), max_length=32)
-        mixture = Mixture([fresh(backbone.model, sites, size=4)], [2.0])
+        mixture = Mixture([fresh(backbone.model, sites, rank=4)], [2.0])
         expert = Expert(
             name=domain,
             backbone_digest=backbone.digest,

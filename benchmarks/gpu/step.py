@@ -66,7 +66,7 @@ def _expert(model: nn.Module, sites: Sequence[str], seed: int) -> Sites:
     def moved(array: Any) -> Any:
         return (array + rng.normal(0, 0.01, array.shape)).astype(np.float32)
 
-    start = fresh(model, sites, size=8)
+    start = fresh(model, sites, rank=8)
     return {site: {name: moved(array) for name, array in tensors.items()} for site, tensors in start.items()}
 
 

@@ -44,7 +44,7 @@ class Survey:
 
     kind: str
     changes: str
-    size: int
+    rank: int
     learning_rate: float
     in_peft: bool
     """Whether `peft` can run an expert at all of these sites."""
@@ -102,13 +102,13 @@ def _is_head(name: str, pattern: str, heads: set[str]) -> bool:
     return name in heads or ("pooler" in name and "pooler" not in pattern)
 
 
-def fresh(model: nn.Module, sites: Sequence[str], *, kind: str = "lora", size: int) -> dict[str, Tensors]:
+def fresh(model: nn.Module, sites: Sequence[str], *, kind: str = "lora", rank: int) -> dict[str, Tensors]:
     """Untrained tensors at the sites, the same for every task."""
     found = adapter_kind(kind)
     # A generator of its own: the caller's random state is neither read nor moved.
     generator = torch.Generator().manual_seed(INIT_SEED)
     return {
-        site: {name: found.start(name, shape, generator).numpy() for name, shape in found.shapes(model, site, size).items()}
+        site: {name: found.start(name, shape, generator).numpy() for name, shape in found.shapes(model, site, rank).items()}
         for site in sites
     }
 
@@ -118,8 +118,8 @@ def peft_can(model: nn.Module, sites: Sequence[str], *, kind: str) -> bool:
     return adapter_kind(kind).in_peft(model, sites)
 
 
-def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str, size: int) -> Survey:
-    """Every site of a kind, with the shapes of an expert of `size`.
+def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str, rank: int) -> Survey:
+    """Every site of a kind, with the shapes of an expert of `rank`.
 
     Reads no weights: `meta` will do.
 
@@ -128,8 +128,8 @@ def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str
     """
     found = adapter_kind(kind)
     sites = find_sites(model, patterns or found.default_patterns, kind=kind)
-    places = tuple(Place(site, type(model.get_submodule(site)).__name__, found.shapes(model, site, size)) for site in sites)
-    return Survey(kind, found.changes, size, found.learning_rate, found.in_peft(model, sites), places)
+    places = tuple(Place(site, type(model.get_submodule(site)).__name__, found.shapes(model, site, rank)) for site in sites)
+    return Survey(kind, found.changes, rank, found.learning_rate, found.in_peft(model, sites), places)
 
 
 def skeleton(source: str | Path, *, class_of: Callable[[Any], str | None] = lambda _: None) -> nn.Module:

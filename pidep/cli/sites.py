@@ -83,7 +83,7 @@ def sites(
     found: dict[str, Survey | ExpertError] = {}
     for name in [kind] if kind else KINDS:
         try:
-            found[name] = survey(model, pattern, kind=name, size=size or rank)
+            found[name] = survey(model, pattern, kind=name, rank=size or rank)
         except ExpertError as error:  # it is a mistake only where this kind was asked for
             if kind:
                 raise
@@ -138,7 +138,7 @@ def _record(kind: str, found: Survey | ExpertError, total: int) -> dict[str, Any
     return {
         "kind": kind,
         "changes": found.changes,
-        "size": found.size,
+        "rank": found.rank,
         "learning_rate": found.learning_rate,
         "in_peft": found.in_peft,
         "parameters": found.parameters,

@@ -15,7 +15,7 @@ import numpy as np
 
 from pidep.errors import TaskError
 
-__all__ = ["BINS", "Box", "Size", "box_to_text", "boxes_to_text", "parse_boxes", "text_to_box", "text_to_boxes"]
+__all__ = ["BINS", "Box", "Size", "box_to_text", "text_to_box", "text_to_boxes"]
 
 BINS = 1000
 Box = tuple[float, float, float, float]
@@ -47,18 +47,6 @@ def box_to_text(box: Sequence[float], *, size: Size = _UNIT, where: str = "box")
     return "".join(f"<loc_{_bin(place, side)}>" for place, side in places)
 
 
-def boxes_to_text(labelled: Sequence[tuple[str, Sequence[float]]], *, size: Size = _UNIT, where: str = "boxes") -> str:
-    """Labelled boxes as Florence-2 writes them: `car<loc_…>×4dog<loc_…>×4`.
-
-    Raises:
-        TaskError: a label holds `<`, or a box is wrong; begins with `where`.
-    """
-    for label, _ in labelled:
-        if "<" in label:
-            raise TaskError(f"{where}: label {label!r} holds '<', which begins a location; leave it out")
-    return "".join(f"{label}{box_to_text(box, size=size, where=where)}" for label, box in labelled)
-
-
 def text_to_box(text: str, *, size: Size = _UNIT, where: str = "answer") -> Box:
     """The first box in a text, at the middle of its bins.
 
@@ -87,27 +75,6 @@ def text_to_boxes(text: str, *, size: Size = _UNIT, where: str = "answer") -> li
             raise TaskError(f"{where}: expected four locations a box, found {len(places)} in a row: {_short(label + run)}")
         boxes += [(label.strip(), _box(places[at : at + 4], size, where)) for at in range(0, len(places), 4)]
     return boxes
-
-
-def parse_boxes(
-    texts: Sequence[str], *, sizes: Sequence[Size] | None = None, where: str = "answers"
-) -> tuple[list[Box | None], dict[int, TaskError]]:
-    """The first box of each text, and errors by row number from 0. A row with an error is None.
-
-    Raises:
-        TaskError: not as many sizes as texts.
-    """
-    if sizes is not None and len(sizes) != len(texts):
-        raise TaskError(f"{where}: {len(texts)} texts and {len(sizes)} image sizes; give one size a text")
-    boxes: list[Box | None] = []
-    wrong: dict[int, TaskError] = {}
-    for row, text in enumerate(texts):
-        try:
-            boxes.append(text_to_box(text, size=_UNIT if sizes is None else sizes[row], where=f"{where}, row {row + 1}"))
-        except TaskError as error:
-            boxes.append(None)
-            wrong[row] = error
-    return boxes, wrong
 
 
 def _checked(box: Sequence[float], size: Size, where: str) -> Box:

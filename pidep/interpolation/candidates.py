@@ -169,7 +169,7 @@ class CandidateTrainer:
         """
         settings, confidence = self.settings, confidence_in(len(train.labels))
         size = adapter_kind(own.kind).size_of(next(iter(own.sites.values())))
-        start = fresh(self.scorer.backbone.model, sorted(own.sites), kind=own.kind, size=size)
+        start = fresh(self.scorer.backbone.model, sorted(own.sites), kind=own.kind, rank=size)
         experts = [replace(own, sites=dict(start)), *self.helpers]
         mixture = Mixture.of(experts, per=settings.alpha_per, num_learned=1, on_outputs=True)
         groups = [

@@ -67,7 +67,7 @@ def _check_experts(job: Job, pool: Pool) -> None:
 def _layout_of(job: Job) -> TensorLayout:
     """The layout of the embeddings of this run's experts."""
     config, model = job.config, job.scorer.backbone.model
-    start = fresh(model, job.sites, kind=config.kind, size=config.rank)
+    start = fresh(model, job.sites, kind=config.kind, rank=config.rank)
     return TensorLayout.of(
         {
             f"{site}.{name}": array

@@ -85,7 +85,7 @@ def plain(module: nn.Module) -> dict[str, Any]:
 def make(model: nn.Module, kind: str, *, seed: int, scale: float = 0.3, patterns: tuple[str, ...] = ("*",)) -> dict[str, Tensors]:
     """A random expert that is far from doing nothing."""
     rng = np.random.default_rng(seed)
-    sites = fresh(model, find_sites(model, patterns, kind=kind), kind=kind, size=SIZE)
+    sites = fresh(model, find_sites(model, patterns, kind=kind), kind=kind, rank=SIZE)
     drawn = {
         site: {name: rng.normal(0, scale, value.shape).astype(np.float32) for name, value in part.items()} for site, part in sites.items()
     }
@@ -124,7 +124,7 @@ def test_it_acts_and_learns(architecture: Architecture, model: nn.Module, kind: 
     assert len(sites) == FITS[architecture.name][kind]
     with torch.no_grad():
         bare = run(architecture, model)
-        untrained = run(architecture, model, mixture_of(fresh(model, sites, kind=kind, size=SIZE), kind=kind))
+        untrained = run(architecture, model, mixture_of(fresh(model, sites, kind=kind, rank=SIZE), kind=kind))
         moved = run(architecture, model, mixture_of(make(model, kind, seed=0), kind=kind))
     if kind in ("lora", "adapter", "bitfit"):
         assert torch.equal(untrained, bare)

@@ -89,7 +89,7 @@ def test_mixture_is_of_products_never_of_factors(count: int, seed: int) -> None:
 def adapters(tiny, count: int) -> Mixture:
     """A mixture on outputs of random adapters, the first of them learned, α uneven."""
     rng = np.random.default_rng(count)
-    start = fresh(tiny.model, find_sites(tiny.model, kind="adapter"), kind="adapter", size=3)
+    start = fresh(tiny.model, find_sites(tiny.model, kind="adapter"), kind="adapter", rank=3)
     drawn = [
         {site: {name: rng.normal(0, 0.3, value.shape).astype(np.float32) for name, value in part.items()} for site, part in start.items()}
         for _ in range(count)

@@ -166,7 +166,7 @@ def test_what_is_idle_is_not_folded() -> None:
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (2, 2), (2, 1, 1)])
 def test_a_bias_of_another_length_is_refused(shape: tuple[int, ...], tiny: Any) -> None:
-    start = fresh(tiny.model, find_sites(tiny.model, kind="prefix"), kind="prefix", size=PREFIX)
+    start = fresh(tiny.model, find_sites(tiny.model, kind="prefix"), kind="prefix", rank=PREFIX)
     broken = {site: {**tensors, "bias": np.zeros(shape, np.float32)} for site, tensors in start.items()}
     for experts in ([broken], [start, broken]):
         with pytest.raises(ExpertError, match=r"site '.*': bias \(.*\) for 2 virtual tokens, expected \[n, P\] of them; train it again"):
@@ -175,7 +175,7 @@ def test_a_bias_of_another_length_is_refused(shape: tuple[int, ...], tiny: Any) 
 
 @pytest.mark.parametrize("kind", ["adapter", "prefix", "prompt"])
 def test_a_tensor_that_is_missing_is_named(kind: str, tiny: Any) -> None:
-    start = fresh(tiny.model, find_sites(tiny.model, kind=kind), kind=kind, size=PREFIX)
+    start = fresh(tiny.model, find_sites(tiny.model, kind=kind), kind=kind, rank=PREFIX)
     gone = next(iter(next(iter(start.values()))))
     broken = {site: {"w" if name == gone else name: value for name, value in tensors.items()} for site, tensors in start.items()}
     with pytest.raises(ExpertError, match=rf"site '.*': the expert has .*w, expected .*{gone}.* of a {kind}; train it again"):
@@ -192,7 +192,7 @@ def test_prefixes_side_by_side_are_never_mixed_on_parameters() -> None:
 
 
 def test_a_tensor_nobody_knows_is_refused(tiny: Any) -> None:
-    start = fresh(tiny.model, find_sites(tiny.model, kind="prefix"), kind="prefix", size=PREFIX)
+    start = fresh(tiny.model, find_sites(tiny.model, kind="prefix"), kind="prefix", rank=PREFIX)
     broken = {site: {**tensors, "weight": np.zeros(PREFIX, np.float32)} for site, tensors in start.items()}
     with pytest.raises(ExpertError, match=r"the expert has key, value, weight, expected key, value of a prefix; train it again"):
         encoded(tiny, Mixture([broken], [1.0], kind="prefix"))
@@ -205,7 +205,7 @@ def encoded(backbone: Any, mixture: Mixture) -> Tensor:
 
 
 def random_experts(backbone: Any, count: int) -> list[Mapping[str, Tensors]]:
-    start = fresh(backbone.model, find_sites(backbone.model, kind="prefix"), kind="prefix", size=PREFIX)
+    start = fresh(backbone.model, find_sites(backbone.model, kind="prefix"), kind="prefix", rank=PREFIX)
     rng = np.random.default_rng(0)
     return [
         {site: {name: rng.normal(size=value.shape).astype(np.float32) for name, value in part.items()} for site, part in start.items()}

@@ -36,8 +36,8 @@ def test_a_config_is_enough(name: str, tmp_path: Path) -> None:
     assert (forward_facts(bare).apart, forward_facts(bare).keys_and_values) == (forward_facts(real).apart, forward_facts(real).keys_and_values)
     for kind, fits in FITS[name].items():
         if isinstance(fits, int):
-            found = survey(bare, kind=kind, size=3)
-            assert found == survey(real, kind=kind, size=3)
+            found = survey(bare, kind=kind, rank=3)
+            assert found == survey(real, kind=kind, rank=3)
             assert [place.site for place in found.places] == find_sites(real, kind=kind)
 
 
@@ -71,7 +71,7 @@ def test_attention_over_channels_takes_no_prefix() -> None:
 
 
 def test_a_survey_counts_what_an_expert_holds() -> None:
-    place = survey(model_of("Llama"), ["*.0.self_attn"], kind="prefix", size=3).places[0]
+    place = survey(model_of("Llama"), ["*.0.self_attn"], kind="prefix", rank=3).places[0]
     assert (place.site, place.module) == ("layers.0.self_attn", "LlamaAttention")
     assert place.shapes == {"key": (3, 16), "value": (3, 16)}  # two of four heads: grouped queries
     assert place.parameters == 96

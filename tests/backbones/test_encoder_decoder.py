@@ -178,7 +178,7 @@ def test_it_learns_target_texts(backbone: EncoderDecoder, name: str, kind: str) 
         sites = find_sites(backbone.model, kind=kind)
     except ExpertError:
         pytest.skip(f"{kind} does not fit")
-    mixture = mixture_of(fresh(backbone.model, sites, kind=kind, size=8), kind=kind)
+    mixture = mixture_of(fresh(backbone.model, sites, kind=kind, rank=8), kind=kind)
     optimizer = torch.optim.Adam(mixture.expert_parameters(), lr=1e-2 if kind == "lora" else 1e-1)
     losses: list[float] = []
     answers: list[str] = []
@@ -199,7 +199,7 @@ def test_it_learns_target_texts(backbone: EncoderDecoder, name: str, kind: str) 
 
 def test_it_learns_to_choose(backbone: EncoderDecoder, name: str) -> None:
     rows, labels, words = rows_of(name), torch.tensor([0, 1, 2, 3]), ["yes", "no", "red", "one"]
-    mixture = mixture_of(fresh(backbone.model, find_sites(backbone.model), kind="lora", size=4), kind="lora")
+    mixture = mixture_of(fresh(backbone.model, find_sites(backbone.model), kind="lora", rank=4), kind="lora")
     optimizer = torch.optim.Adam(mixture.expert_parameters(), lr=1e-2)
     with attached(backbone.model, mixture):
         for _ in range(40):

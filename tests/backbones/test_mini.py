@@ -126,7 +126,7 @@ def test_every_kind_of_expert_acts_on_every_row_and_learns(mini: Mini, kind: str
     rows = mixed()
     bare = mini.encode(rows, max_length=LENGTH)
     sites = find_sites(mini.model, ("*",), kind=kind)
-    mixture = Mixture([fresh(mini.model, sites, kind=kind, size=2)], [1.0], kind=kind)
+    mixture = Mixture([fresh(mini.model, sites, kind=kind, rank=2)], [1.0], kind=kind)
     for parameter in mixture.expert_parameters():
         nn.init.normal_(parameter, std=0.5)
     with mini.cached_images(), attached(mini.model, mixture):

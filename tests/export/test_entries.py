@@ -187,7 +187,7 @@ def noisy(backbone: Any, kind: str) -> Any:
         other = {site: {name: -array for name, array in tensors.items()} for site, tensors in drawn.sites.items()}
         return replace(drawn, name="beside", sites=Mixture([drawn.sites, other], [1.0] * 2, kind="prefix", on_outputs=True).folded())
     rng = np.random.default_rng(7)
-    start = fresh(backbone.model, find_sites(backbone.model, kind=kind), kind=kind, size=3)
+    start = fresh(backbone.model, find_sites(backbone.model, kind=kind), kind=kind, rank=3)
     sites = {
         site: {name: (array + rng.normal(0, 0.3, array.shape)).astype(np.float32) for name, array in tensors.items()}
         for site, tensors in start.items()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pidep.errors import TaskError
-from pidep.inputs.locations import box_to_text, boxes_to_text, parse_boxes, text_to_box, text_to_boxes
+from pidep.inputs.locations import box_to_text, text_to_box, text_to_boxes
 
 SIZES = [(640, 480), (33, 1000), (768, 768), (1919, 1081)]
 
@@ -55,8 +55,7 @@ def test_there_and_back_and_there_is_there() -> None:
 
 
 def test_labelled_boxes() -> None:
-    text = boxes_to_text([("car", (0, 0, 0.5, 0.5)), ("dog", (0.25, 0.25, 1, 1)), ("dog", (0, 0, 1, 1))])
-    assert text == "car<loc_0><loc_0><loc_500><loc_500>dog<loc_250><loc_250><loc_999><loc_999>dog<loc_0><loc_0><loc_999><loc_999>"
+    text = "car<loc_0><loc_0><loc_500><loc_500>dog<loc_250><loc_250><loc_999><loc_999>dog<loc_0><loc_0><loc_999><loc_999>"
     found = text_to_boxes(text)
     assert [label for label, _ in found] == ["car", "dog", "dog"]
     assert found[0][1] == (0.0005, 0.0005, 0.5005, 0.5005)
@@ -87,17 +86,11 @@ def test_a_pixel_too_far_is_the_last_bin() -> None:
     assert box_to_text((-1, 0, 641, 480), size=(640, 480)) == "<loc_0><loc_0><loc_999><loc_999>"
 
 
-def test_answers_without_a_box_are_told_by_row() -> None:
-    good = "<loc_0><loc_0><loc_9><loc_9>"
-    boxes, wrong = parse_boxes([good, "a cat", "<loc_1><loc_2><loc_3>", "<loc_0><loc_0><loc_1000><loc_9>"], where="test")
-    assert boxes[0] == text_to_box(good)
-    assert boxes[1:] == [None, None, None]
-    assert sorted(wrong) == [1, 2, 3]
-    assert str(wrong[1]) == "test, row 2: expected four locations such as <loc_0><loc_0><loc_999><loc_999>, found 'a cat'"
-    assert str(wrong[3]) == "test, row 4: expected locations from 0 to 999, found <loc_1000>"
-    with pytest.raises(TaskError, match="test: 1 texts and 2 image sizes; give one size a text"):
-        parse_boxes([good], sizes=[(1, 1), (2, 2)], where="test")
+def test_an_answer_without_a_box_says_where() -> None:
+    with pytest.raises(TaskError) as raised:
+        text_to_box("a cat", where="test, row 2")
+    assert str(raised.value) == "test, row 2: expected four locations such as <loc_0><loc_0><loc_999><loc_999>, found 'a cat'"
+    with pytest.raises(TaskError, match="test, row 4: expected locations from 0 to 999, found <loc_1000>"):
+        text_to_box("<loc_0><loc_0><loc_1000><loc_9>", where="test, row 4")
     with pytest.raises(TaskError, match="expected four locations a box, found 3 in a row: 'cat<loc_1><loc_2><loc_3>'"):
         text_to_boxes("cat<loc_1><loc_2><loc_3>")
-    with pytest.raises(TaskError, match=r"label '<b>' holds '<'"):
-        boxes_to_text([("<b>", (0, 0, 1, 1))])

@@ -111,7 +111,7 @@ def test_every_kind_is_learned_in_context(tiny, parts, kind: str) -> None:
     rng = np.random.default_rng(0)
     experts = []
     for name in ("target", "one"):
-        sites = fresh(tiny.model, find_sites(tiny.model, kind=kind), kind=kind, size=2)
+        sites = fresh(tiny.model, find_sites(tiny.model, kind=kind), kind=kind, rank=2)
         noisy = {
             site: {
                 key: (value + rng.normal(0, 0.1, value.shape)).astype(np.float32)
@@ -140,7 +140,7 @@ def test_every_kind_is_learned_in_context(tiny, parts, kind: str) -> None:
 
 def adapters(tiny, own) -> list:
     """Three random adapters."""
-    start = fresh(tiny.model, find_sites(tiny.model, kind="adapter"), kind="adapter", size=2)
+    start = fresh(tiny.model, find_sites(tiny.model, kind="adapter"), kind="adapter", rank=2)
     rng = np.random.default_rng(3)
     drawn = [
         {

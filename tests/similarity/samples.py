@@ -21,7 +21,7 @@ Embedding = dict[str, np.ndarray]
 def random_expert(backbone: Encoder, kind: str, *, seed: int = 0) -> Expert:
     """An expert of a kind, far enough from its start that every tensor has a gradient."""
     rng = np.random.default_rng(seed)
-    start = fresh(backbone.model, find_sites(backbone.model, kind=kind), kind=kind, size=2)
+    start = fresh(backbone.model, find_sites(backbone.model, kind=kind), kind=kind, rank=2)
     sites = {
         site: {name: (array + rng.normal(0, 0.2, array.shape)).astype(np.float32) for name, array in tensors.items()}
         for site, tensors in start.items()

@@ -64,7 +64,7 @@ def settings_section(run: Run) -> str:
         ("seed", str(config.get("seed", 0))),
         (
             "kind of expert",
-            f"{run.expert.kind}, size {config.get('rank', '?')}, at {len(run.expert.sites)} sites",
+            f"{run.expert.kind}, rank {config.get('rank', '?')}, at {len(run.expert.sites)} sites",
         ),
         ("policy", f"{config.get('policy', '?')}, up to {config.get('top_k', '?')} neighbours"),
         ("backbone", f"{run.expert.backbone}, {run.expert.backbone_digest}"),
