@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import networkx
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from pidep.errors import ExpertError, did_you_mean
 from pidep.experts.folder import Expert, read_expert
+from pidep.experts.resolve import resolve_expert_folder
 from pidep.files.tensor_file import read_tensors
 from pidep.similarity.index import (
     EMBEDDING_FILE,
@@ -29,6 +31,9 @@ from pidep.similarity.measures import (
     most_similar,
     similarity,
 )
+
+if TYPE_CHECKING:
+    from pidep.tuning.run_folder import TuneResult
 
 __all__ = [
     "COMPLETE_UP_TO",
@@ -142,7 +147,7 @@ class Pool:
 
     def nearest(
         self,
-        embedding: Embedding,
+        target: Embedding | str | Path | TuneResult,
         top_k: int = DEFAULT_TOP_K,
         *,
         exclude: Collection[str] = (),
@@ -152,19 +157,40 @@ class Pool:
         Large pools are not read as a whole: an index on disk finds the short list.
 
         Args:
-            embedding: the target's, as `diagonal_fisher` gives it.
+            target: the name of a task in the pool, a run folder, an expert folder, a result of
+                `tune`, or a task embedding. All but an embedding have a name, which is left out.
             exclude: further names that are left out.
 
         Raises:
-            ExpertError: the embedding has other sites or another rank than the pool's.
+            ExpertError: the target has no task embedding, or one of other sites or another rank
+                than the pool's.
         """
-        left_out = self._excluded | set(exclude)
+        embedding, own = self._target(target)
+        left_out = self._excluded | set(exclude) | own
         names = [name for name in self if name not in left_out]
         if top_k < 1 or not names:
             return []
         if len(names) >= INDEXED_FROM:
             return self.index.top_k(embedding, top_k, exclude=left_out)
         return most_similar(embedding, {name: self.embedding(name) for name in names}, top_k=top_k)
+
+    def _target(
+        self, target: Embedding | str | Path | TuneResult
+    ) -> tuple[Embedding, frozenset[str]]:
+        """The target's embedding, and its name where it has one."""
+        if isinstance(target, Mapping):
+            return target, frozenset()
+        if isinstance(target, str) and target in self:
+            return self.embedding(target), frozenset({target})
+        run = target if isinstance(target, str | Path) else target.run
+        folder = resolve_expert_folder(Path(run))
+        if not (folder / EMBEDDING_FILE).is_file():
+            raise ExpertError(
+                f"{run}: no task embedding ({EMBEDDING_FILE}), and no task of {self.folder}"
+                f"{did_you_mean(str(run), self._folders)}; give a task of the pool, or a folder "
+                "that pidep tune wrote"
+            )
+        return read_tensors(folder / EMBEDDING_FILE), frozenset({read_expert(folder).name})
 
     def _folder_of(self, name: str) -> Path:
         if name not in self._folders:

@@ -20,7 +20,7 @@ from pidep.tasks.answers import check_column, label_of, targets_of
 from pidep.tasks.by_hash import held_out
 from pidep.tasks.hub import hub_rows, with_labels
 from pidep.tasks.images import image_folder, parquet_images
-from pidep.tasks.packaged import packaged_tasks
+from pidep.tasks.packaged import packaged_task, packaged_tasks
 from pidep.tasks.task import Task
 
 __all__ = ["UNLABELLED", "Split", "TaskData", "data_digest", "few_shot", "hold_out", "limit", "load_data", "load_texts"]
@@ -240,10 +240,11 @@ def _whole_sources(task: Task) -> list[tuple[Iterable[Any], str]]:
 
 
 def _packaged(name: str) -> Mapping[Any, Path] | Path:
-    known = packaged_tasks()
-    if name not in known:
+    found = packaged_task(name)
+    if found is None:
+        known = packaged_tasks()
         raise TaskError(f"packaged source {name!r}: expected one of {', '.join(known)}{did_you_mean(name, known)}")
-    return known[name].files()
+    return found.files()
 
 
 def _rows_of(task: Task, path: Path) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pidep.errors import TaskError, did_you_mean
 from pidep.tasks.memory import MemoryRows, label_names, labels_in, plain_rows
 from pidep.tasks.metrics import METRICS, Metric
-from pidep.tasks.packaged import packaged_tasks
+from pidep.tasks.packaged import packaged_task, packaged_tasks
 
 __all__ = ["Data", "Task", "load_task"]
 
@@ -211,11 +211,13 @@ def load_task(reference: str | Path) -> Task:
         TaskError: no such task, or the file is wrong.
     """
     name = str(reference)
-    packaged = packaged_tasks()
-    if name in packaged:
-        return Task.model_validate({**packaged[name].fields, "data": {"packaged": name}})
     path = _paper().get(name, Path(reference))
+    # A task file needs no package, so none is imported for it. YAML is no packaged task's name.
+    brought = None if path.suffix in (".yaml", ".yml") and path.is_file() else packaged_task(name)
+    if brought is not None:
+        return Task.model_validate({**brought.fields, "data": {"packaged": name}})
     if not path.is_file():
+        packaged = packaged_tasks()
         known = ", ".join(packaged)
         similar = did_you_mean(name, {**packaged, **_paper()})
         raise TaskError(f"task {name!r}: no such file, and not a packaged task ({known}; paper/NAME for data on a hub){similar}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -254,6 +255,16 @@ def test_a_pool_and_given_experts(tuned: TuneResult, backbone: Any) -> None:
     assert list(pool) == ["film"]
     (near,) = pool.nearest(pool.embedding("film"), top_k=1)
     assert near.name == "film"
+    # A task, a folder and a result name themselves, so they are not their own neighbours.
+    for target in ("film", tuned, tuned.run, str(tuned.run / "own")):
+        assert pool.nearest(target) == []
+    copy = tuned.run.parent / "copy"
+    shutil.copytree(pool.folders["film"], copy / "two")
+    shutil.copytree(pool.folders["film"], copy / "film")
+    for target in ("film", tuned, tuned.run):
+        assert [one.name for one in pidep.Pool(copy).nearest(target)] == ["two"]
+    with pytest.raises(ExpertError, match=r"^flim: no task embedding .*did you mean 'film'"):
+        pool.nearest("flim")
     task = pidep.Task.from_rows(ROWS, name="other", max_length=12)
     settings = {"steps": 2, "batch_size": 8, "policy": "frozen", "mixture_steps": 2}
     found = pidep.interpolate(task, [pool.expert("film")], backbone=backbone, **settings)

@@ -83,3 +83,29 @@ def test_a_package_that_does_not_load_is_named(run: Any, tmp_path: Path) -> None
     )
     done = run("-c", code)
     assert "entry point 'worse' of pidep.backbones (no_such_module:load, package broken)" in done.stdout
+
+
+@pytest.mark.parametrize("entry", ["no_such_module:TASKS", "json:dumps"])
+def test_a_broken_package_takes_no_task_away(run: Any, tmp_path: Path, entry: str) -> None:
+    broken = tmp_path / "broken-1.0.dist-info"
+    broken.mkdir()
+    (broken / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (broken / "entry_points.txt").write_text(f"[pidep.tasks]\nworse = {entry}\n")
+    (tmp_path / "mine.yaml").write_text("name: mine\nlabels: {a: x, b: y}\ndata: {path: x.csv}\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from pidep.tasks.packaged import packaged_tasks\n"
+        "from pidep.tasks.task import load_task\n"
+        "print(load_task('mine.yaml').name, load_task('sentiment/movie').name)\n"
+        # Neither a file nor pidep's own task needs another package.
+        "assert 'pidep_example' not in sys.modules\n"
+        "print('quiet', file=sys.stderr)\n"
+        "print(load_task('example/liked').name, 'example/liked' in packaged_tasks())\n"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["mine", "movie", "liked", "True"]
+    before, _, after = done.stderr.partition("quiet")
+    assert before == ""
+    assert after.count("entry point 'worse' of pidep.tasks") == 1
+    assert "mend or uninstall that package" in after
