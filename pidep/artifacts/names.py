@@ -10,6 +10,7 @@ __all__ = [
     "DIGEST",
     "EMBEDDING",
     "EXPERT",
+    "EXPERT_RECORD",
     "GRAPH",
     "GRAPH_EMBEDDING",
     "GRAPH_EXPERT_INDEX",
@@ -24,6 +25,7 @@ __all__ = [
     "SCHEMA",
     "SCORES",
     "SHIM",
+    "TASK_EMBEDDING",
     "TEXT",
     "TEXT_SCHEMA",
     "TOKENIZER",
@@ -48,6 +50,11 @@ VISION_GRAPH = "vision.onnx"
 TOKENIZER = "tokenizer.json"
 SHIM = "model.py"
 """What Triton Server's Python backend loads."""
+
+# Files of an expert folder.
+EXPERT_RECORD = "expert.json"
+TASK_EMBEDDING = "fisher.safetensors"
+"""The diagonal of the Fisher matrix, one tensor for each tensor of the expert."""
 
 # The expert store.
 MANIFEST = "manifest.json"

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pidep.artifacts.names import SCHEMA, TEXT_SCHEMA
+from pidep.artifacts.names import EXPERT_RECORD, SCHEMA, TASK_EMBEDDING, TEXT_SCHEMA
 from pidep.errors import ExpertError
 from pidep.experts.kind import Array
 from pidep.experts.kinds import expert_kind, kind_names
@@ -180,7 +180,7 @@ def read_expert(folder: str | Path) -> Expert:
     folder = Path(folder)
     if not folder.is_dir():
         raise ExpertError(f"{folder}: no such expert folder; give the folder that holds expert.json")
-    where = folder / "expert.json"
+    where = folder / EXPERT_RECORD
     record = ExpertRecord.read(where)
     # The kind is checked before any tensor is read, because the kind says which files to read.
     if record.kind not in kind_names():
@@ -254,7 +254,7 @@ def check_expert_place(folder: Path) -> None:
         ExpertError: it holds something other than an expert.
     """
     check_place(folder, "expert folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "expert.json").is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / EXPERT_RECORD).is_file():
         raise ExpertError(f"{folder}: holds something, and no expert.json; an expert would replace it all, choose another folder")
 
 
@@ -298,6 +298,6 @@ def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array]
         if not expert.scores_texts:
             (temporary / "labels.safetensors").write_bytes(tensor_bytes({"label_embeddings": expert.label_embeddings}))
         if fisher is not None:
-            (temporary / "fisher.safetensors").write_bytes(tensor_bytes(fisher))
-        record.write(temporary / "expert.json")
+            (temporary / TASK_EMBEDDING).write_bytes(tensor_bytes(fisher))
+        record.write(temporary / EXPERT_RECORD)
     return folder

@@ -14,20 +14,23 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from pidep.artifacts.names import EXPERT_RECORD, TASK_EMBEDDING
 from pidep.errors import ExpertError
 from pidep.files.cache_file import read_cached, write_cached
 from pidep.files.tensor_file import read_tensors
 from pidep.similarity.measures import Embedding, Neighbour, TensorLayout, Vector
 from pidep.similarity.sketch import WIDTH, Sketcher
 
-__all__ = ["EMBEDDING_FILE", "TaskIndex", "fisher_kind", "read_record", "task_folders"]
+if TYPE_CHECKING:  # pydantic is imported when the first record is read
+    from pidep.artifacts.expert_record import ExpertRecord
 
-EMBEDDING_FILE = "fisher.safetensors"
+__all__ = ["TaskIndex", "fisher_kind", "read_record", "task_folders"]
+
 WIDEST = 256
 """Most tasks on the short list of a query, besides the k asked for."""
 MARGIN, SLACK = 1.25, 0.01
@@ -48,7 +51,7 @@ def task_folders(pool: Path) -> dict[str, Path]:
     return {
         name: pool / name
         for name in names
-        if (pool / name / "expert.json").is_file() and (pool / name / EMBEDDING_FILE).is_file()
+        if (pool / name / EXPERT_RECORD).is_file() and (pool / name / TASK_EMBEDDING).is_file()
     }
 
 
@@ -58,23 +61,15 @@ def fisher_kind(provenance: Mapping[str, Any]) -> str:
     return str(provenance.get("fisher", "empirical"))
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The facts in `expert.json` that comparisons need, without the tensors.
+def read_record(folder: Path) -> ExpertRecord:
+    """The record of an expert, without its tensors.
 
     Raises:
-        ExpertError: the file cannot be read.
+        ExpertError: missing, malformed, or of a schema that this pidep does not read.
     """
-    try:
-        record: dict[str, Any] = json.loads((folder / "expert.json").read_text(encoding="utf-8"))
-        found = {
-            key: record[key]
-            for key in ("digest", "backbone", "backbone_digest", "kind", "sites", "labels")
-        }
-        return {**found, "fisher": fisher_kind(record.get("provenance", {}))}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExpertError(
-            f"{folder / 'expert.json'}: not readable ({error}); copy the expert again"
-        ) from error
+    from pidep.artifacts.expert_record import ExpertRecord
+
+    return ExpertRecord.read(folder / EXPERT_RECORD)
 
 
 class _Sketched(NamedTuple):
@@ -88,12 +83,12 @@ class TaskIndex:
     def __init__(self, pool: Path, like: str) -> None:
         """An empty index; tasks that are added must be comparable with the task `like`."""
         self.pool = pool
-        self.layout = TensorLayout.of(read_tensors(pool / like / EMBEDDING_FILE))
+        self.layout = TensorLayout.of(read_tensors(pool / like / TASK_EMBEDDING))
         record = read_record(pool / like)
         self._like, self._backbone_digest, self._fisher = (
             like,
-            record["backbone_digest"],
-            record["fisher"],
+            record.backbone_digest,
+            fisher_kind(record.provenance),
         )
         self._sketcher = Sketcher(self.layout)
         self._search: Any
@@ -212,23 +207,24 @@ class TaskIndex:
 
     def _sketch(self, name: str) -> Vector:
         record = read_record(self.pool / name)
-        found = record["backbone_digest"]
+        found = record.backbone_digest
         if found != self._backbone_digest:
             raise ExpertError(
                 f"{self.pool / name}: expert of another backbone ({found[:19]}…) than "
                 f"{self._like!r} "
                 f"({self._backbone_digest[:19]}…); use one pool per backbone"
             )
-        if record["fisher"] != self._fisher:
+        fisher = fisher_kind(record.provenance)
+        if fisher != self._fisher:
             raise ExpertError(
-                f"{self.pool / name}: its task embedding is of the {record['fisher']} Fisher, that "
-                f"of {self._like!r} of the "
-                f"{self._fisher} one; tune it again with `fisher={self._fisher}`"
+                f"{self.pool / name}: its task embedding is of the {fisher} Fisher, that of "
+                f"{self._like!r} of the {self._fisher} one; tune it again with "
+                f"`fisher={self._fisher}`"
             )
         return self._sketcher(self._read_vector(name))
 
     def _read_vector(self, name: str) -> Vector:
-        path = self.pool / name / EMBEDDING_FILE
+        path = self.pool / name / TASK_EMBEDDING
         try:
             return self.layout.vector(read_tensors(path))
         except ExpertError as error:
@@ -280,7 +276,7 @@ def _stamp(folder: Path) -> tuple[int, int]:
     on the short list and never changes a figure.
     """
     try:
-        found = (folder / EMBEDDING_FILE).stat()
+        found = (folder / TASK_EMBEDDING).stat()
     except OSError as error:
         raise ExpertError(
             f"{folder}: no task embedding ({error.strerror}); train it with pidep tune --pool"

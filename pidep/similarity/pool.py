@@ -12,12 +12,12 @@ import networkx
 import numpy as np
 import numpy.typing as npt
 
+from pidep.artifacts.names import TASK_EMBEDDING
 from pidep.errors import ExpertError, did_you_mean
 from pidep.experts.folder import Expert, read_expert
 from pidep.experts.resolve import resolve_expert_folder
 from pidep.files.tensor_file import read_tensors
 from pidep.similarity.index import (
-    EMBEDDING_FILE,
     TaskIndex,
     fisher_kind,
     read_record,
@@ -134,7 +134,7 @@ class Pool:
             ExpertError: the pool has no such task, or the embedding is damaged.
         """
         if name not in self._embeddings:
-            self._embeddings[name] = read_tensors(self._folder_of(name) / EMBEDDING_FILE)
+            self._embeddings[name] = read_tensors(self._folder_of(name) / TASK_EMBEDDING)
         return self._embeddings[name]
 
     def entries(self) -> dict[str, PoolEntry]:
@@ -269,7 +269,7 @@ def _nearest(folder: Path, top_k: int) -> networkx.Graph:
     graph = networkx.Graph(top_k=top_k)
     for name in index.names:
         record = read_record(folder / name)
-        graph.add_node(name, digest=record["digest"], labels=len(record["labels"]))
+        graph.add_node(name, digest=record.digest, labels=len(record.labels))
     for name, neighbours in index.all_top_k(top_k):
         graph.add_edges_from(
             (name, near.name, {"similarity": near.similarity}) for near in neighbours

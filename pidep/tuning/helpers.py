@@ -8,7 +8,7 @@ from pathlib import Path
 from pidep.adapters.mixture import fresh
 from pidep.errors import ExpertError
 from pidep.similarity import pool as pool_module
-from pidep.similarity.index import read_record
+from pidep.similarity.index import fisher_kind, read_record
 from pidep.similarity.measures import TensorLayout
 from pidep.similarity.pool import Pool
 from pidep.tuning.job import Job
@@ -36,9 +36,9 @@ def pool_of(job: Job) -> Pool | None:
         return pool
     for folder in pool.folders.values():
         record = read_record(folder)
-        made_for = (record["backbone"], record["backbone_digest"])
-        _check(job, folder, record["kind"], record["sites"], made_for)
-        _check_fisher(folder, record["fisher"], config.fisher)
+        made_for = (record.backbone, record.backbone_digest)
+        _check(job, folder, record.kind, record.sites, made_for)
+        _check_fisher(folder, fisher_kind(record.provenance), config.fisher)
     if pool.index.layout != _layout_of(job):
         raise ExpertError(
             f"{pool.folder}: its experts are of another rank than this run's; "

@@ -12,6 +12,7 @@ import torch
 
 from pidep import __version__
 from pidep.adapters.mixture import Mixture
+from pidep.artifacts.names import EXPERT_RECORD
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_any_backbone
 from pidep.errors import UsageError
@@ -104,7 +105,7 @@ def _missing_helpers(config: TuneSettings) -> dict[str, str]:
     return {
         name: task
         for name, task in named.items()
-        if config.pool and not (config.pool / name / "expert.json").is_file()
+        if config.pool and not (config.pool / name / EXPERT_RECORD).is_file()
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from pidep.adapters.mixture import find_sites, fresh
+from pidep.artifacts.expert_record import ExpertRecord
+from pidep.artifacts.names import EXPERT_RECORD, TASK_EMBEDDING
 from pidep.backbones.encoder import Encoder
 from pidep.experts.folder import Expert
 from tests.conftest import make_expert
@@ -52,9 +53,20 @@ def structured_tasks(count: int, *, clusters: int = 8, seed: int = 0) -> dict[st
 
 
 def write_task(pool: Path, name: str, embedding: Mapping[str, np.ndarray], *, backbone_digest: str = "sha256:b") -> None:
-    """What the index reads of a task: no tensors of an expert."""
+    """A task as the index reads it: a record and an embedding, without the expert's tensors."""
     (pool / name).mkdir(parents=True, exist_ok=True)
-    record = {"digest": f"sha256:{name}", "backbone": "b", "backbone_digest": backbone_digest, "kind": "lora", "sites": []}
-    record["labels"] = ["no", "yes"]
-    (pool / name / "expert.json").write_text(json.dumps(record))
-    save_file(dict(embedding), pool / name / "fisher.safetensors")
+    record = ExpertRecord(
+        schema=1,
+        name=name,
+        kind="lora",
+        digest=f"sha256:{name}",
+        backbone="b",
+        backbone_digest=backbone_digest,
+        sites=(),
+        labels=("no", "yes"),
+        label_texts=("no", "yes"),
+        logit_scale=20.0,
+        max_length=128,
+    )
+    record.write(pool / name / EXPERT_RECORD)
+    save_file(dict(embedding), pool / name / TASK_EMBEDDING)

@@ -4,6 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pidep.artifacts.expert_record import ExpertRecord
+from pidep.artifacts.names import EXPERT_RECORD
 from pidep.errors import ExpertError
 from pidep.similarity import index as index_module
 from pidep.similarity.index import TaskIndex
@@ -186,6 +188,11 @@ def test_what_does_not_belong_is_refused(pool: Path, tmp_path: Path) -> None:
     shutil.rmtree(pool / "narrow")
     write_task(pool, "stranger", TASKS["task-0001"], backbone_digest="sha256:c")
     with pytest.raises(ExpertError, match=r"task-0000: expert of another backbone .* than 'stranger'"):
+        TaskIndex.open(pool)
+    shutil.rmtree(pool / "stranger")
+    record = ExpertRecord.read(pool / "task-0000" / EXPERT_RECORD)
+    record.model_copy(update={"schema_version": 9}).write(pool / "task-0000" / EXPERT_RECORD)
+    with pytest.raises(ExpertError, match=r"task-0000/expert\.json: schema 9, this pidep reads"):
         TaskIndex.open(pool)
     with pytest.raises(ExpertError, match="different sites"):
         index.top_k({"x": np.ones(3, np.float32)}, 1)

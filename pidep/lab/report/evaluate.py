@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.adapters.mixture import Mixture
+from pidep.artifacts.names import EXPERT_RECORD
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_any_backbone
 from pidep.errors import BackboneError, TaskError, UsageError
@@ -206,7 +207,7 @@ def _ends(run: Run, pool: Path | None) -> tuple[dict[str, Expert], tuple[str, ..
     ends: dict[str, Expert] = {}
     missing = []
     for name in run.neighbours:
-        if pool is None or not (pool / name / "expert.json").is_file():
+        if pool is None or not (pool / name / EXPERT_RECORD).is_file():
             missing.append(name)
             continue
         expert = read_expert(pool / name)

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pidep.artifacts.names import TASK_EMBEDDING
 from pidep.errors import ExpertError
 from pidep.files.tensor_file import read_tensors
-from pidep.similarity.index import EMBEDDING_FILE, TaskIndex, fisher_kind, read_record, task_folders
+from pidep.similarity.index import TaskIndex, fisher_kind, read_record, task_folders
 from pidep.similarity.measures import TensorLayout, Vector
 from pidep.tuning.run_folder import Run
 
@@ -60,14 +61,14 @@ def neighbourhood(run: Run, pool: Path | None) -> Neighbourhood | None:
     Raises:
         ExpertError: an embedding is damaged.
     """
-    path = run.folder / "own" / EMBEDDING_FILE
+    path = run.folder / "own" / TASK_EMBEDDING
     folders = {
         name: folder
         for name, folder in (task_folders(pool) if pool else {}).items()
         if name != run.name
     }
     if not folders or not (
-        path.is_file() or (path := run.folder / "expert" / EMBEDDING_FILE).is_file()
+        path.is_file() or (path := run.folder / "expert" / TASK_EMBEDDING).is_file()
     ):
         return None
     own = read_tensors(path)
@@ -93,12 +94,12 @@ def neighbourhood(run: Run, pool: Path | None) -> Neighbourhood | None:
 
 def _vector(folder: Path, layout: TensorLayout, run: Run) -> Vector | None:
     record = read_record(folder)
-    if (record["backbone_digest"], record["fisher"]) != (
+    if (record.backbone_digest, fisher_kind(record.provenance)) != (
         run.expert.backbone_digest,
         fisher_kind(run.expert.provenance),
     ):
         return None
-    embedding = read_tensors(folder / EMBEDDING_FILE)
+    embedding = read_tensors(folder / TASK_EMBEDDING)
     try:
         return layout.vector(embedding)
     except ExpertError:
