@@ -92,7 +92,6 @@ def release_bank(
     check_place(folder, "`store`")
     held = ExpertStore(folder)
     before = held.manifest()
-    published = {name: held.load(digest) for name, digest in before.aliases.items()}
     # Relative, so that repository and store can be copied or mounted together.
     relative = os.path.relpath(folder.resolve(), repo.resolve() / BANK / VERSION)
     experts = {source.expert.name: source.expert for source in sources}
@@ -102,7 +101,7 @@ def release_bank(
         recipe,
         max_rank=max_rank,
         expert_store=relative,
-        published=published,
+        published=held.published(before),
     ) as entry:
         # `since`: an expert that was published while the graph was compiled may not fit it.
         with held.staged(experts, since=before) as name_versions, entry.in_place():

@@ -53,14 +53,18 @@ class ExpertStore:
             )
         return expert
 
-    def published(self) -> dict[str, Expert]:
-        """Every expert that the manifest names, by name.
+    def published(self, manifest: Manifest | None = None) -> dict[str, Expert]:
+        """Every expert that a manifest names, by name.
+
+        Args:
+            manifest: the current one when absent.
 
         Raises:
             ServingError: the manifest is damaged.
             ExpertError: a version is missing or damaged.
         """
-        return {name: self.load(digest) for name, digest in self.manifest().aliases.items()}
+        aliases = (manifest or self.manifest()).aliases
+        return {name: self.load(digest) for name, digest in aliases.items()}
 
     def publish(self, expert: Expert, alias: str) -> str:
         """Serve the expert under a name; its digest.
