@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,9 @@ __all__ = [
     "interpolate_experts",
     "interpolation_settings",
 ]
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ def folded_expert(
     Args:
         helpers: by the names that the record has for them.
     """
+    decision = mixed.decision
+    _log.info("%s: %s chosen (%s)", job.name, decision.chosen, decision.why)
     digests = {job.name: own.digest, **{name: one.digest for name, one in helpers.items()}}
     return as_expert(
         job.scorer,

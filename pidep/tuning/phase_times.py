@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 __all__ = ["PhaseTimes"]
+
+_log = logging.getLogger(__name__)
 
 
 class PhaseTimes:
@@ -19,3 +22,4 @@ class PhaseTimes:
         now = time.monotonic()
         self.seconds[phase] = round(self.seconds.get(phase, 0.0) + now - self._last, 3)
         self._last = now
+        _log.info("%s: %.1f s so far", phase, self.seconds[phase])

@@ -209,7 +209,10 @@ def tuned(backbone: Any, tmp_path_factory: pytest.TempPathFactory) -> TuneResult
     return pidep.tune(task, backbone=backbone, out=folder / "film", pool=folder / "pool", **QUICK)
 
 
-def test_progress_and_result_of_a_run(backbone: Any, tmp_path: Path, capfd: Any) -> None:
+def test_progress_and_result_of_a_run(
+    backbone: Any, tmp_path: Path, capfd: Any, caplog: Any
+) -> None:
+    caplog.set_level("INFO", logger="pidep")
     steps: list[tuple[str, int, int]] = []
 
     def on_progress(phase: str, step: int, total: int, loss: float) -> None:
@@ -221,6 +224,7 @@ def test_progress_and_result_of_a_run(backbone: Any, tmp_path: Path, capfd: Any)
     )
     assert steps == [("film: own expert", 1, 2), ("film: own expert", 2, 2)]
     assert set(found.metrics) == {"backbone", "own_expert"}
+    assert any(message.startswith("own expert: ") for message in caplog.messages)
     assert capfd.readouterr() == ("", "")
 
 
