@@ -201,7 +201,7 @@ class Lab:
         return TrainingSettings(
             kind="lora",
             sites=self.sites,
-            size=settings.rank,
+            rank=settings.rank,
             scaling=16 / settings.rank,
             learning_rate=settings.few_rate if few else settings.full_rate,
             steps=steps,

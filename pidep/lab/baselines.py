@@ -73,7 +73,7 @@ def own_tuned(cell: Cell, **settings: Any) -> Predictor:
 def bitfit(cell: Cell) -> Predictor:
     """A change of every bias (Ben Zaken et al., 2022) in the layers of the cell's experts."""
     sites = biases_beside(cell.scorer.backbone.model, cell.training.sites)
-    training = replace(cell.training, kind="bitfit", sites=sites, size=1, scaling=1.0)
+    training = replace(cell.training, kind="bitfit", sites=sites, rank=1, scaling=1.0)
     expert, report = train_own_expert(
         cell.scorer, cell.task, training, cell.train, cell.validation, on_step=cell.on_step
     )

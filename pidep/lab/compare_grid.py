@@ -39,7 +39,7 @@ settings: cells of the old revision are refused then, and never mixed with new o
 _DECISIVE = (
     "kind",
     "sites",
-    "size",
+    "rank",
     "scaling",
     "steps",
     "batch_size",
@@ -233,7 +233,7 @@ class Grid:
         return TrainingSettings(
             kind=key.kind,
             sites=self.sites[key.kind],
-            size=config.rank,
+            rank=config.rank,
             scaling=expert_kind(key.kind).scaling(config.lora_alpha, config.rank),
             learning_rate_factor=config.full_learning_rate_factor
             if full
@@ -257,7 +257,11 @@ class Grid:
                 "format": FORMAT,
                 "backbone": self.backbone.digest,
                 # The word of the first version; another would orphan every measured cell.
-                "recipe": {name: getattr(training, name) for name in _DECISIVE},
+                # Likewise `size`, which is the rank.
+                "recipe": {
+                    "size" if name == "rank" else name: getattr(training, name)
+                    for name in _DECISIVE
+                },
                 # The product and not the factor: a kind's usual rate can change with the version.
                 "learning_rate": training.peak_learning_rate,
                 "bitfit_learning_rate": replace(training, kind="bitfit").peak_learning_rate,

@@ -49,7 +49,7 @@ def train_own_expert(
     """
     name = name or task.name
     # Experts of all tasks start from the same tensors, so that their parameters can be mixed.
-    start = fresh(scorer.backbone.model, settings.sites, kind=settings.kind, rank=settings.size)
+    start = fresh(scorer.backbone.model, settings.sites, kind=settings.kind, rank=settings.rank)
     mixture = Mixture([start], [settings.scaling], kind=settings.kind)
     report = fit(
         scorer,

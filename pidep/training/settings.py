@@ -19,7 +19,7 @@ class TrainingSettings:
 
     kind: str
     sites: tuple[str, ...]
-    size: int
+    rank: int
     """LoRA rank, adapter width, or number of virtual tokens."""
     scaling: float
     """s in ΔW = s·BA of a LoRA; 1 for other kinds."""

@@ -84,7 +84,7 @@ class Job:
         return TrainingSettings(
             kind=config.kind,
             sites=tuple(self.sites),
-            size=config.rank,
+            rank=config.rank,
             scaling=expert_kind(config.kind).scaling(
                 config.lora_alpha, config.rank, rank_stabilized=config.rank_stabilized
             ),

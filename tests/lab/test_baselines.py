@@ -35,7 +35,7 @@ def make_cell(tiny, *, kind: str = "lora", patterns: tuple[str, ...] = ("encoder
     training = TrainingSettings(
         kind=kind,
         sites=sites,
-        size=2,
+        rank=2,
         scaling=2.0 if kind == "lora" else 1.0,
         steps=3,
         batch_size=4,

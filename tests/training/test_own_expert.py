@@ -34,7 +34,7 @@ def settings(tiny: Any) -> TrainingSettings:
     return TrainingSettings(
         kind="lora",
         sites=tuple(find_sites(tiny.model, ["encoder.layer.1.*"])),
-        size=2,
+        rank=2,
         scaling=2.0,
         steps=6,
         batch_size=2,

@@ -14,7 +14,7 @@ from pidep.training.settings import TrainingSettings, few_shot_factor
 SETTINGS = TrainingSettings(
     kind="lora",
     sites=("a",),
-    size=2,
+    rank=2,
     scaling=2.0,
     steps=10,
     batch_size=4,

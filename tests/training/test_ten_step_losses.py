@@ -131,7 +131,7 @@ def test_the_lab_learns_an_expert(backbone_folder: Path, kind: str) -> None:
     training = TrainingSettings(
         kind=kind,
         sites=tuple(find_sites(backbone.model, ["*"], kind=kind)),
-        size=2,
+        rank=2,
         scaling=2.0 if kind == "lora" else 1.0,
         steps=10,
         batch_size=2,
