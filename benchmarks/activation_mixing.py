@@ -21,10 +21,16 @@ class ActivationSite(WrappedSite):
             otherwise once in all, which is cheaper than their code.
     """
 
-    def __init__(self, parts: Sequence[Tensors], scalings: Sequence[float], *, base_per_expert: bool) -> None:
+    def __init__(
+        self, parts: Sequence[Tensors], scalings: Sequence[float], *, base_per_expert: bool
+    ) -> None:
         super().__init__(len(parts))
-        self.a = nn.ParameterList(torch.from_numpy(part["lora_A"].copy()) for part in parts)  # [r, in] each
-        self.b = nn.ParameterList(torch.from_numpy(part["lora_B"].copy()) for part in parts)  # [out, r] each
+        self.a = nn.ParameterList(
+            torch.from_numpy(part["lora_A"].copy()) for part in parts
+        )  # [r, in] each
+        self.b = nn.ParameterList(
+            torch.from_numpy(part["lora_B"].copy()) for part in parts
+        )  # [out, r] each
         self.scalings = tuple(scalings)
         self.base_per_expert = base_per_expert
 

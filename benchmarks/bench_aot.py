@@ -36,22 +36,46 @@ def claims_of(found: Sequence[Resources]) -> list[Claim]:
     spilling = sum(one.spills > 0 for one in found)
     largest = max(one.shared for one in found)
     passes = [one for one in found if one.kernel in ("interpolate_forward", "interpolate_backward")]
-    narrow = sum(one.loads.get("128", 0) < vectors(one) or any(width in one.loads for width in ("8", "16", "64")) for one in passes)
-    where = f"{len(launches)} launches of {len({one.kernel for one in found})} kernels × {len(TARGETS)} targets"
+    narrow = sum(
+        one.loads.get("128", 0) < vectors(one)
+        or any(width in one.loads for width in ("8", "16", "64"))
+        for one in passes
+    )
+    where = (
+        f"{len(launches)} launches of {len({one.kernel for one in found})} kernels × "
+        f"{len(TARGETS)} targets"
+    )
     return [
-        {"claim": f"register spills in {where}", "target": 0, "measured": spilling, "met": spilling == 0},
-        {"claim": "largest shared memory, bytes (all GPUs from 8.0 on have it)", "target": f"≤ {_SHARED}", "measured": largest,
-         "met": largest <= _SHARED},
-        {"claim": f"of {len(passes)} passes over an arena, those that load it narrower than 128 bits", "target": 0, "measured": narrow,
-         "met": narrow == 0},
-    ]  # fmt: skip
+        {
+            "claim": f"register spills in {where}",
+            "target": 0,
+            "measured": spilling,
+            "met": spilling == 0,
+        },
+        {
+            "claim": "largest shared memory, bytes (all GPUs from 8.0 on have it)",
+            "target": f"≤ {_SHARED}",
+            "measured": largest,
+            "met": largest <= _SHARED,
+        },
+        {
+            "claim": f"of {len(passes)} passes over an arena, "
+            "those that load it narrower than 128 bits",
+            "target": 0,
+            "measured": narrow,
+            "met": narrow == 0,
+        },
+    ]
 
 
 def main() -> int:
     """Compile, and write the result."""
     found = list(compile_all())
     path = write_result(
-        "kernels-aot", command="python -m benchmarks.bench_aot", raw=[asdict(one) for one in found], claims=claims_of(found)
+        "kernels-aot",
+        command="python -m benchmarks.bench_aot",
+        raw=[asdict(one) for one in found],
+        claims=claims_of(found),
     )
     print(path)
     return 0

@@ -50,7 +50,7 @@ MEASUREMENT_S = 0.6
 Work = Callable[[], object]
 
 
-# --- timing ---------------------------------------------------------------------------------------------------------
+# --- timing ----------------------------
 
 
 def _timed(work: Work, repeats: int) -> tuple[float, float]:
@@ -64,8 +64,14 @@ def _timed(work: Work, repeats: int) -> tuple[float, float]:
 def interleaved(cases: Mapping[str, Work], *, rounds: int) -> dict[str, dict[str, Any]]:
     """CPU and wall times of each case, one round at a time."""
     warm = {name: _timed(work, 1)[0] for name, work in cases.items()}
-    warm = {name: min(first, _timed(cases[name], 1)[0]) if first < 5e3 else first for name, first in warm.items()}
-    repeats = {name: max(1, math.ceil(MEASUREMENT_S * 1e3 / max(each, 1e-3))) for name, each in warm.items()}
+    warm = {
+        name: min(first, _timed(cases[name], 1)[0]) if first < 5e3 else first
+        for name, first in warm.items()
+    }
+    repeats = {
+        name: max(1, math.ceil(MEASUREMENT_S * 1e3 / max(each, 1e-3)))
+        for name, each in warm.items()
+    }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     names = list(cases)
     for turn in range(rounds):
@@ -88,10 +94,18 @@ def ratio(times: Mapping[str, Any], name: str, to: str, *, clock: str = "cpu_ms"
     return round(float(times[name][clock]["p50"] / times[to][clock]["p50"]), 4)
 
 
-# --- what is timed --------------------------------------------------------------------------------------------------
+# --- what is timed ----------------------------
 
 
-def _expert(backbone: Encoder, task: Task, sites: Sequence[str], *, seed: int, max_length: int, kind: str = "lora") -> Expert:
+def _expert(
+    backbone: Encoder,
+    task: Task,
+    sites: Sequence[str],
+    *,
+    seed: int,
+    max_length: int,
+    kind: str = "lora",
+) -> Expert:
     """An expert whose tensors are all away from zero, so that gradients reach all of them."""
     rng = np.random.default_rng(seed)
     start = fresh(backbone.model, sites, kind=kind, rank=RANK)
@@ -103,7 +117,10 @@ def _expert(backbone: Encoder, task: Task, sites: Sequence[str], *, seed: int, m
         name=f"expert{seed}",
         backbone=backbone.name,
         backbone_digest=backbone.digest,
-        sites={site: {name: moved(array) for name, array in tensors.items()} for site, tensors in start.items()},
+        sites={
+            site: {name: moved(array) for name, array in tensors.items()}
+            for site, tensors in start.items()
+        },
         kind=kind,
         scaling=2.0 if kind == "lora" else 1.0,
         labels=tuple(task.labels),
@@ -117,11 +134,16 @@ def _expert(backbone: Encoder, task: Task, sites: Sequence[str], *, seed: int, m
 class Trainer:
     """One step of `pidep.training.loop` per call: forward, backward, clipping, AdamW."""
 
-    def __init__(self, scorer: Scorer, trained: Sequence[tuple[list[nn.Parameter], float]], rows: Split) -> None:
+    def __init__(
+        self, scorer: Scorer, trained: Sequence[tuple[list[nn.Parameter], float]], rows: Split
+    ) -> None:
         for parameters, _ in trained:
             for parameter in parameters:
                 parameter.requires_grad_(True)
-        self._optimizer = torch.optim.AdamW([{"params": found, "lr": rate, "peak": rate} for found, rate in trained], weight_decay=0.01)
+        self._optimizer = torch.optim.AdamW(
+            [{"params": found, "lr": rate, "peak": rate} for found, rate in trained],
+            weight_decay=0.01,
+        )
         self._scorer, self._trained, self._rows = scorer, list(trained), rows
 
     def step(self, rows: list[int]) -> float:
@@ -138,14 +160,24 @@ def _cache(backbone: Encoder, sites: Sequence[str], *, cached: bool) -> Iterator
 
 
 def fisher_against_epoch(
-    backbone: Encoder, task: Task, rows: Split, patterns: Sequence[str], *, cached: bool, batch_size: int, rounds: int
+    backbone: Encoder,
+    task: Task,
+    rows: Split,
+    patterns: Sequence[str],
+    *,
+    cached: bool,
+    batch_size: int,
+    rounds: int,
 ) -> dict[str, Any]:
-    """A task's Fisher embedding, and one epoch of training on the same samples in the same batches.
+    """A task's Fisher embedding, and one epoch of training on the same samples in the
+    same batches.
     """
     sites = find_sites(backbone.model, patterns)
     max_length = 32
     expert = _expert(backbone, task, sites, seed=0, max_length=max_length)
-    scorer = Scorer(backbone, torch.from_numpy(expert.label_embeddings), backbone.logit_scale, max_length)
+    scorer = Scorer(
+        backbone, torch.from_numpy(expert.label_embeddings), backbone.logit_scale, max_length
+    )
     mixture = Mixture.of([expert]).requires_grad_(False)
     trainer = Trainer(scorer, [(mixture.expert_parameters(), RATE)], rows)
     batches = list(row_batches(rows.rows, batch_size=batch_size, shuffle_seed=None))
@@ -156,12 +188,20 @@ def fisher_against_epoch(
                 trainer.step(batch)
 
     def fisher(kind: Any) -> Work:
-        return lambda: diagonal_fisher(backbone, expert, rows.rows, rows.labels, kind=kind, batch_size=batch_size)
+        return lambda: diagonal_fisher(
+            backbone, expert, rows.rows, rows.labels, kind=kind, batch_size=batch_size
+        )
 
-    cases: dict[str, Work] = {"epoch": epoch, **{kind: fisher(kind) for kind in ("empirical", "true", "batch_squared")}}
+    cases: dict[str, Work] = {
+        "epoch": epoch,
+        **{kind: fisher(kind) for kind in ("empirical", "true", "batch_squared")},
+    }
     with _cache(backbone, sites, cached=cached):
         times = interleaved(cases, rounds=rounds)
-    ratios = {name: {clock: ratio(times, name, "epoch", clock=clock) for clock in ("cpu_ms", "wall_ms")} for name in cases}
+    ratios = {
+        name: {clock: ratio(times, name, "epoch", clock=clock) for clock in ("cpu_ms", "wall_ms")}
+        for name in cases
+    }
     return {
         "sites": list(patterns),
         "cached": cached,
@@ -200,8 +240,13 @@ def step_of_four(
     """
     sites = find_sites(backbone.model, patterns, kind=kind)
     batch = _texts_of(backbone, rows, count=count, tokens=tokens)
-    experts = [_expert(backbone, task, sites, seed=seed, max_length=tokens, kind=kind) for seed in range(NUM_EXPERTS)]
-    scorer = Scorer(backbone, torch.from_numpy(experts[0].label_embeddings), backbone.logit_scale, tokens)
+    experts = [
+        _expert(backbone, task, sites, seed=seed, max_length=tokens, kind=kind)
+        for seed in range(NUM_EXPERTS)
+    ]
+    scorer = Scorer(
+        backbone, torch.from_numpy(experts[0].label_embeddings), backbone.logit_scale, tokens
+    )
     every = list(range(count))
     cases: dict[str, Work] = {}
     logits: dict[str, Tensor] = {}
@@ -218,11 +263,23 @@ def step_of_four(
             cases[name] = work
         _check_same(logits)
         times = interleaved(cases, rounds=rounds)
-    ratios = {name: {clock: ratio(times, name, "single", clock=clock) for clock in ("cpu_ms", "wall_ms")} for name in cases}
-    return {"kind": kind, "sites": list(patterns), "cached": cached, "batch": [count, tokens], "times": times, "ratios": ratios}
+    ratios = {
+        name: {clock: ratio(times, name, "single", clock=clock) for clock in ("cpu_ms", "wall_ms")}
+        for name in cases
+    }
+    return {
+        "kind": kind,
+        "sites": list(patterns),
+        "cached": cached,
+        "batch": [count, tokens],
+        "times": times,
+        "ratios": ratios,
+    }
 
 
-def _arms(experts: Sequence[Expert]) -> Iterator[tuple[str, Any, list[tuple[list[nn.Parameter], float]]]]:
+def _arms(
+    experts: Sequence[Expert],
+) -> Iterator[tuple[str, Any, list[tuple[list[nn.Parameter], float]]]]:
     """For each case: name, attached mixture, trained parameters."""
     single = Mixture.of(experts[:1]).requires_grad_(False)
     yield "single", single, [(single.expert_parameters(), RATE)]
@@ -238,7 +295,9 @@ def _arms(experts: Sequence[Expert]) -> Iterator[tuple[str, Any, list[tuple[list
     for name, per_expert in (("authors", True), ("activations, base once", False)):
         scalings = [expert.scaling for expert in experts]
         sites = {
-            site: ActivationSite([expert.sites[site] for expert in experts], scalings, base_per_expert=per_expert)
+            site: ActivationSite(
+                [expert.sites[site] for expert in experts], scalings, base_per_expert=per_expert
+            )
             for site in sorted(experts[0].sites)
         }
         alpha = [site.alpha_logits for site in sites.values()]
@@ -250,43 +309,76 @@ def _check_same(logits: Mapping[str, Tensor]) -> None:
     """Check that the compared cases compute the same."""
     for name, found in logits.items():
         if name != "single" and not torch.allclose(found, logits["joint"], atol=1e-3, rtol=1e-4):
-            raise SystemExit(f"bench_cost: {name} and the mixture differ by {float((found - logits['joint']).abs().max())}")
+            raise SystemExit(
+                f"bench_cost: {name} and the mixture differ by "
+                f"{float((found - logits['joint']).abs().max())}"
+            )
 
 
-# --- the result -----------------------------------------------------------------------------------------------------
+# --- the result ----------------------------
 
 
-def claims_of(fishers: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]) -> list[Claim]:
+def claims_of(
+    fishers: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]
+) -> list[Claim]:
     """Claims. The target was set for the first case; the worst case is named, and raw has all."""
     claims = [
-        _claim(f"Fisher of a task / training epoch, {_where(found)}", FISHER_TARGET, found["ratios"]["empirical"]["cpu_ms"])
+        _claim(
+            f"Fisher of a task / training epoch, {_where(found)}",
+            FISHER_TARGET,
+            found["ratios"]["empirical"]["cpu_ms"],
+        )
         for found in fishers
     ]
     for found in steps:
         for arm, what in (("joint", "α and all experts"), ("helpers frozen", "α and own expert")):
             authors = found["ratios"].get("authors")
             beside = f" (authors' activation mixing: {authors['cpu_ms']:.2f})" if authors else ""
-            title = f"{found['kind']}: step with {NUM_EXPERTS} experts / with one, training {what}, {_where(found)}{beside}"
+            title = (
+                f"{found['kind']}: step with {NUM_EXPERTS} experts / with one, training {what}, "
+                f"{_where(found)}{beside}"
+            )
             claims.append(_claim(title, STEP_TARGET, found["ratios"][arm]["cpu_ms"]))
     return claims
 
 
 def _where(found: Mapping[str, Any]) -> str:
-    size = "{}×{} tokens".format(*found["batch"]) if "batch" in found else f"{found['samples']} samples"
-    return f"{size}, sites {' '.join(found['sites'])}{', layers below cached' if found['cached'] else ''}"
+    size = (
+        "{}×{} tokens".format(*found["batch"])
+        if "batch" in found
+        else f"{found['samples']} samples"
+    )
+    return (
+        f"{size}, sites "
+        f"{' '.join(found['sites'])}{', layers below cached' if found['cached'] else ''}"
+    )
 
 
 def _claim(claim: str, target: float, measured: float) -> Claim:
-    return {"claim": f"{claim} (CPU time)", "target": f"<= {target}", "measured": measured, "met": measured <= target}
+    return {
+        "claim": f"{claim} (CPU time)",
+        "target": f"<= {target}",
+        "measured": measured,
+        "met": measured <= target,
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_cost", description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench_cost",
+        description=__doc__.partition("\n")[0] if __doc__ else None,
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where cost.json goes")
     parser.add_argument("--backbone", default="minilm")
-    parser.add_argument("--top-sites", default="encoder.layer.[45].*", help="the sites whose lower layers are cached")
-    parser.add_argument("--rows", type=int, default=512, help="samples of the Fisher and of the epoch")
+    parser.add_argument(
+        "--top-sites",
+        default="encoder.layer.[45].*",
+        help="the sites whose lower layers are cached",
+    )
+    parser.add_argument(
+        "--rows", type=int, default=512, help="samples of the Fisher and of the epoch"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="at least 5 for a result to be kept")
     parser.add_argument("--long", type=int, default=48, help="tokens of the long batch")
     given = parser.parse_args(arguments)
@@ -299,8 +391,14 @@ def main(arguments: list[str] | None = None) -> None:
     fishers, steps = [], []
     for patterns, cached, share in ((top, True, 1), (top, False, 1), (everywhere, False, 4)):
         some = limit(rows, max(1, len(rows.rows) // share), seed=0)
-        print(f"Fisher of {len(some.rows)} samples, {patterns[0]}, cached {cached} …", file=sys.stderr, flush=True)
-        found = fisher_against_epoch(backbone, task, some, patterns, cached=cached, batch_size=16, rounds=given.rounds)
+        print(
+            f"Fisher of {len(some.rows)} samples, {patterns[0]}, cached {cached} …",
+            file=sys.stderr,
+            flush=True,
+        )
+        found = fisher_against_epoch(
+            backbone, task, some, patterns, cached=cached, batch_size=16, rounds=given.rounds
+        )
         fishers.append(found)
         print(f"  {found['ratios']}", file=sys.stderr, flush=True)
     for kind, patterns, cached in (
@@ -310,19 +408,47 @@ def main(arguments: list[str] | None = None) -> None:
         ("adapter", everywhere, False),
     ):
         for count, tokens in ((16, 22), (32, given.long)):
-            print(f"{kind}: steps of {count}×{tokens}, {patterns[0]}, cached {cached} …", file=sys.stderr, flush=True)
-            found = step_of_four(backbone, task, train, patterns, cached=cached, count=count, tokens=tokens, rounds=given.rounds, kind=kind)
+            print(
+                f"{kind}: steps of {count}×{tokens}, {patterns[0]}, cached {cached} …",
+                file=sys.stderr,
+                flush=True,
+            )
+            found = step_of_four(
+                backbone,
+                task,
+                train,
+                patterns,
+                cached=cached,
+                count=count,
+                tokens=tokens,
+                rounds=given.rounds,
+                kind=kind,
+            )
             steps.append(found)
             print(f"  {found['ratios']}", file=sys.stderr, flush=True)
     raw = {
-        "how": "one thread, interleaved rounds in turning order after a warm-up; claims are ratios of median CPU times, wall beside",
+        "how": (
+            "one thread, interleaved rounds in turning order after a warm-up; claims are ratios of "
+            "median CPU times, wall beside"
+        ),
         "rounds": given.rounds,
         "load_average": list(os.getloadavg()),
         "fisher": fishers,
         "step": steps,
     }
-    command = shlex.join(["python", "-m", "benchmarks.bench_cost", *(sys.argv[1:] if arguments is None else arguments)])
-    print(write_result("cost", command=command, raw=raw, claims=claims_of(fishers, steps), folder=given.results))
+    command = shlex.join(
+        [
+            "python",
+            "-m",
+            "benchmarks.bench_cost",
+            *(sys.argv[1:] if arguments is None else arguments),
+        ]
+    )
+    print(
+        write_result(
+            "cost", command=command, raw=raw, claims=claims_of(fishers, steps), folder=given.results
+        )
+    )
 
 
 if __name__ == "__main__":

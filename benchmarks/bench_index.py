@@ -86,7 +86,9 @@ def _train(backbone: Any, mixture: Any, expert: Any, texts: list[str], labels: l
             embedded = backbone.embed(texts[start : start + 16], max_length=expert.max_length)
             logits = expert.logit_scale * embedded @ torch.from_numpy(expert.label_embeddings).T
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(logits, torch.tensor(labels[start : start + 16])).backward()  # type: ignore[no-untyped-call]
+            torch.nn.functional.cross_entropy(
+                logits, torch.tensor(labels[start : start + 16])
+            ).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
 
@@ -109,18 +111,30 @@ def make_pool(pool: Path) -> dict[str, int]:
         centre = bases[cluster % len(bases)] + SPREAD["cluster"] * normal(size)
         directions = normal((DIRECTIONS, size)) * np.float32(DIRECTIONS**-0.5)
         for number in range(cluster, TASKS, CLUSTERS):
-            logs = centre + SPREAD["directions"] * normal(DIRECTIONS) @ directions + SPREAD["noise"] * normal(size)
+            logs = (
+                centre
+                + SPREAD["directions"] * normal(DIRECTIONS) @ directions
+                + SPREAD["noise"] * normal(size)
+            )
             for span in layout.spans:
                 logs[span] += rng.normal(0, SPREAD["scale"])
             vector = np.exp(logs)
-            tensors = {name: vector[span].reshape(shape) for (name, shape), span in zip(layout.shapes, layout.spans, strict=True)}
+            tensors = {
+                name: vector[span].reshape(shape)
+                for (name, shape), span in zip(layout.shapes, layout.spans, strict=True)
+            }
             _write_task(pool / f"task-{number:05}", tensors)
     return {"numbers": size}
 
 
 def _write_task(folder: Path, tensors: Embedding) -> None:
     folder.mkdir(parents=True)
-    record = {"digest": f"sha256:{folder.name}", "backbone": "minilm", "backbone_digest": "sha256:minilm", "kind": "lora"}
+    record = {
+        "digest": f"sha256:{folder.name}",
+        "backbone": "minilm",
+        "backbone_digest": "sha256:minilm",
+        "kind": "lora",
+    }
     record |= {"sites": [], "labels": ["negative", "positive"]}
     (folder / "expert.json").write_text(json.dumps(record))
     save_file(dict(tensors), folder / "fisher.safetensors")
@@ -132,9 +146,14 @@ def measure(pool: Path) -> dict[str, Any]:
 
     build = _timed(lambda: TaskIndex.open(pool))[1]
     index, again = _timed(lambda: TaskIndex.open(pool))
-    embeddings = {name: load_file(pool / name / "fisher.safetensors") for name in _queries(index.names)}
+    embeddings = {
+        name: load_file(pool / name / "fisher.safetensors") for name in _queries(index.names)
+    }
     index.top_k(next(iter(embeddings.values())), K)  # the first query imports scikit-learn
-    queries = {name: _timed(partial(index.top_k, own, K, exclude={name})) for name, own in embeddings.items()}
+    queries = {
+        name: _timed(partial(index.top_k, own, K, exclude={name}))
+        for name, own in embeddings.items()
+    }
     peak_queries_mib = _peak_mib()
     every, all_pairs = _timed(lambda: dict(index.all_top_k(K)))
     added = []
@@ -144,9 +163,15 @@ def measure(pool: Path) -> dict[str, Any]:
     return {
         "build_s": _rounded(build),
         "open_again_s": _rounded(again),
-        "query_ms": {clock: _percentiles([times[clock] * 1e3 for _, times in queries.values()]) for clock in ("cpu", "wall")},
+        "query_ms": {
+            clock: _percentiles([times[clock] * 1e3 for _, times in queries.values()])
+            for clock in ("cpu", "wall")
+        },
         "all_pairs_top_k_s": _rounded(all_pairs),
-        "add_a_task_s": {clock: round(float(np.median([times[clock] for times in added])), 3) for clock in ("cpu", "wall")},
+        "add_a_task_s": {
+            clock: round(float(np.median([times[clock] for times in added])), 3)
+            for clock in ("cpu", "wall")
+        },
         "peak_rss_mib": round(_peak_mib()),
         "peak_rss_queries_only_mib": round(peak_queries_mib),
         "neighbours": {name: [near.name for near in found] for name, (found, _) in queries.items()},
@@ -185,7 +210,12 @@ def exact_top_k(pool: Path) -> dict[str, list[str]]:
     queries = _queries(names)
 
     def read(name: str) -> npt.NDArray[np.float32]:  # [T, P]
-        return np.stack([array.ravel() for _, array in sorted(load_file(pool / name / "fisher.safetensors").items())])
+        return np.stack(
+            [
+                array.ravel()
+                for _, array in sorted(load_file(pool / name / "fisher.safetensors").items())
+            ]
+        )
 
     targets = [read(name) for name in queries]
     scores = np.empty((len(queries), len(names)))
@@ -194,10 +224,18 @@ def exact_top_k(pool: Path) -> dict[str, list[str]]:
         for row, own in enumerate(targets):
             total = own + other
             share, rest = own / total, other / total
-            across, left, right = (np.einsum("tp,tp->t", one, two) for one, two in ((share, rest), (share, share), (rest, rest)))
-            scores[row, column] = -1 if name == queries[row] else np.mean(across / np.sqrt(left * right))
+            across, left, right = (
+                np.einsum("tp,tp->t", one, two)
+                for one, two in ((share, rest), (share, share), (rest, rest))
+            )
+            scores[row, column] = (
+                -1 if name == queries[row] else np.mean(across / np.sqrt(left * right))
+            )
     best = np.argsort(-scores, axis=1, kind="stable")[:, :K]
-    return {query: [names[column] for column in columns] for query, columns in zip(queries, best, strict=True)}
+    return {
+        query: [names[column] for column in columns]
+        for query, columns in zip(queries, best, strict=True)
+    }
 
 
 def recall(found: Mapping[str, list[str]], exact: Mapping[str, list[str]]) -> float:
@@ -212,7 +250,9 @@ def _stage(name: str, pool: Path) -> Any:
     """
     command = [sys.executable, "-m", "benchmarks.bench_index", "--stage", name, "--pool", str(pool)]
     one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **one_thread})
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, **one_thread}
+    )
     if done.returncode != 0:
         raise SystemExit(f"bench_index: stage {name} ended with code {done.returncode}")
     return json.loads(done.stdout)
@@ -229,34 +269,71 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     found, found_all = measured.pop("neighbours"), measured.pop("neighbours_all_pairs")
-    measured |= {"recall_at_3": round(recall(found, exact), 4), "recall_at_3_all_pairs": round(recall(found_all, exact), 4)}
+    measured |= {
+        "recall_at_3": round(recall(found, exact), 4),
+        "recall_at_3_all_pairs": round(recall(found_all, exact), 4),
+    }
     raw = {
         "tasks": TASKS,
-        "made_up_around": f"LoRA of rank 4 on {SITES} of MiniLM, one epoch of 128 rows of each of {', '.join(DOMAINS)}",
+        "made_up_around": (
+            f"LoRA of rank 4 on {SITES} of MiniLM, one epoch of 128 rows of each of "
+            f"{', '.join(DOMAINS)}"
+        ),
         "clusters": CLUSTERS,
         "directions": DIRECTIONS,
         "spread_of_logarithms": SPREAD,
-        "fewer_sites": "queries and values only, so that 10,000 files stay at half a GiB; every Linear of the two layers is 4.5 times that",
+        "fewer_sites": (
+            "queries and values only, so that 10,000 files stay at half a GiB; every Linear of the "
+            "two layers is 4.5 times that"
+        ),
         "all_embeddings_mib": round(made["numbers"] * 4 * TASKS / 2**20),
         "matrix_of_all_pairs_mib": round(8 * TASKS**2 / 2**20),
         "numbers_a_task": made["numbers"],
         "files": "in the page cache",
         "threads": 1,
-        "times": "cpu is what one thread worked, and what counts where others use the machine too; wall is what the clock said",
+        "times": (
+            "cpu is what one thread worked, and what counts where others use the machine too; wall "
+            "is what the clock said"
+        ),
         **measured,
     }
     claims: list[Claim] = [
-        _claim("peak memory of top-k over 10,000 tasks, MiB", 1024, measured["peak_rss_mib"], at_most=True),
-        _claim("recall@3 of the index over 10,000 tasks against exact", 0.95, measured["recall_at_3"], at_most=False),
-        _claim("a query over 10,000 tasks, ms of CPU (median)", 50, measured["query_ms"]["cpu"]["p50"], at_most=True),
-        _claim("adding a task to 10,000, seconds of CPU", 1, measured["add_a_task_s"]["cpu"], at_most=True),
+        _claim(
+            "peak memory of top-k over 10,000 tasks, MiB",
+            1024,
+            measured["peak_rss_mib"],
+            at_most=True,
+        ),
+        _claim(
+            "recall@3 of the index over 10,000 tasks against exact",
+            0.95,
+            measured["recall_at_3"],
+            at_most=False,
+        ),
+        _claim(
+            "a query over 10,000 tasks, ms of CPU (median)",
+            50,
+            measured["query_ms"]["cpu"]["p50"],
+            at_most=True,
+        ),
+        _claim(
+            "adding a task to 10,000, seconds of CPU",
+            1,
+            measured["add_a_task_s"]["cpu"],
+            at_most=True,
+        ),
     ]
     print(json.dumps({"raw": raw, "claims": claims}, indent=2))
     write_result("index", command="python -m benchmarks.bench_index", raw=raw, claims=claims)
 
 
 def _claim(claim: str, target: float, measured: float, *, at_most: bool) -> Claim:
-    return {"claim": claim, "target": target, "measured": measured, "met": measured <= target if at_most else measured >= target}
+    return {
+        "claim": claim,
+        "target": target,
+        "measured": measured,
+        "met": measured <= target if at_most else measured >= target,
+    }
 
 
 def _run_stage(name: str, pool: Path) -> None:

@@ -53,11 +53,17 @@ def in_turns(cases: Mapping[str, Work], *, rounds: int) -> dict[str, list[float]
     return times
 
 
-def _summary(times: Mapping[str, list[float]], moved: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+def _summary(
+    times: Mapping[str, list[float]], moved: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
     """Median, spread, and GB/s where the number of bytes to move is known."""
     found = {}
     for name, each in times.items():
-        low, middle, high = (statistics.quantiles(each, n=5)[0], statistics.median(each), statistics.quantiles(each, n=5)[3])
+        low, middle, high = (
+            statistics.quantiles(each, n=5)[0],
+            statistics.median(each),
+            statistics.quantiles(each, n=5)[3],
+        )
         found[name] = {
             "p20_ms": round(low, 4),
             "p50_ms": round(middle, 4),
@@ -85,7 +91,11 @@ def bandwidth(size: int, count: int, *, num_sites: int, rounds: int) -> dict[str
     """
     index = ArenaIndex.of([size // num_sites // 1024 * 1024] * num_sites)
     size = index.num_elements
-    rows, logits, gradient = torch.randn(count, size), torch.randn(num_sites, count), torch.randn(size)
+    rows, logits, gradient = (
+        torch.randn(count, size),
+        torch.randn(num_sites, count),
+        torch.randn(size),
+    )
     nothing, out = rows.new_empty(0, size), torch.empty(size)
     source = torch.randn(size * (count + 1) // 2)
     target = torch.empty_like(source)
@@ -94,8 +104,12 @@ def bandwidth(size: int, count: int, *, num_sites: int, rounds: int) -> dict[str
         "copy": lambda: target.copy_(source),
         "forward": lambda: interpolate(nothing, rows, logits, index, out=out),
         "forward into new memory": lambda: interpolate(nothing, rows, logits, index),
-        "backward, frozen": lambda: reference.backward(gradient, nothing, rows, logits, *where, write=False),
-        "backward, learned": lambda: reference.backward(gradient, rows, nothing, logits, *where, write=True),
+        "backward, frozen": lambda: reference.backward(
+            gradient, nothing, rows, logits, *where, write=False
+        ),
+        "backward, learned": lambda: reference.backward(
+            gradient, rows, nothing, logits, *where, write=True
+        ),
         "naive": lambda: naive(rows, logits[0]),
     }
     row = 4 * size
@@ -116,21 +130,36 @@ def bandwidth(size: int, count: int, *, num_sites: int, rounds: int) -> dict[str
 def _minilm_sites() -> Iterator[str]:
     """30 dense layers: five in each of six."""
     for layer in range(6):
-        for name in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense"):
+        for name in (
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+            "attention.output.dense",
+            "intermediate.dense",
+        ):
             yield f"encoder.layer.{layer}.{name}"
 
 
 def many_small_sites(*, rounds: int) -> dict[str, Any]:
-    """30 sites, 4 experts, rank 8, MiniLM's widths: pidep, the naive expression per site, and PEFT.
+    """30 sites, 4 experts, rank 8, MiniLM's widths: pidep, the naive expression per site,
+    and PEFT.
     """
     import peft
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(hidden_size=384, intermediate_size=1536, num_attention_heads=12, num_hidden_layers=6)
+    config = BertConfig(
+        hidden_size=384, intermediate_size=1536, num_attention_heads=12, num_hidden_layers=6
+    )
     sites = list(_minilm_sites())
-    shapes = [((RANK, 384), (1536 if site.endswith("intermediate.dense") else 384, RANK)) for site in sites]
+    shapes = [
+        ((RANK, 384), (1536 if site.endswith("intermediate.dense") else 384, RANK))
+        for site in sites
+    ]
     index = ArenaIndex.of([a[0] * a[1] + b[0] * b[1] for a, b in shapes])
-    rows, logits = torch.randn(NUM_EXPERTS, index.num_elements), torch.randn(len(sites), NUM_EXPERTS)
+    rows, logits = (
+        torch.randn(NUM_EXPERTS, index.num_elements),
+        torch.randn(len(sites), NUM_EXPERTS),
+    )
     nothing = rows.new_empty(0, index.num_elements)
     factors = [[(torch.randn(a), torch.randn(b)) for a, b in shapes] for _ in range(NUM_EXPERTS)]
 
@@ -142,12 +171,18 @@ def many_small_sites(*, rounds: int) -> dict[str, Any]:
                 out.append(sum(alpha[k] * factors[k][site][tensor] for k in range(NUM_EXPERTS)))  # type: ignore[arg-type]
         return out
 
-    wrapped = peft.get_peft_model(BertModel(config, add_pooling_layer=False), peft.LoraConfig(r=RANK, target_modules=sites), "0")
+    wrapped = peft.get_peft_model(
+        BertModel(config, add_pooling_layer=False),
+        peft.LoraConfig(r=RANK, target_modules=sites),
+        "0",
+    )
     for number in range(1, NUM_EXPERTS):
         wrapped.add_adapter(str(number), peft.LoraConfig(r=RANK, target_modules=sites))
 
     def with_peft() -> None:
-        wrapped.add_weighted_adapter([str(number) for number in range(NUM_EXPERTS)], [0.25] * NUM_EXPERTS, "mixed", "linear")
+        wrapped.add_weighted_adapter(
+            [str(number) for number in range(NUM_EXPERTS)], [0.25] * NUM_EXPERTS, "mixed", "linear"
+        )
         wrapped.delete_adapter("mixed")
 
     gradient = torch.randn(index.num_elements)
@@ -157,14 +192,20 @@ def many_small_sites(*, rounds: int) -> dict[str, Any]:
         learned.grad = None
         interpolate(learned, nothing, logits, index).backward(gradient)
 
-    leaves = [[tuple(factor.clone().requires_grad_() for factor in pair) for pair in expert] for expert in factors]
+    leaves = [
+        [tuple(factor.clone().requires_grad_() for factor in pair) for pair in expert]
+        for expert in factors
+    ]
 
     def naive_both_ways() -> None:
         total = torch.zeros(())
         for site in range(len(sites)):
             alpha = torch.softmax(logits[site], 0)
             for tensor in range(2):
-                total = total + sum(alpha[k] * leaves[k][site][tensor] for k in range(NUM_EXPERTS)).sum()  # type: ignore[union-attr]
+                total = (
+                    total
+                    + sum(alpha[k] * leaves[k][site][tensor] for k in range(NUM_EXPERTS)).sum()
+                )  # type: ignore[union-attr]
         total.backward()
 
     cases: dict[str, Work] = {
@@ -174,13 +215,28 @@ def many_small_sites(*, rounds: int) -> dict[str, Any]:
         "interpolate, forward and backward": both_ways,
         "naive, forward and backward": naive_both_ways,
     }
-    found = _summary(in_turns(cases, rounds=rounds), {"interpolate": 4 * index.num_elements * (NUM_EXPERTS + 1)})
-    base = found["interpolate"]["p50_ms"]
-    speedups = {name: round(one["p50_ms"] / base, 2) for name, one in found.items() if name in list(cases)[1:3]}
-    speedups["naive, forward and backward"] = round(
-        found["naive, forward and backward"]["p50_ms"] / found["interpolate, forward and backward"]["p50_ms"], 2
+    found = _summary(
+        in_turns(cases, rounds=rounds), {"interpolate": 4 * index.num_elements * (NUM_EXPERTS + 1)}
     )
-    return {"sites": len(sites), "K": NUM_EXPERTS, "rank": RANK, "P": index.num_elements, "times": found, "speedup": speedups}
+    base = found["interpolate"]["p50_ms"]
+    speedups = {
+        name: round(one["p50_ms"] / base, 2)
+        for name, one in found.items()
+        if name in list(cases)[1:3]
+    }
+    speedups["naive, forward and backward"] = round(
+        found["naive, forward and backward"]["p50_ms"]
+        / found["interpolate, forward and backward"]["p50_ms"],
+        2,
+    )
+    return {
+        "sites": len(sites),
+        "K": NUM_EXPERTS,
+        "rank": RANK,
+        "P": index.num_elements,
+        "times": found,
+        "speedup": speedups,
+    }
 
 
 def claims_of(large: list[dict[str, Any]], small: Mapping[str, Any]) -> list[Claim]:
@@ -191,17 +247,35 @@ def claims_of(large: list[dict[str, Any]], small: Mapping[str, Any]) -> list[Cla
             share = found["times"][name]["share_of_copy"]
             size = f"P = {found['P'] / 2**20:.0f}M, K = {found['K']}, {found['sites']} sites"
             title = f"interpolate on the CPU, {name}, {size}: share of memcpy bandwidth"
-            claims.append({"claim": title, "target": f">= {SHARE_TARGET}", "measured": share, "met": share >= SHARE_TARGET})
+            claims.append(
+                {
+                    "claim": title,
+                    "target": f">= {SHARE_TARGET}",
+                    "measured": share,
+                    "met": share >= SHARE_TARGET,
+                }
+            )
     for name, speedup in small["speedup"].items():
-        title = f"interpolate on the CPU, {small['sites']} sites, {small['K']} experts, rank {small['rank']}: times as fast as {name}"
-        claims.append({"claim": title, "target": f">= {FASTER_TARGET:g}", "measured": speedup, "met": speedup >= FASTER_TARGET})
+        title = (
+            f"interpolate on the CPU, {small['sites']} sites, {small['K']} experts, rank "
+            f"{small['rank']}: times as fast as {name}"
+        )
+        claims.append(
+            {
+                "claim": title,
+                "target": f">= {FASTER_TARGET:g}",
+                "measured": speedup,
+                "met": speedup >= FASTER_TARGET,
+            }
+        )
     return claims
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bench_kernels_cpu", description=__doc__.partition("\n")[0] if __doc__ else None
+        prog="python -m benchmarks.bench_kernels_cpu",
+        description=__doc__.partition("\n")[0] if __doc__ else None,
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where kernels-cpu.json goes")
     parser.add_argument("--rounds", type=int, default=15)
@@ -214,17 +288,32 @@ def main(arguments: list[str] | None = None) -> None:
         ]
     small = many_small_sites(rounds=given.rounds)
     raw = {
-        "how": "wall time in turns, medians; bytes are what must be moved: each expert and gradient read once, each result written once",
+        "how": (
+            "wall time in turns, medians; bytes are what must be moved: each expert and gradient "
+            "read once, each result written once"
+        ),
         "threads": torch.get_num_threads(),
         "load_average": list(os.getloadavg()),
         "large": large,
         "small": small,
     }
-    command = shlex.join(["python", "-m", "benchmarks.bench_kernels_cpu", *(sys.argv[1:] if arguments is None else arguments)])
+    command = shlex.join(
+        [
+            "python",
+            "-m",
+            "benchmarks.bench_kernels_cpu",
+            *(sys.argv[1:] if arguments is None else arguments),
+        ]
+    )
     claims = claims_of(large, small)
     for claim in claims:
-        print(f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} (target {claim['target']})")
-    print(write_result("kernels-cpu", command=command, raw=raw, claims=claims, folder=given.results))
+        print(
+            f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} "
+            f"(target {claim['target']})"
+        )
+    print(
+        write_result("kernels-cpu", command=command, raw=raw, claims=claims, folder=given.results)
+    )
 
 
 if __name__ == "__main__":

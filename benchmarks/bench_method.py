@@ -24,7 +24,10 @@ from pidep.lab.settings import METHODS, ONLY_FOR, CompareSettings
 
 __all__ = ["COMMAND_LINE", "GRIDS", "claims", "in_hindsight"]
 
-COMMAND = "python -m benchmarks.bench_method --prepare, then --part 0/2 beside --part 1/2, then --summarise"
+COMMAND = (
+    "python -m benchmarks.bench_method --prepare, then --part 0/2 beside --part 1/2, then "
+    "--summarise"
+)
 DOMAINS = ("amazon", "movie", "nyt", "tweets")
 COMMON: dict[str, Any] = {
     "tasks": tuple(f"sentiment/{domain}" for domain in DOMAINS),
@@ -60,18 +63,48 @@ def claims(summary: Mapping[str, Any], missing: Sequence[str] = ()) -> list[Clai
     met.
     """
     found: list[Claim] = []
-    for kind, columns in (("lora", (8, 32, 128, None)), ("adapter", (8, 128)), ("prefix", (8, 128))):
+    for kind, columns in (
+        ("lora", (8, 32, 128, None)),
+        ("adapter", (8, 128)),
+        ("prefix", (8, 128)),
+    ):
         for shots in columns:
-            whole = not any(key.startswith(f"{kind}, ") and f", {column_name(shots)}, " in key for key in missing)
+            whole = not any(
+                key.startswith(f"{kind}, ") and f", {column_name(shots)}, " in key
+                for key in missing
+            )
             if shots == 8:
                 for other, points in (("own", 9.0), ("uniform", 1.0), ("joint", 3.0)):
-                    what = f"{kind}, 8 shots: π minus {NAMES[other]}, average of 4 targets × 3 seeds"
-                    found.append(_at_least(what, points, _minus(summary, kind, 8, other)["mean"] if whole else None))
-            what = f"{kind}, {column_name(shots)}: π minus the best of own expert and uniform mixture, worst target's mean"
-            found.append(_at_least(what, -1.0, min(_under_the_best(summary, kind, shots).values()) if whole else None))
+                    what = (
+                        f"{kind}, 8 shots: π minus {NAMES[other]}, average of 4 targets × 3 seeds"
+                    )
+                    found.append(
+                        _at_least(
+                            what, points, _minus(summary, kind, 8, other)["mean"] if whole else None
+                        )
+                    )
+            what = (
+                f"{kind}, {column_name(shots)}: π minus the best of own expert and uniform "
+                "mixture, worst target's mean"
+            )
+            found.append(
+                _at_least(
+                    what,
+                    -1.0,
+                    min(_under_the_best(summary, kind, shots).values()) if whole else None,
+                )
+            )
             if shots in (128, None):
                 what = f"{kind}, {column_name(shots)}: π minus own expert, worst target's mean"
-                found.append(_at_least(what, 0.0, min(_minus(summary, kind, shots, "own")["tasks"].values()) if whole else None))
+                found.append(
+                    _at_least(
+                        what,
+                        0.0,
+                        min(_minus(summary, kind, shots, "own")["tasks"].values())
+                        if whole
+                        else None,
+                    )
+                )
     return found
 
 
@@ -82,7 +115,10 @@ def _minus(summary: Mapping[str, Any], kind: str, shots: int | None, other: str)
     for row in summary["differences"]:
         if (row["kind"], row["shots"], row["minus"]) == (kind, shots, other):
             return dict(row)
-    raise PidepError(f"method: no cell of {kind}, {column_name(shots)} has both π and {other!r}; run the missing cells first")
+    raise PidepError(
+        f"method: no cell of {kind}, {column_name(shots)} has both π and {other!r}; run the "
+        "missing cells first"
+    )
 
 
 def _under_the_best(summary: Mapping[str, Any], kind: str, shots: int | None) -> dict[str, float]:
@@ -94,9 +130,19 @@ def _under_the_best(summary: Mapping[str, Any], kind: str, shots: int | None) ->
 def _at_least(claim: str, points: float, measured: float | None) -> Claim:
     """A claim in percentage points. A difference below a millionth of a point counts as none."""
     if measured is None:
-        return {"claim": claim + ", points of accuracy", "target": f">= {points:g}", "measured": "not measured yet", "met": False}
+        return {
+            "claim": claim + ", points of accuracy",
+            "target": f">= {points:g}",
+            "measured": "not measured yet",
+            "met": False,
+        }
     value = round(100 * measured, 6)
-    return {"claim": claim + ", points of accuracy", "target": f">= {points:g}", "measured": round(value, 2), "met": value >= points}
+    return {
+        "claim": claim + ", points of accuracy",
+        "target": f">= {points:g}",
+        "measured": round(value, 2),
+        "met": value >= points,
+    }
 
 
 def _cost(cells: Cells) -> dict[str, dict[str, float]]:
@@ -110,7 +156,10 @@ def _cost(cells: Cells) -> dict[str, dict[str, float]]:
         for method, result in cell["methods"].items():
             column.setdefault(method, []).append(result["cpu_seconds"])
             column.setdefault("scoring the test rows", []).append(result["test_seconds"])
-    return {column: {name: round(sum(values) / len(values), 2) for name, values in by.items()} for column, by in found.items()}
+    return {
+        column: {name: round(sum(values) / len(values), 2) for name, values in by.items()}
+        for column, by in found.items()
+    }
 
 
 def in_hindsight(cells: Cells) -> dict[str, dict[str, float]]:
@@ -123,8 +172,13 @@ def in_hindsight(cells: Cells) -> dict[str, dict[str, float]]:
         scores = {method: 100 * result["score"] for method, result in cell["methods"].items()}
         best = max(scores.values())
         ahead = {f"minus {name}": best - scores[name] for name in ("own", "uniform", "joint", "pi")}
-        found.setdefault(f"{cell['kind']}, {column_name(cell['shots'])}", []).append({"best": best, **ahead})
-    return {column: {name: round(sum(row[name] for row in rows) / len(rows), 2) for name in rows[0]} for column, rows in found.items()}
+        found.setdefault(f"{cell['kind']}, {column_name(cell['shots'])}", []).append(
+            {"best": best, **ahead}
+        )
+    return {
+        column: {name: round(sum(row[name] for row in rows) / len(rows), 2) for name in rows[0]}
+        for column, rows in found.items()
+    }
 
 
 def _summarise(out: Path) -> int:
@@ -142,13 +196,23 @@ def _summarise(out: Path) -> int:
     }
     path = write_result("method", command=COMMAND, raw=raw, claims=found)
     for claim in found:
-        print(f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} (target {claim['target']})")
-    print(f"{sum(claim['met'] for claim in found)} of {len(found)} claims met, {len(summary['losing'])} losing cases; {path}")
+        print(
+            f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} "
+            f"(target {claim['target']})"
+        )
+    print(
+        f"{sum(claim['met'] for claim in found)} of {len(found)} claims met, "
+        f"{len(summary['losing'])} losing cases; {path}"
+    )
     return 0
 
 
 COMMAND_LINE = GridCommand(
-    "method", "π against every baseline; run it with --prepare, then --part, then --summarise.", GRIDS, Path("runs/method"), _summarise
+    "method",
+    "π against every baseline; run it with --prepare, then --part, then --summarise.",
+    GRIDS,
+    Path("runs/method"),
+    _summarise,
 )
 
 

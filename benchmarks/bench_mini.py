@@ -43,6 +43,7 @@ __all__ = ["ask", "claims_of", "main", "recalls"]
 
 AMONG = 400
 
+
 def ask(data: Data, part: str, *, per_base: bool, seed: int = 0) -> list[int]:
     """At most 400 icons of a part with different names: one for each base name, or any."""
     rng = np.random.default_rng(seed)
@@ -59,7 +60,10 @@ def recalls(mini: Mini, data: Data, rows: Sequence[int], phrase: int = 0) -> dic
     """Recall at 1 and 10 in percent, both ways, among the given icons."""
     chosen = torch.tensor(rows)
     with torch.inference_mode():
-        batches = [(torch.from_numpy(np.asarray(data.features[some.numpy()])).float(), data.summary[some]) for some in chosen.split(64)]
+        batches = [
+            (torch.from_numpy(np.asarray(data.features[some.numpy()])).float(), data.summary[some])
+            for some in chosen.split(64)
+        ]
         found = torch.cat([embed(mini, features, summary) for features, summary in batches])
     score = found @ data.names[phrase, data.name_of[chosen]].T
     out = {}
@@ -72,7 +76,11 @@ def recalls(mini: Mini, data: Data, rows: Sequence[int], phrase: int = 0) -> dic
 
 def kept_tokens(mini: Mini) -> list[float]:
     """The stepwise-trained part of the shipped connector, without training it again."""
-    tensors = {name: value.float() for name, value in load_file(CONNECTOR).items() if not name.startswith("past.")}
+    tensors = {
+        name: value.float()
+        for name, value in load_file(CONNECTOR).items()
+        if not name.startswith("past.")
+    }
     mini.connector.load_state_dict(tensors, strict=False)
     mini.connector.requires_grad_(False).eval()
     return []
@@ -84,7 +92,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=CONNECTOR, help="where the connector goes")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep-tokens", action="store_true", help="take the visual tokens' part as shipped; fit only what goes past")
+    parser.add_argument(
+        "--keep-tokens",
+        action="store_true",
+        help="take the visual tokens' part as shipped; fit only what goes past",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     settings, started = Settings(), time.perf_counter()
@@ -95,8 +107,16 @@ def main() -> int:
         losses = kept_tokens(mini) if arguments.keep_tokens else train(mini, data, settings)
         fit_past(mini, data, settings)
         trained_s = time.perf_counter() - started
-        made = {"text": mini.text.digest, "stem": weights_digest(mini.stem), "preprocess": PREPROCESS.digest}
-        digest = write_connector(arguments.out, mini.connector, {**made, "settings": asdict(settings), "split_seed": SPLIT_SEED})
+        made = {
+            "text": mini.text.digest,
+            "stem": weights_digest(mini.stem),
+            "preprocess": PREPROCESS.digest,
+        }
+        digest = write_connector(
+            arguments.out,
+            mini.connector,
+            {**made, "settings": asdict(settings), "split_seed": SPLIT_SEED},
+        )
         read_connector(mini.connector, arguments.out, expected=made)
         raw = {
             "connector": digest,
@@ -105,19 +125,29 @@ def main() -> int:
             "prepared_s": round(prepared_s, 1),
             "trained_s": round(trained_s, 1),
             "threads": arguments.threads,
-            "losses": [round(float(np.mean(losses[start : start + 50])), 3) for start in range(0, len(losses), 50)],
+            "losses": [
+                round(float(np.mean(losses[start : start + 50])), 3)
+                for start in range(0, len(losses), 50)
+            ],
             "validation": recalls(mini, data, ask(data, "validation", per_base=True)),
             "validation_by_part": parts_of(mini, data, ask(data, "validation", per_base=True)),
             "test": recalls(mini, data, ask(data, "test", per_base=True)),
-            "test_measured_before": "one time with the first connector (17.00, 41.50, 16.75, 40.25), three times with the second"
-            " (30.75, 59.00, 32.50, 59.50); this one, the third, was settled on the other parts before its one measurement",
+            "test_measured_before": "one time with the first connector (17.00, 41.50, 16.75, 40.25), "
+            "three times with the second"
+            " (30.75, 59.00, 32.50, 59.50); this one, the third, was settled on the other parts "
+            "before its one measurement",
             "tokens_kept": arguments.keep_tokens,
             "test_with_variants": recalls(mini, data, ask(data, "test", per_base=False)),
-            "licences": {family: LICENCES[family] for family in ("material", "fontawesome", "octicons")},
+            "licences": {
+                family: LICENCES[family] for family in ("material", "fontawesome", "octicons")
+            },
         }
         path = write_result(
             "mini",
-            command=f"python -m benchmarks.bench_mini --threads {arguments.threads}{' --keep-tokens' * arguments.keep_tokens}",
+            command=(
+                "python -m benchmarks.bench_mini --threads "
+                f"{arguments.threads}{' --keep-tokens' * arguments.keep_tokens}"
+            ),
             raw=raw,
             claims=claims_of(raw["test"]),
         )
@@ -142,7 +172,13 @@ def parts_of(mini: Mini, data: Data, rows: Sequence[int]) -> dict[str, Any]:
 
 def _sizes(data: Data) -> dict[str, dict[str, int]]:
     """Numbers of icons and base names of every part."""
-    return {part: {"icons": len(data.rows(part)), "base_names": len({data.group[row] for row in data.rows(part)})} for part in SHARES}
+    return {
+        part: {
+            "icons": len(data.rows(part)),
+            "base_names": len({data.group[row] for row in data.rows(part)}),
+        }
+        for part in SHARES
+    }
 
 
 def claims_of(test: dict[str, float]) -> list[Claim]:
@@ -151,7 +187,10 @@ def claims_of(test: dict[str, float]) -> list[Claim]:
     for way in ("image_to_text", "text_to_image"):
         for top, target in ((1, 25.0), (10, 60.0)):
             found = test[f"{way}_recall_at_{top}"]
-            what = f"pidep-mini finds an unseen icon's {'name' if way == 'image_to_text' else 'picture'} among 400: recall@{top} (%)"
+            what = (
+                "pidep-mini finds an unseen icon's "
+                f"{'name' if way == 'image_to_text' else 'picture'} among 400: recall@{top} (%)"
+            )
             out.append(Claim(claim=what, target=target, measured=found, met=found >= target))
     return out
 

@@ -57,7 +57,12 @@ FORMAT = 1
 class Settings:
     """Settings of the measurement. Together with the code, they decide the figures."""
 
-    domains: tuple[str, ...] = ("sentiment/amazon", "sentiment/movie", "sentiment/nyt", "sentiment/tweets")
+    domains: tuple[str, ...] = (
+        "sentiment/amazon",
+        "sentiment/movie",
+        "sentiment/nyt",
+        "sentiment/tweets",
+    )
     clusters: int = 2
     backbone: str = "minilm"
     sites: tuple[str, ...] = ("encoder.layer.[45].*",)
@@ -92,7 +97,7 @@ class SubTask:
     """Mean embedding `[D]` of its training texts under the bare backbone."""
 
 
-# --- tasks ----------------------------------------------------------------------------------------------------------
+# --- tasks ----------------------------
 
 
 def _normalised(text: str) -> str:
@@ -109,7 +114,9 @@ def sub_tasks(settings: Settings, backbone: Encoder, out: Path) -> list[SubTask]
         train = limit(_unseen(data.train, seen), settings.train_rows, seed=0)
         # Tests take 0.3 of a packaged domain: one share per cluster, and half as much again for
         # uneven clusters.
-        test = limit(_unseen(data.test, seen), settings.test_rows * settings.clusters * 5 // 4, seed=0)
+        test = limit(
+            _unseen(data.test, seen), settings.test_rows * settings.clusters * 5 // 4, seed=0
+        )
         seen |= {_normalised(text) for text in [*data.train.rows, *data.test.rows]}
         found += _clusters(settings, backbone, task, train, test, out)
     return found
@@ -119,9 +126,20 @@ def _unseen(split: Split, seen: set[str]) -> Split:
     return split.take(row for row, text in enumerate(split.rows) if _normalised(text) not in seen)
 
 
-def _clusters(settings: Settings, backbone: Encoder, task: Task, train: Split, test: Split, out: Path) -> Iterator[SubTask]:
+def _clusters(
+    settings: Settings, backbone: Encoder, task: Task, train: Split, test: Split, out: Path
+) -> Iterator[SubTask]:
     texts = [*train.rows, *test.rows]
-    key = json.dumps([FORMAT, backbone.digest, settings.max_length, settings.clusters, data_digest(train), data_digest(test)])
+    key = json.dumps(
+        [
+            FORMAT,
+            backbone.digest,
+            settings.max_length,
+            settings.clusters,
+            data_digest(train),
+            data_digest(test),
+        ]
+    )
     path = out / "texts" / f"{task.name}.safetensors"
     kept = read_cached(path, key=key)
     if kept is None:
@@ -129,12 +147,16 @@ def _clusters(settings: Settings, backbone: Encoder, task: Task, train: Split, t
         kept = {"embeddings": embeddings, "cluster": _k_means(embeddings, settings.clusters)}
         write_cached(path, kept, key=key)
     cluster, count = kept["cluster"], len(train.rows)
-    scorer = scorer_for_task(backbone, task, max_length=min(settings.max_length, backbone.max_positions))
+    scorer = scorer_for_task(
+        backbone, task, max_length=min(settings.max_length, backbone.max_positions)
+    )
     for number in range(settings.clusters):
         mine = np.flatnonzero(cluster == number)
         rows = train.take(mine[mine < count].tolist())
         held = limit(test.take((mine[mine >= count] - count).tolist()), settings.test_rows, seed=0)
-        words = _words([texts[row] for row in mine], [texts[row] for row in np.flatnonzero(cluster != number)])
+        words = _words(
+            [texts[row] for row in mine], [texts[row] for row in np.flatnonzero(cluster != number)]
+        )
         mean = kept["embeddings"][mine[mine < count]].mean(0, dtype=np.float64)
         yield SubTask(f"{task.name}-{number}", task, scorer, TaskData(rows, held), words, mean)
 
@@ -152,12 +174,18 @@ def _words(mine: list[str], rest: list[str], *, count: int = 8) -> tuple[str, ..
     """Words whose share of sentences exceeds most their share in the rest."""
     shares = []
     for texts in (mine, rest):
-        counter = Counter(word for text in texts for word in set(re.findall(r"[a-z]{3,}", text.lower())))
+        counter = Counter(
+            word for text in texts for word in set(re.findall(r"[a-z]{3,}", text.lower()))
+        )
         shares.append({word: number / max(1, len(texts)) for word, number in counter.items()})
-    return tuple(sorted(shares[0], key=lambda word: (shares[1].get(word, 0.0) - shares[0][word], word))[:count])
+    return tuple(
+        sorted(shares[0], key=lambda word: (shares[1].get(word, 0.0) - shares[0][word], word))[
+            :count
+        ]
+    )
 
 
-# --- experts, embeddings, evaluations: each kept in the folder -------------------------------------------------------
+# --- experts, embeddings, evaluations: each kept in the folder ----------------------------
 
 
 def _sha(content: Any) -> str:
@@ -192,7 +220,9 @@ class Lab:
         train = task.data.train
         if seed is not None:
             return few_shot(train, shots=self.settings.shots, seed=seed), None
-        return hold_out(train, fraction=min(0.1, self.settings.validation_rows / len(train.rows)), seed=0)
+        return hold_out(
+            train, fraction=min(0.1, self.settings.validation_rows / len(train.rows)), seed=0
+        )
 
     def training(self, seed: int | None) -> TrainingSettings:
         """Full data, or few shots."""
@@ -219,8 +249,24 @@ class Lab:
         training = self.training(seed)
         held = None if validation is None else data_digest(validation)
         labels = hashlib.sha256(task.scorer.label_embeddings.numpy().tobytes()).hexdigest()
-        wanted = _sha([FORMAT, self.backbone.digest, asdict(training), task.scorer.max_length, data_digest(train), held, labels, seed])
-        folder = self.out / "experts" / task.name / ("full" if seed is None else f"{self.settings.shots}-shots-seed-{seed}")
+        wanted = _sha(
+            [
+                FORMAT,
+                self.backbone.digest,
+                asdict(training),
+                task.scorer.max_length,
+                data_digest(train),
+                held,
+                labels,
+                seed,
+            ]
+        )
+        folder = (
+            self.out
+            / "experts"
+            / task.name
+            / ("full" if seed is None else f"{self.settings.shots}-shots-seed-{seed}")
+        )
         try:
             kept = read_expert(folder)
             if kept.provenance.get("settings") == wanted:
@@ -228,7 +274,12 @@ class Lab:
         except PidepError:
             pass
         expert, report = train_own_expert(task.scorer, task.task, training, train, validation)
-        provenance = {**expert.provenance, "settings": wanted, "steps": report.steps, "best_step": report.best_step}
+        provenance = {
+            **expert.provenance,
+            "settings": wanted,
+            "steps": report.steps,
+            "best_step": report.best_step,
+        }
         expert = replace(expert, name=task.name, provenance=provenance)
         write_expert(expert, folder)
         return expert
@@ -237,26 +288,61 @@ class Lab:
         """Fisher embedding at the task's own expert, of all the shots or of `fisher_rows` rows."""
         rows = limit(self.rows(task, seed)[0], self.settings.fisher_rows, seed=0)
         expert, digest = self.expert(task, seed), data_digest(rows)
-        return cached_fisher(self.out / "fisher", self.backbone, expert, rows.rows, rows.labels, data_digest=digest, kind=kind)
+        return cached_fisher(
+            self.out / "fisher",
+            self.backbone,
+            expert,
+            rows.rows,
+            rows.labels,
+            data_digest=digest,
+            kind=kind,
+        )
 
     def accuracy(self, task: SubTask, *experts: Expert) -> float:
         """Accuracy on the task's test rows, of the experts' uniform mixture or of the bare
         backbone.
         """
-        key = {"format": FORMAT, "backbone": self.backbone.digest, "test": data_digest(task.data.test)}
-        key |= {"max_length": task.scorer.max_length, "experts": [expert.digest for expert in experts]}
+        key = {
+            "format": FORMAT,
+            "backbone": self.backbone.digest,
+            "test": data_digest(task.data.test),
+        }
+        key |= {
+            "max_length": task.scorer.max_length,
+            "experts": [expert.digest for expert in experts],
+        }
         mixture = Mixture.of(experts) if experts else None
-        return float(self.kept("evaluations", key, lambda: evaluate(task.scorer, task.data.test, "accuracy", mixture)))
+        return float(
+            self.kept(
+                "evaluations",
+                key,
+                lambda: evaluate(task.scorer, task.data.test, "accuracy", mixture),
+            )
+        )
 
-    def zero_shot(self, task: SubTask, seed: int, helpers: Mapping[str, Expert]) -> dict[str, float]:
+    def zero_shot(
+        self, task: SubTask, seed: int, helpers: Mapping[str, Expert]
+    ) -> dict[str, float]:
         """pidep's prediction without labels, from the texts of the shots."""
         texts = self.rows(task, seed)[0].rows
-        entries = {other.name: PoolEntry(helpers[other.name], dict(self.embedding(other, None, "empirical"))) for other in self.tasks}
+        entries = {
+            other.name: PoolEntry(
+                helpers[other.name], dict(self.embedding(other, None, "empirical"))
+            )
+            for other in self.tasks
+        }
         entries.pop(task.name)
-        key = {"format": FORMAT, "texts": texts, "helpers": {name: entry.expert.digest for name, entry in entries.items()}}
+        key = {
+            "format": FORMAT,
+            "texts": texts,
+            "helpers": {name: entry.expert.digest for name, entry in entries.items()},
+        }
 
         def ranked() -> dict[str, float]:
-            return {near.name: near.similarity for near in rank_without_labels(self.backbone, entries, texts)}
+            return {
+                near.name: near.similarity
+                for near in rank_without_labels(self.backbone, entries, texts)
+            }
 
         found = self.kept("zero_shot", key, ranked)
         return dict(found)
@@ -275,7 +361,7 @@ class Lab:
         return value
 
 
-# --- the measurement ------------------------------------------------------------------------------------------------
+# --- the measurement ----------------------------
 
 
 @dataclass(frozen=True)
@@ -309,7 +395,9 @@ def _measure(lab: Lab, full: Mapping[str, Expert]) -> Measured:
             alone[row, column] = lab.accuracy(target, full[helper.name])
             for place, seed in enumerate(seeds):
                 if row != column:
-                    mixed[place, row, column] = lab.accuracy(target, own[target.name, seed], full[helper.name])
+                    mixed[place, row, column] = lab.accuracy(
+                        target, own[target.name, seed], full[helper.name]
+                    )
     bare = np.array([lab.accuracy(task) for task in tasks])
     few = np.array([[lab.accuracy(task, own[task.name, seed]) for task in tasks] for seed in seeds])
     return Measured(bare, alone.diagonal().copy(), few, mixed, alone)
@@ -321,18 +409,33 @@ def _predict(lab: Lab, full: Mapping[str, Expert]) -> dict[str, Matrix]:
     found: dict[str, Matrix] = {}
     for kind in get_args(FisherKind):
         helpers = [lab.embedding(task, None, kind) for task in tasks]
-        columns = {"": [[lab.embedding(task, seed, kind) for task in tasks] for seed in seeds], ", full data": [helpers]}
+        columns = {
+            "": [[lab.embedding(task, seed, kind) for task in tasks] for seed in seeds],
+            ", full data": [helpers],
+        }
         for suffix, targets in columns.items():
             found[f"{kind}{suffix}"] = _compared(helpers, targets)
             free = [[scale_free(target) for target in row] for row in targets]
-            found[f"{kind}, scale-free{suffix}"] = _compared([scale_free(helper) for helper in helpers], free)
+            found[f"{kind}, scale-free{suffix}"] = _compared(
+                [scale_free(helper) for helper in helpers], free
+            )
     shots = [[lab.rows(task, seed)[0].rows for task in tasks] for seed in seeds]
     means = np.array([task.mean_embedding for task in tasks])
-    few = [[lab.backbone.encode(texts, max_length=lab.settings.max_length).numpy().mean(0) for texts in row] for row in shots]
+    few = [
+        [
+            lab.backbone.encode(texts, max_length=lab.settings.max_length).numpy().mean(0)
+            for texts in row
+        ]
+        for row in shots
+    ]
     found["text"] = _cosines(means, means)[None]
-    found["text, shots only"] = np.array([_cosines(means, np.array(row, np.float64)) for row in few])
+    found["text, shots only"] = np.array(
+        [_cosines(means, np.array(row, np.float64)) for row in few]
+    )
     zero = [[lab.zero_shot(task, seed, full) for task in tasks] for seed in seeds]
-    found["no labels"] = np.array([[[similar.get(task.name, 1.0) for similar in row] for task in tasks] for row in zero])
+    found["no labels"] = np.array(
+        [[[similar.get(task.name, 1.0) for similar in row] for task in tasks] for row in zero]
+    )
     # a tie is a uniform choice; this is its expected value
     found["random"] = np.zeros((1, len(tasks), len(tasks)))
     return found
@@ -342,7 +445,10 @@ def _compared(helpers: list[Any], targets: list[list[Any]]) -> Matrix:
     """Similarity of each helper with each target. The diagonal is not used."""
     return np.array(
         [
-            [[1.0 if i == j else similarity(helper, target) for j, target in enumerate(row)] for i, helper in enumerate(helpers)]
+            [
+                [1.0 if i == j else similarity(helper, target) for j, target in enumerate(row)]
+                for i, helper in enumerate(helpers)
+            ]
             for row in targets
         ]
     )
@@ -353,12 +459,14 @@ def _cosines(left: Matrix, right: Matrix) -> Matrix:
     return np.asarray(a @ b.T)
 
 
-# --- the result -----------------------------------------------------------------------------------------------------
+# --- the result ----------------------------
 
 
 def claims_of(figures: Mapping[str, Mapping[str, Figure]]) -> list[Claim]:
     """Claims: transfers into few-shot mixtures, predicted from the shots alone."""
-    fisher, text, batch, random = (figures[name] for name in ("empirical", "text", "batch_squared", "random"))
+    fisher, text, batch, random = (
+        figures[name] for name in ("empirical", "text", "batch_squared", "random")
+    )
     gain = {
         "random": random["regret"] - fisher["regret"],
         "text": text["regret"] - fisher["regret"],
@@ -366,7 +474,12 @@ def claims_of(figures: Mapping[str, Mapping[str, Figure]]) -> list[Claim]:
     }
     rank = fisher["spearman"]
     return [
-        _claim("Spearman of predicted similarity with measured transfer", "> 0, 95 % interval above 0", str(rank), rank.interval[0] > 0),
+        _claim(
+            "Spearman of predicted similarity with measured transfer",
+            "> 0, 95 % interval above 0",
+            str(rank),
+            rank.interval[0] > 0,
+        ),
         _claim(
             "regret of the top-1 choice, accuracy: Fisher below a random choice",
             f"< {random['regret'].value:.4f}",
@@ -374,7 +487,8 @@ def claims_of(figures: Mapping[str, Mapping[str, Figure]]) -> list[Claim]:
             gain["random"].value > 1e-9,
         ),
         _claim(
-            "regret of the top-1 choice, accuracy: Fisher at most that of text-embedding similarity",
+            "regret of the top-1 choice, accuracy: Fisher at most that of text-embedding "
+            "similarity",
             f"<= {text['regret'].value:.4f}",
             f"{fisher['regret'].value:.4f}; better by {gain['text']}",
             gain["text"].value >= 0,
@@ -400,7 +514,11 @@ def _pairs(lab: Lab, measured: Measured, predicted: Mapping[str, Matrix]) -> lis
             "transfer": round(float(measured.transfer[:, row, column].mean()), 5),
             "transfer_by_seed": measured.transfer[:, row, column].round(5).tolist(),
             "zero_shot_transfer": round(float(measured.zero_shot[row, column]), 5),
-            "predicted_by_seed": {name: values[:, row, column].round(6).tolist() for name, values in predicted.items() if name != "random"},
+            "predicted_by_seed": {
+                name: values[:, row, column].round(6).tolist()
+                for name, values in predicted.items()
+                if name != "random"
+            },
         }
         for row, helper in enumerate(lab.tasks)
         for column, target in enumerate(lab.tasks)
@@ -426,18 +544,40 @@ def _described(lab: Lab, measured: Measured) -> list[dict[str, Any]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure what the folder lacks, and write the result."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_prediction", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of experts, embeddings and evaluations; a run goes on from it")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench_prediction", description=__doc__
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of experts, embeddings and evaluations; a run goes on from it",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where prediction.json goes")
     defaults = Settings()
     parser.add_argument("--backbone", default=defaults.backbone)
     parser.add_argument("--sites", nargs="+", default=list(defaults.sites))
-    for name in ("clusters", "train_rows", "test_rows", "shots", "full_steps", "few_steps", "fisher_rows"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
+    for name in (
+        "clusters",
+        "train_rows",
+        "test_rows",
+        "shots",
+        "full_steps",
+        "few_steps",
+        "fisher_rows",
+    ):
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name)
+        )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(defaults.seeds))
     given = vars(parser.parse_args(arguments))
     out, results = given.pop("out"), given.pop("results")
-    settings = Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    settings = Settings(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in given.items()
+        }
+    )
     torch.set_num_threads(1)
     lab = Lab(settings, out)
     with lab.backbone.cached_below(lab.sites):
@@ -450,19 +590,38 @@ def main(arguments: list[str] | None = None) -> None:
         with lab.phase("predictions"):
             predicted = _predict(lab, full)
     truths = {"few-shot mixture": measured.transfer.mean(0), "zero-shot": measured.zero_shot}
-    figures = {kind: {name: statistics(values, truth) for name, values in predicted.items()} for kind, truth in truths.items()}
+    figures = {
+        kind: {name: statistics(values, truth) for name, values in predicted.items()}
+        for kind, truth in truths.items()
+    }
     raw = {
         "settings": asdict(settings),
         "tasks": _described(lab, measured),
         "pairs": _pairs(lab, measured, predicted),
         "figures": {
-            kind: {name: {figure: value.to_json() for figure, value in by.items()} for name, by in every.items()}
+            kind: {
+                name: {figure: value.to_json() for figure, value in by.items()}
+                for name, by in every.items()
+            }
             for kind, every in figures.items()
         },
         "cpu_seconds_of_this_run": lab.seconds,
     }
-    command = shlex.join(["python", "-m", "benchmarks.bench_prediction", *(sys.argv[1:] if arguments is None else arguments)])
-    path = write_result("prediction", command=command, raw=raw, claims=claims_of(figures["few-shot mixture"]), folder=results)
+    command = shlex.join(
+        [
+            "python",
+            "-m",
+            "benchmarks.bench_prediction",
+            *(sys.argv[1:] if arguments is None else arguments),
+        ]
+    )
+    path = write_result(
+        "prediction",
+        command=command,
+        raw=raw,
+        claims=claims_of(figures["few-shot mixture"]),
+        folder=results,
+    )
     print(path)
 
 

@@ -34,9 +34,22 @@ from pidep.lab.settings import CompareSettings
 if TYPE_CHECKING:
     from pidep.lab.compare_grid import Grid, Key
 
-__all__ = ["COMMAND_LINE", "GRID", "MODALITY", "ceiling", "claims", "crossing", "measure_pairs", "modalities", "prediction"]
+__all__ = [
+    "COMMAND_LINE",
+    "GRID",
+    "MODALITY",
+    "ceiling",
+    "claims",
+    "crossing",
+    "measure_pairs",
+    "modalities",
+    "prediction",
+]
 
-COMMAND = "python -m benchmarks.bench_suite --prepare, then --part 0/2 beside --part 1/2, then --pairs, then --summarise"
+COMMAND = (
+    "python -m benchmarks.bench_suite --prepare, then --part 0/2 beside --part 1/2, then --pairs, "
+    "then --summarise"
+)
 SHOTS = 16
 GRID = CompareSettings(
     tasks=tuple(FACTS),
@@ -61,7 +74,10 @@ MODALITY = {str(facts.fields["name"]): facts.modality for facts in FACTS.values(
 
 TARGETS = ((SHOTS, "own", 3.0), (SHOTS, "own_tuned", 0.0), (None, "own", 0.0))
 """Target of π's mean gain: column, method it is compared with, points."""
-WORDS = {"own": "own expert", "own_tuned": "own expert at the better of two rates, by the same folds"}
+WORDS = {
+    "own": "own expert",
+    "own_tuned": "own expert at the better of two rates, by the same folds",
+}
 
 Cells = Sequence[Mapping[str, Any]]
 Pairs = Sequence[Mapping[str, Any]]
@@ -72,11 +88,21 @@ def claims(cells: Cells, missing: Sequence[str] = ()) -> list[Claim]:
     found: list[Claim] = []
     for shots, other, points in TARGETS:
         gains = [_gain(cell, other) for cell in cells if cell["shots"] == shots]
-        what = f"suite, {column_name(shots)}: π minus {WORDS[other]}, average of {len(MODALITY)} tasks, points of accuracy"
+        what = (
+            f"suite, {column_name(shots)}: π minus {WORDS[other]}, average of {len(MODALITY)} "
+            "tasks, points of accuracy"
+        )
         whole = bool(gains) and not any(f", {column_name(shots)}, " in key for key in missing)
         value = round(100 * statistics.fmean(gains), 6) if whole else None
         measured = "not measured yet" if value is None else round(value, 2)
-        found.append({"claim": what, "target": f">= {points:g}", "measured": measured, "met": value is not None and value >= points})
+        found.append(
+            {
+                "claim": what,
+                "target": f">= {points:g}",
+                "measured": measured,
+                "met": value is not None and value >= points,
+            }
+        )
     return found
 
 
@@ -91,15 +117,29 @@ def modalities(cells: Cells) -> list[dict[str, Any]]:
     found = []
     for shots in (SHOTS, None):
         for modality in (*dict.fromkeys(MODALITY.values()), "all"):
-            some = [cell for cell in cells if cell["shots"] == shots and modality in (MODALITY[cell["task"]], "all")]
+            some = [
+                cell
+                for cell in cells
+                if cell["shots"] == shots and modality in (MODALITY[cell["task"]], "all")
+            ]
             if some:
                 scores = {method: _over_seeds(some, method) for method in GRID.methods}
-                found.append({"shots": shots, "modality": modality, "scores": scores, "pi": _against_own(some)})
+                found.append(
+                    {
+                        "shots": shots,
+                        "modality": modality,
+                        "scores": scores,
+                        "pi": _against_own(some),
+                    }
+                )
     return found
 
 
 def _against_own(cells: Cells) -> dict[str, Any]:
-    gains = {task: statistics.fmean(_gain(cell) for cell in cells if cell["task"] == task) for task in _tasks(cells)}
+    gains = {
+        task: statistics.fmean(_gain(cell) for cell in cells if cell["task"] == task)
+        for task in _tasks(cells)
+    }
     losing = {task: gain for task, gain in gains.items() if gain < 0}
     return {"minus_own": statistics.fmean(gains.values()), "tasks": gains, "losing": losing}
 
@@ -110,8 +150,14 @@ def _tasks(cells: Cells) -> list[str]:
 
 def _over_seeds(cells: Cells, method: str) -> dict[str, float | None]:
     seeds = sorted({cell["seed"] for cell in cells})
-    means = [statistics.fmean(cell["methods"][method]["score"] for cell in cells if cell["seed"] == seed) for seed in seeds]
-    return {"mean": statistics.fmean(means), "sd": statistics.stdev(means) if len(means) > 1 else None}
+    means = [
+        statistics.fmean(cell["methods"][method]["score"] for cell in cells if cell["seed"] == seed)
+        for seed in seeds
+    ]
+    return {
+        "mean": statistics.fmean(means),
+        "sd": statistics.stdev(means) if len(means) > 1 else None,
+    }
 
 
 def crossing(cells: Cells, pairs: Pairs) -> dict[str, Any]:
@@ -124,11 +170,22 @@ def crossing(cells: Cells, pairs: Pairs) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for shots in (SHOTS, None):
         some = [cell for cell in cells if cell["shots"] == shots]
-        helpers = [(MODALITY[cell["task"]], MODALITY[helper["task"]]) for cell in some for helper in cell["helpers"]]
-        with_other, without = ([_gain(cell) for cell in some if _crosses(cell) == crosses] for crosses in (True, False))
+        helpers = [
+            (MODALITY[cell["task"]], MODALITY[helper["task"]])
+            for cell in some
+            for helper in cell["helpers"]
+        ]
+        with_other, without = (
+            [_gain(cell) for cell in some if _crosses(cell) == crosses] for crosses in (True, False)
+        )
         found[column_name(shots)] = {
-            "helpers": [{"target": pair[0], "helper": pair[1], "count": count} for pair, count in sorted(Counter(helpers).items())],
-            "share_of_other_modality": _mean([float(target != helper) for target, helper in helpers]),
+            "helpers": [
+                {"target": pair[0], "helper": pair[1], "count": count}
+                for pair, count in sorted(Counter(helpers).items())
+            ],
+            "share_of_other_modality": _mean(
+                [float(target != helper) for target, helper in helpers]
+            ),
             "pi_minus_own": {
                 "cells_with": len(with_other),
                 "with": _mean(with_other),
@@ -137,12 +194,18 @@ def crossing(cells: Cells, pairs: Pairs) -> dict[str, Any]:
             },
         }
     gains = [
-        (MODALITY[pair["task"]] != MODALITY[helper], score - pair["own"]) for pair in pairs for helper, score in _nearest(pair).items()
+        (MODALITY[pair["task"]] != MODALITY[helper], score - pair["own"])
+        for pair in pairs
+        for helper, score in _nearest(pair).items()
     ]
     for other, name in ((True, "other_modality"), (False, "same_modality")):
         some_gains = [gain for crosses, gain in gains if crosses == other]
         helped = sum(gain > 0 for gain in some_gains)
-        found.setdefault("pairs", {})[name] = {"pairs": len(some_gains), "mean_gain": _mean(some_gains), "helped": helped}
+        found.setdefault("pairs", {})[name] = {
+            "pairs": len(some_gains),
+            "mean_gain": _mean(some_gains),
+            "helped": helped,
+        }
     return found
 
 
@@ -166,8 +229,14 @@ def prediction(pairs: Pairs) -> dict[str, Any]:
                 transfer[row, column] = pair["with"][helper] - pair["own"]
                 for name in ("fisher", "trial"):
                     predicted[name][row, column] = pair[name][helper]
-    found = {name: transfer_statistics.statistics(matrix[None], transfer) for name, matrix in predicted.items()}
-    return {name: {figure: value.to_json() for figure, value in figures.items()} for name, figures in found.items()}
+    found = {
+        name: transfer_statistics.statistics(matrix[None], transfer)
+        for name, matrix in predicted.items()
+    }
+    return {
+        name: {figure: value.to_json() for figure, value in figures.items()}
+        for name, figures in found.items()
+    }
 
 
 def ceiling(pairs: Pairs) -> dict[str, float | None]:
@@ -191,12 +260,21 @@ def _graph(out: Path) -> list[dict[str, Any]]:
     """Similarities of all pairs of tasks, the most similar first."""
     from pidep.similarity.pool import task_graph
 
-    edges = [(a, b, data["similarity"]) for a, b, data in task_graph(out / "pool" / "lora").edges(data=True)]
-    return [{"tasks": [a, b], "similarity": value} for a, b, value in sorted(edges, key=lambda edge: -edge[2])]
+    edges = [
+        (a, b, data["similarity"])
+        for a, b, data in task_graph(out / "pool" / "lora").edges(data=True)
+    ]
+    return [
+        {"tasks": [a, b], "similarity": value}
+        for a, b, value in sorted(edges, key=lambda edge: -edge[2])
+    ]
 
 
 def _read_pairs(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "pairs").glob("*.json"))]
+    return [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((out / "pairs").glob("*.json"))
+    ]
 
 
 def _summarise(out: Path) -> int:
@@ -217,9 +295,15 @@ def _summarise(out: Path) -> int:
     found = claims(cells, missing)
     path = write_result("suite", command=COMMAND, raw=raw, claims=found)
     for claim in found:
-        print(f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} (target {claim['target']})")
+        print(
+            f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} "
+            f"(target {claim['target']})"
+        )
     for row in raw["modalities"]:
-        losing = ", ".join(f"{task} {100 * by:+.1f}" for task, by in row["pi"]["losing"].items()) or "none"
+        losing = (
+            ", ".join(f"{task} {100 * by:+.1f}" for task, by in row["pi"]["losing"].items())
+            or "none"
+        )
         where = f"{column_name(row['shots'])}, {row['modality']}"
         print(f"{where}: π minus own {100 * row['pi']['minus_own']:+.2f}, loses at {losing}")
     print(path)
@@ -231,7 +315,8 @@ def _pair_paths(out: Path, raw: Mapping[str, Any]) -> dict[Path, Any]:
 
 
 def measure_pairs(out: Path, say: Say) -> None:
-    """For every task's first few-shot cell: own expert, plain mean with each helper, predictions.
+    """For every task's first few-shot cell: own expert, plain mean with each helper,
+    predictions.
     """
     import torch
 
@@ -264,21 +349,42 @@ def _pairs_of(grid: Grid, key: Key, out: Path) -> dict[str, Any]:
     from pidep.training.scorer import predict_logits
 
     cell = json.loads((out / key.path).read_text(encoding="utf-8"))
-    target, (train, _), pool = grid.targets[key.task], grid.rows(key), read_pool(out / "pool" / "lora")
-    own, _ = train_own_expert(target.scorer, target.task, grid.training(key, num_rows=len(train.rows)), train)
+    target, (train, _), pool = (
+        grid.targets[key.task],
+        grid.rows(key),
+        read_pool(out / "pool" / "lora"),
+    )
+    own, _ = train_own_expert(
+        target.scorer, target.task, grid.training(key, num_rows=len(train.rows)), train
+    )
     if own.digest != cell["own"]["digest"]:
-        raise PidepError(f"{out / key.path}: its own expert trained again is another ({own.digest}); run with --overwrite")
+        raise PidepError(
+            f"{out / key.path}: its own expert trained again is another ({own.digest}); run with "
+            "--overwrite"
+        )
     helpers = {name: entry for name, entry in pool.items() if name != key.task}
     found = {}
     for name, entry in helpers.items():
-        logits = predict_logits(target.scorer, target.data.test.rows, Mixture.of([own, entry.expert]))
+        logits = predict_logits(
+            target.scorer, target.data.test.rows, Mixture.of([own, entry.expert])
+        )
         found[name] = score(target.task.metric, target.data.test.labels, logits.argmax(1).tolist())
     sample = limit(train, GRID.fisher_samples, seed=key.seed)
     embedding = diagonal_fisher(grid.backbone, own, sample.rows, sample.labels)
-    fisher = most_similar(embedding, {name: entry.embedding for name, entry in helpers.items()}, top_k=len(helpers))
-    trial = rank_by_trial(target.scorer, train, {name: entry.expert for name, entry in helpers.items()})
+    fisher = most_similar(
+        embedding, {name: entry.embedding for name, entry in helpers.items()}, top_k=len(helpers)
+    )
+    trial = rank_by_trial(
+        target.scorer, train, {name: entry.expert for name, entry in helpers.items()}
+    )
     return {
-        **{"task": key.task, "shots": key.shots, "seed": key.seed, "own": cell["methods"]["own"]["score"], "with": found},
+        **{
+            "task": key.task,
+            "shots": key.shots,
+            "seed": key.seed,
+            "own": cell["methods"]["own"]["score"],
+            "with": found,
+        },
         "nearest": [helper["task"] for helper in cell["helpers"]],
         "fisher": {one.name: one.similarity for one in fisher},
         "trial": {one.name: one.similarity for one in trial},

@@ -28,7 +28,9 @@ def read_claims(folder: Path) -> list[tuple[str, dict[str, Any], list[Claim]]]:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise PidepError(f"{path}: not readable as JSON ({error}); run its benchmark again") from error
+            raise PidepError(
+                f"{path}: not readable as JSON ({error}); run its benchmark again"
+            ) from error
         results.append((path.stem, result, check_result(path, result)))
     if not results:
         raise PidepError(f"{folder}: no results yet; `make demo` writes the first")
@@ -36,11 +38,18 @@ def read_claims(folder: Path) -> list[tuple[str, dict[str, Any], list[Claim]]]:
 
 
 def _shown(value: str | float) -> str:
-    return escape(value) if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        escape(value)
+        if isinstance(value, str)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def main(folder: Path = RESULTS) -> int:
-    """Print the table; gives 1 when a result is malformed or there is none. Unmet claims are shown.
+    """Print the table; gives 1 when a result is malformed or there is none. Unmet claims
+    are shown.
     """
     try:
         results = read_claims(folder)
@@ -51,10 +60,20 @@ def main(folder: Path = RESULTS) -> int:
     for column in ("result", "claim", "target", "measured", "met", "machine"):
         table.add_column(column, overflow="fold")
     for name, result, claims in results:
-        where = f"{result['machine'].get('gpu') or result['machine'].get('cpu', '?')}, {result['machine'].get('cores', '?')} cores"
+        where = (
+            f"{result['machine'].get('gpu') or result['machine'].get('cpu', '?')}, "
+            f"{result['machine'].get('cores', '?')} cores"
+        )
         for claim in claims:
             met = "[green]yes[/green]" if claim["met"] else "[red]no[/red]"
-            table.add_row(escape(name), escape(claim["claim"]), _shown(claim["target"]), _shown(claim["measured"]), met, escape(where))
+            table.add_row(
+                escape(name),
+                escape(claim["claim"]),
+                _shown(claim["target"]),
+                _shown(claim["measured"]),
+                met,
+                escape(where),
+            )
     Console().print(table)
     every = [claim for _, _, claims in results for claim in claims]
     print(f"{sum(claim['met'] for claim in every)} of {len(every)} claims met")

@@ -35,13 +35,21 @@ def claims_of(checks: Found, interpolations: Found, folds: Found, steps: Found) 
     """Claims of the kernels, on this GPU."""
     wrong = sum(not one["right"] for one in checks)
     claims: list[Claim] = [
-        {"claim": f"kernels that are wrong, of {len(checks)} cases", "target": "0", "measured": wrong, "met": wrong == 0}
+        {
+            "claim": f"kernels that are wrong, of {len(checks)} cases",
+            "target": "0",
+            "measured": wrong,
+            "met": wrong == 0,
+        }
     ]
     for found in interpolations:
         if found["P"] >= 2**24:
             claims += _interpolation_claims(found)
     for found in folds:
-        title = f"lora_fold of {found['shape']} {found['dtype']}, rank {found['rank']} / one read and write of W"
+        title = (
+            f"lora_fold of {found['shape']} {found['dtype']}, rank {found['rank']} / one read and "
+            "write of W"
+        )
         claims.append(_claim(title, found["fold_over_copy"], FOLD_TARGET, at_most=True))
     for found in steps:
         for name in ("four experts, all learned", "four experts, helpers frozen"):
@@ -54,18 +62,31 @@ def _interpolation_claims(found: Mapping[str, Any]) -> Iterator[Claim]:
     size = f"P = {found['P'] / 2**20:.0f}M, K = {found['K']}, {found['dtype']}"
     times = found["times"]
     for name in ("forward", "backward, learned", "backward, frozen"):
-        yield _claim(f"interpolate {name}, {size}: share of copy bandwidth", times[name].get("share_of_copy", 0.0), BANDWIDTH_SHARE)
+        yield _claim(
+            f"interpolate {name}, {size}: share of copy bandwidth",
+            times[name].get("share_of_copy", 0.0),
+            BANDWIDTH_SHARE,
+        )
     for direction, mine in (("forward", "forward"), ("backward", "backward, learned")):
         for other, target in (("eager", EAGER_TARGET), ("compiled", COMPILE_TARGET)):
             beside = times.get(f"{other} {direction}", {})
             if "p50_ms" in beside and "p50_ms" in times[mine]:
                 ratio = round(beside["p50_ms"] / times[mine]["p50_ms"], 2)
-                yield _claim(f"interpolate {direction}, {size}: times as fast as torch {other}", ratio, target)
+                yield _claim(
+                    f"interpolate {direction}, {size}: times as fast as torch {other}",
+                    ratio,
+                    target,
+                )
 
 
 def _claim(title: str, measured: float, target: float, *, at_most: bool = False) -> Claim:
     met = measured <= target if at_most else measured >= target
-    return {"claim": title, "target": f"{'<=' if at_most else '>='} {target:g}", "measured": measured, "met": met}
+    return {
+        "claim": title,
+        "target": f"{'<=' if at_most else '>='} {target:g}",
+        "measured": measured,
+        "met": met,
+    }
 
 
 def measure(say: Any) -> dict[str, Any]:
@@ -81,8 +102,13 @@ def measure(say: Any) -> dict[str, Any]:
             found["interpolate"].append(bench_interpolate(size, count, dtype))
             torch.cuda.empty_cache()
         say(f"folds, layers and training steps, {dtype}")
-        found["fold"] += [bench_fold(*shape, dtype) for shape in ((1024, 4096), (4096, 4096), (8192, 8192))]
-        found["layers"] += [bench_layer(*shape, dtype) for shape in ((4096, 1024, 1024), (4096, 1024, 4096), (16384, 4096, 4096))]
+        found["fold"] += [
+            bench_fold(*shape, dtype) for shape in ((1024, 4096), (4096, 4096), (8192, 8192))
+        ]
+        found["layers"] += [
+            bench_layer(*shape, dtype)
+            for shape in ((4096, 1024, 1024), (4096, 1024, 4096), (16384, 4096, 4096))
+        ]
         torch.cuda.empty_cache()
         found["step"].append(bench_step(dtype))
     return found
@@ -90,13 +116,19 @@ def measure(say: Any) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Check, tune, measure, write."""
-    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.gpu_check", description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python3 -m benchmarks.gpu_check",
+        description=__doc__.partition("\n")[0] if __doc__ else None,
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where kernels-gpu.json goes")
     parser.add_argument("--skip-tuning", action="store_true", help="use the launch table as it is")
     given = parser.parse_args(arguments)
     here = paths.report()
     if here.path != "fused":
-        print(f"error: gpu-check needs an NVIDIA GPU and OpenAI Triton; here: {here.why}", file=sys.stderr)
+        print(
+            f"error: gpu-check needs an NVIDIA GPU and OpenAI Triton; here: {here.why}",
+            file=sys.stderr,
+        )
         return 1
     from benchmarks.gpu.correctness import correctness
     from tools.tune_launches import tune_all
@@ -114,9 +146,15 @@ def main(arguments: list[str] | None = None) -> int:
     found = measure(say)
     claims = claims_of(checks, found["interpolate"], found["fold"], found["step"])
     for claim in claims:
-        print(f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} (target {claim['target']})")
+        print(
+            f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} "
+            f"(target {claim['target']})"
+        )
     raw = {
-        "how": "medians of triton.testing.do_bench; bytes are what must be moved, a copy of as many bytes is measured beside each case",
+        "how": (
+            "medians of triton.testing.do_bench; bytes are what must be moved, a copy of as many "
+            "bytes is measured beside each case"
+        ),
         "device": here.device,
         "cuda": torch.version.cuda,
         "seconds": round(time.perf_counter() - began, 1),
@@ -124,8 +162,17 @@ def main(arguments: list[str] | None = None) -> int:
         "correctness": checks,
         **found,
     }
-    command = shlex.join(["python3", "-m", "benchmarks.gpu_check", *(sys.argv[1:] if arguments is None else arguments)])
-    print(write_result("kernels-gpu", command=command, raw=raw, claims=claims, folder=given.results))
+    command = shlex.join(
+        [
+            "python3",
+            "-m",
+            "benchmarks.gpu_check",
+            *(sys.argv[1:] if arguments is None else arguments),
+        ]
+    )
+    print(
+        write_result("kernels-gpu", command=command, raw=raw, claims=claims, folder=given.results)
+    )
     return 0 if all(one["right"] for one in checks) else 1
 
 

@@ -44,15 +44,38 @@ class GridCommand:
     def main(self) -> int:
         """Parse and run."""
         parser = argparse.ArgumentParser(description=self.description)
-        parser.add_argument("--out", type=Path, default=self.out, help=f"folder of helpers and cells (default {self.out})")
+        parser.add_argument(
+            "--out",
+            type=Path,
+            default=self.out,
+            help=f"folder of helpers and cells (default {self.out})",
+        )
         parser.add_argument("--prepare", action="store_true", help="train the helpers and stop")
-        parser.add_argument("--part", metavar="I/N", help="every N-th cell (with --prepare: helper) from I on")
-        parser.add_argument("--redo", action="append", default=[], metavar="METHOD", help="measure this method again in every cell")
-        parser.add_argument("--overwrite", action="store_true", help="measure what was made with other settings anew")
+        parser.add_argument(
+            "--part", metavar="I/N", help="every N-th cell (with --prepare: helper) from I on"
+        )
+        parser.add_argument(
+            "--redo",
+            action="append",
+            default=[],
+            metavar="METHOD",
+            help="measure this method again in every cell",
+        )
+        parser.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="measure what was made with other settings anew",
+        )
         for flag, (explained, _) in self.more.items():
             parser.add_argument(f"--{flag}", action="store_true", help=explained)
-        parser.add_argument("--summarise", action="store_true", help=f"write benchmarks/results/{self.name}.json")
-        parser.add_argument("--restore", action="store_true", help=f"write the cells of {self.name}.json into the folder")
+        parser.add_argument(
+            "--summarise", action="store_true", help=f"write benchmarks/results/{self.name}.json"
+        )
+        parser.add_argument(
+            "--restore",
+            action="store_true",
+            help=f"write the cells of {self.name}.json into the folder",
+        )
         options = parser.parse_args()
         try:
             if options.restore:
@@ -88,7 +111,11 @@ class GridCommand:
         started = time.monotonic()
 
         def say(done: int, total: int, what: str) -> None:
-            print(f"{time.monotonic() - started:7.0f} s  {done}/{total}  {what}", file=sys.stderr, flush=True)
+            print(
+                f"{time.monotonic() - started:7.0f} s  {done}/{total}  {what}",
+                file=sys.stderr,
+                flush=True,
+            )
 
         asked = [step for flag, (_, step) in self.more.items() if getattr(options, flag)]
         for step in asked:
@@ -99,11 +126,18 @@ class GridCommand:
         again = check_methods(options.redo)
         backbones = {name: load_backbone(name) for name in {grid.backbone for grid in self.grids}}
         for grid in self.grids:
-            how: dict[str, Any] = {"part": share, "prepare": options.prepare, "redo": again, "overwrite": options.overwrite}
+            how: dict[str, Any] = {
+                "part": share,
+                "prepare": options.prepare,
+                "redo": again,
+                "overwrite": options.overwrite,
+            }
             compare(grid, options.out, **how, backbone=backbones[grid.backbone], on_cell=say)
 
 
-def read_cells(grids: Sequence[CompareSettings], tasks: Sequence[str], out: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def read_cells(
+    grids: Sequence[CompareSettings], tasks: Sequence[str], out: Path
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Every finished cell of the grids. Missing cells are listed on standard error."""
     from pidep.lab.compare_grid import cells_of, methods_of
 
@@ -111,13 +145,21 @@ def read_cells(grids: Sequence[CompareSettings], tasks: Sequence[str], out: Path
     for grid in grids:
         for key in cells_of(grid, tasks):
             path, methods = out / key.path, methods_of(grid, key.kind)
-            cell = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"methods": {}}
+            cell = (
+                json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"methods": {}}
+            )
             if methods.keys() <= cell["methods"].keys():
-                cells.append({**cell, "methods": {method: cell["methods"][method] for method in methods}})
+                cells.append(
+                    {**cell, "methods": {method: cell["methods"][method] for method in methods}}
+                )
             else:
                 missing.append(str(key))
     for key_name in missing[:1]:
-        print(f"{out}: {len(missing)} of {len(missing) + len(cells)} cells are missing, the first is {key_name}", file=sys.stderr)
+        print(
+            f"{out}: {len(missing)} of {len(missing) + len(cells)} cells are missing, the first "
+            f"is {key_name}",
+            file=sys.stderr,
+        )
     return cells, missing
 
 

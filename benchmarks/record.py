@@ -53,7 +53,9 @@ def machine() -> dict[str, Any]:
     """CPU, cores this process may use, memory in GiB, GPU or `None`."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": _gpu(),
         "system": platform.platform(),
@@ -71,7 +73,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_result(name: str, *, command: str, raw: Any, claims: Sequence[Claim], folder: Path = RESULTS) -> Path:
+def write_result(
+    name: str, *, command: str, raw: Any, claims: Sequence[Claim], folder: Path = RESULTS
+) -> Path:
     """Write `results/NAME.json`, whole or not at all.
 
     Raises:
@@ -102,12 +106,19 @@ def check_result(path: Path, result: Any) -> list[Claim]:
         PidepError: something is missing or of another type; the message names it.
     """
     if not isinstance(result, dict):
-        raise PidepError(f"{path}: expected a JSON object, found {type(result).__name__}; run its benchmark again")
+        raise PidepError(
+            f"{path}: expected a JSON object, found {type(result).__name__}; run its benchmark "
+            "again"
+        )
     for key, kind in (("command", str), ("machine", dict), ("versions", dict), ("claims", list)):
         if not isinstance(result.get(key), kind) or not result[key]:
-            raise PidepError(f"{path}: {key} is missing, empty or not a {kind.__name__}; run its benchmark again")
+            raise PidepError(
+                f"{path}: {key} is missing, empty or not a {kind.__name__}; run its benchmark again"
+            )
     if "raw" not in result:
-        raise PidepError(f"{path}: raw is missing: a claim needs its raw runs; run its benchmark again")
+        raise PidepError(
+            f"{path}: raw is missing: a claim needs its raw runs; run its benchmark again"
+        )
     for number, claim in enumerate(result["claims"]):
         _check_claim(f"{path}: claims[{number}]", claim)
     claims: list[Claim] = result["claims"]
@@ -119,10 +130,17 @@ def _check_claim(where: str, claim: Any) -> None:
         found = sorted(claim) if isinstance(claim, dict) else type(claim).__name__
         raise PidepError(f"{where}: expected exactly claim, target, measured, met; found {found}")
     if not isinstance(claim["claim"], str) or not isinstance(claim["met"], bool):
-        raise PidepError(f"{where}: claim must be text and met true or false; found {claim['claim']!r} and {claim['met']!r}")
+        raise PidepError(
+            f"{where}: claim must be text and met true or false; found {claim['claim']!r} and "
+            f"{claim['met']!r}"
+        )
     for key in ("target", "measured"):
         value = claim[key]
-        if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, str | int | float)
+            or (isinstance(value, float) and not math.isfinite(value))
+        ):
             raise PidepError(f"{where}: {key} must be text or a finite number; found {value!r}")
 
 
@@ -143,4 +161,8 @@ def _gpu() -> str | None:
         return None
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
+    return (
+        done.stdout.strip().splitlines()[0]
+        if done.returncode == 0 and done.stdout.strip()
+        else None
+    )

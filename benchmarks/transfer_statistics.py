@@ -12,7 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-__all__ = ["TOP", "Figure", "Matrix", "by_target", "spearman", "statistics", "top_overlap", "top_regret"]
+__all__ = [
+    "TOP",
+    "Figure",
+    "Matrix",
+    "by_target",
+    "spearman",
+    "statistics",
+    "top_overlap",
+    "top_regret",
+]
 
 Matrix = npt.NDArray[np.float64]
 TOP = 3
@@ -36,7 +45,10 @@ class Figure:
 
     def to_json(self) -> dict[str, Any]:
         """Rounded."""
-        return {"value": round(self.value, 4), "interval_95": [round(bound, 4) for bound in self.interval]}
+        return {
+            "value": round(self.value, 4),
+            "interval_95": [round(bound, 4) for bound in self.interval],
+        }
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -51,7 +63,9 @@ def spearman(
     ranks = [rankdata(side, axis=-1) for side in (left, right)]
     a, b = (side - side.mean(-1, keepdims=True) for side in ranks)
     lengths = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-    return np.asarray(np.where(lengths > 0, (a * b).sum(-1) / np.where(lengths > 0, lengths, 1.0), 0.0))
+    return np.asarray(
+        np.where(lengths > 0, (a * b).sum(-1) / np.where(lengths > 0, lengths, 1.0), 0.0)
+    )
 
 
 def top_regret(
@@ -113,7 +127,10 @@ def statistics(
 
     def pooled(targets: npt.NDArray[np.int64]) -> Matrix:  # [R, T] to [R]
         right = centred_truth[targets].reshape(len(targets), -1)
-        return np.mean([spearman(left[targets].reshape(len(targets), -1), right) for left in centred_guess], axis=0)
+        return np.mean(
+            [spearman(left[targets].reshape(len(targets), -1), right) for left in centred_guess],
+            axis=0,
+        )
 
     targets = {
         "spearman_by_target": spearman(guess, truth[None].repeat(len(guess), 0)),

@@ -2,7 +2,8 @@
 
 Another package adds one through an entry point in its `pyproject.toml`:
 
-    [project.entry-points."pidep.tasks"]      # name = "module:object", a mapping of name to PackagedTask
+    [project.entry-points."pidep.tasks"]      # name = "module:object", a mapping of name to
+        PackagedTask
     [project.entry-points."pidep.backbones"]  # name = "module:function" that loads the backbone
     [project.entry-points."pidep.kinds"]      # name = "module:object", an ExpertKind
 

@@ -18,13 +18,32 @@ from hypothesis import settings
 from tests.cli.run import PLAIN, Done
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that spin against other processes cost more than they bring here
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # threads that spin against other processes cost more than they bring here
 
-# The same examples in every run, and fewer than the 100 of the default: more of them reach no other line.
+# The same examples in every run, and fewer than the 100 of the default: more of them reach no other
+# line.
 settings.register_profile("pidep", max_examples=30, derandomize=True, deadline=None)
 settings.load_profile("pidep")
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "great", "awful", "a", "film", "the", "was", "very", "positive", "negative"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "good",
+    "bad",
+    "great",
+    "awful",
+    "a",
+    "film",
+    "the",
+    "was",
+    "very",
+    "positive",
+    "negative",
+]
 
 
 def save_tiny(folder: Path, *, num_layers: int = 2) -> Path:
@@ -33,8 +52,15 @@ def save_tiny(folder: Path, *, num_layers: int = 2) -> Path:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     torch.manual_seed(0)
-    size = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 32}
-    BertModel(BertConfig(vocab_size=len(WORDS), num_hidden_layers=num_layers, **size)).save_pretrained(folder)
+    size = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 32,
+    }
+    BertModel(
+        BertConfig(vocab_size=len(WORDS), num_hidden_layers=num_layers, **size)
+    ).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
@@ -83,12 +109,26 @@ def tiny_mini(text):  # type: ignore[no-untyped-def]
             return last, self.middle(pixels), last.mean((2, 3))
 
     torch.manual_seed(0)
-    shape = {"channels": 8, "channels_middle": 4, "channels_summary": 8, "axes": 3, "points": 5, "num_tokens": 4}
+    shape = {
+        "channels": 8,
+        "channels_middle": 4,
+        "channels_summary": 8,
+        "axes": 3,
+        "points": 5,
+        "num_tokens": 4,
+    }
     connector = Connector(**shape, width=text.hidden_size).requires_grad_(False)
     for name in ("axes", "points", "vectors"):
         nn.init.normal_(connector.past.get_buffer(name))
     connector.past.sharpness.fill_(0.2)
-    return Mini("mini", text, TinyStem().requires_grad_(False), connector, Preprocess(size=64), "sha256:mini")
+    return Mini(
+        "mini",
+        text,
+        TinyStem().requires_grad_(False),
+        connector,
+        Preprocess(size=64),
+        "sha256:mini",
+    )
 
 
 @pytest.fixture
@@ -112,7 +152,15 @@ def png(seed: int) -> bytes:
     return out.getvalue()
 
 
-def make_expert(backbone, *, name: str = "film", seed: int = 0, rank: int = 2, scaling: float = 2.0, sites=("*",)):  # type: ignore[no-untyped-def]
+def make_expert(
+    backbone,
+    *,
+    name: str = "film",
+    seed: int = 0,
+    rank: int = 2,
+    scaling: float = 2.0,
+    sites=("*",),
+):  # type: ignore[no-untyped-def]
     """A random expert for a backbone."""
     from pidep.adapters.mixture import find_sites, linear_at
     from pidep.experts.folder import Expert
@@ -122,7 +170,10 @@ def make_expert(backbone, *, name: str = "film", seed: int = 0, rank: int = 2, s
     for site in find_sites(backbone.model, sites):
         linear = linear_at(backbone.model, site)
         a = rng.normal(0, 0.3, (rank, linear.in_features)).astype(np.float32)
-        factors[site] = {"lora_A": a, "lora_B": rng.normal(0, 0.3, (linear.out_features, rank)).astype(np.float32)}
+        factors[site] = {
+            "lora_A": a,
+            "lora_B": rng.normal(0, 0.3, (linear.out_features, rank)).astype(np.float32),
+        }
     return Expert(
         name=name,
         backbone=backbone.name,
@@ -149,15 +200,22 @@ def task_file(tmp_path: Path) -> Path:
         rows.append({"text": f"{filler} {word}", "label": ["negative", "positive"][label]})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = tmp_path / "film.yaml"
-    path.write_text("name: film\nlabels: {negative: negative, positive: positive}\ndata: {path: rows.jsonl}\nmax_length: 12\n")
+    path.write_text(
+        "name: film\nlabels: {negative: negative, positive: positive}\ndata: {path: "
+        "rows.jsonl}\nmax_length: 12\n"
+    )
     return path
 
 
 @pytest.fixture
-def inside(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
-    """`inside("graph", pool)` runs `pidep graph …` in this process; a traceback is the test's failure.
+def inside(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Done]:
+    """`inside("graph", pool)` runs `pidep graph …` in this process; a traceback is the test's
+    failure.
 
-    A process of its own costs seconds of imports. Tests take `tests.cli.run.pidep` where the process itself is tested.
+    A process of its own costs seconds of imports. Tests take `tests.cli.run.pidep` where the
+    process itself is tested.
     """
     from pidep.cli import main
 

@@ -1,4 +1,6 @@
-"""Holds the floor plan: imports go down only, siblings do not import each other, what serves never imports torch."""
+"""Holds the floor plan: imports go down only, siblings do not import each other, what serves never
+imports torch.
+"""
 
 import ast
 import subprocess
@@ -62,19 +64,38 @@ def test_imports_go_down_only(path: Path) -> None:
         return
     for name in imports_of(path):
         target = name.split(".")
-        if target[0] != "pidep" or len(target) < 2 or target[1] not in LEVEL or target[1] == parts[0]:
+        if (
+            target[0] != "pidep"
+            or len(target) < 2
+            or target[1] not in LEVEL
+            or target[1] == parts[0]
+        ):
             continue
         assert LEVEL[target[1]] > LEVEL[parts[0]], f"{path}: {parts[0]} may not import {name}"
 
 
 def test_every_room_is_on_the_plan() -> None:
-    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    rooms = {
+        path.stem
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
     assert rooms - {"__init__", "__main__"} == set(FLOORS)
 
 
-
 ONLY_IN = {
-    "torch": {"adapters", "backbones", "export", "gallery", "interpolation", "kernels", "lab", "similarity", "training", "tuning"},
+    "torch": {
+        "adapters",
+        "backbones",
+        "export",
+        "gallery",
+        "interpolation",
+        "kernels",
+        "lab",
+        "similarity",
+        "training",
+        "tuning",
+    },
     "transformers": {"adapters", "backbones"},
     "peft": {"lab"},
     "onnxruntime": {"deployment", "runtime"},
@@ -90,7 +111,9 @@ def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
     room = path.relative_to(PACKAGE).with_suffix("").parts[0]
     for name in imports_of(path):
         package = name.split(".")[0]
-        assert package not in ONLY_IN or room in ONLY_IN[package], f"{path}: {room} may not import {package}"
+        assert package not in ONLY_IN or room in ONLY_IN[package], (
+            f"{path}: {room} may not import {package}"
+        )
 
 
 def test_no_module_is_called_triton() -> None:
@@ -106,7 +129,10 @@ def test_every_package_says_what_it_is() -> None:
 
 def loaded_after(code: str) -> set[str]:
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}\nprint(' '.join(sys.modules))"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"import sys\n{code}\nprint(' '.join(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return {name.split(".")[0] for name in done.stdout.split()}
 
@@ -117,12 +143,17 @@ def test_what_serves_never_imports_torch(module: str) -> None:
 
 
 def test_help_starts_without_torch() -> None:
-    code = "import pidep.cli.app\ntry:\n    sys.argv = ['pidep', '--help']\n    pidep.cli.app.app()\nexcept SystemExit:\n    pass"
+    code = (
+        "import pidep.cli.app\ntry:\n    sys.argv = ['pidep', '--help']\n    "
+        "pidep.cli.app.app()\nexcept SystemExit:\n    pass"
+    )
     assert not loaded_after(code) & (HEAVY | {"onnxruntime", "numpy"})
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in sources() if path.name != "__main__.py"], ids=lambda path: str(path.relative_to(PACKAGE))
+    "path",
+    [path for path in sources() if path.name != "__main__.py"],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_all_names_what_is_there(path: Path) -> None:
     tree = ast.parse(path.read_text())
@@ -152,7 +183,9 @@ def lazy_faces() -> list[Path]:
 
 @pytest.mark.parametrize("path", lazy_faces(), ids=lambda path: str(path.parent.relative_to(ROOT)))
 def test_a_lazy_face_is_exact(path: Path) -> None:
-    """`__all__`, the names that type checkers see, and the names that are found on use are the same."""
+    """`__all__`, the names that type checkers see, and the names that are found on use are the
+    same.
+    """
     tree = ast.parse(path.read_text())
     declared: list[str] = []
     homes: dict[str, str] = {}
@@ -173,7 +206,9 @@ def private(name: str) -> bool:
 
 
 def private_names() -> set[str]:
-    """Every private name that pidep defines: functions, classes, variables, and attributes of `self`."""
+    """Every private name that pidep defines: functions, classes, variables, and attributes of
+    `self`.
+    """
     found: set[str] = set()
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text())):
@@ -181,25 +216,50 @@ def private_names() -> set[str]:
                 found.add(node.name)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 found.add(node.id)
-            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and getattr(node.value, "id", "") == "self":
+            elif (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and getattr(node.value, "id", "") == "self"
+            ):
                 found.add(node.attr)
     return {name for name in found if private(name)} - {"_parameters"}  # every torch module has one
 
 
 PRIVATE = private_names()
-USERS = sorted(path for folder in ("tests", "benchmarks", "examples", "tools") for path in (ROOT / folder).rglob("*.py"))
+USERS = sorted(
+    path
+    for folder in ("tests", "benchmarks", "examples", "tools")
+    for path in (ROOT / folder).rglob("*.py")
+)
 
 
 @pytest.mark.parametrize("path", USERS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_pidep_uses_its_private_names(path: Path) -> None:
-    """Neither imports, attributes, nor the strings of `monkeypatch.setattr` and its like name one."""
+    """Neither imports, attributes, nor the strings of `monkeypatch.setattr` and its like
+    name one.
+    """
     used: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("pidep", "benchmarks", "tools"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
+            "pidep",
+            "benchmarks",
+            "tools",
+        ):
             used |= {alias.name for alias in node.names if private(alias.name)}
-        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") not in ("self", "cls"):
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") not in (
+            "self",
+            "cls",
+        ):
             used |= {node.attr} & PRIVATE
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("setattr", "delattr", "getattr"):
-            strings = [one.value for one in node.args[:2] if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+        elif isinstance(node, ast.Call) and getattr(
+            node.func, "attr", getattr(node.func, "id", "")
+        ) in ("setattr", "delattr", "getattr"):
+            strings = [
+                one.value
+                for one in node.args[:2]
+                if isinstance(one, ast.Constant) and isinstance(one.value, str)
+            ]
             used |= {text.rsplit(".", 1)[-1] for text in strings} & PRIVATE
-    assert not used, f"{path.relative_to(ROOT)}: uses private names of pidep: {', '.join(sorted(used))}"
+    assert not used, (
+        f"{path.relative_to(ROOT)}: uses private names of pidep: {', '.join(sorted(used))}"
+    )

@@ -1,4 +1,6 @@
-"""Settings models: how they are read, checked, and listed for the command line and the documentation."""
+"""Settings models: how they are read, checked, and listed for the command line and the
+documentation.
+"""
 
 from __future__ import annotations
 

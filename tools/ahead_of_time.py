@@ -86,11 +86,20 @@ def _interpolations(dtype: torch.dtype) -> Iterator[Work]:
     size, start, site = index.num_elements, index.tile_start, index.tile_site
     gradient = _empty(size, dtype=dtype)
     for num_learned, num_frozen in ((1, 3), (4, 0), (1, 15), (16, 0)):
-        learned, frozen = _empty(num_learned, size, dtype=dtype), _empty(num_frozen, size, dtype=dtype)
+        learned, frozen = (
+            _empty(num_learned, size, dtype=dtype),
+            _empty(num_frozen, size, dtype=dtype),
+        )
         logits = _empty(4, num_learned + num_frozen)
         split = f"T={num_learned} F={num_frozen}"
-        yield "interpolate_forward", split, partial(fused.forward, learned, frozen, logits, start, site)
-        backward = partial(fused.backward, gradient, learned, frozen, logits, start, site, index.site_tile)
+        yield (
+            "interpolate_forward",
+            split,
+            partial(fused.forward, learned, frozen, logits, start, site),
+        )
+        backward = partial(
+            fused.backward, gradient, learned, frozen, logits, start, site, index.site_tile
+        )
         yield "interpolate_backward", f"{split} writes", partial(backward, write=True)
         yield "interpolate_backward", f"{split} reads only", partial(backward, write=False)
 
@@ -100,26 +109,49 @@ def _products(dtype: torch.dtype, rank: int) -> Iterator[Work]:
     from pidep.kernels.low_rank import low_rank, outer
 
     tokens, width = 8192, 1024
-    x, down, weight = _empty(1, tokens, width, dtype=dtype), _empty(1, rank, width, dtype=dtype), _empty(rank)
+    x, down, weight = (
+        _empty(1, tokens, width, dtype=dtype),
+        _empty(1, rank, width, dtype=dtype),
+        _empty(rank),
+    )
     up = _empty(width, rank, dtype=dtype).t().unsqueeze(0)
     hidden = _empty(1, tokens, rank)
-    yield "low_rank", f"R={rank} forward", partial(low_rank, x, down, up, base=x, weight=weight, keep=True)
-    yield "low_rank", f"R={rank} backward", partial(low_rank, x, up, down, weight=weight, hidden=hidden)
+    yield (
+        "low_rank",
+        f"R={rank} forward",
+        partial(low_rank, x, down, up, base=x, weight=weight, keep=True),
+    )
+    yield (
+        "low_rank",
+        f"R={rank} backward",
+        partial(low_rank, x, up, down, weight=weight, hidden=hidden),
+    )
     bank, rows = _empty(64, rank, width, dtype=dtype), _empty(32, dtype=torch.int64)
     for length in (1, 256):
         batch = _empty(32, length, width, dtype=dtype)
-        yield "low_rank", f"R={rank} bank, {length} tokens a row", partial(low_rank, batch, bank, bank, base=batch, expert=rows)
+        yield (
+            "low_rank",
+            f"R={rank} bank, {length} tokens a row",
+            partial(low_rank, batch, bank, bank, base=batch, expert=rows),
+        )
     yield "low_rank_outer", f"R={rank} dA", partial(outer, _empty(tokens, rank, dtype=dtype), x[0])
     yield "low_rank_outer", f"R={rank} dB", partial(outer, hidden[0], x[0], weight)
     w, b = _empty(width, width, dtype=dtype), _empty(width, rank, dtype=dtype)
     yield "lora_fold", f"R={rank}", partial(fold.lora_fold, w, down[0], b, weight, w)
-    yield "lora_fold", f"R={rank} W transposed", partial(fold.lora_fold, w.t(), down[0], b, weight, w.t())
+    yield (
+        "lora_fold",
+        f"R={rank} W transposed",
+        partial(fold.lora_fold, w.t(), down[0], b, weight, w.t()),
+    )
 
 
 def cases(dtypes: Sequence[torch.dtype] = _DTYPES) -> Iterator[Case]:
     """Every kernel with the constants it is launched with."""
     for dtype in dtypes:
-        works = [*_interpolations(dtype), *(work for rank in (32, 128) for work in _products(dtype, rank))]
+        works = [
+            *_interpolations(dtype),
+            *(work for rank in (32, 128) for work in _products(dtype, rank)),
+        ]
         for kernel, constants, work in works:
             with recording() as launches:
                 work()
@@ -131,14 +163,18 @@ def cases(dtypes: Sequence[torch.dtype] = _DTYPES) -> Iterator[Case]:
                     yield Case(launch.name, constants.removesuffix(" writes"), "float32", launch)
 
 
-def _specialise(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], Any], dict[tuple[int], Any], dict[str, int]]:
+def _specialise(
+    launch: Launch,
+) -> tuple[dict[str, str], dict[tuple[int], Any], dict[tuple[int], Any], dict[str, int]]:
     """Signature, constants, attributes and options, as Triton's runtime makes them from the
     arguments.
     """
     names = launch.kernel.arg_names
     options = {name: value for name, value in launch.constants.items() if name not in names}
     signature = dict.fromkeys(names, "constexpr")
-    constants = {(names.index(name),): value for name, value in launch.constants.items() if name in names}
+    constants = {
+        (names.index(name),): value for name, value in launch.constants.items() if name in names
+    }
     attributes: dict[tuple[int], Any] = {}
     for number, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
         if isinstance(value, int) and value == 1:
@@ -191,7 +227,9 @@ def _usage(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        shown = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        shown = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", shown)
     if found is None:
         raise RuntimeError(f"cuobjdump -res-usage: no registers in {shown!r}")
@@ -200,10 +238,13 @@ def _usage(cubin: bytes) -> tuple[int, int]:
 
 def _loads(ptx: str) -> dict[str, int]:
     widths = Counter(
-        str(int(found[1] or 1) * int(found[2])) for found in re.finditer(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.[busf](\d+)\b", ptx)
+        str(int(found[1] or 1) * int(found[2]))
+        for found in re.finditer(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.[busf](\d+)\b", ptx)
     )
     asynchronous = len(re.findall(r"cp\.async\.c[ag]\.shared", ptx))
-    return dict(sorted(widths.items(), key=lambda item: int(item[0]))) | ({"async": asynchronous} if asynchronous else {})
+    return dict(sorted(widths.items(), key=lambda item: int(item[0]))) | (
+        {"async": asynchronous} if asynchronous else {}
+    )
 
 
 def _row(cells: Sequence[object]) -> str:
@@ -219,21 +260,56 @@ def compile_all(targets: Sequence[int] = TARGETS) -> Iterator[Resources]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, and write it to `--json`. Gives 1 when a kernel spills."""
-    parser = argparse.ArgumentParser(prog="python -m tools.ahead_of_time", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.ahead_of_time", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the table here, too")
-    parser.add_argument("--target", type=int, choices=TARGETS, action="append", help="compute capability × 10; all of them without it")
+    parser.add_argument(
+        "--target",
+        type=int,
+        choices=TARGETS,
+        action="append",
+        help="compute capability × 10; all of them without it",
+    )
     chosen = parser.parse_args(arguments)
-    print(_row(("kernel", "constants", "dtype", "target", "registers", "spills", "shared", "warps", "loads (bits: number)")), flush=True)
+    print(
+        _row(
+            (
+                "kernel",
+                "constants",
+                "dtype",
+                "target",
+                "registers",
+                "spills",
+                "shared",
+                "warps",
+                "loads (bits: number)",
+            )
+        ),
+        flush=True,
+    )
     found = []
     for one in compile_all(chosen.target or TARGETS):
         found.append(one)
         loads = " ".join(f"{width}:{number}" for width, number in one.loads.items())
-        cells = (one.kernel, one.constants, one.dtype, one.target, one.registers, one.spills, one.shared, one.num_warps, loads)
+        cells = (
+            one.kernel,
+            one.constants,
+            one.dtype,
+            one.target,
+            one.registers,
+            one.spills,
+            one.shared,
+            one.num_warps,
+            loads,
+        )
         print(_row(cells), flush=True)
     spilling = sum(one.spills > 0 for one in found)
     print(f"{len(found)} compiled, {spilling} spill")
     if chosen.json is not None:
-        chosen.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n", encoding="utf-8")
+        chosen.json.write_text(
+            json.dumps([asdict(one) for one in found], indent=1) + "\n", encoding="utf-8"
+        )
     return 1 if spilling else 0
 
 

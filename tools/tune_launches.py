@@ -1,4 +1,6 @@
-"""Times the choices of the kernels' launch table on this GPU and keeps the best: `make tune-launches`."""
+"""Times the choices of the kernels' launch table on this GPU and keeps the best: `make
+tune-launches`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ __all__ = ["tune_all"]
 Work = Callable[[], object]
 
 
-def tune_all(device: str = "cuda", *, say: Callable[[str], None] = lambda _: None) -> dict[str, Settings]:
+def tune_all(
+    device: str = "cuda", *, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Settings]:
     """Time all choices of all kernels in fp32 and bf16, keep the best in the launch table, return
     them.
     """
@@ -44,7 +48,11 @@ def _works(dtype: torch.dtype, device: str) -> dict[str, Work]:
     from pidep.kernels.low_rank import outer
 
     index = ArenaIndex.of([2**24], device=device)
-    rows, logits, gradient = draw(4, 2**24).requires_grad_(), torch.randn(1, 4, device=device), draw(2**24)
+    rows, logits, gradient = (
+        draw(4, 2**24).requires_grad_(),
+        torch.randn(1, 4, device=device),
+        draw(2**24),
+    )
     mixed = interpolate(rows, None, logits, index)
     frozen = rows.detach()
 
@@ -52,7 +60,12 @@ def _works(dtype: torch.dtype, device: str) -> dict[str, Work]:
         rows.grad = None
         mixed.backward(gradient, retain_graph=True)  # type: ignore[no-untyped-call]
 
-    x, hidden, weight, w = draw(4096, 1024), draw(4096, 32), torch.rand(32, device=device), draw(4096, 4096)
+    x, hidden, weight, w = (
+        draw(4096, 1024),
+        draw(4096, 32),
+        torch.rand(32, device=device),
+        draw(4096, 4096),
+    )
     narrow, wide = (draw(32, 1024), draw(1024, 32)), (draw(32, 4096), draw(4096, 32))
     return {
         "interpolate_forward": lambda: interpolate(frozen[:0], frozen, logits, index),
@@ -74,7 +87,10 @@ def main() -> None:
     """Tune, and print the settings that were kept."""
     here = report()
     if here.path != "fused":
-        sys.exit(f"tune-launches: the kernels run in plain torch here ({here.why}); run it on a machine with an NVIDIA GPU")
+        sys.exit(
+            f"tune-launches: the kernels run in plain torch here ({here.why}); run it on a machine "
+            "with an NVIDIA GPU"
+        )
     tune_all(say=print)
 
 

@@ -38,10 +38,15 @@ def _doubles(*tensors: Tensor) -> list[Tensor]:
     return [tensor.detach().double().requires_grad_() for tensor in tensors]
 
 
-def check_interpolate(dtype: torch.dtype, sizes: Sequence[int], learned: int, frozen: int) -> dict[str, float]:
+def check_interpolate(
+    dtype: torch.dtype, sizes: Sequence[int], learned: int, frozen: int
+) -> dict[str, float]:
     """Forward, dφ and dα against float64, and equal bits twice."""
     index = ArenaIndex.of(sizes, device=gpu.DEVICE)
-    rows = [torch.randn(count, index.num_elements, device=gpu.DEVICE).to(dtype) for count in (learned, frozen)]
+    rows = [
+        torch.randn(count, index.num_elements, device=gpu.DEVICE).to(dtype)
+        for count in (learned, frozen)
+    ]
     logits = torch.randn(len(sizes), learned + frozen, device=gpu.DEVICE, requires_grad=True)
     gradient = torch.randn(index.num_elements, device=gpu.DEVICE).to(dtype)
     own = rows[0].requires_grad_()
@@ -54,12 +59,17 @@ def check_interpolate(dtype: torch.dtype, sizes: Sequence[int], learned: int, fr
         found = interpolate(own, rows[1], logits, index)
         found.backward(gradient)
         bits.append([found.detach(), logits.grad, *([own.grad] if learned else [])])
-    errors = {"forward": _error(found.detach(), want.detach()), "d_alpha": _error(logits.grad, logits64.grad)}
+    errors = {
+        "forward": _error(found.detach(), want.detach()),
+        "d_alpha": _error(logits.grad, logits64.grad),
+    }
     if learned + frozen == 1:  # α is 1 for every logit, so its gradient is 0
         errors["d_alpha"] = float(logits.grad.abs().max()) * 1e-3
     if learned:
         errors["d_learned"] = _error(own.grad, own64.grad)
-    errors["differs when run again"] = 0.0 if all(torch.equal(a, b) for a, b in zip(*bits, strict=True)) else float("inf")
+    errors["differs when run again"] = (
+        0.0 if all(torch.equal(a, b) for a, b in zip(*bits, strict=True)) else float("inf")
+    )
     return errors
 
 
@@ -73,7 +83,9 @@ def check_past_int32() -> dict[str, float]:
     return {"past 2^31": _error(found, want)}
 
 
-def check_mixture(dtype: torch.dtype, tokens: int, inputs: int, outputs: int, rank: int) -> dict[str, float]:
+def check_mixture(
+    dtype: torch.dtype, tokens: int, inputs: int, outputs: int, rank: int
+) -> dict[str, float]:
     """Forward and every gradient, against float64."""
     x, a, b, base = (
         torch.randn(*shape, device=gpu.DEVICE).to(dtype).requires_grad_()
@@ -87,27 +99,41 @@ def check_mixture(dtype: torch.dtype, tokens: int, inputs: int, outputs: int, ra
     found = lora_mixture(x, a, b, weight, base)
     found.backward(gradient)
     errors = {"forward": _error(found.detach(), want.detach())}
-    for name, one, other in zip(("dx", "da", "db", "dweight", "dbase"), (x, a, b, weight, base), exact, strict=True):
+    for name, one, other in zip(
+        ("dx", "da", "db", "dweight", "dbase"), (x, a, b, weight, base), exact, strict=True
+    ):
         errors[name] = _error(one.grad, other.grad)
     return errors
 
 
 def check_bank(dtype: torch.dtype) -> dict[str, float]:
     """Rows of one batch, each with its own expert."""
-    x, a, b = (torch.randn(*shape, device=gpu.DEVICE).to(dtype) for shape in ((9, 33, 100), (5, 8, 100), (5, 8, 70)))
-    base, expert = torch.randn(9, 33, 70, device=gpu.DEVICE).to(dtype), torch.randint(5, (9,), device=gpu.DEVICE)
+    x, a, b = (
+        torch.randn(*shape, device=gpu.DEVICE).to(dtype)
+        for shape in ((9, 33, 100), (5, 8, 100), (5, 8, 70))
+    )
+    base, expert = (
+        torch.randn(9, 33, 70, device=gpu.DEVICE).to(dtype),
+        torch.randint(5, (9,), device=gpu.DEVICE),
+    )
     want = bank_reference.lora_bank(x.double(), a.double(), b.double(), expert, base.double())
     return {"forward": _error(lora_bank(x, a, b, expert, base), want)}
 
 
 def check_fold(dtype: torch.dtype, outputs: int, inputs: int, rank: int) -> dict[str, float]:
     """At most a hundredth above the error of folding in fp32 and rounding."""
-    w, a, b = (torch.randn(*shape, device=gpu.DEVICE).to(dtype) for shape in ((outputs, inputs), (rank, inputs), (outputs, rank)))
+    w, a, b = (
+        torch.randn(*shape, device=gpu.DEVICE).to(dtype)
+        for shape in ((outputs, inputs), (rank, inputs), (outputs, rank))
+    )
     weight = torch.rand(rank, device=gpu.DEVICE)
     want = w.double() + (b.double() * weight.double()) @ a.double()
     rounded = (w.float() + (b.float() * weight) @ a.float()).to(dtype)
     error, best = _error(lora_fold(w, a, b, weight), want), _error(rounded, want)
-    return {"forward": error, "beyond fp32-then-round": 0.0 if error <= 1.01 * best + 1e-7 else float("inf")}
+    return {
+        "forward": error,
+        "beyond fp32-then-round": 0.0 if error <= 1.01 * best + 1e-7 else float("inf"),
+    }
 
 
 def checks() -> Iterator[tuple[str, torch.dtype, dict[str, float]]]:
@@ -117,7 +143,11 @@ def checks() -> Iterator[tuple[str, torch.dtype, dict[str, float]]]:
                 name = f"interpolate, sites {sizes}, {learned} learned + {frozen} frozen"
                 yield name, dtype, check_interpolate(dtype, sizes, learned, frozen)
         for shape in ((1, 5, 7, 3), (70, 96, 130, 8), (300, 1024, 768, 32), (2048, 768, 3072, 128)):
-            yield f"lora_mixture, tokens, in, out, rank {shape}", dtype, check_mixture(dtype, *shape)
+            yield (
+                f"lora_mixture, tokens, in, out, rank {shape}",
+                dtype,
+                check_mixture(dtype, *shape),
+            )
         yield "lora_bank", dtype, check_bank(dtype)
         for shape in ((7, 5, 3), (300, 500, 32), (1024, 4096, 40)):
             yield f"lora_fold, out, in, rank {shape}", dtype, check_fold(dtype, *shape)
@@ -128,7 +158,10 @@ def correctness() -> list[dict[str, Any]]:
     """Every case with its errors, and whether they are within bounds."""
     found = []
     for name, dtype, errors in checks():
-        shown = {key: float(f"{value:.3g}") if math.isfinite(value) else str(value) for key, value in errors.items()}
+        shown = {
+            key: float(f"{value:.3g}") if math.isfinite(value) else str(value)
+            for key, value in errors.items()
+        }
         right = all(value <= TOLERANCE[dtype] for value in errors.values())  # NaN fails as well
         found.append({"case": name, "dtype": str(dtype), "errors": shown, "right": right})
         if not right:

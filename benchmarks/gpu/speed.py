@@ -25,7 +25,9 @@ def timed(work: Work, *, rep: int = 100) -> dict[str, float]:
     """p20, p50 and p80 in ms."""
     import triton
 
-    low, middle, high = triton.testing.do_bench(work, warmup=25, rep=rep, quantiles=[0.2, 0.5, 0.8])[0:3]
+    low, middle, high = triton.testing.do_bench(
+        work, warmup=25, rep=rep, quantiles=[0.2, 0.5, 0.8]
+    )[0:3]
     return {"p20_ms": low, "p50_ms": middle, "p80_ms": high}
 
 
@@ -69,17 +71,35 @@ def bench_interpolate(size: int, count: int, dtype: torch.dtype) -> dict[str, An
     compiled = torch.compile(_weighted, dynamic=False)
     copies = {moved: _copy_ms(width * size * moved) for moved in sorted({count + 1, 2 * count + 1})}
     cases: dict[str, tuple[Callable[[], Work], int]] = {
-        "forward": (lambda: lambda: interpolate(nothing, frozen, logits.detach(), index), count + 1),
-        "backward, learned": (lambda: backward_of(lambda: interpolate(rows, None, logits, index)), 2 * count + 1),
-        "backward, frozen": (lambda: backward_of(lambda: interpolate(nothing, frozen, logits, index)), count + 1),
+        "forward": (
+            lambda: lambda: interpolate(nothing, frozen, logits.detach(), index),
+            count + 1,
+        ),
+        "backward, learned": (
+            lambda: backward_of(lambda: interpolate(rows, None, logits, index)),
+            2 * count + 1,
+        ),
+        "backward, frozen": (
+            lambda: backward_of(lambda: interpolate(nothing, frozen, logits, index)),
+            count + 1,
+        ),
         "eager forward": (lambda: lambda: _eager(frozen, logits[0].detach()), count + 1),
     }
     if size >= 2**24:  # Only where claims are made: every compilation takes seconds.
-        cases["compiled forward"] = (lambda: lambda: compiled(frozen, logits[0].detach()), count + 1)
+        cases["compiled forward"] = (
+            lambda: lambda: compiled(frozen, logits[0].detach()),
+            count + 1,
+        )
     if width * size * count < 12 * 2**30:  # autograd of the naive expression keeps K products
-        cases["eager backward"] = (lambda: backward_of(lambda: _eager(rows, logits[0])), 2 * count + 1)
+        cases["eager backward"] = (
+            lambda: backward_of(lambda: _eager(rows, logits[0])),
+            2 * count + 1,
+        )
         if size >= 2**24:
-            cases["compiled backward"] = (lambda: backward_of(lambda: compiled(rows, logits[0])), 2 * count + 1)
+            cases["compiled backward"] = (
+                lambda: backward_of(lambda: compiled(rows, logits[0])),
+                2 * count + 1,
+            )
     found: dict[str, Any] = {}
     for name, (make, moved) in cases.items():
         try:
@@ -111,13 +131,18 @@ def _copy_ms(moved: int) -> float:
     return timed(lambda: target.copy_(source))["p50_ms"]
 
 
-def bench_fold(outputs: int, inputs: int, dtype: torch.dtype, *, rank: int = 8, count: int = 4) -> dict[str, Any]:
+def bench_fold(
+    outputs: int, inputs: int, dtype: torch.dtype, *, rank: int = 8, count: int = 4
+) -> dict[str, Any]:
     """A fold of four experts, beside one read and one write of W, and beside PEFT's merge.
 
     PEFT adds W += s B A, one expert after another.
     """
     w = torch.randn(outputs, inputs, device=gpu.DEVICE).to(dtype)
-    a, b = torch.randn(rank * count, inputs, device=gpu.DEVICE).to(dtype), torch.randn(outputs, rank * count, device=gpu.DEVICE).to(dtype)
+    a, b = (
+        torch.randn(rank * count, inputs, device=gpu.DEVICE).to(dtype),
+        torch.randn(outputs, rank * count, device=gpu.DEVICE).to(dtype),
+    )
     weight, out = torch.rand(rank * count, device=gpu.DEVICE), torch.empty_like(w)
 
     def merge() -> None:
@@ -132,7 +157,13 @@ def bench_fold(outputs: int, inputs: int, dtype: torch.dtype, *, rank: int = 8, 
         "fp32, then round": timed(lambda: out.copy_(w.float() + (b.float() * weight) @ a.float())),
     }
     ratio = times["fold"]["p50_ms"] / times["copy"]["p50_ms"]
-    return {"shape": [outputs, inputs], "dtype": str(dtype), "rank": rank * count, "times": times, "fold_over_copy": round(ratio, 3)}
+    return {
+        "shape": [outputs, inputs],
+        "dtype": str(dtype),
+        "rank": rank * count,
+        "times": times,
+        "fold_over_copy": round(ratio, 3),
+    }
 
 
 def bench_layer(tokens: int, inputs: int, outputs: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -142,7 +173,13 @@ def bench_layer(tokens: int, inputs: int, outputs: int, dtype: torch.dtype) -> d
         return torch.randn(*shape, device=gpu.DEVICE, dtype=dtype, requires_grad=True)
 
     weight = torch.rand(32, device=gpu.DEVICE, requires_grad=True)
-    leaves = (leaf(tokens, inputs), leaf(32, inputs), leaf(outputs, 32), weight, leaf(tokens, outputs))
+    leaves = (
+        leaf(tokens, inputs),
+        leaf(32, inputs),
+        leaf(outputs, 32),
+        weight,
+        leaf(tokens, outputs),
+    )
     gradient = torch.randn(tokens, outputs, device=gpu.DEVICE, dtype=dtype)
 
     def both_ways(function: Callable[..., Tensor]) -> Work:
@@ -153,8 +190,16 @@ def bench_layer(tokens: int, inputs: int, outputs: int, dtype: torch.dtype) -> d
 
         return work
 
-    rows, experts = leaves[0].detach().view(32, -1, inputs), torch.randint(32, (32,), device=gpu.DEVICE)
-    bank = (leaf(32, 8, inputs).detach(), leaf(32, 8, outputs).detach(), experts, leaves[4].detach().view(32, -1, outputs))
+    rows, experts = (
+        leaves[0].detach().view(32, -1, inputs),
+        torch.randint(32, (32,), device=gpu.DEVICE),
+    )
+    bank = (
+        leaf(32, 8, inputs).detach(),
+        leaf(32, 8, outputs).detach(),
+        experts,
+        leaves[4].detach().view(32, -1, outputs),
+    )
     times = {
         "mixture, fused": timed(both_ways(lora_mixture)),
         "mixture, two torch products": timed(both_ways(mixture_reference.lora_mixture)),

@@ -1,4 +1,6 @@
-"""A training step of a large model: one expert, four in a mixture, and the authors' activation mixing."""
+"""A training step of a large model: one expert, four in a mixture, and the authors' activation
+mixing.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,21 @@ Work = Callable[[], object]
 Sites = dict[str, Tensors]
 
 
-BERT_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
+BERT_LARGE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+}
 
 
 def bench_step(
-    dtype: torch.dtype, *, shape: Mapping[str, int] = BERT_LARGE, batch: int = 16, length: int = 128, rounds: int = 12
+    dtype: torch.dtype,
+    *,
+    shape: Mapping[str, int] = BERT_LARGE,
+    batch: int = 16,
+    length: int = 128,
+    rounds: int = 12,
 ) -> dict[str, Any]:
     """BERT-large's shape with rank-8 LoRAs on every dense layer; arms in turns, medians of CUDA
     events.
@@ -67,7 +79,10 @@ def _expert(model: nn.Module, sites: Sequence[str], seed: int) -> Sites:
         return (array + rng.normal(0, 0.01, array.shape)).astype(np.float32)
 
     start = fresh(model, sites, rank=8)
-    return {site: {name: moved(array) for name, array in tensors.items()} for site, tensors in start.items()}
+    return {
+        site: {name: moved(array) for name, array in tensors.items()}
+        for site, tensors in start.items()
+    }
 
 
 def _arms(experts: Sequence[Sites], dtype: torch.dtype) -> Iterator[tuple[str, Any]]:
@@ -77,7 +92,9 @@ def _arms(experts: Sequence[Sites], dtype: torch.dtype) -> Iterator[tuple[str, A
     def authors(*, base_per_expert: bool) -> dict[str, ActivationSite]:
         def at(site: str) -> ActivationSite:
             parts = [one[site] for one in experts]
-            return ActivationSite(parts, [2.0] * len(parts), base_per_expert=base_per_expert).to(gpu.DEVICE, dtype)
+            return ActivationSite(parts, [2.0] * len(parts), base_per_expert=base_per_expert).to(
+                gpu.DEVICE, dtype
+            )
 
         return {site: at(site) for site in experts[0]}
 
@@ -90,7 +107,9 @@ def _arms(experts: Sequence[Sites], dtype: torch.dtype) -> Iterator[tuple[str, A
 
 def _stepper(model: nn.Module, ids: Tensor, arm: Any) -> Work:
     modules = list(arm.values()) if isinstance(arm, Mapping) else [arm]
-    optimizer = torch.optim.AdamW([parameter for module in modules for parameter in module.parameters()], lr=1e-6, fused=True)
+    optimizer = torch.optim.AdamW(
+        [parameter for module in modules for parameter in module.parameters()], lr=1e-6, fused=True
+    )
 
     def step() -> None:
         optimizer.zero_grad()

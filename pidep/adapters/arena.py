@@ -1,4 +1,5 @@
-"""The tensors of K experts as rows of one matrix, so that one kernel pass interpolates all sites.
+"""The tensors of K experts as rows of one matrix, so that one kernel pass interpolates
+all sites.
 """
 
 from __future__ import annotations
@@ -50,19 +51,28 @@ class Arena(nn.Module):
     site_tile: Tensor
 
     def __init__(
-        self, experts: Sequence[Sequence[Mapping[str, Any]]], alpha_logits: Sequence[nn.Parameter], *, num_learned: int | None = None
+        self,
+        experts: Sequence[Sequence[Mapping[str, Any]]],
+        alpha_logits: Sequence[nn.Parameter],
+        *,
+        num_learned: int | None = None,
     ) -> None:
         super().__init__()
         self.layout = _layout(experts[0])
         sizes = [sum(slot.size for slot in slots.values()) for slots in self.layout]
         if any(_layout(expert) != self.layout for expert in experts):
-            raise ExpertError("mixture: the experts have tensors of different shapes; train them with the same `rank`")
+            raise ExpertError(
+                "mixture: the experts have tensors of different shapes; train them with the same "
+                "`rank`"
+            )
         index = ArenaIndex.of(sizes)
         rows = torch.zeros(len(experts), index.num_elements)
         for row, expert in zip(rows, experts, strict=True):
             for slots, tensors in zip(self.layout, expert, strict=True):
                 for name, slot in slots.items():
-                    row[slot.start : slot.start + slot.size] = torch.from_numpy(np.asarray(tensors[name], dtype=np.float32)).reshape(-1)
+                    row[slot.start : slot.start + slot.size] = torch.from_numpy(
+                        np.asarray(tensors[name], dtype=np.float32)
+                    ).reshape(-1)
         count = len(experts) if num_learned is None else num_learned
         self.learned = nn.Parameter(rows[:count].clone())
         self.register_buffer("frozen", rows[count:].clone())
@@ -93,7 +103,10 @@ class Arena(nn.Module):
         state = self._state()
         if self.kept is None or self.kept[0] != state:
             self.kept = (state, self._split(self._interpolated()))
-        return {name: self.kept[1][slot.start].view(slot.shape) for name, slot in self.layout[site].items()}
+        return {
+            name: self.kept[1][slot.start].view(slot.shape)
+            for name, slot in self.layout[site].items()
+        }
 
     def forget(self) -> None:
         """Drop the cached mixture. Its graph serves one backward pass only."""
@@ -110,14 +123,20 @@ class Arena(nn.Module):
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         # Moving a module to another device or precision replaces a tensor's memory and keeps its
         # version, so the key holds both.
-        return (wanted, torch.is_inference_mode_enabled(), *((id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors))
+        return (
+            wanted,
+            torch.is_inference_mode_enabled(),
+            *((id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors),
+        )
 
     def _interpolated(self) -> Tensor:
         """The mixture of all sites, `[P]`. A single expert is returned as it is."""
         if len(self.learned) + len(self.frozen) == 1:
             mixed = self.rows()[0] if len(self.frozen) else self.learned[0]
         else:
-            mixed = interpolate(self.learned, self.frozen, torch.stack([*self.alpha_logits]), self.index)
+            mixed = interpolate(
+                self.learned, self.frozen, torch.stack([*self.alpha_logits]), self.index
+            )
         if mixed.requires_grad:
             # The graph behind the cached mixture is freed by its backward pass, so the cache must
             # go with it.
@@ -154,14 +173,22 @@ class Arena(nn.Module):
     def unpacked(self, rows: Tensor, site: int) -> dict[str, Tensor]:
         """The tensors of rows `[n, P]` at a site."""
         slots = self.layout[site].items()
-        return {name: rows[:, slot.start : slot.start + slot.size].reshape(-1, *slot.shape) for name, slot in slots}
+        return {
+            name: rows[:, slot.start : slot.start + slot.size].reshape(-1, *slot.shape)
+            for name, slot in slots
+        }
 
 
 def _layout(expert: Sequence[Mapping[str, Any]]) -> list[dict[str, Slot]]:
     shapes = [{name: tuple(tensors[name].shape) for name in sorted(tensors)} for tensors in expert]
-    sizes = [{name: int(np.prod(shape, dtype=np.int64)) for name, shape in site.items()} for site in shapes]
+    sizes = [
+        {name: int(np.prod(shape, dtype=np.int64)) for name, shape in site.items()}
+        for site in shapes
+    ]
     found = []
-    for site, size, span in zip(shapes, sizes, spans_of([sum(size.values()) for size in sizes]), strict=True):
+    for site, size, span in zip(
+        shapes, sizes, spans_of([sum(size.values()) for size in sizes]), strict=True
+    ):
         start, slots = span.start, {}
         for name, shape in site.items():
             slots[name] = Slot(start, shape)

@@ -61,7 +61,10 @@ def _register(name: str, attention: Attention) -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     def whole_mask(*arguments: Any, **options: Any) -> Any:
-        return sdpa_mask(*arguments, **{**options, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+        return sdpa_mask(
+            *arguments,
+            **{**options, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False},
+        )
 
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         ALL_ATTENTION_FUNCTIONS.register(name, attention)

@@ -62,5 +62,8 @@ def linear_at(model: nn.Module, site: str) -> nn.Linear:
     except AttributeError:
         module = torch.nn.Identity()
     if not is_dense(module):
-        raise ExpertError(f"site {site!r}: the backbone has no Linear of that name; the expert belongs to another backbone")
+        raise ExpertError(
+            f"site {site!r}: the backbone has no Linear of that name; the expert belongs to "
+            "another backbone"
+        )
     return as_linear(module)

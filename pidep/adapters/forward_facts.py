@@ -62,9 +62,18 @@ def _probe(model: nn.Module) -> ForwardFacts:
         except Exception as error:
             problem = (str(error).splitlines() or [type(error).__name__])[0]
             continue
-        apart = frozenset(name for name, rows in one.rows.items() if [2 * count for count in rows] == two.rows.get(name))
-        idle = frozenset(name for name, module in model.named_modules() if _is_counted(module)) - one.rows.keys()
-        return ForwardFacts(one.keys_and_values, one.patches, apart, idle if attempt.is_whole else frozenset())
+        apart = frozenset(
+            name
+            for name, rows in one.rows.items()
+            if [2 * count for count in rows] == two.rows.get(name)
+        )
+        idle = (
+            frozenset(name for name, module in model.named_modules() if _is_counted(module))
+            - one.rows.keys()
+        )
+        return ForwardFacts(
+            one.keys_and_values, one.patches, apart, idle if attempt.is_whole else frozenset()
+        )
     return ForwardFacts(problem=problem)
 
 
@@ -102,7 +111,9 @@ def _run(model: Any, attempt: _Attempt, *, batch: int) -> _Seen:
         try:
             model.eval()
             with torch.no_grad():
-                model(**{name: torch.cat([value] * batch) for name, value in attempt.inputs.items()})
+                model(
+                    **{name: torch.cat([value] * batch) for name, value in attempt.inputs.items()}
+                )
                 if attempt.pixels is not None:
                     model.get_image_features(torch.cat([attempt.pixels] * batch))
         finally:
@@ -114,15 +125,27 @@ def _run(model: Any, attempt: _Attempt, *, batch: int) -> _Seen:
 
 
 def _look(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Note the layer and answer with zeros of the right shape."""
     names, seen = _NOW[-1]
     # Score caps and attention sinks are not part of scaled_dot_product_attention. Florence-2's
     # channel attention has keys as wide as the image has tokens, so a prefix would fit one image
     # size only.
-    if options.get("softcap") is None and options.get("s_aux") is None and "Channel" not in type(module).__name__:
-        seen.keys_and_values[names[id(module)]] = (key.shape[1] * key.shape[3], value.shape[1] * value.shape[3])
+    if (
+        options.get("softcap") is None
+        and options.get("s_aux") is None
+        and "Channel" not in type(module).__name__
+    ):
+        seen.keys_and_values[names[id(module)]] = (
+            key.shape[1] * key.shape[3],
+            value.shape[1] * value.shape[3],
+        )
     batch, heads, length, _size = query.shape
     return value.new_zeros(batch, length, heads, value.shape[3]), None
 
@@ -140,7 +163,9 @@ def _watched(model: nn.Module, seen: _Seen) -> Iterator[None]:
             hooks.append(module.register_forward_pre_hook(count))
         elif name.rpartition(".")[2] == "embeddings":
 
-            def measure(_: nn.Module, arguments: tuple[Any, ...], output: Any, *, name: str = name) -> None:
+            def measure(
+                _: nn.Module, arguments: tuple[Any, ...], output: Any, *, name: str = name
+            ) -> None:
                 image = arguments and isinstance(arguments[0], Tensor) and arguments[0].dim() == 4
                 if image and isinstance(output, Tensor) and output.dim() == 3:
                     seen.patches[name] = output.shape[2]
@@ -169,8 +194,20 @@ def _attempts(model: nn.Module) -> Iterator[_Attempt]:
         # ViLT selects patches by the values of a mask, and the meta device has no values.
         if "image_embeds" in takes:
             config: Any = model.config
-            patches = torch.zeros(1, _TOKENS, config.hidden_size, device=images["pixel_values"].device, dtype=images["pixel_values"].dtype)
-            yield _Attempt({**texts, "image_embeds": patches, "pixel_mask": torch.ones_like(patches[..., 0], dtype=torch.long)})
+            patches = torch.zeros(
+                1,
+                _TOKENS,
+                config.hidden_size,
+                device=images["pixel_values"].device,
+                dtype=images["pixel_values"].dtype,
+            )
+            yield _Attempt(
+                {
+                    **texts,
+                    "image_embeds": patches,
+                    "pixel_mask": torch.ones_like(patches[..., 0], dtype=torch.long),
+                }
+            )
     for part in (texts, images):
         if part:
             yield _Attempt(part, is_whole=not (texts and images))
@@ -197,4 +234,13 @@ def _images(model: nn.Module, takes: Container[str]) -> dict[str, Tensor]:
     config = getattr(config, "vision_config", getattr(config, "image_config", config))
     size = getattr(config, "image_size", 224)
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    return {"pixel_values": torch.zeros(1, getattr(config, "num_channels", 3), height, width, device=first.device, dtype=first.dtype)}
+    return {
+        "pixel_values": torch.zeros(
+            1,
+            getattr(config, "num_channels", 3),
+            height,
+            width,
+            device=first.device,
+            dtype=first.dtype,
+        )
+    }

@@ -57,14 +57,22 @@ class Mixture(nn.Module):
     ) -> None:
         super().__init__()
         if len({tuple(sorted(expert)) for expert in experts}) != 1:
-            raise ExpertError("mixture: the experts act on different sites; train them with the same sites")
+            raise ExpertError(
+                "mixture: the experts act on different sites; train them with the same sites"
+            )
         self.kind = kind
-        experts, on_outputs = _same_shapes(experts, kind), on_outputs or _only_on_outputs(experts, kind)
+        experts, on_outputs = (
+            _same_shapes(experts, kind),
+            on_outputs or _only_on_outputs(experts, kind),
+        )
         self.site_names = sorted(experts[0])
         self.num_experts = len(experts)
         learned = len(experts) if num_learned is None else num_learned
         of = adapter_kind(kind).site.of
-        self.sites = nn.ModuleList(of([expert[site] for expert in experts], scalings, num_learned=learned) for site in self.site_names)
+        self.sites = nn.ModuleList(
+            of([expert[site] for expert in experts], scalings, num_learned=learned)
+            for site in self.site_names
+        )
         # Sites with one softmax share one Parameter, so that the optimizer sees it once.
         shared: dict[str, nn.Parameter] = {}
         for name, site in self.by_name():
@@ -75,13 +83,24 @@ class Mixture(nn.Module):
 
     def _arena_of(self, experts: Sequence[Mapping[str, Tensors]], num_learned: int) -> Arena:
         logits = [site.alpha_logits for _, site in self.by_name()]
-        arena = Arena([[expert[name] for name in self.site_names] for expert in experts], logits, num_learned=num_learned)
+        arena = Arena(
+            [[expert[name] for name in self.site_names] for expert in experts],
+            logits,
+            num_learned=num_learned,
+        )
         for number, (_, site) in enumerate(self.by_name()):
             site.live_in(arena, number)
         return arena
 
     @classmethod
-    def of(cls, experts: Sequence[Expert], *, per: AlphaPer = "site", num_learned: int | None = None, on_outputs: bool = False) -> Mixture:
+    def of(
+        cls,
+        experts: Sequence[Expert],
+        *,
+        per: AlphaPer = "site",
+        num_learned: int | None = None,
+        on_outputs: bool = False,
+    ) -> Mixture:
         """The uniform mixture of experts.
 
         Raises:
@@ -89,10 +108,15 @@ class Mixture(nn.Module):
         """
         kinds = sorted({expert.kind for expert in experts})
         if len(kinds) != 1:
-            raise ExpertError(f"mixture: experts of different kinds ({', '.join(kinds)}) cannot be interpolated; use one kind")
+            raise ExpertError(
+                f"mixture: experts of different kinds ({', '.join(kinds)}) cannot be interpolated; "
+                "use one kind"
+            )
         scalings = [expert.scaling for expert in experts]
         sites = [expert.sites for expert in experts]
-        return cls(sites, scalings, kind=kinds[0], per=per, num_learned=num_learned, on_outputs=on_outputs)
+        return cls(
+            sites, scalings, kind=kinds[0], per=per, num_learned=num_learned, on_outputs=on_outputs
+        )
 
     def by_name(self) -> Iterator[tuple[str, ExpertSite]]:
         """Site names with their modules."""
@@ -102,11 +126,15 @@ class Mixture(nn.Module):
 
     def alpha_parameters(self) -> list[nn.Parameter]:
         """The logits of every softmax, each once."""
-        return list({id(site.alpha_logits): site.alpha_logits for _, site in self.by_name()}.values())
+        return list(
+            {id(site.alpha_logits): site.alpha_logits for _, site in self.by_name()}.values()
+        )
 
     def expert_parameters(self) -> list[nn.Parameter]:
         """The tensors of the experts that can be learned."""
-        at_sites = [parameter for _, site in self.by_name() for parameter in site.parameters_of_experts()]
+        at_sites = [
+            parameter for _, site in self.by_name() for parameter in site.parameters_of_experts()
+        ]
         return at_sites if self.arena is None else [self.arena.learned]
 
     def alphas(self) -> dict[str, list[float]]:
@@ -136,42 +164,60 @@ class Mixture(nn.Module):
         for name, site in self.by_name():
             if name not in candidates:
                 raise ExpertError(
-                    f"site {name!r}: the backbone has no {place_of(kind)} of that name; the expert belongs to another backbone"
+                    f"site {name!r}: the backbone has no {place_of(kind)} of that name; the expert "
+                    "belongs to another backbone"
                 )
             part = site.part(0)
             needed = kind.shapes(model, name, 1).keys()
             if not needed <= part.keys() <= {*needed, *kind.optional}:
                 found, expected = (", ".join(sorted(names)) for names in (part, needed))
-                raise ExpertError(f"site {name!r}: the expert has {found}, expected {expected} of a {self.kind}; train it again")
+                raise ExpertError(
+                    f"site {name!r}: the expert has {found}, expected {expected} of a {self.kind}; "
+                    "train it again"
+                )
             for tensor, shape in kind.shapes(model, name, kind.size_of(part)).items():
                 if part[tensor].shape != shape:
                     raise ExpertError(
-                        f"site {name!r}: the expert's {tensor} is {part[tensor].shape}, the backbone needs {shape}; "
+                        f"site {name!r}: the expert's {tensor} is {part[tensor].shape}, the "
+                        f"backbone needs {shape}; "
                         "it belongs to another backbone"
                     )
             site.place, site.knows_rows = name, None if apart is None else name in apart
 
 
-def _same_shapes(experts: Sequence[Mapping[str, Tensors]], kind: str) -> Sequence[Mapping[str, Tensors]]:
+def _same_shapes(
+    experts: Sequence[Mapping[str, Tensors]], kind: str
+) -> Sequence[Mapping[str, Tensors]]:
     """The experts' tensors in the same shapes, for kinds that mix outputs."""
     found = adapter_kind(kind)
     for site, tensors in experts[0].items():
         for other in experts[1:]:
             if not tensors.keys() ^ other[site].keys() <= found.optional:
                 names = (", ".join(sorted(one)) for one in (tensors, other[site]))
-                raise ExpertError(f"site {site!r}: one expert has {' and another '.join(names)}; train them as one kind")
+                raise ExpertError(
+                    f"site {site!r}: one expert has {' and another '.join(names)}; train them as "
+                    "one kind"
+                )
     if not found.mixes_outputs:
         return experts
-    alike = {site: found.same_shapes(site, [expert[site] for expert in experts]) for site in experts[0]}
+    alike = {
+        site: found.same_shapes(site, [expert[site] for expert in experts]) for site in experts[0]
+    }
     return [{site: alike[site][number] for site in alike} for number in range(len(experts))]
 
 
 def _only_on_outputs(experts: Sequence[Mapping[str, Tensors]], kind: str) -> bool:
-    return len(experts) > 1 and any(adapter_kind(kind).only_on_outputs(tensors) for expert in experts for tensors in expert.values())
+    return len(experts) > 1 and any(
+        adapter_kind(kind).only_on_outputs(tensors)
+        for expert in experts
+        for tensors in expert.values()
+    )
 
 
 @contextmanager
-def attached(model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | None) -> Iterator[None]:
+def attached(
+    model: nn.Module, mixture: Mixture | Mapping[str, WrappedSite] | None
+) -> Iterator[None]:
     """The experts act on the model inside. Afterwards the backbone is what it was, bit for bit.
 
     Raises:

@@ -17,7 +17,17 @@ from pidep.adapters.kinds import adapter_kind
 from pidep.adapters.site import AdapterKind, Tensors
 from pidep.errors import BackboneError, ExpertError
 
-__all__ = ["Place", "Survey", "find_sites", "fresh", "parameters_of", "peft_can", "place_of", "skeleton", "survey"]
+__all__ = [
+    "Place",
+    "Survey",
+    "find_sites",
+    "fresh",
+    "parameters_of",
+    "peft_can",
+    "place_of",
+    "skeleton",
+    "survey",
+]
 
 INIT_SEED = 20230428
 """Seed of untrained experts. One seed for all tasks keeps Fisher embeddings comparable."""
@@ -56,7 +66,9 @@ class Survey:
         return sum(place.parameters for place in self.places)
 
 
-def find_sites(model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str = "lora") -> list[str]:
+def find_sites(
+    model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str = "lora"
+) -> list[str]:
     """Names of the sites that match any shell pattern, in the backbone's order.
 
     Poolers, the output vocabulary's layer, and layers that no forward pass calls are chosen only by
@@ -68,7 +80,9 @@ def find_sites(model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str 
     found = adapter_kind(kind)
     candidates = found.candidates(model)
     if not candidates:
-        raise ExpertError(f"{kind} experts: {type(model).__name__} has no {found.needs}; use another kind")
+        raise ExpertError(
+            f"{kind} experts: {type(model).__name__} has no {found.needs}; use another kind"
+        )
     heads = _heads(model) | forward_facts(model).idle
     chosen: set[str] = set()
     for pattern in patterns:
@@ -76,9 +90,16 @@ def find_sites(model: nn.Module, patterns: Sequence[str] = ("*",), *, kind: str 
         if pattern in words:
             matched = set(words[pattern]([name for name in candidates if name not in heads]))
         else:
-            matched = {name for name in fnmatch.filter(candidates, pattern) if name == pattern or not _is_head(name, pattern, heads)}
+            matched = {
+                name
+                for name in fnmatch.filter(candidates, pattern)
+                if name == pattern or not _is_head(name, pattern, heads)
+            }
         if not matched:
-            raise ExpertError(f"sites {pattern!r}: matches no {place_of(found)}; this backbone has e.g. {', '.join(candidates[:3])}")
+            raise ExpertError(
+                f"sites {pattern!r}: matches no {place_of(found)}; this backbone has e.g. "
+                f"{', '.join(candidates[:3])}"
+            )
         chosen |= matched
     return [name for name in candidates if name in chosen]
 
@@ -102,13 +123,18 @@ def _is_head(name: str, pattern: str, heads: set[str]) -> bool:
     return name in heads or ("pooler" in name and "pooler" not in pattern)
 
 
-def fresh(model: nn.Module, sites: Sequence[str], *, kind: str = "lora", rank: int) -> dict[str, Tensors]:
+def fresh(
+    model: nn.Module, sites: Sequence[str], *, kind: str = "lora", rank: int
+) -> dict[str, Tensors]:
     """Untrained tensors at the sites, the same for every task."""
     found = adapter_kind(kind)
     # A generator of its own: the caller's random state is neither read nor moved.
     generator = torch.Generator().manual_seed(INIT_SEED)
     return {
-        site: {name: found.start(name, shape, generator).numpy() for name, shape in found.shapes(model, site, rank).items()}
+        site: {
+            name: found.start(name, shape, generator).numpy()
+            for name, shape in found.shapes(model, site, rank).items()
+        }
         for site in sites
     }
 
@@ -118,7 +144,9 @@ def peft_can(model: nn.Module, sites: Sequence[str], *, kind: str) -> bool:
     return adapter_kind(kind).in_peft(model, sites)
 
 
-def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str, rank: int) -> Survey:
+def survey(
+    model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str, rank: int
+) -> Survey:
     """Every site of a kind, with the shapes of an expert of `rank`.
 
     Reads no weights: `meta` will do.
@@ -128,11 +156,18 @@ def survey(model: nn.Module, patterns: Sequence[str] | None = None, *, kind: str
     """
     found = adapter_kind(kind)
     sites = find_sites(model, patterns or found.default_patterns, kind=kind)
-    places = tuple(Place(site, type(model.get_submodule(site)).__name__, found.shapes(model, site, rank)) for site in sites)
-    return Survey(kind, found.changes, rank, found.learning_rate, found.in_peft(model, sites), places)
+    places = tuple(
+        Place(site, type(model.get_submodule(site)).__name__, found.shapes(model, site, rank))
+        for site in sites
+    )
+    return Survey(
+        kind, found.changes, rank, found.learning_rate, found.in_peft(model, sites), places
+    )
 
 
-def skeleton(source: str | Path, *, class_of: Callable[[Any], str | None] = lambda _: None) -> nn.Module:
+def skeleton(
+    source: str | Path, *, class_of: Callable[[Any], str | None] = lambda _: None
+) -> nn.Module:
     """The modules of a transformers backbone without weights, on the `meta` device.
 
     Args:
@@ -149,10 +184,17 @@ def skeleton(source: str | Path, *, class_of: Callable[[Any], str | None] = lamb
         config: Any = AutoConfig.from_pretrained(source)
         name = class_of(config)
         with torch.device("meta"):
-            model: nn.Module = AutoModel.from_config(config) if name is None else getattr(transformers, name)._from_config(config)  # type: ignore[no-untyped-call]
+            model: nn.Module = (
+                AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+                if name is None
+                else getattr(transformers, name)._from_config(config)
+            )
     except Exception as error:  # A config from anywhere can fail in any way.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BackboneError(f"backbone {str(source)!r}: expected 'minilm', a folder with a config.json or a hub id; {reason}") from error
+        raise BackboneError(
+            f"backbone {str(source)!r}: expected 'minilm', a folder with a config.json or a hub "
+            f"id; {reason}"
+        ) from error
     return model.eval()
 
 

@@ -28,7 +28,11 @@ def shift(model: nn.Module, by: int) -> Undo:
             table.offset += by
             moved.append(table)
         else:
-            hooks.append(table.register_forward_pre_hook(lambda _, arguments: (arguments[0] + by, *arguments[1:])))
+            hooks.append(
+                table.register_forward_pre_hook(
+                    lambda _, arguments: (arguments[0] + by, *arguments[1:])
+                )
+            )
     for module in model.modules():
         if type(module).__name__.endswith("RotaryEmbedding"):
             hooks.append(module.register_forward_pre_hook(_later(by), with_kwargs=True))
@@ -74,7 +78,8 @@ def _check(room: int, length: int, added: int) -> None:
     # An export serves every length up to the maximum; a comparison would fix the length.
     if not torch.compiler.is_compiling() and length + added > room:
         raise ExpertError(
-            f"texts of {length} tokens behind {added} virtual ones: the backbone has {room} positions; "
+            f"texts of {length} tokens behind {added} virtual ones: the backbone has {room} "
+            "positions; "
             f"cut texts at {max(room - added, 0)} tokens (max_length)"
         )
 
@@ -84,7 +89,9 @@ def _checked(room: int, by: int) -> Callable[[nn.Module, tuple[Any, ...]], None]
 
 
 def _later(by: int) -> Any:
-    def hook(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(
+        _: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The `position_ids` of `(x, position_ids, …)`, positional or by name."""
         if isinstance(options.get("position_ids"), Tensor):
             return arguments, {**options, "position_ids": options["position_ids"] + by}

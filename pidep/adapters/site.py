@@ -61,7 +61,9 @@ class ExpertSite(nn.Module, ABC):
         self.arena_and_site: tuple[Arena, int] | None = None
 
     @classmethod
-    def of(cls, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int) -> ExpertSite:
+    def of(
+        cls, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int
+    ) -> ExpertSite:
         """A site for these experts, whose tensors go to the mixture's arena.
 
         A kind that keeps the tensors itself overrides this.
@@ -118,7 +120,10 @@ class ExpertSite(nn.Module, ABC):
         """The mixture as one expert of scaling 1."""
         with torch.no_grad():
             alpha = self.alpha()
-            return {name: to_array(torch.tensordot(alpha, stacked, 1)) for name, stacked in self.experts.items()}
+            return {
+                name: to_array(torch.tensordot(alpha, stacked, 1))
+                for name, stacked in self.experts.items()
+            }
 
     @abstractmethod
     def attach(self, model: nn.Module, name: str) -> Undo:
@@ -198,7 +203,9 @@ class LayerSite(WrappedSite):
         # Models flatten the batch in their own ways (Swin's windows, OPT's [B·T]); rows must be
         # told apart again.
         count = self._num_rows(x)
-        return self.act(x.reshape(count, -1, x.shape[-1]), y.reshape(count, -1, y.shape[-1])).reshape(y.shape)
+        return self.act(
+            x.reshape(count, -1, x.shape[-1]), y.reshape(count, -1, y.shape[-1])
+        ).reshape(y.shape)
 
     @abstractmethod
     def act(self, x: Tensor, y: Tensor) -> Tensor:
@@ -210,11 +217,15 @@ class LayerSite(WrappedSite):
     def _num_rows(self, x: Tensor) -> int:
         assert self.rows is not None
         count = len(next(iter(self.rows.values())))
-        apart = count == 1 or (len(x) == count if self.knows_rows is None else self.knows_rows and len(x) % count == 0)
+        apart = count == 1 or (
+            len(x) == count if self.knows_rows is None else self.knows_rows and len(x) % count == 0
+        )
         if not apart:
             raise ExpertError(
-                f"site {self.place!r}: samples cannot be told apart there, some of its inputs are not of one sample (as with DeBERTa's "
-                "query_proj and key_proj, which also read relative positions); choose other `sites`, or batches of one"
+                f"site {self.place!r}: samples cannot be told apart there, some of its inputs are "
+                "not of one sample (as with DeBERTa's "
+                "query_proj and key_proj, which also read relative positions); choose other "
+                "`sites`, or batches of one"
             )
         return count
 
@@ -264,7 +275,9 @@ class AdapterKind:
     shapes: Callable[[nn.Module, str, int], dict[str, tuple[int, ...]]]
     """Tensor shapes at a site of the backbone, for a size."""
     start: Callable[[str, tuple[int, ...], torch.Generator], Tensor]
-    """An untrained tensor, by name and shape. An untrained expert changes nothing, or almost nothing."""
+    """An untrained tensor, by name and shape. An untrained expert changes nothing, or almost
+    nothing.
+    """
     learning_rate: float
     """A peak learning rate that works on small encoders."""
     place: str = ""
@@ -273,7 +286,9 @@ class AdapterKind:
     named_patterns: Mapping[str, Callable[[list[str]], list[str]]] | None = None
     """Names for a choice among the candidates, usable like a pattern."""
     around: Callable[[nn.Module, Mapping[str, ExpertSite]], Undo] | None = None
-    """A change of the whole model while sites of this kind are attached, made once for all sites."""
+    """A change of the whole model while sites of this kind are attached, made once for
+    all sites.
+    """
     mixes_outputs: bool = False
     """Whether a mixture can act on outputs instead of parameters and still fold into one expert."""
     same_shapes: Callable[[str, Sequence[Tensors]], Sequence[Tensors]] = _with_idle_units
@@ -282,10 +297,14 @@ class AdapterKind:
     only_on_outputs: Callable[[Tensors], bool] = lambda _: False
     """Whether an expert's tensors at a site cannot be averaged with those of other experts."""
     keeps_tensors: bool = False
-    """Whether sites keep the tensors themselves, because something else than parameters is mixed."""
+    """Whether sites keep the tensors themselves, because something else than parameters
+    is mixed.
+    """
     in_peft: Callable[[nn.Module, Sequence[str]], bool] = nowhere
     """Whether `peft` can run an expert at these sites of this backbone."""
-    fold: Callable[[nn.Module, Mapping[str, Tensors], float], AbstractContextManager[None]] | None = None
+    fold: (
+        Callable[[nn.Module, Mapping[str, Tensors], float], AbstractContextManager[None]] | None
+    ) = None
     """Adds an expert of a scaling to the backbone's weights; they come back bit for bit."""
     bank_site: Callable[[str], WrappedSite] | None = None
     """The module that stands at a site of a bank graph and reads its tensors from `bank_rows`."""

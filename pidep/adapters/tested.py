@@ -36,7 +36,9 @@ TESTED: Mapping[str, Architecture] = {
     "t5": Architecture("T5", "encoder-decoder", ("lora", "adapter", "prefix", "prompt")),
     "bart": Architecture("BART", "encoder-decoder", EVERY),
     "florence2": Architecture("Florence-2", "image and text to text", EVERY),
-    "blip": Architecture("BLIP", "two towers, or image and text to text", ("lora", "adapter", "prompt", "bitfit")),
+    "blip": Architecture(
+        "BLIP", "two towers, or image and text to text", ("lora", "adapter", "prompt", "bitfit")
+    ),
     "vit": Architecture("ViT", "vision", EVERY),
     "dinov2": Architecture("DINOv2", "vision", EVERY),
     "swin": Architecture("Swin", "vision", ("lora", "adapter", "prefix", "bitfit")),

@@ -20,7 +20,9 @@ GenerationMode = Literal["greedy", "beam", "constrained"]
 
 
 class AnswerScorer(Protocol):
-    """Scores rows against the answers of one task: its labels, each row's candidates, or free texts."""
+    """Scores rows against the answers of one task: its labels, each row's candidates, or free
+    texts.
+    """
 
     def learn(self, rows: Sequence[Input]) -> None:
         """Prepare for rows with candidates of their own. Call it before an expert is attached."""
@@ -109,7 +111,9 @@ class Backbone(Protocol):
         """
 
     def encode(self, rows: Sequence[Input], *, max_length: int, batch_size: int = 64) -> Tensor:
-        """Rows to unit vectors `[N, D]` fp32 without gradients, batched by length; raises as `embed`."""
+        """Rows to unit vectors `[N, D]` fp32 without gradients, batched by length; raises as
+        `embed`.
+        """
 
     def score(self, rows: Sequence[Input], candidates: Candidates, *, max_length: int) -> Tensor:
         """Rows against candidates, `[B, C]`, with gradients to whatever is attached.
@@ -141,7 +145,9 @@ class Backbone(Protocol):
         """
 
     def label_embeddings(self, label_texts: Sequence[str]) -> Tensor:
-        """`[C, D]`: the bare backbone's embeddings of a task's label texts; D is 0 where it scores texts."""
+        """`[C, D]`: the bare backbone's embeddings of a task's label texts; D is 0 where it scores
+        texts.
+        """
 
     def answer_scorer(
         self,

@@ -1,4 +1,5 @@
-"""Scores of backbones that embed: cosines with a task's label texts or with each row's candidates.
+"""Scores of backbones that embed: cosines with a task's label texts or with each row's
+candidates.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Choices:
         if missing:
             # Candidates are never cut at the task's max_length: serving embeds them at the model's
             # own limit.
-            found = self._backbone.encode(list(missing.values()), max_length=self._backbone.max_positions)
+            found = self._backbone.encode(
+                list(missing.values()), max_length=self._backbone.max_positions
+            )
             # Clones: tensors made in inference mode cannot be used in training.
             self._known.update(zip(missing, found.clone(), strict=True))
 
@@ -44,10 +47,15 @@ class Choices:
         own = [tuple(row.candidates) if isinstance(row, Row) else () for row in rows]
         if not any(own):
             return embeddings @ self.labels.T
-        choices = [torch.stack([self._known[row_key(one)] for one in some]) if some else self.labels for some in own]
+        choices = [
+            torch.stack([self._known[row_key(one)] for one in some]) if some else self.labels
+            for some in own
+        ]
         counts = torch.tensor([len(some) for some in choices])
         padded = nn.utils.rnn.pad_sequence(choices, batch_first=True)
-        padded = nn.functional.pad(padded, (0, 0, 0, max(self._most, len(self.labels)) - padded.shape[1]))
+        padded = nn.functional.pad(
+            padded, (0, 0, 0, max(self._most, len(self.labels)) - padded.shape[1])
+        )
         cosines = torch.einsum("bcd,bd->bc", padded, embeddings)
         return cosines.masked_fill(torch.arange(padded.shape[1]) >= counts.unsqueeze(1), -torch.inf)
 

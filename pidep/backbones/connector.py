@@ -25,7 +25,15 @@ class Connector(nn.Module):
     """Tokens for the places of a stem's last map, and a vector that bypasses the transformer."""
 
     def __init__(
-        self, *, channels: int, channels_middle: int, channels_summary: int, width: int, num_tokens: int, axes: int, points: int = 0
+        self,
+        *,
+        channels: int,
+        channels_middle: int,
+        channels_summary: int,
+        width: int,
+        num_tokens: int,
+        axes: int,
+        points: int = 0,
     ) -> None:
         super().__init__()
         features = channels + 4 * channels_middle
@@ -149,21 +157,33 @@ def read_connector(connector: Connector, path: Path, *, expected: Mapping[str, s
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BackboneError(f"{path}: not readable ({error.strerror}); run: make mini-backbone") from error
+        raise BackboneError(
+            f"{path}: not readable ({error.strerror}); run: make mini-backbone"
+        ) from error
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     if digest != record.get("digest"):
-        raise BackboneError(f"{path}: digest {digest}, expected {record.get('digest')}; reinstall pidep or run: make mini-backbone")
+        raise BackboneError(
+            f"{path}: digest {digest}, expected {record.get('digest')}; reinstall pidep or run: "
+            "make mini-backbone"
+        )
     for part, value in expected.items():
         if record.get(part) != value:
-            raise BackboneError(f"{path}: trained with {part} {record.get(part)}, found {value}; run: make mini-backbone")
+            raise BackboneError(
+                f"{path}: trained with {part} {record.get(part)}, found {value}; run: make "
+                "mini-backbone"
+            )
     try:
         tensors = _floats(load(data))
         count = len(tensors.get(_POINTS, ()))  # The file says how many points there are.
         past = connector.past
-        past.points, past.vectors = (torch.zeros(count, old.shape[1]) for old in (past.points, past.vectors))
+        past.points, past.vectors = (
+            torch.zeros(count, old.shape[1]) for old in (past.points, past.vectors)
+        )
         connector.load_state_dict(tensors)
     except (RuntimeError, SafetensorError) as error:
-        raise BackboneError(f"{path}: does not fit ({' '.join(str(error).split())[:200]}); run: make mini-backbone") from error
+        raise BackboneError(
+            f"{path}: does not fit ({' '.join(str(error).split())[:200]}); run: make mini-backbone"
+        ) from error
     connector.requires_grad_(False).eval()
     return digest
 
@@ -174,7 +194,9 @@ def _eight_bits(points: Tensor) -> tuple[Tensor, Tensor]:
     127 stands for the largest value.
     """
     largest = points.abs().amax(0).half()
-    return (points / largest.float() * 127.0).round().clamp(-127.0, 127.0).to(torch.int8).contiguous(), largest
+    return (points / largest.float() * 127.0).round().clamp(-127.0, 127.0).to(
+        torch.int8
+    ).contiguous(), largest
 
 
 def as_kept(points: Tensor) -> Tensor:
@@ -197,7 +219,12 @@ def _record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BackboneError(f"{path}: not readable ({' '.join(str(error).split())}); run: make mini-backbone") from error
+        raise BackboneError(
+            f"{path}: not readable ({' '.join(str(error).split())}); run: make mini-backbone"
+        ) from error
     if not isinstance(record, dict):
-        raise BackboneError(f"{path}: expected a JSON object, found {type(record).__name__}; run: make mini-backbone")
+        raise BackboneError(
+            f"{path}: expected a JSON object, found {type(record).__name__}; run: make "
+            "mini-backbone"
+        )
     return record

@@ -19,9 +19,14 @@ def check_row(row: Row, number: int, *, backbone: str, images: str) -> None:
         BackboneError: the row lacks an image that the backbone needs, or holds nothing.
     """
     if row.image is None and images == "always":
-        raise BackboneError(f"row {number}: has no image, and backbone {backbone!r} needs one in every row")
+        raise BackboneError(
+            f"row {number}: has no image, and backbone {backbone!r} needs one in every row"
+        )
     if row.image is None and not row.text.strip():
-        raise BackboneError(f"row {number}: expected a text{' or an image' if images == 'maybe' else ''}, found none; remove the row")
+        raise BackboneError(
+            f"row {number}: expected a text{' or an image' if images == 'maybe' else ''}, found "
+            "none; remove the row"
+        )
 
 
 def candidates_by_row(candidates: Candidates, num_rows: int) -> list[list[str]]:
@@ -31,14 +36,18 @@ def candidates_by_row(candidates: Candidates, num_rows: int) -> list[list[str]]:
     elif len(candidates) == num_rows:
         rows = [each if not isinstance(each, str) else [each] for each in candidates]
     else:
-        raise UsageError(f"candidates: expected texts, or a list of texts for each of {num_rows} rows, found {len(candidates)} lists")
+        raise UsageError(
+            f"candidates: expected texts, or a list of texts for each of {num_rows} rows, found "
+            f"{len(candidates)} lists"
+        )
     for number, own in enumerate(rows, 1):
         if not own:
             raise UsageError(f"row {number}: has no candidates; give at least one")
         for each in own:
             if isinstance(each, Row) and each.image is not None:
                 raise BackboneError(
-                    f"row {number}: a candidate is an image, and an encoder-decoder scores texts; use `backbone=pidep-mini`"
+                    f"row {number}: a candidate is an image, and an encoder-decoder scores texts; "
+                    "use `backbone=pidep-mini`"
                 )
     return [[as_row(each).text for each in own] for own in rows]
 

@@ -23,7 +23,6 @@ from pidep.inputs.tokenize import Tokenize
 __all__ = ["Encoder", "encode_sorted", "encoder_of", "load_encoder", "pool", "weights_digest"]
 
 
-
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 over the sorted state dict: names, shapes, dtypes and bytes."""
     sha = hashlib.sha256()
@@ -119,11 +118,16 @@ class Encoder(EmbeddingBackbone):
         """Texts to `[N, D]` without gradients, sorted by length so that little is padding."""
         texts = texts_only(rows, backbone=self.name)
         return encode_sorted(
-            texts, self.hidden_size, lambda some: self.embed([texts[row] for row in some], max_length=max_length), batch_size=batch_size
+            texts,
+            self.hidden_size,
+            lambda some: self.embed([texts[row] for row in some], max_length=max_length),
+            batch_size=batch_size,
         )
 
 
-def encode_sorted(rows: Sequence[Input], width: int, embed: Callable[[list[int]], Tensor], *, batch_size: int) -> Tensor:
+def encode_sorted(
+    rows: Sequence[Input], width: int, embed: Callable[[list[int]], Tensor], *, batch_size: int
+) -> Tensor:
     """Call `embed` with row numbers, sorted by length so that little is padding: `[N, width]`.
 
     Runs without gradients.
@@ -138,7 +142,9 @@ def encode_sorted(rows: Sequence[Input], width: int, embed: Callable[[list[int]]
     return out
 
 
-def pool(hidden: Tensor, attention_mask: Tensor, pooling: str, beside: Tensor | None = None) -> Tensor:
+def pool(
+    hidden: Tensor, attention_mask: Tensor, pooling: str, beside: Tensor | None = None
+) -> Tensor:
     """Hidden states `[B, T, D]` to unit rows `[B, D]`.
 
     `beside` [B, D] is added to the sum over tokens; it bypassed the model.
@@ -177,7 +183,10 @@ def load_encoder(source: str | Path, *, name: str | None = None) -> Encoder:
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BackboneError(f"backbone {name!r}: expected 'minilm', a folder or a hub id of a text encoder; {reason}") from error
+        raise BackboneError(
+            f"backbone {name!r}: expected 'minilm', a folder or a hub id of a text encoder; "
+            f"{reason}"
+        ) from error
     return encoder_of(model, tokenizer, name=name, pooling=_pooling(Path(source)))
 
 
@@ -204,7 +213,8 @@ def encoder_of(
         )
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise BackboneError(
-            f"backbone {name or found!r}: expected weights in float32; load it with dtype=torch.float32"
+            f"backbone {name or found!r}: expected weights in float32; load it with "
+            "dtype=torch.float32"
         )
     model.requires_grad_(False).eval()
     digest = weights_digest(model)

@@ -64,12 +64,19 @@ class EncoderDecoder:
         self.tokenize = Tokenize(self.tokenizer_json)
         self.calls = calls_of(self.model)
         if self.calls.images != "never" and self.preprocess is None:
-            raise BackboneError(f"backbone {self.name!r}: sees images and has no preprocessor_config.json; save its processor beside it")
+            raise BackboneError(
+                f"backbone {self.name!r}: sees images and has no preprocessor_config.json; save "
+                "its processor beside it"
+            )
         self._kept: OrderedDict[bytes, Tensor] | None = None
         # Generation settings that come with weights (BART's no_repeat_ngram_size, Florence-2's
         # beams) would change answers without being asked for.
         special = self.calls.special
-        neutral = {"decoder_start_token_id": special.start, "eos_token_id": special.end, "pad_token_id": special.pad}
+        neutral = {
+            "decoder_start_token_id": special.start,
+            "eos_token_id": special.end,
+            "pad_token_id": special.pad,
+        }
         for part in (self.model, getattr(self.model, "text_decoder", None)):
             if part is not None:
                 settings = GenerationConfig(**neutral)  # type: ignore[no-untyped-call]
@@ -96,10 +103,15 @@ class EncoderDecoder:
         raise self._embeds_nothing()
 
     def _embeds_nothing(self) -> BackboneError:
-        return BackboneError(f"backbone {self.name!r}: scores and generates texts and does not embed; use a text encoder or pidep-mini")
+        return BackboneError(
+            f"backbone {self.name!r}: scores and generates texts and does not embed; use a text "
+            "encoder or pidep-mini"
+        )
 
     def prepare(self, rows: Sequence[Input], *, max_length: int) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` `[B, T]` int64; `pixel_values` of the rows with an image."""
+        """`input_ids` and `attention_mask` `[B, T]` int64; `pixel_values` of the rows with an
+        image.
+        """
         whole = [as_row(row) for row in rows]
         texts = [self._ids(self.calls.source(row.text), max_length) for row in whole]
         ids, mask = padded(texts, value=self.calls.special.pad)
@@ -130,11 +142,20 @@ class EncoderDecoder:
         logit_scale: float,
         max_answer_length: int | None = None,
     ) -> AnswerScorer:
-        """Log-likelihoods of the label texts, of each row's candidates, or of free texts; never scaled."""
+        """Log-likelihoods of the label texts, of each row's candidates, or of free texts; never
+        scaled.
+        """
         free = max_answer_length is not None
         return Likelihoods(self, label_texts, free=free, max_target_length=max_answer_length or 1)
 
-    def loss(self, rows: Sequence[Input], targets: Sequence[str], *, max_length: int, max_target_length: int) -> Tensor:
+    def loss(
+        self,
+        rows: Sequence[Input],
+        targets: Sequence[str],
+        *,
+        max_length: int,
+        max_target_length: int,
+    ) -> Tensor:
         """-log p(target | row) in nats `[B]`, summed over tokens.
 
         Gradients go to whatever is attached.
@@ -143,7 +164,9 @@ class EncoderDecoder:
             BackboneError, ImageError: the backbone cannot read a row; the message names it.
         """
         if len(rows) != len(targets):
-            raise UsageError(f"{len(rows)} rows and {len(targets)} target texts; give one target a row")
+            raise UsageError(
+                f"{len(rows)} rows and {len(targets)} target texts; give one target a row"
+            )
         labels = [self._answer(text, limit=max_target_length) for text in targets]
         return -self._log_likelihood(self._encode(rows, max_length=max_length), labels).sum(1)
 
@@ -174,10 +197,23 @@ class EncoderDecoder:
             number = min(together, count - start)
             # Every row needs the same number of sequences, so that rows stay apart. A place left
             # over gets the row's first candidate and is masked below.
-            labels = [(own[place] if place < len(own) else own[0]) for own in answers for place in range(start, start + number)]
-            parts.append(self._log_likelihood(encoded.repeated(number), labels).sum(1).reshape(len(rows), number))
+            labels = [
+                (own[place] if place < len(own) else own[0])
+                for own in answers
+                for place in range(start, start + number)
+            ]
+            parts.append(
+                self._log_likelihood(encoded.repeated(number), labels)
+                .sum(1)
+                .reshape(len(rows), number)
+            )
         scores = torch.cat(parts, 1)
-        lengths = torch.tensor([[len(own[place]) if place < len(own) else 0 for place in range(count)] for own in answers])
+        lengths = torch.tensor(
+            [
+                [len(own[place]) if place < len(own) else 0 for place in range(count)]
+                for own in answers
+            ]
+        )
         if normalise == "tokens":
             scores = scores / lengths.clamp(min=1)
         return scores.masked_fill(lengths == 0, -torch.inf)
@@ -213,13 +249,24 @@ class EncoderDecoder:
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
-                encoded = self._encode([rows[row] for row in chosen], max_length=max_length, numbers=[row + 1 for row in chosen])
+                encoded = self._encode(
+                    [rows[row] for row in chosen],
+                    max_length=max_length,
+                    numbers=[row + 1 for row in chosen],
+                )
                 for group in groups_of_one_length(encoded.prompts):
                     numbers = [chosen[place] for place in group]
                     own = None if answers is None else [answers[row] for row in numbers]
                     settings = self._settings(mode, num_beams, own, max_new_tokens, length_penalty)
-                    for row, ids in zip(numbers, self._decode(encoded.take(group), own, settings), strict=True):
-                        found[row] = self._text(ids, None if answers is None or texts is None else (answers[row], texts[row]))
+                    for row, ids in zip(
+                        numbers, self._decode(encoded.take(group), own, settings), strict=True
+                    ):
+                        found[row] = self._text(
+                            ids,
+                            None
+                            if answers is None or texts is None
+                            else (answers[row], texts[row]),
+                        )
         return found
 
     def around(self, model: Any) -> EncoderDecoder:
@@ -230,13 +277,22 @@ class EncoderDecoder:
     def cached_below(self, sites: Sequence[str]) -> Iterator[None]:
         """Inside, every image passes the vision tower once, unless an expert acts there."""
         before = self._kept
-        self._kept = None if any(site.startswith(self.calls.sight) for site in sites) else OrderedDict()
+        self._kept = (
+            None if any(site.startswith(self.calls.sight) for site in sites) else OrderedDict()
+        )
         try:
             yield
         finally:
             self._kept = before
 
-    def _settings(self, mode: GenerationMode, num_beams: int | None, own: list[list[list[int]]] | None, limit: int, penalty: float) -> Any:
+    def _settings(
+        self,
+        mode: GenerationMode,
+        num_beams: int | None,
+        own: list[list[list[int]]] | None,
+        limit: int,
+        penalty: float,
+    ) -> Any:
         from transformers import GenerationConfig
 
         beams = 1
@@ -246,18 +302,28 @@ class EncoderDecoder:
             beams = num_beams or min(max(len(each) for each in own), _BEAMS)
             # No length penalty: beams must compare sums, as `score` does.
             limit, penalty = max(len(ids) for each in own for ids in each), 0.0
-        shape = {"num_beams": beams, "length_penalty": penalty, "early_stopping": "never"} if beams > 1 else {}
+        shape = (
+            {"num_beams": beams, "length_penalty": penalty, "early_stopping": "never"}
+            if beams > 1
+            else {}
+        )
         fixed = {"max_new_tokens": limit, "do_sample": False, "use_cache": True}
         return GenerationConfig(**fixed, **shape)  # type: ignore[no-untyped-call]
 
-    def _decode(self, encoded: Encoded, own: list[list[list[int]]] | None, settings: Any) -> list[list[int]]:
+    def _decode(
+        self, encoded: Encoded, own: list[list[list[int]]] | None, settings: Any
+    ) -> list[list[int]]:
         """The tokens after each row's beginning, up to the closing token."""
         begun = len(encoded.prompts[0])
         options = {}
         if own is not None:
             tries = [Trie(each, end=self.calls.special.end) for each in own]
-            options["prefix_allowed_tokens_fn"] = lambda row, ids: tries[row].after(ids[begun:].tolist())
-        found = self.calls.generate(encoded, torch.tensor(encoded.prompts), settings, **options)[:, begun:].tolist()
+            options["prefix_allowed_tokens_fn"] = lambda row, ids: tries[row].after(
+                ids[begun:].tolist()
+            )
+        found = self.calls.generate(encoded, torch.tensor(encoded.prompts), settings, **options)[
+            :, begun:
+        ].tolist()
         end = self.calls.special.end
         return [ids[: ids.index(end) + 1] if end in ids else ids for ids in found]
 
@@ -265,19 +331,32 @@ class EncoderDecoder:
         if choices is not None:
             answers, texts = choices
             return texts[answers.index(ids)]
-        return self.tokenize.text([token for token in ids if token not in self.calls.special.frame]).strip()
+        return self.tokenize.text(
+            [token for token in ids if token not in self.calls.special.frame]
+        ).strip()
 
-    def _check_mode(self, mode: str, num_beams: int | None, candidates: Candidates | None, max_new_tokens: int) -> None:
+    def _check_mode(
+        self, mode: str, num_beams: int | None, candidates: Candidates | None, max_new_tokens: int
+    ) -> None:
         if mode not in ("greedy", "beam", "constrained"):
             raise UsageError(f"mode {mode!r}: expected greedy, beam or constrained")
         if (mode == "constrained") != (candidates is not None):
             raise UsageError(
-                f"mode {mode!r}: " + ("needs candidates" if candidates is None else "takes no candidates; use mode 'constrained'")
+                f"mode {mode!r}: "
+                + (
+                    "needs candidates"
+                    if candidates is None
+                    else "takes no candidates; use mode 'constrained'"
+                )
             )
         if mode == "greedy" and num_beams not in (None, 1):
-            raise UsageError(f"mode 'greedy' has one beam, found num_beams {num_beams}; use mode 'beam'")
+            raise UsageError(
+                f"mode 'greedy' has one beam, found num_beams {num_beams}; use mode 'beam'"
+            )
         if max_new_tokens < 1 or (num_beams is not None and num_beams < 1):
-            raise UsageError(f"max_new_tokens {max_new_tokens} and num_beams {num_beams}: expected at least 1")
+            raise UsageError(
+                f"max_new_tokens {max_new_tokens} and num_beams {num_beams}: expected at least 1"
+            )
 
     def _answer(self, text: str, *, limit: int | None = None) -> list[int]:
         """Tokens of a text to decode; the closing token is the last."""
@@ -285,7 +364,9 @@ class EncoderDecoder:
         ids = self._ids(text, longest + self.calls.cuts_opening)[int(self.calls.cuts_opening) :]
         return ids if ids and ids[-1] == special.end else [*ids[: longest - 1], special.end]
 
-    def _answers(self, candidates: Candidates, num_rows: int, *, limit: int | None = None) -> list[list[list[int]]]:
+    def _answers(
+        self, candidates: Candidates, num_rows: int, *, limit: int | None = None
+    ) -> list[list[list[int]]]:
         """Tokens of every row's candidates."""
         kept: dict[str, list[int]] = {}
         for text in (text for own in candidates_by_row(candidates, num_rows) for text in own):
@@ -294,7 +375,8 @@ class EncoderDecoder:
                 room = self.calls.positions
                 if room is not None and len(kept[text]) >= room:
                     raise BackboneError(
-                        f"candidate {text[:40]!r}: has {len(kept[text])} tokens, the decoder has {room} positions; shorten it"
+                        f"candidate {text[:40]!r}: has {len(kept[text])} tokens, the decoder has "
+                        f"{room} positions; shorten it"
                     )
         return [[kept[text] for text in own] for own in candidates_by_row(candidates, num_rows)]
 
@@ -302,7 +384,9 @@ class EncoderDecoder:
         ids, mask = self.tokenize([text], max_length=limit)
         return [int(token) for token in ids[0][: int(mask[0].sum())]]
 
-    def _encode(self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None) -> Encoded:
+    def _encode(
+        self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None
+    ) -> Encoded:
         """Rows to the states that the decoder attends to.
 
         Errors name rows by `numbers`, from 1 on.
@@ -315,16 +399,27 @@ class EncoderDecoder:
             check_row(row, number, backbone=self.name, images=calls.images)
         texts = [self._ids(calls.source(row.text), max_length) for row in whole]
         seen = [place for place, row in enumerate(whole) if row.image is not None]
-        visual = self._see([whole[place] for place in seen], [called[place] for place in seen]) if seen else None
-        self._check_room(texts, 0 if visual is None or calls.cuts_opening else visual.shape[1], called)
+        visual = (
+            self._see([whole[place] for place in seen], [called[place] for place in seen])
+            if seen
+            else None
+        )
+        self._check_room(
+            texts, 0 if visual is None or calls.cuts_opening else visual.shape[1], called
+        )
         return calls.encode(texts, visual, seen)
 
-    def _check_room(self, texts: Sequence[Sequence[int]], beside: int, called: Sequence[int]) -> None:
+    def _check_room(
+        self, texts: Sequence[Sequence[int]], beside: int, called: Sequence[int]
+    ) -> None:
         room = self.calls.positions
         for number, ids in zip(called, texts, strict=True):
             if room is not None and len(ids) + beside > room:
                 what = f"{len(ids)} tokens" + (f" and {beside} of an image" if beside else "")
-                raise BackboneError(f"row {number}: {what}, the backbone has {room} positions; cut texts at {room - beside} (max_length)")
+                raise BackboneError(
+                    f"row {number}: {what}, the backbone has {room} positions; cut texts at "
+                    f"{room - beside} (max_length)"
+                )
 
     def _see(self, rows: Sequence[Row], numbers: Sequence[int]) -> Tensor:
         """Visual tokens `[N, V, D]`. Inside `cached_below`, known images are not computed again."""
@@ -356,13 +451,21 @@ class EncoderDecoder:
     def _log_likelihood(self, encoded: Encoded, labels: Sequence[Sequence[int]]) -> Tensor:
         """log p of each token to decode, `[B, T]`; 0 for padding."""
         given = [[*prompt, *ids[:-1]] for prompt, ids in zip(encoded.prompts, labels, strict=True)]
-        wanted = [[_IGNORED] * (len(prompt) - 1) + list(ids) for prompt, ids in zip(encoded.prompts, labels, strict=True)]
+        wanted = [
+            [_IGNORED] * (len(prompt) - 1) + list(ids)
+            for prompt, ids in zip(encoded.prompts, labels, strict=True)
+        ]
         self._check_decoder_room(given)
         logits = self.calls.logits(encoded, padded(given, value=self.calls.special.pad)[0])
         targets = padded(wanted, value=_IGNORED)[0]
-        return -cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=_IGNORED, reduction="none")
+        return -cross_entropy(
+            logits.transpose(1, 2).float(), targets, ignore_index=_IGNORED, reduction="none"
+        )
 
     def _check_decoder_room(self, given: Sequence[Sequence[int]]) -> None:
         room, longest = self.calls.positions, max(len(ids) for ids in given)
         if room is not None and longest > room:
-            raise BackboneError(f"target texts: {longest} tokens, the decoder has {room} positions; cut them (max_target_length)")
+            raise BackboneError(
+                f"target texts: {longest} tokens, the decoder has {room} positions; cut them "
+                "(max_target_length)"
+            )

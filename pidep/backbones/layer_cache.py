@@ -35,7 +35,11 @@ def layers_below(model: nn.Module, sites: Sequence[str]) -> tuple[str, int]:
 
     ("", 0) when there is none below.
     """
-    stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
+    stacks = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1
+    ]
     for stack in stacks:
         if sites and all(site.startswith(f"{stack}.") for site in sites):
             return stack, min(int(site[len(stack) + 1 :].split(".")[0]) for site in sites)
@@ -48,7 +52,9 @@ class LayerCache:
     At most `max_bytes` in all.
     """
 
-    def __init__(self, model: nn.Module, stack: str, depth: int, *, max_bytes: int = 4 * 2**30) -> None:
+    def __init__(
+        self, model: nn.Module, stack: str, depth: int, *, max_bytes: int = 4 * 2**30
+    ) -> None:
         self._model, self._stack, self._depth = model, stack, depth
         self._kept: dict[Hashable, Tensor] = {}
         self._left = max_bytes
@@ -82,7 +88,9 @@ class LayerCache:
                 if size <= self._left:
                     self._kept[keys[row]], self._left = fresh[row], self._left - size
         rows = [fresh[row] if row in fresh else self._kept[key] for row, key in enumerate(keys)]
-        mask = nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], batch_first=True)
+        mask = nn.utils.rnn.pad_sequence(
+            [torch.ones(len(row), dtype=torch.int64) for row in rows], batch_first=True
+        )
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), mask
 
     def _run_below(self, run: Callable[[], object]) -> Tensor:
@@ -98,7 +106,10 @@ class LayerCache:
 
         layers = self._model.get_submodule(self._stack)
         assert isinstance(layers, nn.ModuleList)
-        hooks = [layers[self._depth].register_forward_pre_hook(take), layers[self._depth - 1].register_forward_hook(note)]
+        hooks = [
+            layers[self._depth].register_forward_pre_hook(take),
+            layers[self._depth - 1].register_forward_hook(note),
+        ]
         try:
             # Plain no_grad: tensors made in inference mode could not enter a graph later.
             with torch.no_grad():
@@ -116,7 +127,9 @@ class LayerCache:
         layers = self._model.get_submodule(self._stack)
         assert isinstance(layers, nn.ModuleList)
         given = _Given(hidden, as_tuple=self._as_tuple)
-        self._model.set_submodule(self._stack, nn.ModuleList([given] * self._depth + list(layers[self._depth :])))
+        self._model.set_submodule(
+            self._stack, nn.ModuleList([given] * self._depth + list(layers[self._depth :]))
+        )
         try:
             yield
         finally:

@@ -29,24 +29,40 @@ class Likelihoods:
     mean negative log-likelihood per token.
     """
 
-    def __init__(self, backbone: EncoderDecoder, label_texts: Sequence[str], *, free: bool = False, max_target_length: int = 32) -> None:
+    def __init__(
+        self,
+        backbone: EncoderDecoder,
+        label_texts: Sequence[str],
+        *,
+        free: bool = False,
+        max_target_length: int = 32,
+    ) -> None:
         self._backbone, self._label_texts = backbone, tuple(label_texts)
         self._free, self._limit = free, max_target_length
         self._most = len(self._label_texts)
 
     def learn(self, rows: Sequence[Input]) -> None:
         """Note the largest number of candidates, so that all batches have logits of one width."""
-        self._most = max([self._most, *(len(row.candidates) for row in rows if isinstance(row, Row))])
+        self._most = max(
+            [self._most, *(len(row.candidates) for row in rows if isinstance(row, Row))]
+        )
 
     def logits(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
         """`[B, C]` with gradients to whatever is attached; places left over are -inf."""
-        own = [tuple(row.candidates) if isinstance(row, Row) and row.candidates else self._label_texts for row in rows]
+        own = [
+            tuple(row.candidates) if isinstance(row, Row) and row.candidates else self._label_texts
+            for row in rows
+        ]
         if self._free:
-            mean = self._backbone.score(rows, own, max_length=max_length, normalise="tokens", max_target_length=self._limit)
+            mean = self._backbone.score(
+                rows, own, max_length=max_length, normalise="tokens", max_target_length=self._limit
+            )
             # log(1 - p) by expm1: for p near 1 the plain expression loses all digits.
             return torch.cat([mean, torch.log(-torch.expm1(mean.clamp(max=_SURE)))], 1)
         scores = self._backbone.score(rows, own, max_length=max_length)
-        return nn.functional.pad(scores, (0, max(self._most - scores.shape[1], 0)), value=-torch.inf)
+        return nn.functional.pad(
+            scores, (0, max(self._most - scores.shape[1], 0)), value=-torch.inf
+        )
 
     def all_logits(self, rows: Sequence[Input], *, max_length: int, batch_size: int = 16) -> Tensor:
         """`[N, C]` without gradients, sorted by length so that little is padding."""

@@ -38,7 +38,8 @@ def load_backbone(name: str = "minilm") -> Backbone:
     found = load_any_backbone(name)
     if not found.embeds:
         raise BackboneError(
-            f"backbone {name!r}: {type(found.model).__name__} scores and generates texts, and a backbone that embeds is needed"
+            f"backbone {name!r}: {type(found.model).__name__} scores and generates texts, and a "
+            "backbone that embeds is needed"
         )
     return found
 

@@ -53,24 +53,44 @@ def load_encoder_decoder(name: str) -> EncoderDecoder:
         maker = class_of(config)
         if maker is None:
             heads = ", ".join(config.architectures or ["no head"])
-            raise BackboneError(f"backbone {name!r}: {_EXPECTED}; found {config.model_type} ({heads})")
-        model, report = getattr(transformers, maker).from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            raise BackboneError(
+                f"backbone {name!r}: {_EXPECTED}; found {config.model_type} ({heads})"
+            )
+        model, report = getattr(transformers, maker).from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BackboneError(f"backbone {name!r}: {_EXPECTED}; {reason}") from error
     missing = sorted(report["missing_keys"])
     if missing:
-        raise BackboneError(f"backbone {name!r}: {len(missing)} weights of {maker} are not there, e.g. {missing[0]}; save the whole model")
+        raise BackboneError(
+            f"backbone {name!r}: {len(missing)} weights of {maker} are not there, e.g. "
+            f"{missing[0]}; save the whole model"
+        )
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise BackboneError(f"backbone {name!r}: expected a fast tokenizer, found {type(tokenizer).__name__}")
+        raise BackboneError(
+            f"backbone {name!r}: expected a fast tokenizer, found {type(tokenizer).__name__}"
+        )
     model.requires_grad_(False).eval()
     preprocess = read_preprocess(name)
     digest = weights_digest(model)
     if preprocess is not None:
-        digest = "sha256:" + hashlib.sha256(f"weights {digest}\npreprocess {preprocess.digest}".encode()).hexdigest()
-    return EncoderDecoder(name=name, model=model, tokenizer_json=backend.to_str(), digest=digest, preprocess=preprocess)
+        digest = (
+            "sha256:"
+            + hashlib.sha256(
+                f"weights {digest}\npreprocess {preprocess.digest}".encode()
+            ).hexdigest()
+        )
+    return EncoderDecoder(
+        name=name,
+        model=model,
+        tokenizer_json=backend.to_str(),
+        digest=digest,
+        preprocess=preprocess,
+    )
 
 
 def class_of(config: Any) -> str | None:
@@ -82,4 +102,6 @@ def class_of(config: Any) -> str | None:
     if config.model_type == "blip":
         return next((name for name in config.architectures or () if name in _BLIP), None)
     found = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    return found if isinstance(found, str) and getattr(config, "is_encoder_decoder", False) else None
+    return (
+        found if isinstance(found, str) and getattr(config, "is_encoder_decoder", False) else None
+    )

@@ -99,7 +99,9 @@ class Mini(EmbeddingBackbone):
         """The text encoder's tokenizer, as the served model gets it."""
         return self.text.tokenizer_json
 
-    def prepare(self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None) -> dict[str, Tensor]:
+    def prepare(
+        self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
         """The inputs of `forward`: words, and visual tokens beside them.
 
         Errors name rows by `numbers`, from 1 on.
@@ -109,18 +111,33 @@ class Mini(EmbeddingBackbone):
             BackboneError: a row holds nothing.
         """
         whole = [as_row(row) for row in rows]
-        called = [row.where or f"row {number}" for row, number in zip(whole, numbers or range(1, len(whole) + 1), strict=True)]
+        called = [
+            row.where or f"row {number}"
+            for row, number in zip(whole, numbers or range(1, len(whole) + 1), strict=True)
+        ]
         for where, row in zip(called, whole, strict=True):
             if row.image is None and not row.text.strip():
-                raise BackboneError(f"{where}: expected a text, an image or both, found neither; remove the row")
-        ids, mask = map(torch.from_numpy, self.text.tokenize([row.text for row in whole], max_length=max_length))
-        seen = [(place, called[place], row.image) for place, row in enumerate(whole) if row.image is not None]
+                raise BackboneError(
+                    f"{where}: expected a text, an image or both, found neither; remove the row"
+                )
+        ids, mask = map(
+            torch.from_numpy, self.text.tokenize([row.text for row in whole], max_length=max_length)
+        )
+        seen = [
+            (place, called[place], row.image)
+            for place, row in enumerate(whole)
+            if row.image is not None
+        ]
         if not seen:
-            return _inputs(ids, mask, torch.zeros(len(ids), 0, self.hidden_size), mask.new_zeros(len(ids), 0))
+            return _inputs(
+                ids, mask, torch.zeros(len(ids), 0, self.hidden_size), mask.new_zeros(len(ids), 0)
+            )
         tokens = self._tokens_of([(where, image) for _, where, image in seen])
         places = torch.tensor([place for place, _, _ in seen])
         visual = torch.zeros(len(ids), *tokens.shape[1:]).index_copy_(0, places, tokens)
-        return _inputs(ids, mask, visual, mask.new_zeros(visual.shape[:2]).index_fill_(0, places, 1))
+        return _inputs(
+            ids, mask, visual, mask.new_zeros(visual.shape[:2]).index_fill_(0, places, 1)
+        )
 
     def forward(
         self,
@@ -141,12 +158,16 @@ class Mini(EmbeddingBackbone):
         hidden = self.last_states(input_ids, mask, visual, places)
         return pool(hidden, mask, self.text.pooling, past / attention_mask.sum(1, keepdim=True))
 
-    def last_states(self, input_ids: Tensor, mask: Tensor, visual: Tensor, places: Tensor | None = None) -> Tensor:
+    def last_states(
+        self, input_ids: Tensor, mask: Tensor, visual: Tensor, places: Tensor | None = None
+    ) -> Tensor:
         """Last hidden states `[B, T + V + 1, D]`; nothing attends to the last one."""
         words = self.model.get_input_embeddings()(input_ids)
         # An image's places are numbered from 1 like words, so that a text beside it does not move
         # them.
-        numbered = torch.arange(visual.shape[1]) if places is None else nn.functional.pad(places, (0, 1))
+        numbered = (
+            torch.arange(visual.shape[1]) if places is None else nn.functional.pad(places, (0, 1))
+        )
         positions = torch.cat([torch.arange(words.shape[1]), numbered + 1]).unsqueeze(0)
         states: Tensor = self.model(
             inputs_embeds=torch.cat([words, visual], 1), attention_mask=mask, position_ids=positions
@@ -170,14 +191,23 @@ class Mini(EmbeddingBackbone):
         Inside `cached_images`, known images are not computed again.
         """
         kept = self._kept
-        keys = [image_key(image) if kept is not None else str(place) for place, (_, image) in enumerate(images)]
+        keys = [
+            image_key(image) if kept is not None else str(place)
+            for place, (_, image) in enumerate(images)
+        ]
         missing = {key: place for place, key in enumerate(keys) if kept is None or key not in kept}
         pixels = np.zeros((len(missing), 3, self.preprocess.size, self.preprocess.size), np.float32)
         for at, place in enumerate(missing.values()):
             where, image = images[place]
             pixels[at] = self.preprocess.one(image, where=where)
-        found = dict(zip(missing, self.visual(torch.from_numpy(pixels)), strict=True)) if missing else {}
-        out = torch.stack([found[key] if kept is None or key in found else kept[key] for key in keys])
+        found = (
+            dict(zip(missing, self.visual(torch.from_numpy(pixels)), strict=True))
+            if missing
+            else {}
+        )
+        out = torch.stack(
+            [found[key] if kept is None or key in found else kept[key] for key in keys]
+        )
         if kept is not None:
             kept.update(found)
             while len(kept) > _KEPT_IMAGES:
@@ -207,19 +237,27 @@ class Mini(EmbeddingBackbone):
         finally:
             self._cache = before
 
-    def embed(self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None) -> Tensor:
+    def embed(
+        self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None
+    ) -> Tensor:
         """Rows to `[B, D]` with gradients to whatever is attached; raises as `prepare`."""
         if self._cache is None:
             return self.forward(**self.prepare(rows, max_length=max_length, numbers=numbers))
         called = numbers or range(1, len(rows) + 1)
 
         def prepare(missing: list[int]) -> tuple[Tensor, Callable[[], object]]:
-            batch = self.prepare([rows[row] for row in missing], max_length=max_length, numbers=[called[row] for row in missing])
+            batch = self.prepare(
+                [rows[row] for row in missing],
+                max_length=max_length,
+                numbers=[called[row] for row in missing],
+            )
             shown, _ = _parted(batch["visual"], batch["visual_mask"])
             mask = torch.cat([batch["attention_mask"], shown], 1)
             return mask, lambda: self.last_states(batch["input_ids"], mask, batch["visual"])
 
-        hidden, mask = self._cache.last_hidden([(*row_key(row), max_length) for row in rows], prepare)
+        hidden, mask = self._cache.last_hidden(
+            [(*row_key(row), max_length) for row in rows], prepare
+        )
         return pool(hidden, mask, self.text.pooling, self._past(rows, mask.sum(1, keepdim=True)))
 
     def _past(self, rows: Sequence[Input], counts: Tensor) -> Tensor:  # [B, D]
@@ -227,7 +265,11 @@ class Mini(EmbeddingBackbone):
 
         For use with the layer cache.
         """
-        seen = [(place, row.image) for place, row in enumerate(map(as_row, rows)) if row.image is not None]
+        seen = [
+            (place, row.image)
+            for place, row in enumerate(map(as_row, rows))
+            if row.image is not None
+        ]
         out = torch.zeros(len(rows), self.hidden_size)
         if seen:
             visual = self._tokens_of([(f"row {place + 1}", image) for place, image in seen])
@@ -240,7 +282,11 @@ class Mini(EmbeddingBackbone):
         """Rows to `[N, D]` without gradients, sorted by length so that little is padding."""
 
         def embed(some: list[int]) -> Tensor:
-            return self.embed([rows[row] for row in some], max_length=max_length, numbers=[row + 1 for row in some])
+            return self.embed(
+                [rows[row] for row in some],
+                max_length=max_length,
+                numbers=[row + 1 for row in some],
+            )
 
         return encode_sorted(rows, self.hidden_size, embed, batch_size=batch_size)
 
@@ -258,8 +304,15 @@ def _parted(visual: Tensor, visual_mask: Tensor) -> tuple[Tensor, Tensor]:  # [B
     return shown, past * (2 * shown.sum(1, keepdim=True))
 
 
-def _inputs(input_ids: Tensor, attention_mask: Tensor, visual: Tensor, visual_mask: Tensor) -> dict[str, Tensor]:
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "visual": visual, "visual_mask": visual_mask}
+def _inputs(
+    input_ids: Tensor, attention_mask: Tensor, visual: Tensor, visual_mask: Tensor
+) -> dict[str, Tensor]:
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "visual": visual,
+        "visual_mask": visual_mask,
+    }
 
 
 def new_connector(width: int) -> Connector:

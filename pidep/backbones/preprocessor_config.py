@@ -26,13 +26,18 @@ def read_preprocess(source: str | Path) -> Preprocess | None:
     """
     from transformers.utils.hub import cached_file
 
-    for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+    for name, key in (
+        ("preprocessor_config.json", None),
+        ("processor_config.json", "image_processor"),
+    ):
         try:
             path = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
             values = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BackboneError(f"backbone {str(source)!r}: {name} cannot be read ({reason})") from error
+            raise BackboneError(
+                f"backbone {str(source)!r}: {name} cannot be read ({reason})"
+            ) from error
         if key is not None and isinstance(values, dict):
             values = values.get(key)
         if isinstance(values, dict):
@@ -40,7 +45,9 @@ def read_preprocess(source: str | Path) -> Preprocess | None:
     return None
 
 
-def preprocess_of(values: Mapping[str, Any], *, where: str = "preprocessor_config.json") -> Preprocess:
+def preprocess_of(
+    values: Mapping[str, Any], *, where: str = "preprocessor_config.json"
+) -> Preprocess:
     """The values of a transformers image processor as pidep's preprocessing.
 
     Raises:
@@ -54,17 +61,25 @@ def preprocess_of(values: Mapping[str, Any], *, where: str = "preprocessor_confi
     for key, expected in wanted.items():
         found = values.get(key)
         if found is not None and found != expected:
-            raise BackboneError(f"{where}: {key} is {found!r}, expected {expected!r}: images are resized bicubically and scaled to [0, 1]")
+            raise BackboneError(
+                f"{where}: {key} is {found!r}, expected {expected!r}: images are resized "
+                "bicubically and scaled to [0, 1]"
+            )
     factor = values.get("rescale_factor")
     if factor is not None and not math.isclose(float(factor), 1 / 255, rel_tol=1e-6):
         raise BackboneError(f"{where}: rescale_factor is {factor}, expected 1/255")
     size, fit, share = _size(values, where)
     normal = values.get("do_normalize") is not False
-    mean, std = (values.get(key) if normal else [default] * 3 for key, default in (("image_mean", 0.0), ("image_std", 1.0)))
+    mean, std = (
+        values.get(key) if normal else [default] * 3
+        for key, default in (("image_mean", 0.0), ("image_std", 1.0))
+    )
     try:
         return Preprocess(size=size, fit=fit, share=share, mean=_three(mean), std=_three(std))
     except (TypeError, ValueError) as error:
-        raise BackboneError(f"{where}: image_mean {mean} and image_std {std}: expected three numbers each") from error
+        raise BackboneError(
+            f"{where}: image_mean {mean} and image_std {std}: expected three numbers each"
+        ) from error
 
 
 def _size(values: Mapping[str, Any], where: str) -> tuple[int, Any, float]:
@@ -77,10 +92,16 @@ def _size(values: Mapping[str, Any], where: str) -> tuple[int, Any, float]:
     whole = _square(size)
     if whole is not None and sides in (None, whole):
         return whole, "stretch", 1.0
-    if isinstance(size, dict) and isinstance(size.get("shortest_edge"), int) and sides is not None and sides <= size["shortest_edge"]:
+    if (
+        isinstance(size, dict)
+        and isinstance(size.get("shortest_edge"), int)
+        and sides is not None
+        and sides <= size["shortest_edge"]
+    ):
         return sides, "crop", sides / size["shortest_edge"]
     raise BackboneError(
-        f"{where}: size {size} and crop_size {crop if crops else None}: expected a square height and width, "
+        f"{where}: size {size} and crop_size {crop if crops else None}: expected a square height "
+        "and width, "
         "or a shortest_edge and a square in its middle"
     )
 
@@ -88,7 +109,11 @@ def _size(values: Mapping[str, Any], where: str) -> tuple[int, Any, float]:
 def _square(size: Any) -> int | None:
     if isinstance(size, int):
         return size
-    if isinstance(size, dict) and isinstance(size.get("height"), int) and size["height"] == size.get("width"):
+    if (
+        isinstance(size, dict)
+        and isinstance(size.get("height"), int)
+        and size["height"] == size.get("width")
+    ):
         return int(size["height"])
     return None
 

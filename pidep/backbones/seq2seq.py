@@ -1,4 +1,5 @@
-"""The differences between encoder-decoders: reading a row, calling the decoder, ending an answer.
+"""The differences between encoder-decoders: reading a row, calling the decoder, ending an
+answer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ from torch import Tensor
 
 from pidep.errors import BackboneError
 
-__all__ = ["BlipAnswerer", "BlipCaptioner", "Encoded", "Florence", "ModelCalls", "Special", "TextToText", "calls_of", "padded"]
+__all__ = [
+    "BlipAnswerer",
+    "BlipCaptioner",
+    "Encoded",
+    "Florence",
+    "ModelCalls",
+    "Special",
+    "TextToText",
+    "calls_of",
+    "padded",
+]
 
 
 @dataclass(frozen=True)
@@ -39,18 +50,25 @@ class Encoded:
     def take(self, rows: Sequence[int]) -> Encoded:
         """Some of the rows."""
         chosen = torch.tensor(list(rows))
-        return Encoded(self.hidden[chosen], self.mask[chosen], tuple(self.prompts[row] for row in rows))
+        return Encoded(
+            self.hidden[chosen], self.mask[chosen], tuple(self.prompts[row] for row in rows)
+        )
 
     def repeated(self, times: int) -> Encoded:
         """Every row `times` times in succession, so that experts of single rows stay apart."""
         prompts = tuple(prompt for prompt in self.prompts for _ in range(times))
-        return Encoded(self.hidden.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), prompts)
+        return Encoded(
+            self.hidden.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), prompts
+        )
 
 
 def padded(rows: Sequence[Sequence[int]], *, value: int) -> tuple[Tensor, Tensor]:
     """Token numbers and mask `[B, T]` int64, padded on the right."""
     width = max((len(row) for row in rows), default=0)
-    ids, mask = torch.full((len(rows), width), value), torch.zeros(len(rows), width, dtype=torch.int64)
+    ids, mask = (
+        torch.full((len(rows), width), value),
+        torch.zeros(len(rows), width, dtype=torch.int64),
+    )
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
         mask[index, : len(row)] = 1
@@ -81,7 +99,8 @@ class ModelCalls:
         end = ends[0] if isinstance(ends, list) else ends
         if start is None or end is None:
             raise BackboneError(
-                f"{type(self.model).__name__}: its config has decoder_start_token_id {start} and eos_token_id {end}; "
+                f"{type(self.model).__name__}: its config has decoder_start_token_id {start} and "
+                f"eos_token_id {end}; "
                 "expected numbers, add them to config.json"
             )
         pad = end if pad is None else pad
@@ -102,7 +121,9 @@ class ModelCalls:
         """Images to visual tokens."""
         raise NotImplementedError
 
-    def encode(self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]) -> Encoded:
+    def encode(
+        self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]
+    ) -> Encoded:
         """Token numbers of B texts and visual tokens `[N, V, D]` to the encoder's states.
 
         `image_rows` names the N rows that have an image.
@@ -117,7 +138,10 @@ class ModelCalls:
         Padding on the right needs no mask, because the decoder does not look ahead.
         """
         found: Tensor = self.model(
-            encoder_outputs=_outputs(encoded), attention_mask=encoded.mask, decoder_input_ids=ids, use_cache=False
+            encoder_outputs=_outputs(encoded),
+            attention_mask=encoded.mask,
+            decoder_input_ids=ids,
+            use_cache=False,
         ).logits
         return found
 
@@ -160,18 +184,25 @@ class Florence(ModelCalls):
         found: Tensor = self.model.get_image_features(pixel_values=pixels).pooler_output
         return found
 
-    def encode(self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]) -> Encoded:
+    def encode(
+        self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]
+    ) -> Encoded:
         """Visual tokens take the places of as many image tokens."""
         if visual is None:
             return super().encode(texts, visual, image_rows)
         token, seen = self.model.config.image_token_id, set(image_rows)
-        rows = [[token] * visual.shape[1] + list(text) if row in seen else list(text) for row, text in enumerate(texts)]
+        rows = [
+            [token] * visual.shape[1] + list(text) if row in seen else list(text)
+            for row, text in enumerate(texts)
+        ]
         ids, mask = padded(rows, value=self.special.pad)
         words = self.model.get_input_embeddings()(ids)
         places = torch.zeros_like(ids, dtype=torch.bool)
         places[list(image_rows), : visual.shape[1]] = True
         embedded = words.masked_scatter(places.unsqueeze(-1), visual.to(words.dtype))
-        hidden = self.model.get_encoder()(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
+        hidden = self.model.get_encoder()(
+            inputs_embeds=embedded, attention_mask=mask
+        ).last_hidden_state
         return Encoded(hidden, mask, ((self.special.start,),) * len(texts))
 
 
@@ -201,7 +232,10 @@ class _Blip(ModelCalls):
     def logits(self, encoded: Encoded, ids: Tensor) -> Tensor:
         """As `ModelCalls.logits`."""
         found: Tensor = self.model.text_decoder(
-            input_ids=ids, encoder_hidden_states=encoded.hidden, encoder_attention_mask=encoded.mask, use_cache=False
+            input_ids=ids,
+            encoder_hidden_states=encoded.hidden,
+            encoder_attention_mask=encoded.mask,
+            use_cache=False,
         ).logits
         return found
 
@@ -218,7 +252,9 @@ class _Blip(ModelCalls):
         return found
 
 
-def _with_mask(_: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _with_mask(
+    _: Any, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """transformers passes cross-attention's mask under a name that it does not read.
 
     Without this, padding would be attended to.
@@ -232,7 +268,9 @@ class BlipCaptioner(_Blip):
     The text may be empty.
     """
 
-    def encode(self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]) -> Encoded:
+    def encode(
+        self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]
+    ) -> Encoded:
         """The image. The words, without the tokens around them, become the decoder's beginning."""
         assert visual is not None
         prompts = tuple((self.special.start, *text[1:-1]) for text in texts)
@@ -242,13 +280,18 @@ class BlipCaptioner(_Blip):
 class BlipAnswerer(_Blip):
     """BLIP's answers: the question attends to the image, the decoder to the question."""
 
-    def encode(self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]) -> Encoded:
+    def encode(
+        self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]
+    ) -> Encoded:
         """The question, encoded with the image."""
         assert visual is not None
         ids, mask = padded(texts, value=self.special.pad)
         seen = torch.ones(visual.shape[:2], dtype=torch.int64)
         hidden = self.model.text_encoder(
-            input_ids=ids, attention_mask=mask, encoder_hidden_states=visual, encoder_attention_mask=seen
+            input_ids=ids,
+            attention_mask=mask,
+            encoder_hidden_states=visual,
+            encoder_attention_mask=seen,
         ).last_hidden_state
         return Encoded(hidden, mask, ((self.special.start,),) * len(texts))
 
@@ -265,11 +308,16 @@ def calls_of(model: Any) -> ModelCalls:
         "BlipForQuestionAnswering": BlipAnswerer,
     }
     found = kinds.get(type(model).__name__)
-    if found is None and getattr(model.config, "is_encoder_decoder", False) and model.main_input_name == "input_ids":
+    if (
+        found is None
+        and getattr(model.config, "is_encoder_decoder", False)
+        and model.main_input_name == "input_ids"
+    ):
         found = TextToText
     if found is None:
         raise BackboneError(
-            f"{type(model).__name__}: expected an encoder-decoder of texts (T5, BART …), Florence-2, or BLIP for captions or answers"
+            f"{type(model).__name__}: expected an encoder-decoder of texts (T5, BART …), "
+            "Florence-2, or BLIP for captions or answers"
         )
     return found(model)
 

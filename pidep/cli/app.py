@@ -46,7 +46,9 @@ COMMANDS = {
     "swap": Entry("Ship", "Replace an expert on a running server."),
     "doctor": Entry("Machine", "Report what this machine can run."),
 }
-"""Every command, in the order of `pidep --help`. A test compares the summaries with the commands."""
+"""Every command, in the order of `pidep --help`. A test compares the summaries with the
+commands.
+"""
 
 
 class _Commands(MutableMapping[str, Any]):

@@ -1,8 +1,8 @@
 """Command-line options made from a settings model.
 
 `@options(TuneSettings)` gives a command an option for every setting and calls it with a checked
-`TuneSettings`. A setting `batch_size` is the option `--batch-size`. A list takes several values with
-commas, or the option again.
+`TuneSettings`. A setting `batch_size` is the option `--batch-size`. A list takes several values
+with commas, or the option again.
 """
 
 from __future__ import annotations

@@ -136,7 +136,8 @@ def check_name(name: str) -> str:
     """
     if not _NAME.match(name):
         raise ExpertError(
-            f"expert name {name[:40]!r}: expected letters, digits, '.', '_' or '-' (1 to 128, not starting with '.'); choose another name"
+            f"expert name {name[:40]!r}: expected letters, digits, '.', '_' or '-' (1 to 128, not "
+            "starting with '.'); choose another name"
         )
     return name
 
@@ -149,7 +150,8 @@ def require_embeddings(expert: Expert) -> None:
     """
     if expert.scores_texts:
         raise ExpertError(
-            f"expert {expert.name!r}: is of the encoder-decoder {expert.backbone!r}; graphs, banks and servers hold experts of backbones "
+            f"expert {expert.name!r}: is of the encoder-decoder {expert.backbone!r}; graphs, banks "
+            "and servers hold experts of backbones "
             "that embed, use pidep generate"
         )
 
@@ -161,7 +163,10 @@ def _read_sites(folder: Path) -> dict[str, Mapping[str, Array]]:
     for full, array in read_tensors(path).items():
         site, _, name = full.rpartition(".")
         if not site or array.dtype != np.float32 or not np.isfinite(array).all():
-            raise ExpertError(f"{path}: {full} is {array.dtype} {array.shape}, expected <site>.<tensor> of finite float32; train it again")
+            raise ExpertError(
+                f"{path}: {full} is {array.dtype} {array.shape}, expected <site>.<tensor> of "
+                "finite float32; train it again"
+            )
         sites.setdefault(site, {})[name] = array
     if not sites:
         raise ExpertError(f"{path}: holds no tensors")
@@ -179,7 +184,9 @@ def read_expert(folder: str | Path) -> Expert:
 
     folder = Path(folder)
     if not folder.is_dir():
-        raise ExpertError(f"{folder}: no such expert folder; give the folder that holds expert.json")
+        raise ExpertError(
+            f"{folder}: no such expert folder; give the folder that holds expert.json"
+        )
     where = folder / EXPERT_RECORD
     record = ExpertRecord.read(where)
     # The kind is checked before any tensor is read, because the kind says which files to read.
@@ -191,7 +198,9 @@ def read_expert(folder: str | Path) -> Expert:
     # A LoRA without its PEFT config is damaged. Other kinds without one are in pidep's own format.
     kind = expert_kind(record.kind)
     in_peft = kind.only_in_peft or (folder / "adapter_config.json").is_file()
-    sites, scaling, stabilized = _read_peft_sites(folder, record) if in_peft else (_read_sites(folder), 1.0, False)
+    sites, scaling, stabilized = (
+        _read_peft_sites(folder, record) if in_peft else (_read_sites(folder), 1.0, False)
+    )
     expert = Expert(
         name=check_name(record.name),
         backbone=record.backbone,
@@ -211,12 +220,16 @@ def read_expert(folder: str | Path) -> Expert:
         max_answer_length=record.max_answer_length,
     )
     if expert.label_embeddings.ndim != 2 or len(expert.labels) != len(expert.label_embeddings):
-        raise ExpertError(f"{folder}: {len(expert.labels)} labels but label_embeddings {expert.label_embeddings.shape}")
+        raise ExpertError(
+            f"{folder}: {len(expert.labels)} labels but label_embeddings "
+            f"{expert.label_embeddings.shape}"
+        )
     if not np.isfinite(expert.label_embeddings).all():
         raise ExpertError(f"{folder / 'labels.safetensors'}: label_embeddings holds NaN or Inf")
     if expert.digest != record.digest:
         raise ExpertError(
-            f"{folder}: digest mismatch, {where.name} says {record.digest}, the tensors give {expert.digest}; copy it again"
+            f"{folder}: digest mismatch, {where.name} says {record.digest}, the tensors give "
+            f"{expert.digest}; copy it again"
         )
     return expert
 
@@ -227,20 +240,28 @@ def _read_label_embeddings(folder: Path, record: ExpertRecord) -> Array:
     path = folder / "labels.safetensors"
     labels = read_tensors(path).get("label_embeddings")
     if labels is None:
-        raise ExpertError(f"{path}: expected a tensor 'label_embeddings', found none; copy the expert again")
+        raise ExpertError(
+            f"{path}: expected a tensor 'label_embeddings', found none; copy the expert again"
+        )
     return np.ascontiguousarray(labels, np.float32)
 
 
-def _read_peft_sites(folder: Path, record: ExpertRecord) -> tuple[dict[str, Mapping[str, Array]], float, bool]:
+def _read_peft_sites(
+    folder: Path, record: ExpertRecord
+) -> tuple[dict[str, Mapping[str, Array]], float, bool]:
     """Sites, scaling, and whether the scaling is rsLoRA's."""
     adapter = read_peft(folder)
     if adapter.kind != record.kind:
-        raise ExpertError(f"{folder / 'adapter_config.json'}: holds a {adapter.kind}, expert.json says {record.kind}; copy it again")
+        raise ExpertError(
+            f"{folder / 'adapter_config.json'}: holds a {adapter.kind}, expert.json says "
+            f"{record.kind}; copy it again"
+        )
     # PEFT keeps s as lora_alpha, and s · r / r is not always s again. expert.json has the exact s.
     scaling = adapter.scaling if record.scaling is None else record.scaling
     if not math.isclose(scaling, adapter.scaling, rel_tol=1e-9):
         raise ExpertError(
-            f"{folder / 'adapter_config.json'}: lora_alpha and r make a scaling of {adapter.scaling}, "
+            f"{folder / 'adapter_config.json'}: lora_alpha and r make a scaling of "
+            f"{adapter.scaling}, "
             f"expert.json says {scaling}; copy it again"
         )
     return at_sites(adapter, record.sites), scaling, adapter.rank_stabilized
@@ -255,10 +276,15 @@ def check_expert_place(folder: Path) -> None:
     """
     check_place(folder, "expert folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / EXPERT_RECORD).is_file():
-        raise ExpertError(f"{folder}: holds something, and no expert.json; an expert would replace it all, choose another folder")
+        raise ExpertError(
+            f"{folder}: holds something, and no expert.json; an expert would replace it all, "
+            "choose another folder"
+        )
 
 
-def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array] | None = None) -> Path:
+def write_expert(
+    expert: Expert, folder: str | Path, *, fisher: dict[str, Array] | None = None
+) -> Path:
     """Write an expert folder, whole or not at all.
 
     `peft.PeftModel.from_pretrained` loads it where PEFT has the kind.
@@ -288,15 +314,24 @@ def write_expert(expert: Expert, folder: str | Path, *, fisher: dict[str, Array]
     with atomic_folder(folder) as temporary:
         if expert.in_peft_format:
             config = peft_config(
-                expert.kind, expert.sites, backbone=expert.backbone, scaling=expert.scaling, rank_stabilized=expert.rank_stabilized
+                expert.kind,
+                expert.sites,
+                backbone=expert.backbone,
+                scaling=expert.scaling,
+                rank_stabilized=expert.rank_stabilized,
             )
             (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-            name, tensors = "adapter_model.safetensors", expert_kind(expert.kind).peft_tensors(expert.sites)
+            name, tensors = (
+                "adapter_model.safetensors",
+                expert_kind(expert.kind).peft_tensors(expert.sites),
+            )
         else:
             name, tensors = "expert.safetensors", expert.tensors()
         (temporary / name).write_bytes(tensor_bytes(tensors, metadata={"format": "pt"}))
         if not expert.scores_texts:
-            (temporary / "labels.safetensors").write_bytes(tensor_bytes({"label_embeddings": expert.label_embeddings}))
+            (temporary / "labels.safetensors").write_bytes(
+                tensor_bytes({"label_embeddings": expert.label_embeddings})
+            )
         if fisher is not None:
             (temporary / TASK_EMBEDDING).write_bytes(tensor_bytes(fisher))
         record.write(temporary / EXPERT_RECORD)

@@ -1,4 +1,6 @@
-"""What one kind of expert is on disk and in a bank. No torch; `pidep.adapters` has the half that acts."""
+"""What one kind of expert is on disk and in a bank. No torch; `pidep.adapters` has the half that
+acts.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class PeftAdapter:
 
 @dataclass(frozen=True)
 class BankGroup:
-    """Sites whose tensors of one name have one width, stacked into one graph input `[E, S, R, width]`."""
+    """Sites whose tensors of one name have one width, stacked into one graph input `[E, S, R,
+    width]`.
+    """
 
     input: str
     """Name of the graph's input."""
@@ -114,9 +118,7 @@ class ExpertKind:
         """
         return self.only_in_peft
 
-    def peft_config(
-        self, sites: Sites, *, scaling: float, rank_stabilized: bool
-    ) -> dict[str, Any]:
+    def peft_config(self, sites: Sites, *, scaling: float, rank_stabilized: bool) -> dict[str, Any]:
         """The kind's own part of `adapter_config.json`."""
         raise NotImplementedError
 
@@ -141,9 +143,7 @@ class ExpertKind:
         """
         raise ExpertError(f"is of kind {self.name!r}; only a LoRA has a rank to reduce, by SVD")
 
-    def bank_groups(
-        self, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
-    ) -> list[BankGroup]:
+    def bank_groups(self, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> list[BankGroup]:
         """The graph inputs that hold experts of this kind in a bank.
 
         Args:
@@ -155,9 +155,7 @@ class ExpertKind:
         """Shape of a group's input for `count` experts; the first axis is the experts'."""
         raise NotImplementedError
 
-    def fill_bank_row(
-        self, row: Array, group: BankGroup, sites: Sites, *, scaling: float
-    ) -> None:
+    def fill_bank_row(self, row: Array, group: BankGroup, sites: Sites, *, scaling: float) -> None:
         """Write an expert into one zeroed row of a group's input."""
         raise NotImplementedError
 

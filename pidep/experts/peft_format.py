@@ -80,7 +80,8 @@ def at_sites(adapter: PeftAdapter, sites: Sequence[str]) -> dict[str, Tensors]:
     """Site to tensors.
 
     Args:
-        sites: all sites that the backbone has for the kind; not read for a LoRA, which names its own.
+        sites: all sites that the backbone has for the kind; not read for a LoRA, which names its
+            own.
 
     Raises:
         ExpertError: the backbone has another number of layers.

@@ -13,9 +13,7 @@ _QUEUE_DELAY_US = 500
 """How long Triton Server waits for more rows of a batch: well below one batch's own time."""
 
 
-def bank_config(
-    name: str, *, max_batch_size: int, hidden_size: int, images: bool = False
-) -> str:
+def bank_config(name: str, *, max_batch_size: int, hidden_size: int, images: bool = False) -> str:
     """The bank's configuration: `TEXT` and `EXPERT` in, scores, labels, digest and embedding out.
 
     Args:

@@ -79,9 +79,7 @@ def _bank_logits(bank: Bank, residents: Residents, source: Source) -> list[Array
     return found
 
 
-def gate_merged(
-    version_folder: Path, backbone: Backbone, source: Source, recipe: Recipe
-) -> Parity:
+def gate_merged(version_folder: Path, backbone: Backbone, source: Source, recipe: Recipe) -> Parity:
     """Open a merged model as the server does, and compare its answers with PyTorch's.
 
     Raises:

@@ -25,9 +25,7 @@ class Source:
     rows: Split
 
 
-def read_source(
-    run: Path | Expert, *, rows: int, task: str | Path | Task | None = None
-) -> Source:
+def read_source(run: Path | Expert, *, rows: int, task: str | Path | Task | None = None) -> Source:
     """The expert of a run folder or expert folder, and up to `rows` test rows of its task.
 
     Args:

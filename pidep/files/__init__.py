@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 from pidep.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from pidep.files.atomic_write import atomic_folder, check_place, write_bytes, write_json, write_text
+    from pidep.files.atomic_write import (
+        atomic_folder,
+        check_place,
+        write_bytes,
+        write_json,
+        write_text,
+    )
     from pidep.files.cache_file import read_cached, write_cached
     from pidep.files.cache_folder import locked
     from pidep.files.digest import bytes_digest, file_digest

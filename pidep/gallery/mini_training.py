@@ -1,9 +1,9 @@
 """Trains the connector of `pidep-mini` on icons and their names.
 
 Icons of three families (Material Design, Font Awesome without brands, Octicons) are trained against
-MiniLM's embeddings of their names by a symmetric contrastive loss: an image against the names of all
-training icons, a name against the images of the batch. The part that bypasses the transformer is
-fitted afterwards, in closed form. The stem's features are computed once and cached. Parts are by
+MiniLM's embeddings of their names by a symmetric contrastive loss: an image against the names of
+all training icons, a name against the images of the batch. The part that bypasses the transformer
+is fitted afterwards, in closed form. The stem's features are computed once and cached. Parts are by
 base name (see `pidep.gallery.icons.split`).
 """
 
@@ -109,7 +109,9 @@ class Data:
 
 def choose() -> list[Icon]:
     """Icons with names of their own; brands are left out."""
-    return [icon for icon in catalog("material", "fontawesome", "octicons") if icon.style != "brands"]
+    return [
+        icon for icon in catalog("material", "fontawesome", "octicons") if icon.style != "brands"
+    ]
 
 
 def stem_features(icons: Sequence[Icon], mini: Mini) -> tuple[Any, Tensor]:
@@ -140,10 +142,14 @@ def _compute(icons: Sequence[Icon], mini: Mini, path: Path) -> Any:
         found = gathered(last, middle).half().numpy()
         summaries.append(summary.half().numpy())
         if table is None:
-            table = np.lib.format.open_memmap(path, "w+", np.float16, (len(icons), *found.shape[1:]))  # type: ignore[no-untyped-call]
+            table = np.lib.format.open_memmap(
+                path, "w+", np.float16, (len(icons), *found.shape[1:])
+            )  # type: ignore[no-untyped-call]
         table[start : start + 8] = found
         if start % 1600 == 0:
-            _LOG.info(f"features of {start} of {len(icons)} icons, {time.perf_counter() - started:.0f} s")
+            _LOG.info(
+                f"features of {start} of {len(icons)} icons, {time.perf_counter() - started:.0f} s"
+            )
     table.flush()
     return np.concatenate(summaries)
 
@@ -152,12 +158,21 @@ def load_data(mini: Mini) -> Data:
     """Everything that training and measuring need."""
     icons = choose()
     of_base = groups(catalog())
-    part_of = {icon.key: part for part, some in parts(icons, shares=SHARES, seed=SPLIT_SEED).items() for icon in some}
+    part_of = {
+        icon.key: part
+        for part, some in parts(icons, shares=SHARES, seed=SPLIT_SEED).items()
+        for icon in some
+    }
     unique = sorted({icon.label for icon in icons})
     number = {name: place for place, name in enumerate(unique)}
-    _LOG.info(f"{len(icons)} icons of {len({of_base[icon.base] for icon in icons})} base names, {len(unique)} different names")
+    _LOG.info(
+        f"{len(icons)} icons of {len({of_base[icon.base] for icon in icons})} base names, "
+        f"{len(unique)} different names"
+    )
     phrased = [[phrase.format(name) for name in unique] for phrase in PHRASES]
-    names = torch.stack([mini.text.encode(texts, max_length=_WORDS, batch_size=256) for texts in phrased])
+    names = torch.stack(
+        [mini.text.encode(texts, max_length=_WORDS, batch_size=256) for texts in phrased]
+    )
     _LOG.info("names embedded")
     features, summary = stem_features(icons, mini)
     return Data(
@@ -174,17 +189,27 @@ def load_data(mini: Mini) -> Data:
 def new_mini() -> Mini:
     """The mini backbone with an untrained connector."""
     text, stem = load_minilm(), load_stem()
-    return Mini("pidep-mini", text, stem.to(memory_format=torch.channels_last), new_connector(text.hidden_size), PREPROCESS, "")  # type: ignore[call-overload]
+    fast = stem.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Mini("pidep-mini", text, fast, new_connector(text.hidden_size), PREPROCESS, "")
 
 
-def embed(mini: Mini, features: Tensor, summary: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+def embed(
+    mini: Mini, features: Tensor, summary: Tensor | None = None, places: Tensor | None = None
+) -> Tensor:
     """Features `[B, V, C + 4M]` to unit rows of images without text, with or without the bypass.
 
-        `places` are all places when absent.
+    `places` are all places when absent.
     """
-    ids, mask = (torch.from_numpy(array) for array in mini.text.tokenize([""] * len(features), max_length=_WORDS))
+    ids, mask = (
+        torch.from_numpy(array)
+        for array in mini.text.tokenize([""] * len(features), max_length=_WORDS)
+    )
     tokens = mini.connector.tokens(features, places)
-    past = torch.zeros(len(features), mini.hidden_size) if summary is None else mini.connector.past(summary)
+    past = (
+        torch.zeros(len(features), mini.hidden_size)
+        if summary is None
+        else mini.connector.past(summary)
+    )
     visual = torch.cat([tokens, past.unsqueeze(1)], 1)
     return mini.forward(ids, mask, visual, mask.new_ones(visual.shape[:2]), places=places)
 
@@ -199,13 +224,19 @@ def loss_of(found: Tensor, names: Tensor, target: Tensor, scale: Tensor, softnes
     if softness:
         with torch.no_grad():
             alike = (own @ names.T * 20.0).softmax(1) * softness
-            alike.scatter_add_(1, target[:, None], torch.full_like(target, 1.0 - softness, dtype=alike.dtype)[:, None])
+            alike.scatter_add_(
+                1,
+                target[:, None],
+                torch.full_like(target, 1.0 - softness, dtype=alike.dtype)[:, None],
+            )
         first = nn.functional.cross_entropy(to_names, alike)
     else:
         first = nn.functional.cross_entropy(to_names, target)
     to_images = own @ found.T * scale
     twins = (target[:, None] == target[None, :]) & ~torch.eye(len(target), dtype=torch.bool)
-    second = nn.functional.cross_entropy(to_images.masked_fill(twins, -1e4), torch.arange(len(target)))
+    second = nn.functional.cross_entropy(
+        to_images.masked_fill(twins, -1e4), torch.arange(len(target))
+    )
     return (first + second) / 2
 
 
@@ -220,7 +251,10 @@ def train(mini: Mini, data: Data, settings: Settings) -> list[float]:
     decayed = [mini.connector.project.weight]
     others = [parameter for parameter in mini.connector.parameters() if parameter is not decayed[0]]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": [*others, scale], "weight_decay": 0.0}],
+        [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": [*others, scale], "weight_decay": 0.0},
+        ],
         lr=settings.learning_rate,
     )
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
@@ -233,12 +267,16 @@ def train(mini: Mini, data: Data, settings: Settings) -> list[float]:
         chosen, order = order[: settings.batch].sort().values, order[settings.batch :]
         places = torch.randperm(num_places, generator=generator)[: settings.places].sort().values
         features = torch.from_numpy(data.features[rows[chosen].numpy()])[:, places].float()
-        kept = torch.rand(len(features), 1, features.shape[2], generator=generator) >= settings.dropout
+        kept = (
+            torch.rand(len(features), 1, features.shape[2], generator=generator) >= settings.dropout
+        )
         drawn = torch.rand(2, generator=generator)
         phrase = 0 if drawn[0] >= settings.other_phrases else 1 + int(drawn[1] * (len(names) - 1))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = embed(mini, features * kept / (1.0 - settings.dropout), places=places)
-        loss = loss_of(found.float(), names[phrase], target_of[chosen], scale.exp(), settings.softness)
+        loss = loss_of(
+            found.float(), names[phrase], target_of[chosen], scale.exp(), settings.softness
+        )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(mini.connector.parameters(), 1.0)
@@ -247,7 +285,10 @@ def train(mini: Mini, data: Data, settings: Settings) -> list[float]:
         losses.append(float(loss.detach()))
         if step % 100 == 99:
             seconds = time.perf_counter() - started
-            _LOG.info(f"step {step + 1}: loss {np.mean(losses[-100:]):.3f}, scale {float(scale.detach().exp()):.1f}, {seconds:.0f} s")
+            _LOG.info(
+                f"step {step + 1}: loss {np.mean(losses[-100:]):.3f}, scale "
+                f"{float(scale.detach().exp()):.1f}, {seconds:.0f} s"
+            )
     mini.connector.requires_grad_(False).eval()
     return losses
 
@@ -267,7 +308,9 @@ def fit_past(mini: Mini, data: Data, settings: Settings) -> None:
     past.axes = torch.svd_lowrank(standard, q=past.axes.shape[1], niter=2)[2]
     past.points = as_kept(past.turned(summary))
     past.sharpness = torch.tensor(settings.sharpness / num_features)
-    group = torch.tensor(np.unique([data.group[row] for row in rows.tolist()], return_inverse=True)[1])
+    group = torch.tensor(
+        np.unique([data.group[row] for row in rows.tolist()], return_inverse=True)[1]
+    )
     near, ease = past.near(past.points), group.bincount()[group].sqrt()
     names = data.names[0, data.name_of[rows]]
     factor = torch.linalg.cholesky(near + settings.ridge * torch.diag(ease))
@@ -275,7 +318,9 @@ def fit_past(mini: Mini, data: Data, settings: Settings) -> None:
     past.vectors = vectors @ whitening(left_out_errors(factor, vectors, group), settings)
     others = near.masked_fill(group[:, None] == group, 0.0).amax(1)
     past.enough = others.quantile(settings.strange).clamp(min=1e-3)
-    past.size = torch.tensor(settings.past * transformer_length(mini, data, data.rows("train")[::16]))
+    past.size = torch.tensor(
+        settings.past * transformer_length(mini, data, data.rows("train")[::16])
+    )
 
 
 def left_out_errors(factor: Tensor, vectors: Tensor, group: Tensor) -> Tensor:  # [N, D]
@@ -300,10 +345,18 @@ def transformer_length(mini: Mini, data: Data, rows: Sequence[int]) -> float:
     lengths = []
     with torch.inference_mode():
         for some in torch.tensor(rows).split(64):  # type: ignore[no-untyped-call]
-            tokens = mini.connector.tokens(torch.from_numpy(np.asarray(data.features[some.numpy()])).float())
-            ids, mask = (torch.from_numpy(array) for array in mini.text.tokenize([""] * len(some), max_length=_WORDS))
+            tokens = mini.connector.tokens(
+                torch.from_numpy(np.asarray(data.features[some.numpy()])).float()
+            )
+            ids, mask = (
+                torch.from_numpy(array)
+                for array in mini.text.tokenize([""] * len(some), max_length=_WORDS)
+            )
             seen = torch.cat([mask, mask.new_ones(tokens.shape[:2])], 1)
-            lengths.append((mini.last_states(ids, seen, tokens) * seen.unsqueeze(-1)).sum(1).norm(dim=1) / tokens.shape[1])
+            lengths.append(
+                (mini.last_states(ids, seen, tokens) * seen.unsqueeze(-1)).sum(1).norm(dim=1)
+                / tokens.shape[1]
+            )
     return float(torch.cat(lengths).mean())
 
 

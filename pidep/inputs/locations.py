@@ -58,7 +58,10 @@ def text_to_box(text: str, *, size: Size = _UNIT, where: str = "answer") -> Box:
     """
     found = _FOUR.search(text)
     if found is None:
-        raise TaskError(f"{where}: expected four locations such as <loc_0><loc_0><loc_999><loc_999>, found {_short(text)}")
+        raise TaskError(
+            f"{where}: expected four locations such as <loc_0><loc_0><loc_999><loc_999>, found "
+            f"{_short(text)}"
+        )
     return _box(found.groups(), size, where)
 
 
@@ -72,8 +75,14 @@ def text_to_boxes(text: str, *, size: Size = _UNIT, where: str = "answer") -> li
     for label, run in _LABELLED.findall(text):
         places = _LOCATION.findall(run)
         if len(places) % 4:
-            raise TaskError(f"{where}: expected four locations a box, found {len(places)} in a row: {_short(label + run)}")
-        boxes += [(label.strip(), _box(places[at : at + 4], size, where)) for at in range(0, len(places), 4)]
+            raise TaskError(
+                f"{where}: expected four locations a box, found {len(places)} in a row: "
+                f"{_short(label + run)}"
+            )
+        boxes += [
+            (label.strip(), _box(places[at : at + 4], size, where))
+            for at in range(0, len(places), 4)
+        ]
     return boxes
 
 
@@ -83,28 +92,54 @@ def _checked(box: Sequence[float], size: Size, where: str) -> Box:
     try:
         left, top, right, bottom = (float(place) for place in box)
     except (TypeError, ValueError) as error:
-        raise TaskError(f"{where}: expected (left, top, right, bottom), found {_short(box)}") from error
-    if not all(math.isfinite(place) for place in (left, top, right, bottom)) or right < left or bottom < top:
-        raise TaskError(f"{where}: expected left ≤ right and top ≤ bottom, found {_short(box)}; boxes are not (x, y, width, height)")
+        raise TaskError(
+            f"{where}: expected (left, top, right, bottom), found {_short(box)}"
+        ) from error
+    if (
+        not all(math.isfinite(place) for place in (left, top, right, bottom))
+        or right < left
+        or bottom < top
+    ):
+        raise TaskError(
+            f"{where}: expected left ≤ right and top ≤ bottom, found {_short(box)}; boxes are not "
+            "(x, y, width, height)"
+        )
     width, height = size
-    if min(left / width, top / height) < -_SLACK or max(right / width, bottom / height) > 1 + _SLACK:
-        hint = "give the image's size with a box in pixels" if size == _UNIT else "it belongs to another image"
-        raise TaskError(f"{where}: box {_short(box)} lies outside its image of {width:g} × {height:g}; {hint}")
+    if (
+        min(left / width, top / height) < -_SLACK
+        or max(right / width, bottom / height) > 1 + _SLACK
+    ):
+        hint = (
+            "give the image's size with a box in pixels"
+            if size == _UNIT
+            else "it belongs to another image"
+        )
+        raise TaskError(
+            f"{where}: box {_short(box)} lies outside its image of {width:g} × {height:g}; {hint}"
+        )
     return left, top, right, bottom
 
 
 def _bin(place: float, side: float) -> int:
     # In fp32, as transformers divides pixels, so that a box on a bin's edge falls on the same side:
     # 0.5 of such an edge is bin 499 in fp32 and 500 in fp64.
-    bins = np.float32(place) * np.float32(BINS) if side == 1.0 else np.float32(place) / np.float32(side / BINS)
+    bins = (
+        np.float32(place) * np.float32(BINS)
+        if side == 1.0
+        else np.float32(place) / np.float32(side / BINS)
+    )
     return int(np.clip(np.floor(bins), 0, BINS - 1))
 
 
 def _box(places: Sequence[str], size: Size, where: str) -> Box:
     bins = [int(place) for place in places]
     if max(bins) >= BINS:
-        raise TaskError(f"{where}: expected locations from 0 to {BINS - 1}, found <loc_{max(bins)}>")
-    left, top, right, bottom = ((place + 0.5) * side / BINS for place, side in zip(bins, (*size, *size), strict=True))
+        raise TaskError(
+            f"{where}: expected locations from 0 to {BINS - 1}, found <loc_{max(bins)}>"
+        )
+    left, top, right, bottom = (
+        (place + 0.5) * side / BINS for place, side in zip(bins, (*size, *size), strict=True)
+    )
     return left, top, right, bottom
 
 

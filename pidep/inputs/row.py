@@ -1,4 +1,5 @@
-"""A row of a task: a text, an image, or both, with its own candidates where it has some. No torch.
+"""A row of a task: a text, an image, or both, with its own candidates where it has some.
+No torch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from PIL import Image
 from pidep.errors import BackboneError
 from pidep.inputs.images import ImageSource, load_image, pixels_digest
 
-__all__ = ["Input", "Row", "as_row", "image_key", "picture_digest", "row_key", "size_key", "text_of", "texts_only"]
+__all__ = [
+    "Input",
+    "Row",
+    "as_row",
+    "image_key",
+    "picture_digest",
+    "row_key",
+    "size_key",
+    "text_of",
+    "texts_only",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +68,10 @@ def texts_only(rows: Sequence[Input], *, backbone: str) -> list[str]:
     """
     for number, row in enumerate(rows, 1):
         if isinstance(row, Row) and row.image is not None:
-            raise BackboneError(f"row {number}: has an image, and backbone {backbone!r} reads text only; use `backbone=pidep-mini`")
+            raise BackboneError(
+                f"row {number}: has an image, and backbone {backbone!r} reads text only; use "
+                "`backbone=pidep-mini`"
+            )
     return [text_of(row) for row in rows]
 
 
@@ -75,7 +89,10 @@ def image_key(image: ImageSource) -> str:
     if isinstance(image, bytes | bytearray | memoryview):
         return "bytes " + hashlib.sha256(image).hexdigest()
     if isinstance(image, np.ndarray):
-        return f"array {image.shape} {image.dtype} " + hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+        return (
+            f"array {image.shape} {image.dtype} "
+            + hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+        )
     if isinstance(image, Image.Image):
         return f"image {image.mode} " + pixels_digest(image)
     inner = image.get("bytes") or image.get("path")

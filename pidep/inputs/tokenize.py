@@ -1,4 +1,5 @@
-"""Texts to token ids. Training, export and the served model cut and pad texts only here. No torch.
+"""Texts to token ids. Training, export and the served model cut and pad texts only here.
+No torch.
 """
 
 from __future__ import annotations
@@ -47,13 +48,20 @@ class Tokenize:
             count += 1
         return count
 
-    def __call__(self, texts: Sequence[str], *, max_length: int | Sequence[int]) -> tuple[IntArray, IntArray]:
+    def __call__(
+        self, texts: Sequence[str], *, max_length: int | Sequence[int]
+    ) -> tuple[IntArray, IntArray]:
         """`input_ids` and `attention_mask`, both `[B, T]` int64; T is the longest row's length.
 
         A row that is cut keeps its closing tokens.
         """
         limits = [max_length] * len(texts) if isinstance(max_length, int) else list(max_length)
-        rows = [self._cut(encoding.ids, limit) for encoding, limit in zip(self._tokenizer.encode_batch(list(texts)), limits, strict=True)]
+        rows = [
+            self._cut(encoding.ids, limit)
+            for encoding, limit in zip(
+                self._tokenizer.encode_batch(list(texts)), limits, strict=True
+            )
+        ]
         width = max((len(row) for row in rows), default=0)
         ids = np.full((len(rows), width), self._pad_id, dtype=np.int64)
         mask = np.zeros((len(rows), width), dtype=np.int64)

@@ -85,7 +85,10 @@ def tuned_settings() -> dict[str, Settings]:
     """Settings that `tune` found earlier. An unreadable file counts as none."""
     try:
         entries = json.loads(cache_file().read_text(encoding="utf-8"))
-        return {key: {name: int(value) for name, value in settings.items()} for key, settings in entries.items()}
+        return {
+            key: {name: int(value) for name, value in settings.items()}
+            for key, settings in entries.items()
+        }
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
@@ -107,12 +110,26 @@ def settings_for(kernel: str, dtype: torch.dtype) -> Settings:
     """The launch settings of a kernel on this machine's GPU."""
     # A cache file of another version may name settings that this version does not have.
     options = CHOICES.get(kernel, {})
-    found = {name: value for name, value in tuned_settings().get(_key(kernel, dtype), {}).items() if value in options.get(name, ())}
-    return {**DEFAULTS[kernel], **DEFAULTS.get(f"{kernel} {_name(dtype)}", {}), **found, **_OVERRIDE.get(kernel, {})}
+    found = {
+        name: value
+        for name, value in tuned_settings().get(_key(kernel, dtype), {}).items()
+        if value in options.get(name, ())
+    }
+    return {
+        **DEFAULTS[kernel],
+        **DEFAULTS.get(f"{kernel} {_name(dtype)}", {}),
+        **found,
+        **_OVERRIDE.get(kernel, {}),
+    }
 
 
 def launch(
-    name: str, kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Mapping[str, Any], dtype: torch.dtype
+    name: str,
+    kernel: Any,
+    grid: tuple[int, ...],
+    arguments: Sequence[Any],
+    constants: Mapping[str, Any],
+    dtype: torch.dtype,
 ) -> None:
     """Run a kernel with its settings."""
     # Fused multiply-adds are named explicitly: Triton 3.9 warns without it, and 3.10 changes the
@@ -162,7 +179,12 @@ def using(kernel: str, settings: Settings) -> Iterator[None]:
             _OVERRIDE[kernel] = before
 
 
-def tune(kernel: str, dtype: torch.dtype, work: Callable[[], object], measure: Callable[[Callable[[], object]], float]) -> Settings:
+def tune(
+    kernel: str,
+    dtype: torch.dtype,
+    work: Callable[[], object],
+    measure: Callable[[Callable[[], object]], float],
+) -> Settings:
     """The fastest settings for `work`, which are also written to the cache file.
 
     Args:

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from pidep.kernels.launch_table import launch
 
-__all__ = ["MAX_RANK", "low_rank", "low_rank_kernel", "outer", "outer_kernel", "precision", "rank_padded", "upcast"]
+__all__ = [
+    "MAX_RANK",
+    "low_rank",
+    "low_rank_kernel",
+    "outer",
+    "outer_kernel",
+    "precision",
+    "rank_padded",
+    "upcast",
+]
 
 MAX_RANK = 128
 """Largest rank. Above it the ranks do not fit a program's registers, and two cuBLAS products are as
@@ -97,8 +106,16 @@ def low_rank_kernel(
     inner = tl.zeros([BLOCK_M, R_PADDED], tl.float32)
     for first in range(0, IN, BLOCK_C):
         column = first + c
-        left = tl.load(x + token[:, None] * IN + column[None, :], mask=(m < TOKENS)[:, None] & (column < IN)[None, :], other=0.0)
-        right = tl.load(down + r[None, :] * down_r + column[:, None] * down_c, mask=(r < RANK)[None, :] & (column < IN)[:, None], other=0.0)
+        left = tl.load(
+            x + token[:, None] * IN + column[None, :],
+            mask=(m < TOKENS)[:, None] & (column < IN)[None, :],
+            other=0.0,
+        )
+        right = tl.load(
+            down + r[None, :] * down_r + column[:, None] * down_c,
+            mask=(r < RANK)[None, :] & (column < IN)[:, None],
+            other=0.0,
+        )
         inner = _product(left, right, inner, PRECISION, UPCAST)
     known = (m < TOKENS)[:, None] & (r < RANK)[None, :]
     at = token[:, None] * RANK + r[None, :]
@@ -114,7 +131,11 @@ def low_rank_kernel(
     scaled = scaled.to(x.dtype.element_ty)
     for first in range(0, OUT, BLOCK_C):
         column = first + c
-        right = tl.load(up + r[:, None] * up_r + column[None, :] * up_c, mask=(r < RANK)[:, None] & (column < OUT)[None, :], other=0.0)
+        right = tl.load(
+            up + r[:, None] * up_r + column[None, :] * up_c,
+            mask=(r < RANK)[:, None] & (column < OUT)[None, :],
+            other=0.0,
+        )
         inside = (m < TOKENS)[:, None] & (column < OUT)[None, :]
         where = token[:, None] * OUT + column[None, :]
         tile = _product(scaled, right, tl.zeros([BLOCK_M, BLOCK_C], tl.float32), PRECISION, UPCAST)
@@ -148,8 +169,16 @@ def outer_kernel(
     stop = tl.minimum((split + 1) * tokens_per_split, TOKENS)
     for first in range(split * tokens_per_split, stop, BLOCK_M):
         m = (first + tl.arange(0, BLOCK_M)).to(tl.int64)
-        a = tl.load(left + m[None, :] * RANK + r[:, None], mask=(r < RANK)[:, None] & (m < stop)[None, :], other=0.0)
-        b = tl.load(right + m[:, None] * COLUMNS + column[None, :], mask=(m < stop)[:, None] & (column < COLUMNS)[None, :], other=0.0)
+        a = tl.load(
+            left + m[None, :] * RANK + r[:, None],
+            mask=(r < RANK)[:, None] & (m < stop)[None, :],
+            other=0.0,
+        )
+        b = tl.load(
+            right + m[:, None] * COLUMNS + column[None, :],
+            mask=(m < stop)[:, None] & (column < COLUMNS)[None, :],
+            other=0.0,
+        )
         total = _product(a.to(b.dtype), b, total, PRECISION, UPCAST)
     if HAS_SCALE:
         total *= tl.load(scale + r, mask=r < RANK, other=0.0)[:, None]
@@ -185,13 +214,25 @@ def low_rank(
     y = torch.empty(rows, tokens, outputs, dtype=x.dtype, device=x.device)
     backward = hidden is not None
     kept_dtype = x.dtype if backward else torch.float32
-    kept = torch.empty((rows, tokens, rank) if keep or backward else (0,), dtype=kept_dtype, device=x.device)
+    kept = torch.empty(
+        (rows, tokens, rank) if keep or backward else (0,), dtype=kept_dtype, device=x.device
+    )
     block = _block_m(tokens, rows)
     blocks = triton.cdiv(tokens, block)
-    shares = torch.empty((rows * blocks, rank) if backward else (0,), dtype=torch.float32, device=x.device)
+    shares = torch.empty(
+        (rows * blocks, rank) if backward else (0,), dtype=torch.float32, device=x.device
+    )
     if rows and tokens:
         nothing = x  # a pointer that is never read
-        tensors: tuple[Tensor, ...] = (y, kept, shares, x, nothing if base is None else base, down, up)
+        tensors: tuple[Tensor, ...] = (
+            y,
+            kept,
+            shares,
+            x,
+            nothing if base is None else base,
+            down,
+            up,
+        )
         tensors += tuple(nothing if one is None else one for one in (weight, hidden, expert))
         sizes = (tokens, inputs, outputs, rank, *down.stride(), *up.stride())
         constants = {
@@ -205,7 +246,9 @@ def low_rank(
             "PRECISION": precision(x.dtype),
             "UPCAST": upcast(),
         }
-        launch("low_rank", low_rank_kernel, (blocks * rows,), (*tensors, *sizes), constants, x.dtype)
+        launch(
+            "low_rank", low_rank_kernel, (blocks * rows,), (*tensors, *sizes), constants, x.dtype
+        )
     return y, kept, shares.sum(0) if backward else shares
 
 
@@ -220,10 +263,29 @@ def outer(left: Tensor, right: Tensor, scale: Tensor | None = None) -> Tensor:
     splits = max(1, triton.cdiv(tokens, per_split))
     parts = torch.empty(splits, rank, columns, dtype=torch.float32, device=left.device)
     if rank and columns:
-        constants = {"R_PADDED": rank_padded(rank), "HAS_SCALE": scale is not None, "PRECISION": precision(right.dtype), "UPCAST": upcast()}
+        constants = {
+            "R_PADDED": rank_padded(rank),
+            "HAS_SCALE": scale is not None,
+            "PRECISION": precision(right.dtype),
+            "UPCAST": upcast(),
+        }
         block = 64  # Columns per program. The grid must be known before the settings are.
-        arguments = (parts, left, right, left if scale is None else scale, tokens, columns, rank, per_split)
+        arguments = (
+            parts,
+            left,
+            right,
+            left if scale is None else scale,
+            tokens,
+            columns,
+            rank,
+            per_split,
+        )
         launch(
-            "low_rank_outer", outer_kernel, (triton.cdiv(columns, block), splits), arguments, {**constants, "BLOCK_C": block}, right.dtype
+            "low_rank_outer",
+            outer_kernel,
+            (triton.cdiv(columns, block), splits),
+            arguments,
+            {**constants, "BLOCK_C": block},
+            right.dtype,
         )
     return parts.sum(0)

@@ -74,7 +74,12 @@ def report(index: int = 0) -> PathReport:
     """The report that `pidep doctor` shows."""
     found = triton_version()
     if not torch.cuda.is_available():
-        return PathReport("torch", "no NVIDIA GPU that torch can use", f"cpu ({torch.get_num_threads()} threads)", found)
+        return PathReport(
+            "torch",
+            "no NVIDIA GPU that torch can use",
+            f"cpu ({torch.get_num_threads()} threads)",
+            found,
+        )
     name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
     device = f"{name} (compute capability {capability[0]}.{capability[1]})"
     if torch.version.hip is not None:
@@ -82,7 +87,14 @@ def report(index: int = 0) -> PathReport:
     if os.environ.get(CHOICE) == "torch":
         return PathReport("torch", f"{CHOICE}=torch is set", device, found)
     if found is None:
-        return PathReport("torch", "OpenAI Triton is not installed; pip install triton", device, found)
+        return PathReport(
+            "torch", "OpenAI Triton is not installed; pip install triton", device, found
+        )
     if capability < _MINIMUM:
-        return PathReport("torch", f"the fused kernels need compute capability {_MINIMUM[0]}.{_MINIMUM[1]}", device, found)
+        return PathReport(
+            "torch",
+            f"the fused kernels need compute capability {_MINIMUM[0]}.{_MINIMUM[1]}",
+            device,
+            found,
+        )
     return PathReport("fused", "OpenAI Triton on this GPU", device, found)

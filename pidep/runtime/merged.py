@@ -44,9 +44,7 @@ class Merged:
             if not isinstance(visual, PidepError)
         ]
         answers = iter(self._answers(good))
-        return [
-            visual if isinstance(visual, PidepError) else next(answers) for visual in seen
-        ]
+        return [visual if isinstance(visual, PidepError) else next(answers) for visual in seen]
 
     def _answers(self, good: Sequence[tuple[Input, Array | None]]) -> list[Answer]:
         if not good:

@@ -70,8 +70,7 @@ class VisionReader:
             found.update(zip(fresh, visual, strict=True))
         self._keep(found)
         return [
-            wrong[at] if at in wrong else found[key] if key else None
-            for at, key in enumerate(keys)
+            wrong[at] if at in wrong else found[key] if key else None for at, key in enumerate(keys)
         ]
 
     def _keep(self, used: Mapping[str, Array]) -> None:

@@ -30,18 +30,14 @@ def models_in(repo: Path) -> list[str]:
     for folder in found:
         _require_complete(folder)
     if not found:
-        raise UsageError(
-            f"{repo}: no model with a config.pbtxt in it; make one with pidep export"
-        )
+        raise UsageError(f"{repo}: no model with a config.pbtxt in it; make one with pidep export")
     return [folder.name for folder in found]
 
 
 def _require_complete(model: Path) -> None:
     version = model / VERSION
     if not any((version / name).is_file() for name in (BANK_RECORD, MERGED_RECORD)):
-        raise UsageError(
-            f"{model}: no bank.json or merged.json in version 1; export it again"
-        )
+        raise UsageError(f"{model}: no bank.json or merged.json in version 1; export it again")
     needed = [GRAPH]
     if 'backend: "python"' in (model / CONFIG).read_text():
         needed.append(SHIM)

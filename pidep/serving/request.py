@@ -86,9 +86,7 @@ def check_address(url: str) -> None:
     """
     host, _, port = url.rpartition(":")
     if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(
-            f"{url}: not a server address, expected host:port such as 127.0.0.1:8001"
-        )
+        raise UsageError(f"{url}: not a server address, expected host:port such as 127.0.0.1:8001")
 
 
 def encode_rows(rows: Sequence[Request], *, with_expert: bool) -> dict[str, list[bytes]]:

@@ -184,13 +184,13 @@ class Pool:
             return self.embedding(target), frozenset({target})
         run = target if isinstance(target, str | Path) else target.run
         folder = resolve_expert_folder(Path(run))
-        if not (folder / EMBEDDING_FILE).is_file():
+        if not (folder / TASK_EMBEDDING).is_file():
             raise ExpertError(
-                f"{run}: no task embedding ({EMBEDDING_FILE}), and no task of {self.folder}"
+                f"{run}: no task embedding ({TASK_EMBEDDING}), and no task of {self.folder}"
                 f"{did_you_mean(str(run), self._folders)}; give a task of the pool, or a folder "
                 "that pidep tune wrote"
             )
-        return read_tensors(folder / EMBEDDING_FILE), frozenset({read_expert(folder).name})
+        return read_tensors(folder / TASK_EMBEDDING), frozenset({read_expert(folder).name})
 
     def _folder_of(self, name: str) -> Path:
         if name not in self._folders:

@@ -23,7 +23,17 @@ from pidep.tasks.images import image_folder, parquet_images
 from pidep.tasks.packaged import packaged_task, packaged_tasks
 from pidep.tasks.task import Task
 
-__all__ = ["UNLABELLED", "Split", "TaskData", "data_digest", "few_shot", "hold_out", "limit", "load_data", "load_texts"]
+__all__ = [
+    "UNLABELLED",
+    "Split",
+    "TaskData",
+    "data_digest",
+    "few_shot",
+    "hold_out",
+    "limit",
+    "load_data",
+    "load_texts",
+]
 
 UNLABELLED = -1
 """The label number of a row whose label was not read or does not exist."""
@@ -47,7 +57,9 @@ class Split:
         """The rows with the given numbers."""
         chosen = list(rows)
         targets = [self.targets[row] for row in chosen] if self.targets else []
-        return Split([self.rows[row] for row in chosen], [self.labels[row] for row in chosen], targets)
+        return Split(
+            [self.rows[row] for row in chosen], [self.labels[row] for row in chosen], targets
+        )
 
 
 @dataclass(frozen=True)
@@ -84,9 +96,13 @@ def _read_file(path: Path) -> Iterator[Any]:
             for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
                 yield from batch.to_pylist()
         else:
-            raise TaskError(f"{path}: expected .jsonl, .csv, .tsv or .parquet, found {kind or 'no suffix'!r}")
+            raise TaskError(
+                f"{path}: expected .jsonl, .csv, .tsv or .parquet, found {kind or 'no suffix'!r}"
+            )
     except ImportError as error:
-        raise TaskError(f"{path}: Parquet needs a working pyarrow ({error}); pip install 'pidep[tune]'") from error
+        raise TaskError(
+            f"{path}: Parquet needs a working pyarrow ({error}); pip install 'pidep[tune]'"
+        ) from error
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise TaskError(f"{path}: not readable ({error})") from error
 
@@ -104,7 +120,10 @@ def _image(row: dict[str, Any], column: str, place: str) -> ImageSource:
     check_column(row, column, place)
     image = row[column]
     if not isinstance(image, str | Path | bytes | dict | Image.Image):
-        raise TaskError(f"{place}: column {column!r}: expected a path, bytes or {{bytes, path}}, found {type(image).__name__}")
+        raise TaskError(
+            f"{place}: column {column!r}: expected a path, bytes or {{bytes, path}}, found "
+            f"{type(image).__name__}"
+        )
     check_source(image, where=f"{place}: {column}")
     return image
 
@@ -114,13 +133,21 @@ def _candidates(task: Task, row: dict[str, Any], place: str) -> tuple[Input, ...
     check_column(row, task.candidates, place)
     values = row[task.candidates]
     if not isinstance(values, list) or len(values) < 2:
-        raise TaskError(f"{place}: column {task.candidates!r}: expected a list of at least 2 candidates, found {str(values)[:60]!r}")
+        raise TaskError(
+            f"{place}: column {task.candidates!r}: expected a list of at least 2 candidates, found "
+            f"{str(values)[:60]!r}"
+        )
     if task.candidates_are == "image":
         numbered = [(f"{place}, candidate {number}", value) for number, value in enumerate(values)]
-        return tuple(Row(image=_image({"image": value}, "image", where), where=where) for where, value in numbered)
+        return tuple(
+            Row(image=_image({"image": value}, "image", where), where=where)
+            for where, value in numbered
+        )
     for number, value in enumerate(values):
         if not isinstance(value, str) or not value.strip():
-            raise TaskError(f"{place}: candidate {number}: expected a text, found {str(value)[:60]!r}")
+            raise TaskError(
+                f"{place}: candidate {number}: expected a text, found {str(value)[:60]!r}"
+            )
     return tuple(value.strip() for value in values)
 
 
@@ -133,7 +160,10 @@ def _text(task: Task, row: Any, place: str) -> str:
     try:
         text = task.input.format(**row).strip()
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise TaskError(f"{place}: the input template {task.input!r} does not fit it ({error}); use plain {{column}}") from error
+        raise TaskError(
+            f"{place}: the input template {task.input!r} does not fit it ({error}); use plain "
+            f"{{column}}"
+        ) from error
     if not text and task.image is None:
         raise TaskError(f"{place}: the text is empty; remove the row")
     return text
@@ -147,7 +177,10 @@ def _each(task: Task, rows: Iterable[Any], where: str) -> Iterator[Any]:
             yield row
             continue
         if not isinstance(row.get(column), list):
-            raise TaskError(f"{where}, row {number}: column {column!r}: expected a list, found {str(row.get(column))[:60]!r}")
+            raise TaskError(
+                f"{where}, row {number}: column {column!r}: expected a list, found "
+                f"{str(row.get(column))[:60]!r}"
+            )
         for value in row[column]:
             yield {**row, column: value}
 
@@ -158,7 +191,9 @@ def _parse(task: Task, rows: Numbered, where: str, *, labelled: bool = True) -> 
     for number, row in rows:
         place = f"{where}, row {number}"
         split.rows.append(_input(task, row, place))
-        split.labels.append(label_of(task, row, place) if labelled and task.target is None else UNLABELLED)
+        split.labels.append(
+            label_of(task, row, place) if labelled and task.target is None else UNLABELLED
+        )
         if labelled and task.target is not None:
             split.targets.append(targets_of(task, row, split.rows[-1], place))
     if not split.rows:
@@ -182,7 +217,8 @@ def _split(task: Task, rows: Split) -> TaskData:
     sides = [_is_test(task, row) for row in rows.rows]
     return TaskData(
         # By hash and not by position: a row stays on its side when rows are added or reordered.
-        train=rows.take(row for row, test in enumerate(sides) if not test), test=rows.take(row for row, test in enumerate(sides) if test)
+        train=rows.take(row for row, test in enumerate(sides) if not test),
+        test=rows.take(row for row, test in enumerate(sides) if test),
     )
 
 
@@ -211,7 +247,11 @@ def load_texts(task: Task) -> TaskData:
     train, *test = [_parse(task, rows, where, labelled=False) for rows, where in sides]
     data = _both(task, _without_leakage(train, test[0]) if test else _split(task, train))
     rows, where = sides[-1]
-    tested = rows if test else [found for found, row in zip(rows, train.rows, strict=True) if _is_test(task, row)]
+    tested = (
+        rows
+        if test
+        else [found for found, row in zip(rows, train.rows, strict=True) if _is_test(task, row)]
+    )
     answers = [task.label] if task.target is None else task.target_columns
     if all(row.get(column) is None for _, row in tested for column in answers):
         return data
@@ -232,7 +272,10 @@ def _whole_sources(task: Task) -> list[tuple[Iterable[Any], str]]:
         splits = [(data.dataset, data.train_split)]
         if data.test_split is not None:
             splits.append((data.test_dataset or data.dataset, data.test_split))
-        return [(hub_rows(task, split, dataset=dataset), f"{dataset}[{split}]") for dataset, split in splits]
+        return [
+            (hub_rows(task, split, dataset=dataset), f"{dataset}[{split}]")
+            for dataset, split in splits
+        ]
     found = _packaged(data.packaged) if data.packaged is not None else data.files or data.path
     assert found is not None
     paths = [found] if isinstance(found, Path) else [found["train"], found["test"]]
@@ -243,7 +286,10 @@ def _packaged(name: str) -> Mapping[Any, Path] | Path:
     found = packaged_task(name)
     if found is None:
         known = packaged_tasks()
-        raise TaskError(f"packaged source {name!r}: expected one of {', '.join(known)}{did_you_mean(name, known)}")
+        raise TaskError(
+            f"packaged source {name!r}: expected one of "
+            f"{', '.join(known)}{did_you_mean(name, known)}"
+        )
     return found.files()
 
 
@@ -268,8 +314,14 @@ def _beside(task: Task, row: Any, folder: Path) -> Any:
     found = dict(row)
     if task.image is not None and isinstance(row.get(task.image), str):
         found[task.image] = folder / row[task.image]
-    if task.candidates_are == "image" and task.candidates is not None and isinstance(row.get(task.candidates), list):
-        found[task.candidates] = [folder / value if isinstance(value, str) else value for value in row[task.candidates]]
+    if (
+        task.candidates_are == "image"
+        and task.candidates is not None
+        and isinstance(row.get(task.candidates), list)
+    ):
+        found[task.candidates] = [
+            folder / value if isinstance(value, str) else value for value in row[task.candidates]
+        ]
     return found
 
 
@@ -277,7 +329,10 @@ def _without_leakage(train: Split, test: Split) -> TaskData:
     """Drop training rows that are also test rows: same text and same picture."""
     # The training side gives way: dropping test rows would change what is measured.
     held = {_content(row) for row in test.rows}
-    return TaskData(train.take(number for number, row in enumerate(train.rows) if _content(row) not in held), test)
+    return TaskData(
+        train.take(number for number, row in enumerate(train.rows) if _content(row) not in held),
+        test,
+    )
 
 
 def _content(row: Input) -> tuple[str, ...]:
@@ -285,13 +340,20 @@ def _content(row: Input) -> tuple[str, ...]:
     if isinstance(row, str):
         return (row,)
     picture = () if row.image is None else (picture_digest(row.image, where=row.where),)
-    return (row.text, *picture, *(part for one in row.candidates for part in ("candidate", *_content(one))))
+    return (
+        row.text,
+        *picture,
+        *(part for one in row.candidates for part in ("candidate", *_content(one))),
+    )
 
 
 def _both(task: Task, data: TaskData) -> TaskData:
     for side, split in (("training", data.train), ("test", data.test)):
         if not split.rows:
-            raise TaskError(f"task {task.name!r}: no {side} rows are left after the split; give more rows or change test_fraction")
+            raise TaskError(
+                f"task {task.name!r}: no {side} rows are left after the split; give more rows or "
+                "change test_fraction"
+            )
     return data
 
 
@@ -328,7 +390,10 @@ def few_shot(split: Split, *, shots: int, seed: int) -> Split:
     classes = _by_class(split, seed)
     for label, rows in classes.items():
         if len(rows) < shots:
-            raise TaskError(f"shots {shots}: label number {label} has only {len(rows)} training rows; ask for at most that many")
+            raise TaskError(
+                f"shots {shots}: label number {label} has only {len(rows)} training rows; ask for "
+                "at most that many"
+            )
     return split.take(row for label in sorted(classes) for row in classes[label][:shots])
 
 

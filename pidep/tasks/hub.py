@@ -59,19 +59,29 @@ def with_labels(task: Task) -> Task:
     if task.label_text is None:
         return task
     if task.data.dataset is None:
-        raise TaskError(f"task {task.name!r}: label_text takes class names from a dataset, and there is none; write them under labels")
+        raise TaskError(
+            f"task {task.name!r}: label_text takes class names from a dataset, and there is none; "
+            "write them under labels"
+        )
     feature = _table(task, task.data.train_split, task.data.dataset).features.get(task.label)
     names = getattr(feature, "names", None)
     if not names or len(names) < 2:
         found = "no such column" if feature is None else f"{type(feature).__name__}"
         raise TaskError(
-            f"task {task.name!r}: label_text: expected class names in column {task.label!r} of {task.data.dataset}, found {found}; "
+            f"task {task.name!r}: label_text: expected class names in column {task.label!r} of "
+            f"{task.data.dataset}, found {found}; "
             "write the labels under labels"
         )
     for name in task.label_names:
         if name not in names:
-            raise TaskError(f"task {task.name!r}: label_names: {name!r} is no class of {task.data.dataset}{did_you_mean(name, names)}")
-    texts = {name: task.label_text.format(label=task.label_names.get(name, _in_words(name))) for name in names}
+            raise TaskError(
+                f"task {task.name!r}: label_names: {name!r} is no class of "
+                f"{task.data.dataset}{did_you_mean(name, names)}"
+            )
+    texts = {
+        name: task.label_text.format(label=task.label_names.get(name, _in_words(name)))
+        for name in names
+    }
     return task.model_copy(update={"labels": texts, "label_text": None, "label_names": {}})
 
 
@@ -83,12 +93,20 @@ def _table(task: Task, split: str, dataset: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise TaskError(f"dataset {dataset!r}: the datasets package does not load ({error}); pip install 'pidep[tune]'") from error
+        raise TaskError(
+            f"dataset {dataset!r}: the datasets package does not load ({error}); pip install "
+            "'pidep[tune]'"
+        ) from error
     try:
-        return datasets.load_dataset(dataset, task.data.config, revision=task.data.revision, split=split)
+        return datasets.load_dataset(
+            dataset, task.data.config, revision=task.data.revision, split=split
+        )
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TaskError(f"task {task.name!r}: dataset {dataset!r}, split {split!r} could not be loaded ({reason})") from error
+        raise TaskError(
+            f"task {task.name!r}: dataset {dataset!r}, split {split!r} could not be loaded "
+            f"({reason})"
+        ) from error
 
 
 def _on_disk(image: Any, folder: Path) -> Any:

@@ -31,14 +31,24 @@ def image_folder(folder: Path) -> list[dict[str, Any]]:
             fit; the message names it.
     """
     if not folder.is_dir():
-        raise TaskError(f"{folder}: expected a folder of images, found {'a file' if folder.exists() else 'nothing'}; check the path")
+        raise TaskError(
+            f"{folder}: expected a folder of images, found "
+            f"{'a file' if folder.exists() else 'nothing'}; check the path"
+        )
     rows: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_dir() or any(part.startswith(".") for part in inside.parts) or inside.as_posix() in _METADATA:
+        if (
+            path.is_dir()
+            or any(part.startswith(".") for part in inside.parts)
+            or inside.as_posix() in _METADATA
+        ):
             continue
         if path.suffix.lower() not in SUFFIXES:
-            raise TaskError(f"{path}: expected an image ({', '.join(SUFFIXES)}), found {path.suffix or 'no suffix'!r}; move it elsewhere")
+            raise TaskError(
+                f"{path}: expected an image ({', '.join(SUFFIXES)}), found "
+                f"{path.suffix or 'no suffix'!r}; move it elsewhere"
+            )
         label = {"label": inside.parent.as_posix()} if len(inside.parts) > 1 else {}
         rows[inside.as_posix()] = {"image": path, **label}
     if not rows:
@@ -52,19 +62,26 @@ def _join(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
     if not found:
         return
     if len(found) > 1:
-        raise TaskError(f"{folder}: expected one of {' and '.join(_METADATA)}, found both; remove one")
+        raise TaskError(
+            f"{folder}: expected one of {' and '.join(_METADATA)}, found both; remove one"
+        )
     missing = set(rows)
     for number, columns in enumerate(_metadata(found[0]), 1):
         place = f"{found[0]}, row {number}"
         name = columns.pop("file_name", None) if isinstance(columns, dict) else None
         if not isinstance(name, str) or name not in rows:
-            raise TaskError(f"{place}: file_name {name!r}: expected the path of an image below {folder}")
+            raise TaskError(
+                f"{place}: file_name {name!r}: expected the path of an image below {folder}"
+            )
         if name not in missing:
             raise TaskError(f"{place}: file_name {name!r} is named twice; remove one of the rows")
         missing.discard(name)
         rows[name] |= columns
     if missing:
-        raise TaskError(f"{found[0]}: {len(missing)} images have no row, {min(missing)!r} the first; add them or move them elsewhere")
+        raise TaskError(
+            f"{found[0]}: {len(missing)} images have no row, {min(missing)!r} the first; add them "
+            "or move them elsewhere"
+        )
 
 
 def _metadata(path: Path) -> Iterator[Any]:
@@ -91,7 +108,9 @@ def parquet_images(path: Path, *, column: str = "image") -> Iterator[dict[str, A
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise TaskError(f"{path}: Parquet needs a working pyarrow ({error}); pip install 'pidep[tune]'") from error
+        raise TaskError(
+            f"{path}: Parquet needs a working pyarrow ({error}); pip install 'pidep[tune]'"
+        ) from error
     if not path.is_file():
         raise TaskError(f"{path}: no such data file")
     try:
@@ -109,10 +128,17 @@ def parquet_images(path: Path, *, column: str = "image") -> Iterator[dict[str, A
 
 
 def _check_type(path: Path, column: str, kind: Any, types: Any) -> None:
-    parts = {kind.field(index).name for index in range(kind.num_fields)} if types.is_struct(kind) else set()
+    parts = (
+        {kind.field(index).name for index in range(kind.num_fields)}
+        if types.is_struct(kind)
+        else set()
+    )
     flat = (types.is_binary, types.is_large_binary, types.is_string, types.is_large_string)
     if not (parts and parts <= {"bytes", "path"}) and not any(fits(kind) for fits in flat):
-        raise TaskError(f"{path}: column {column!r} is {kind}; expected struct<bytes: binary, path: string>, binary or string")
+        raise TaskError(
+            f"{path}: column {column!r} is {kind}; expected struct<bytes: binary, path: string>, "
+            "binary or string"
+        )
 
 
 def _absolute(value: Any, folder: Path) -> Any:

@@ -46,7 +46,9 @@ class Data(BaseModel):
         sources = ("packaged", "path", "files", "dataset", "rows")
         given = [key for key in sources if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(f"expected exactly one of packaged, path, files, dataset; found {given or 'none'}")
+            raise ValueError(
+                f"expected exactly one of packaged, path, files, dataset; found {given or 'none'}"
+            )
         if self.files is not None and set(self.files) != {"train", "test"}:
             raise ValueError("files needs both train and test")
         if self.test_dataset is not None and (self.dataset is None or self.test_split is None):
@@ -129,7 +131,9 @@ class Task(BaseModel):
         'complaint'
         """
         if "data" in fields:
-            raise TaskError("Task.from_rows: expected rows, found data; use Task or load_task for files")
+            raise TaskError(
+                "Task.from_rows: expected rows, found data; use Task or load_task for files"
+            )
         data = MemoryRows(
             plain_rows(rows, label=label),
             None if test is None else plain_rows(test, label=label),
@@ -160,20 +164,37 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _one_kind_of_answer(self) -> Task:
-        given = [key for key in ("labels", "label_text", "candidates", "target") if getattr(self, key)]
+        given = [
+            key for key in ("labels", "label_text", "candidates", "target") if getattr(self, key)
+        ]
         if len(given) != 1:
-            raise ValueError(f"expected one of labels, label_text, candidates and target; found {' and '.join(given) or 'none'}")
+            raise ValueError(
+                "expected one of labels, label_text, candidates and target; found "
+                f"{' and '.join(given) or 'none'}"
+            )
         if self.label_text is not None and _fields(self.label_text) != ["label"]:
-            raise ValueError(f"label_text {self.label_text!r}: expected a template with {{label}} and nothing else in brackets")
+            raise ValueError(
+                f"label_text {self.label_text!r}: expected a template with {{label}} and nothing "
+                "else in brackets"
+            )
         return self
 
     @model_validator(mode="after")
     def _metric_fits(self) -> Task:
-        if self.target_is == "box" and (self.target is None or self.image is None or len(self.target_columns) != 1):
-            raise ValueError("target_is box: expected a target of one column, such as '{bbox}', and an image")
-        answers = "labels" if self.target is None else "boxes" if self.target_is == "box" else "texts"
+        if self.target_is == "box" and (
+            self.target is None or self.image is None or len(self.target_columns) != 1
+        ):
+            raise ValueError(
+                "target_is box: expected a target of one column, such as '{bbox}', and an image"
+            )
+        answers = (
+            "labels" if self.target is None else "boxes" if self.target_is == "box" else "texts"
+        )
         if self.metric not in METRICS[answers]:
-            raise ValueError(f"metric {self.metric!r}: answers that are {answers} have {', '.join(METRICS[answers])}")
+            raise ValueError(
+                f"metric {self.metric!r}: answers that are {answers} have "
+                f"{', '.join(METRICS[answers])}"
+            )
         return self
 
     @property
@@ -194,12 +215,16 @@ def _fields(template: str) -> list[str]:
 def _unknown_key(where: str, values: dict[str, Any]) -> None:
     for key in values:
         if key not in Task.model_fields:
-            raise TaskError(f"{where}: unknown key {key!r}{did_you_mean(str(key), Task.model_fields)}")
+            raise TaskError(
+                f"{where}: unknown key {key!r}{did_you_mean(str(key), Task.model_fields)}"
+            )
     data = values.get("data")
     if isinstance(data, dict):
         for key in data:
             if key not in Data.model_fields:
-                raise TaskError(f"{where}: data: unknown key {key!r}{did_you_mean(str(key), Data.model_fields)}")
+                raise TaskError(
+                    f"{where}: data: unknown key {key!r}{did_you_mean(str(key), Data.model_fields)}"
+                )
 
 
 def load_task(reference: str | Path) -> Task:
@@ -220,13 +245,19 @@ def load_task(reference: str | Path) -> Task:
         packaged = packaged_tasks()
         known = ", ".join(packaged)
         similar = did_you_mean(name, {**packaged, **_paper()})
-        raise TaskError(f"task {name!r}: no such file, and not a packaged task ({known}; paper/NAME for data on a hub){similar}")
+        raise TaskError(
+            f"task {name!r}: no such file, and not a packaged task ({known}; paper/NAME for data "
+            f"on a hub){similar}"
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TaskError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
-        raise TaskError(f"{path}: expected a mapping with name, input, label, labels and data, found {type(values).__name__}")
+        raise TaskError(
+            f"{path}: expected a mapping with name, input, label, labels and data, found "
+            f"{type(values).__name__}"
+        )
     _unknown_key(str(path), values)
     try:
         task = Task.model_validate(values)
@@ -235,18 +266,30 @@ def load_task(reference: str | Path) -> Task:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         found = "nothing" if first["type"] == "missing" else repr(first["input"])
-        message = f"{path}: {key}: {first['msg']}" if key else f"{path}: {first['msg'].removeprefix('Value error, ')}"
+        message = (
+            f"{path}: {key}: {first['msg']}"
+            if key
+            else f"{path}: {first['msg'].removeprefix('Value error, ')}"
+        )
         raise TaskError(message if not key else f"{message}, found {found[:120]}") from error
     except ValueError as error:
-        raise TaskError(f"{path}: input: {error}; expected a template such as '{{text}}'") from error
+        raise TaskError(
+            f"{path}: input: {error}; expected a template such as '{{text}}'"
+        ) from error
     if not fields and task.image is None:
-        raise TaskError(f"{path}: input {task.input!r} names no column; expected a template such as '{{text}}', or an image column")
+        raise TaskError(
+            f"{path}: input {task.input!r} names no column; expected a template such as "
+            f"'{{text}}', or an image column"
+        )
     return task.model_copy(update={"data": _beside(task.data, path.parent)})
 
 
 def _paper() -> dict[str, Path]:
     """The task files of the paper's datasets, by name."""
-    return {f"paper/{path.stem}": path for path in sorted((Path(__file__).parent / "paper").glob("*.yaml"))}
+    return {
+        f"paper/{path.stem}": path
+        for path in sorted((Path(__file__).parent / "paper").glob("*.yaml"))
+    }
 
 
 def _beside(data: Data, folder: Path) -> Data:

@@ -39,9 +39,7 @@ def fold_expert(folder: Path, out: Path, *, rank: int, max_error: float) -> Fold
     expert = read_expert(resolve_expert_folder(folder))
     kind = expert_kind(expert.kind)
     try:
-        found = kind.truncate(
-            expert.sites, scaling=expert.scaling, rank=rank, max_error=max_error
-        )
+        found = kind.truncate(expert.sites, scaling=expert.scaling, rank=rank, max_error=max_error)
     except ExpertError as error:
         raise ExpertError(f"{folder}: {error}") from error
     facts = {"folded_from": expert.digest, "folded_error": found.worst[1]}

@@ -82,9 +82,7 @@ def predict(
     ]
 
 
-def _backbone_of(
-    expert: Expert, given: Backbone | str | None
-) -> Backbone:
+def _backbone_of(expert: Expert, given: Backbone | str | None) -> Backbone:
     if given is None or isinstance(given, str):
         given = load_any_backbone(given or expert.backbone)
     if given.digest != expert.backbone_digest:

@@ -134,7 +134,6 @@ class TuneSettings(Settings):
     """For `policy=zero-shot`: α is the softmax of similarity / temperature."""
 
 
-
 def read_config(path: Path | None, overrides: dict[str, Any]) -> TuneSettings:
     """A YAML file's settings, replaced by `overrides`.
 

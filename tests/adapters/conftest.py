@@ -1,4 +1,6 @@
-"""Half of the zoo is left to the slow tests; of it, cells that repeat what other cells show are left to the exhaustive ones."""
+"""Half of the zoo is left to the slow tests; of it, cells that repeat what other cells show are
+left to the exhaustive ones.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +8,33 @@ from pathlib import Path
 
 import pytest
 
-SLOW = {"BART", "BLIP", "BLIP, captions", "CLIP", "DINOv2", "ELECTRA", "MPNet", "OPT", "Qwen2", "RoBERTa", "SigLIP", "Swin", "ViLT"}
+SLOW = {
+    "BART",
+    "BLIP",
+    "BLIP, captions",
+    "CLIP",
+    "DINOv2",
+    "ELECTRA",
+    "MPNet",
+    "OPT",
+    "Qwen2",
+    "RoBERTa",
+    "SigLIP",
+    "Swin",
+    "ViLT",
+}
 """The other half has every family in it."""
 REPEATED = {
     "test_mixtures": SLOW,
     "test_save_then_load_is_the_identity": SLOW,
-    "test_an_expert_for_each_row": SLOW - {"OPT", "Swin"},  # flattened tokens and windows: rows must find their samples
+    "test_an_expert_for_each_row": SLOW
+    - {"OPT", "Swin"},  # flattened tokens and windows: rows must find their samples
     "test_the_command_knows_every_architecture": SLOW,
 }
-"""Tests and the architectures on which they repeat: a site mixes and is saved alike wherever it lies, and each kind still acts,
-learns and has gradients on every architecture. `test_a_config_is_enough` surveys each of them for the command."""
+"""Tests and the architectures on which they repeat: a site mixes and is saved alike wherever it
+lies, and each kind still acts, learns and has gradients on every architecture.
+`test_a_config_is_enough` surveys each of them for the command.
+"""
 CACHED = {"prefix", "prompt"}
 """Kinds whose virtual tokens meet the cache of a decoder; the others act on each token alone."""
 
@@ -29,5 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         test = getattr(item, "originalname", "")
         if found & SLOW:
             item.add_marker(pytest.mark.slow)
-        if found & REPEATED.get(test, set()) or (test.startswith("test_with_a_cache") and found & SLOW and not found & CACHED):
+        if found & REPEATED.get(test, set()) or (
+            test.startswith("test_with_a_cache") and found & SLOW and not found & CACHED
+        ):
             item.add_marker(pytest.mark.exhaustive)

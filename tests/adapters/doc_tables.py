@@ -1,4 +1,6 @@
-"""The tables of docs/concepts/experts.md, made from what the tests cover: `python -m tests.adapters.doc_tables` writes them anew."""
+"""The tables of docs/concepts/experts.md, made from what the tests cover: `python -m
+tests.adapters.doc_tables` writes them anew.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,15 @@ WEIGHS = {
 FITS_WHERE = {
     "lora": "every Linear, and GPT-2's Conv1D",
     "adapter": "wherever attention and feed-forward end in a Linear or Conv1D of a known name",
-    "prefix": "attention that goes through transformers' attention interface; not DeBERTa-v2, MPNet, BLIP, ViLT and FLAVA, "
+    "prefix": "attention that goes through transformers' attention interface; "
+    "not DeBERTa-v2, MPNet, BLIP, ViLT and FLAVA, "
     "not under a score cap (Gemma 2), not from channel to channel (Florence-2's images)",
-    "prompt": "models that take `inputs_embeds`, and images cut into a plain row of patches; not Swin, "
+    "prompt": "models that take `inputs_embeds`, and images cut into a plain row of patches; "
+    "not Swin, "
     "not the text towers of CLIP, SigLIP and FLAVA, not Florence-2's images",
-    "bitfit": "every Linear, Conv1D and LayerNorm that has a bias; Llama, T5 and ModernBERT have none",
+    "bitfit": (
+        "every Linear, Conv1D and LayerNorm that has a bias; Llama, T5 and ModernBERT have none"
+    ),
 }
 WHY_NOT = {
     "Linear or LayerNorm with a bias": "no bias",
@@ -39,24 +45,46 @@ WHY_NOT = {
 
 def kinds_table() -> str:
     """Kinds × what they change, weigh, are in PEFT, learn at, and fit."""
-    rows = ["| kind | what it changes | numbers a site | PEFT format | default learning rate | where it fits |", "| --- " * 6 + "|"]
+    rows = [
+        "| kind | what it changes | numbers a site | PEFT format | default learning rate | where "
+        "it fits |",
+        "| --- " * 6 + "|",
+    ]
     for name in EVERY:
         kind = KINDS[name]
-        peft = {"prefix": f"`{peft_types()['prefix']}`, see below", "adapter": "none", "bitfit": "none"}.get(name) or f"`{peft_types()[name]}`"
-        rows.append(f"| `{name}` | {kind.changes} | {WEIGHS[name]} | {peft} | {kind.learning_rate:g} | {FITS_WHERE[name]} |")
+        peft = {
+            "prefix": f"`{peft_types()['prefix']}`, see below",
+            "adapter": "none",
+            "bitfit": "none",
+        }.get(name) or f"`{peft_types()[name]}`"
+        rows.append(
+            f"| `{name}` | {kind.changes} | {WEIGHS[name]} | {peft} | {kind.learning_rate:g} | "
+            f"{FITS_WHERE[name]} |"
+        )
     return "\n".join(rows)
 
 
 def architectures_table() -> str:
     """Architectures × kinds: how many sites the tests' models of two layers have."""
-    rows = ["| architecture | family | " + " | ".join(f"`{name}`" for name in EVERY) + " |", "| --- " * (len(EVERY) + 2) + "|"]
+    rows = [
+        "| architecture | family | " + " | ".join(f"`{name}`" for name in EVERY) + " |",
+        "| --- " * (len(EVERY) + 2) + "|",
+    ]
     for name, architecture in ZOO.items():
         model = architecture.build()
         cells = []
         for kind in EVERY:
             fits = FITS[name][kind]
-            peft = isinstance(fits, int) and kind in ("prefix", "prompt") and peft_can(model, find_sites(model, kind=kind), kind=kind)
-            cells.append(f"{fits}{' (PEFT)' if peft else ''}" if isinstance(fits, int) else f"– {WHY_NOT[fits]}")
+            peft = (
+                isinstance(fits, int)
+                and kind in ("prefix", "prompt")
+                and peft_can(model, find_sites(model, kind=kind), kind=kind)
+            )
+            cells.append(
+                f"{fits}{' (PEFT)' if peft else ''}"
+                if isinstance(fits, int)
+                else f"– {WHY_NOT[fits]}"
+            )
         rows.append(f"| {name} | {architecture.family} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -85,7 +113,9 @@ def main() -> None:
     """Write every part anew."""
     page = PAGE.read_text(encoding="utf-8")
     for name, make in PARTS.items():
-        old, new = (f"<!-- {name} -->\n{part}\n<!-- /{name} -->" for part in (part_of(page, name), make()))
+        old, new = (
+            f"<!-- {name} -->\n{part}\n<!-- /{name} -->" for part in (part_of(page, name), make())
+        )
         page = page.replace(old, new)
     PAGE.write_text(page, encoding="utf-8")
 

@@ -1,4 +1,6 @@
-"""The arena: one pass for all sites, done again whenever anything it depends on has changed, and never in a spent graph."""
+"""The arena: one pass for all sites, done again whenever anything it depends on has changed, and
+never in a spent graph.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,31 @@ from tests.similarity.samples import random_expert
 SHAPES = [{"up": (3, 5), "down": (700,)}, {"bias": (2,)}]
 
 
-def arena_of(count: int, *, num_learned: int | None = None, seed: int = 0) -> tuple[Arena, list[list[dict[str, np.ndarray]]]]:
+def arena_of(
+    count: int, *, num_learned: int | None = None, seed: int = 0
+) -> tuple[Arena, list[list[dict[str, np.ndarray]]]]:
     rng = np.random.default_rng(seed)
-    experts = [[{name: rng.normal(size=shape).astype(np.float32) for name, shape in site.items()} for site in SHAPES] for _ in range(count)]
-    logits = [nn.Parameter(torch.from_numpy(rng.normal(size=count).astype(np.float32))) for _ in SHAPES]
+    experts = [
+        [
+            {name: rng.normal(size=shape).astype(np.float32) for name, shape in site.items()}
+            for site in SHAPES
+        ]
+        for _ in range(count)
+    ]
+    logits = [
+        nn.Parameter(torch.from_numpy(rng.normal(size=count).astype(np.float32))) for _ in SHAPES
+    ]
     return Arena(experts, logits, num_learned=num_learned), experts
 
 
-def mean(arena: Arena, experts: list[list[dict[str, np.ndarray]]], site: int, name: str) -> torch.Tensor:
+def mean(
+    arena: Arena, experts: list[list[dict[str, np.ndarray]]], site: int, name: str
+) -> torch.Tensor:
     alpha = torch.softmax(arena.alpha_logits[site].detach(), 0)
-    return sum(weight * torch.from_numpy(expert[site][name]) for weight, expert in zip(alpha, experts, strict=True))
+    return sum(
+        weight * torch.from_numpy(expert[site][name])
+        for weight, expert in zip(alpha, experts, strict=True)
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -43,7 +60,9 @@ def test_every_site_is_its_own_mixture(count: int, num_learned: int | None) -> N
 def test_all_sites_are_interpolated_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     whole = arena_module.interpolate
-    monkeypatch.setattr(arena_module, "interpolate", lambda *arguments: calls.append(1) or whole(*arguments))
+    monkeypatch.setattr(
+        arena_module, "interpolate", lambda *arguments: calls.append(1) or whole(*arguments)
+    )
     arena, _ = arena_of(3)
     for _ in range(2):
         for site in range(len(SHAPES)):
@@ -56,7 +75,9 @@ def test_a_change_is_seen_at_once(changed: str) -> None:
     arena, _ = arena_of(3, num_learned=1)
     before = arena.mixed(0)["down"].detach().clone()
     with torch.no_grad():
-        {"learned": arena.learned, "frozen": arena.frozen, "alpha": arena.alpha_logits[0]}[changed][..., 0] += 1
+        {"learned": arena.learned, "frozen": arena.frozen, "alpha": arena.alpha_logits[0]}[changed][
+            ..., 0
+        ] += 1
     assert not torch.equal(arena.mixed(0)["down"], before)
 
 
@@ -86,7 +107,9 @@ def test_frozen_experts_are_given_no_gradient_and_alpha_is() -> None:
     assert arena.learned.grad.shape == (1, arena.learned.shape[1])
     assert arena.frozen.grad is None
     assert not arena.frozen.requires_grad
-    assert all(logits.grad is not None and logits.grad.abs().sum() > 0 for logits in arena.alpha_logits)
+    assert all(
+        logits.grad is not None and logits.grad.abs().sum() > 0 for logits in arena.alpha_logits
+    )
 
 
 def test_gradients_are_those_of_the_plain_expression() -> None:
@@ -100,7 +123,10 @@ def test_gradients_are_those_of_the_plain_expression() -> None:
     rows = arena.rows().detach().requires_grad_()
     logits = [value.detach().clone().requires_grad_() for value in arena.alpha_logits]
     parts = [
-        {name: torch.tensordot(torch.softmax(logits[site], 0), value, 1) for name, value in arena.unpacked(rows, site).items()}
+        {
+            name: torch.tensordot(torch.softmax(logits[site], 0), value, 1)
+            for name, value in arena.unpacked(rows, site).items()
+        }
         for site in range(len(SHAPES))
     ]
     loss(parts).backward()
@@ -113,7 +139,10 @@ def test_gradients_are_those_of_the_plain_expression() -> None:
 def test_two_forward_passes_can_be_differentiated_one_after_the_other(tiny, kind: str) -> None:
     mixture = Mixture.of([random_expert(tiny, kind=kind, seed=seed) for seed in range(2)])
     with attached(tiny.model, mixture):
-        losses = [tiny.embed([text], max_length=8).square().sum() + tiny.embed([text], max_length=8)[0, 0] for text in ("good", "bad film")]
+        losses = [
+            tiny.embed([text], max_length=8).square().sum() + tiny.embed([text], max_length=8)[0, 0]
+            for text in ("good", "bad film")
+        ]
         for loss in losses:
             loss.backward()
     assert mixture.arena is not None
@@ -131,7 +160,9 @@ def test_the_first_expert_alone_learns_the_same_as_with_the_others_masked(tiny, 
             tiny.embed(["a good film"], max_length=8)[0, 0].backward()
         own = [
             _first(kind, parameter.grad, tensors)
-            for parameter, tensors in zip(mixture.expert_parameters(), _sizes(mixture, experts), strict=True)
+            for parameter, tensors in zip(
+                mixture.expert_parameters(), _sizes(mixture, experts), strict=True
+            )
         ]
         gradients.append([*own, *(logits.grad for logits in mixture.alpha_parameters())])
     for alone, among in zip(*gradients, strict=True):

@@ -44,10 +44,14 @@ def generator(name: str) -> Any:
 
 
 def inputs(name: str) -> dict[str, Tensor]:
-    """Texts of 7, 5 and 3 tokens; a decoder's are padded on the left, where the text goes on to the right."""
+    """Texts of 7, 5 and 3 tokens; a decoder's are padded on the left, where the text goes on to the
+    right.
+    """
     found = {key: value for key, value in ZOO[name].inputs().items() if key != "decoder_input_ids"}
     if name == "BLIP, captions":  # puts its own token first, wherever the text begins
-        return {key: value if key == "pixel_values" else value[:, :3] for key, value in found.items()}
+        return {
+            key: value if key == "pixel_values" else value[:, :3] for key, value in found.items()
+        }
     if ZOO[name].family == "decoder":
         for row, length in enumerate(found["attention_mask"].sum(1).tolist()):
             for tensor in found.values():
@@ -59,13 +63,21 @@ def third(name: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
     """The third text without its padding, and its image."""
     length = int(given["attention_mask"][2].sum())
     at = slice(-length, None) if ZOO[name].family == "decoder" else slice(0, length)
-    return {key: value[2:] if key == "pixel_values" else value[2:, at] for key, value in given.items()}
+    return {
+        key: value[2:] if key == "pixel_values" else value[2:, at] for key, value in given.items()
+    }
 
 
 def generate(name: str, given: dict[str, Tensor], **options: Any) -> Tensor:
     """`[B, NEW, V]` logits of the tokens chosen."""
     found = generator(name).generate(
-        **given, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, return_dict_in_generate=True, output_logits=True, **options
+        **given,
+        max_new_tokens=NEW,
+        min_new_tokens=NEW,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **options,
     )
     return torch.stack(found.logits, 1)
 
@@ -110,4 +122,6 @@ def test_a_prompt_in_a_static_cache_is_refused() -> None:
 def test_a_prefix_in_a_static_cache_is_the_same() -> None:
     model, given = generator("Llama"), inputs("Llama")
     with attached(model, mixture_of(make(model, "prefix", seed=0), kind="prefix")):
-        assert_same(generate("Llama", given, cache_implementation="static"), generate("Llama", given))
+        assert_same(
+            generate("Llama", given, cache_implementation="static"), generate("Llama", given)
+        )

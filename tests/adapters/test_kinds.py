@@ -1,4 +1,6 @@
-"""Every kind on every architecture of the zoo: found, attached, trained, mixed, taken apart by rows, saved, and gone without a trace."""
+"""Every kind on every architecture of the zoo: found, attached, trained, mixed, taken apart by
+rows, saved, and gone without a trace.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,21 @@ from tests.adapters.zoo import BATCH, FITS, LENGTH, ZOO, Architecture
 
 CASES = [(name, kind) for name in ZOO for kind in KINDS if isinstance(FITS[name][kind], int)]
 REFUSED = [(name, kind) for name in ZOO for kind in KINDS if isinstance(FITS[name][kind], str)]
-MIXED = [(name, kind, False) for name, kind in CASES] + [(name, kind, True) for name, kind in CASES if KINDS[kind].mixes_outputs]
+MIXED = [(name, kind, False) for name, kind in CASES] + [
+    (name, kind, True) for name, kind in CASES if KINDS[kind].mixes_outputs
+]
 TEXT_CASES = [(name, kind) for name, kind in CASES if ZOO[name].family in ("encoder", "decoder")]
 SIZE = 3
 KEYS = re.compile(r"(k_lin|k_proj|\.k|\.key)\.bias$")
-"""Biases of attention keys. A key bias shifts all scores of a query by the same number, which a softmax ignores.
+"""Biases of attention keys. A key bias shifts all scores of a query by the same number, which a
+softmax ignores.
 
 Only rotary and relative positions give a key bias a gradient.
 """
 SHARED = ("*value_proj", "*dense", "embeddings.LayerNorm")
-"""DeBERTa's sites that read texts only; query_proj, key_proj and encoder.LayerNorm also read relative positions."""
+"""DeBERTa's sites that read texts only; query_proj, key_proj and encoder.LayerNorm also read
+relative positions.
+"""
 
 
 @cache
@@ -65,51 +72,93 @@ def model(name: str) -> Iterator[nn.Module]:
 def trace_of(model: nn.Module) -> Any:
     """Everything an attachment could leave behind."""
     return (
-        {name: (id(value), value.sum().item(), value.requires_grad) for name, value in model.state_dict(keep_vars=True).items()},
-        {name: (id(module), type(module), hooks(module), plain(module)) for name, module in model.named_modules()},
-        [(id(config), config._attn_implementation, config.to_json_string()) for config in configs(model)],
+        {
+            name: (id(value), value.sum().item(), value.requires_grad)
+            for name, value in model.state_dict(keep_vars=True).items()
+        },
+        {
+            name: (id(module), type(module), hooks(module), plain(module))
+            for name, module in model.named_modules()
+        },
+        [
+            (id(config), config._attn_implementation, config.to_json_string())
+            for config in configs(model)
+        ],
     )
 
 
 def hooks(module: nn.Module) -> list[int]:
-    return [len(getattr(module, name)) for name in ("_forward_hooks", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")]
+    return [
+        len(getattr(module, name))
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
+    ]
 
 
 def plain(module: nn.Module) -> dict[str, Any]:
     """Attributes that are not tensors or modules, such as an embedding's offset."""
-    return {name: value for name, value in vars(module).items() if isinstance(value, int | float | str | bool | None)} | {
-        "": tuple(sorted(vars(module)))
-    }
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, int | float | str | bool | None)
+    } | {"": tuple(sorted(vars(module)))}
 
 
-def make(model: nn.Module, kind: str, *, seed: int, scale: float = 0.3, patterns: tuple[str, ...] = ("*",)) -> dict[str, Tensors]:
+def make(
+    model: nn.Module,
+    kind: str,
+    *,
+    seed: int,
+    scale: float = 0.3,
+    patterns: tuple[str, ...] = ("*",),
+) -> dict[str, Tensors]:
     """A random expert that is far from doing nothing."""
     rng = np.random.default_rng(seed)
     sites = fresh(model, find_sites(model, patterns, kind=kind), kind=kind, rank=SIZE)
     drawn = {
-        site: {name: rng.normal(0, scale, value.shape).astype(np.float32) for name, value in part.items()} for site, part in sites.items()
+        site: {
+            name: rng.normal(0, scale, value.shape).astype(np.float32)
+            for name, value in part.items()
+        }
+        for site, part in sites.items()
     }
     for part in drawn.values():
         if "down_bias" in part:
-            part["down_bias"] += 1  # three units are few: a relu that is off everywhere has no gradient
+            part["down_bias"] += (
+                1  # three units are few: a relu that is off everywhere has no gradient
+            )
     return drawn
 
 
-def mixture_of(*experts: Mapping[str, Tensors], kind: str, scaling: float = 1.5, on_outputs: bool = False) -> Mixture:
-    return Mixture(experts, [scaling if kind == "lora" else 1.0] * len(experts), kind=kind, on_outputs=on_outputs)
+def mixture_of(
+    *experts: Mapping[str, Tensors], kind: str, scaling: float = 1.5, on_outputs: bool = False
+) -> Mixture:
+    return Mixture(
+        experts,
+        [scaling if kind == "lora" else 1.0] * len(experts),
+        kind=kind,
+        on_outputs=on_outputs,
+    )
 
 
-def run(architecture: Architecture, model: nn.Module, mixture: Mixture | None = None, **inputs: Tensor) -> Tensor:
+def run(
+    architecture: Architecture, model: nn.Module, mixture: Mixture | None = None, **inputs: Tensor
+) -> Tensor:
     torch.manual_seed(0)  # ViLT draws the order of its patches
     with attached(model, mixture):
         return architecture.read(model(**{**architecture.inputs(), **inputs}))
 
 
 def gradients(mixture: Mixture) -> Iterator[tuple[str, Tensor]]:
-    """Names and gradients of all tensors that are learned, whether the sites or an arena keep them."""
+    """Names and gradients of all tensors that are learned, whether the sites or an arena
+    keep them.
+    """
     for number, (name, site) in enumerate(mixture.by_name()):
         if mixture.arena is None:
-            found = {tensor: parameter.grad for tensor, parameter in site.named_parameters() if tensor != "alpha_logits"}
+            found = {
+                tensor: parameter.grad
+                for tensor, parameter in site.named_parameters()
+                if tensor != "alpha_logits"
+            }
         else:
             assert mixture.arena.learned.grad is not None
             found = dict(mixture.arena.unpacked(mixture.arena.learned.grad, number))
@@ -124,7 +173,9 @@ def test_it_acts_and_learns(architecture: Architecture, model: nn.Module, kind: 
     assert len(sites) == FITS[architecture.name][kind]
     with torch.no_grad():
         bare = run(architecture, model)
-        untrained = run(architecture, model, mixture_of(fresh(model, sites, kind=kind, rank=SIZE), kind=kind))
+        untrained = run(
+            architecture, model, mixture_of(fresh(model, sites, kind=kind, rank=SIZE), kind=kind)
+        )
         moved = run(architecture, model, mixture_of(make(model, kind, seed=0), kind=kind))
     if kind in ("lora", "adapter", "bitfit"):
         assert torch.equal(untrained, bare)
@@ -146,14 +197,22 @@ def test_it_acts_and_learns(architecture: Architecture, model: nn.Module, kind: 
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_every_tensor_has_a_gradient(architecture: Architecture, model: nn.Module, kind: str) -> None:
-    # In float32 a gradient of zero can come out as 1e-10 on one processor and as 0 on another, and the deepest true ones
-    # are hardly larger. In float64 they are far apart: rounding errors stay below 1e-15 of the largest gradient.
+def test_every_tensor_has_a_gradient(
+    architecture: Architecture, model: nn.Module, kind: str
+) -> None:
+    # In float32 a gradient of zero can come out as 1e-10 on one processor and as 0 on another, and
+    # the deepest true ones are hardly larger. In float64 they are far apart: rounding errors stay
+    # below 1e-15 of the largest gradient.
     exact = copy.deepcopy(model).double()
     mixture = mixture_of(make(model, kind, seed=0, scale=0.1), kind=kind).double()
-    inputs = {name: value.double() if value.is_floating_point() else value for name, value in architecture.inputs().items()}
+    inputs = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in architecture.inputs().items()
+    }
     output = run(architecture, exact, mixture, **inputs)
-    target = torch.randn(output.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    target = torch.randn(
+        output.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    )
     (output - target).square().mean().backward()
     sizes = {name: gradient.abs().amax().item() for name, gradient in gradients(mixture)}
     assert len(sizes) == sum(len(tensors) for tensors in mixture.part(0).values())
@@ -164,7 +223,9 @@ def test_every_tensor_has_a_gradient(architecture: Architecture, model: nn.Modul
 
 @pytest.mark.parametrize(("name", "kind", "on_outputs"), MIXED)
 @torch.no_grad()
-def test_mixtures(architecture: Architecture, model: nn.Module, kind: str, on_outputs: bool) -> None:
+def test_mixtures(
+    architecture: Architecture, model: nn.Module, kind: str, on_outputs: bool
+) -> None:
     experts = [make(model, kind, seed=seed) for seed in range(3)]
     mixture = mixture_of(*experts, kind=kind, on_outputs=on_outputs)
     for logits in mixture.alpha_parameters():
@@ -185,23 +246,37 @@ def test_mixtures(architecture: Architecture, model: nn.Module, kind: str, on_ou
 @pytest.mark.parametrize(("name", "kind"), CASES)
 @torch.no_grad()
 def test_an_expert_for_each_row(architecture: Architecture, model: nn.Module, kind: str) -> None:
-    patterns = SHARED if architecture.name == "DeBERTa-v2" and kind in ("lora", "bitfit") else ("*",)
+    patterns = (
+        SHARED if architecture.name == "DeBERTa-v2" and kind in ("lora", "bitfit") else ("*",)
+    )
     if kind == "lora" and patterns is SHARED:
         patterns = SHARED[:2]
     experts = [make(model, kind, seed=seed, patterns=patterns) for seed in range(3)]
-    looped = torch.stack([run(architecture, model, mixture_of(expert, kind=kind))[row] for row, expert in enumerate(experts)])
+    looped = torch.stack(
+        [
+            run(architecture, model, mixture_of(expert, kind=kind))[row]
+            for row, expert in enumerate(experts)
+        ]
+    )
     mixture = mixture_of(experts[0], kind=kind)
     for name, site in mixture.by_name():
-        site.rows = {tensor: torch.stack([torch.from_numpy(expert[name][tensor]) for expert in experts]) for tensor in experts[0][name]}
+        site.rows = {
+            tensor: torch.stack([torch.from_numpy(expert[name][tensor]) for expert in experts])
+            for tensor in experts[0][name]
+        }
     torch.testing.assert_close(run(architecture, model, mixture), looped, atol=2e-5, rtol=1e-5)
     for name, site in mixture.by_name():  # one row for the whole batch
-        site.rows = {tensor: torch.from_numpy(experts[1][name][tensor])[None] for tensor in experts[1][name]}
+        site.rows = {
+            tensor: torch.from_numpy(experts[1][name][tensor])[None] for tensor in experts[1][name]
+        }
     shared = run(architecture, model, mixture_of(experts[1], kind=kind))
     torch.testing.assert_close(run(architecture, model, mixture), shared, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_save_then_load_is_the_identity(architecture: Architecture, model: nn.Module, kind: str, tmp_path: Path) -> None:
+def test_save_then_load_is_the_identity(
+    architecture: Architecture, model: nn.Module, kind: str, tmp_path: Path
+) -> None:
     tensors = make(model, kind, seed=0)
     expert = Expert(
         name="e",
@@ -222,29 +297,49 @@ def test_save_then_load_is_the_identity(architecture: Architecture, model: nn.Mo
     assert again.digest == expert.digest
     assert again.sites.keys() == expert.sites.keys()
     for site in tensors:
-        assert all(np.array_equal(again.sites[site][name], value) for name, value in tensors[site].items())
+        assert all(
+            np.array_equal(again.sites[site][name], value) for name, value in tensors[site].items()
+        )
     with torch.no_grad():
-        assert torch.equal(run(architecture, model, Mixture.of([again])), run(architecture, model, mixture_of(tensors, kind=kind)))
+        assert torch.equal(
+            run(architecture, model, Mixture.of([again])),
+            run(architecture, model, mixture_of(tensors, kind=kind)),
+        )
 
 
 @pytest.mark.parametrize(("name", "kind"), REFUSED)
 def test_where_it_does_not_fit_it_says_why(model: nn.Module, kind: str, name: str) -> None:
-    with pytest.raises(ExpertError, match=f"{kind} experts: {type(model).__name__} has no .*{FITS[name][kind]}.*; use another kind"):
+    with pytest.raises(
+        ExpertError,
+        match=(
+            f"{kind} experts: {type(model).__name__} has no .*{FITS[name][kind]}.*; use another "
+            "kind"
+        ),
+    ):
         find_sites(model, kind=kind)
 
 
 @pytest.mark.parametrize(("name", "kind"), TEXT_CASES)
 @torch.no_grad()
-def test_padding_and_company_do_not_matter(architecture: Architecture, model: nn.Module, kind: str) -> None:
+def test_padding_and_company_do_not_matter(
+    architecture: Architecture, model: nn.Module, kind: str
+) -> None:
     mixture = mixture_of(make(model, kind, seed=0), kind=kind)
     inputs = architecture.inputs()
     together = run(architecture, model, mixture)
     for row, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
-        alone = run(architecture, model, mixture, **{name: value[row : row + 1, :length] for name, value in inputs.items()})
+        alone = run(
+            architecture,
+            model,
+            mixture,
+            **{name: value[row : row + 1, :length] for name, value in inputs.items()},
+        )
         torch.testing.assert_close(together[row : row + 1, :length], alone, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "kind"), [case for case in TEXT_CASES if ZOO[case[0]].family == "decoder"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [case for case in TEXT_CASES if ZOO[case[0]].family == "decoder"]
+)
 @torch.no_grad()
 def test_a_decoder_stays_causal(architecture: Architecture, model: nn.Module, kind: str) -> None:
     mixture = mixture_of(make(model, kind, seed=0), kind=kind)
@@ -252,7 +347,10 @@ def test_a_decoder_stays_causal(architecture: Architecture, model: nn.Module, ki
     other = ids.clone()
     other[:, 4] = (other[:, 4] + 7) % 30 + 5
     mask = torch.ones_like(ids)
-    before, after = (run(architecture, model, mixture, input_ids=given, attention_mask=mask) for given in (ids, other))
+    before, after = (
+        run(architecture, model, mixture, input_ids=given, attention_mask=mask)
+        for given in (ids, other)
+    )
     torch.testing.assert_close(before[:, :4], after[:, :4], atol=2e-5, rtol=1e-4)
     assert not torch.allclose(before[:, 4], after[:, 4], atol=1e-3)
 
@@ -260,21 +358,36 @@ def test_a_decoder_stays_causal(architecture: Architecture, model: nn.Module, ki
 @pytest.mark.parametrize("name", ["BERT", "DistilBERT", "ModernBERT", "GPT-2", "Llama"])
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])
 @torch.no_grad()
-def test_positions_and_types_that_are_given_count_from_the_text(architecture: Architecture, model: nn.Module, kind: str) -> None:
+def test_positions_and_types_that_are_given_count_from_the_text(
+    architecture: Architecture, model: nn.Module, kind: str
+) -> None:
     mixture = mixture_of(make(model, kind, seed=0), kind=kind)
     given = {"position_ids": torch.arange(LENGTH).expand(BATCH, -1)}
     if architecture.name == "BERT":
         given["token_type_ids"] = torch.zeros(BATCH, LENGTH, dtype=torch.long)
-    torch.testing.assert_close(run(architecture, model, mixture, **given), run(architecture, model, mixture), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        run(architecture, model, mixture, **given),
+        run(architecture, model, mixture),
+        atol=2e-5,
+        rtol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("name", ["DeBERTa-v2"])
 @pytest.mark.parametrize("kind", ["lora", "bitfit"])
-def test_rows_that_cannot_be_told_apart_are_refused(architecture: Architecture, model: nn.Module, kind: str) -> None:
+def test_rows_that_cannot_be_told_apart_are_refused(
+    architecture: Architecture, model: nn.Module, kind: str
+) -> None:
     mixture = mixture_of(make(model, kind, seed=0), kind=kind)
     for _, site in mixture.by_name():
-        site.rows = {tensor: torch.from_numpy(value).expand(3, *value.shape) for tensor, value in site.part(0).items()}
-    with pytest.raises(ExpertError, match=r"site 'encoder\..*': samples cannot be told apart .* choose other `sites`"):
+        site.rows = {
+            tensor: torch.from_numpy(value).expand(3, *value.shape)
+            for tensor, value in site.part(0).items()
+        }
+    with pytest.raises(
+        ExpertError,
+        match=r"site 'encoder\..*': samples cannot be told apart .* choose other `sites`",
+    ):
         run(architecture, model, mixture)
 
 
@@ -289,12 +402,20 @@ def test_the_gradient_of_alpha_in_float64(architecture: Architecture, kind: str)
             site.alpha = lambda: torch.softmax(logits, 0)
         return run(architecture, model, mixture)[:, 0, :3]
 
-    assert torch.autograd.gradcheck(mixed, (torch.tensor([0.3, -1.0, 0.7], dtype=torch.float64, requires_grad=True),))
+    assert torch.autograd.gradcheck(
+        mixed, (torch.tensor([0.3, -1.0, 0.7], dtype=torch.float64, requires_grad=True),)
+    )
 
 
 @pytest.mark.parametrize("name", ["BERT"])
-@given(order=st.permutations(range(4)), logits=st.lists(st.floats(-4, 4), min_size=4, max_size=4), kind=st.sampled_from(sorted(KINDS)))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    order=st.permutations(range(4)),
+    logits=st.lists(st.floats(-4, 4), min_size=4, max_size=4),
+    kind=st.sampled_from(sorted(KINDS)),
+)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @torch.no_grad()
 def test_the_order_of_experts_is_nothing(
     architecture: Architecture, model: nn.Module, kind: str, order: list[int], logits: list[float]
@@ -311,9 +432,13 @@ def test_the_order_of_experts_is_nothing(
 
 def test_a_kind_is_one_file() -> None:
     assert tuple(KINDS) == kind_names()
-    assert KINDS.keys() == {path.stem for path in Path(kinds.__file__).parent.glob("*.py")} - {"__init__"}
+    assert KINDS.keys() == {path.stem for path in Path(kinds.__file__).parent.glob("*.py")} - {
+        "__init__"
+    }
     assert all(name == kind.name for name, kind in KINDS.items())
-    with pytest.raises(ExpertError, match=r"expert kind 'lorra': expected one of .* \(did you mean 'lora'\?\)"):
+    with pytest.raises(
+        ExpertError, match=r"expert kind 'lorra': expected one of .* \(did you mean 'lora'\?\)"
+    ):
         adapter_kind("lorra")
 
 
@@ -337,11 +462,19 @@ HOULSBY = {
     "CLIP": ({"self_attn.out_proj"}, {"mlp.fc2"}),
     "SigLIP": ({"self_attn.out_proj"}, {"mlp.fc2"}),
     "BLIP": ({"attention.output.dense", "self_attn.projection"}, {"output.dense", "mlp.fc2"}),
-    "BLIP, captions": ({"attention.output.dense", "crossattention.output.dense", "self_attn.projection"}, {"output.dense", "mlp.fc2"}),
+    "BLIP, captions": (
+        {"attention.output.dense", "crossattention.output.dense", "self_attn.projection"},
+        {"output.dense", "mlp.fc2"},
+    ),
     "ViLT": ({"attention.output.dense"}, {"output.dense"}),
     "FLAVA": ({"attention.output.dense"}, {"output.dense"}),
     "Florence-2": (
-        {"self_attn.out_proj", "encoder_attn.out_proj", "spatial_block.window_attn.proj", "channel_block.channel_attn.proj"},
+        {
+            "self_attn.out_proj",
+            "encoder_attn.out_proj",
+            "spatial_block.window_attn.proj",
+            "channel_block.channel_attn.proj",
+        },
         {"fc2", "spatial_block.ffn.fc2", "channel_block.ffn.fc2"},
     ),
 }
@@ -354,13 +487,18 @@ def test_adapters_stand_where_houlsby_and_pfeiffer_put_them(model: nn.Module, na
         return {re.split(r"(?:\.\d+)+\.", site)[-1] for site in sites}
 
     attention, feed_forward = HOULSBY[name]
-    houlsby, pfeiffer = (find_sites(model, [word], kind="adapter") for word in ("houlsby", "pfeiffer"))
+    houlsby, pfeiffer = (
+        find_sites(model, [word], kind="adapter") for word in ("houlsby", "pfeiffer")
+    )
     assert houlsby == find_sites(model, kind="adapter")
     assert below(houlsby) == attention | feed_forward
     assert below(pfeiffer) == feed_forward
-    # every layer has one of each: as many after attention as layers with an attention, cross-attention counted
+    # every layer has one of each: as many after attention as layers with an attention,
+    # cross-attention counted
     assert len(pfeiffer) == len({site.rpartition(".")[0] for site in pfeiffer})
-    assert {site for site in houlsby if site not in pfeiffer} == {site for site in houlsby if below([site]) <= attention}
+    assert {site for site in houlsby if site not in pfeiffer} == {
+        site for site in houlsby if below([site]) <= attention
+    }
 
 
 def test_what_a_model_asks_of_a_wrapped_layer_is_the_layers(tiny) -> None:
@@ -411,10 +549,21 @@ def test_a_pooler_reads_the_text_not_the_prompt() -> None:
 
 def test_texts_that_do_not_fit_behind_virtual_tokens_are_refused() -> None:
     ids = torch.ones(1, 31, dtype=torch.long)
-    for name, kind in (("BERT", "prompt"), ("BERT", "prefix"), ("OPT", "prefix"), ("RoBERTa", "prompt")):
+    for name, kind in (
+        ("BERT", "prompt"),
+        ("BERT", "prefix"),
+        ("OPT", "prefix"),
+        ("RoBERTa", "prompt"),
+    ):
         model = model_of(name)
         with (
-            pytest.raises(ExpertError, match=r"texts of 31 tokens behind 3 virtual ones: the backbone has 3\d positions; cut texts at"),
+            pytest.raises(
+                ExpertError,
+                match=(
+                    r"texts of 31 tokens behind 3 virtual ones: the backbone has 3\d positions; "
+                    r"cut texts at"
+                ),
+            ),
             attached(model, mixture_of(make(model, kind, seed=0), kind=kind)),
         ):
             model(input_ids=ids, attention_mask=torch.ones_like(ids))

@@ -49,12 +49,19 @@ def test_one_hot_alpha_is_that_expert(tiny) -> None:
         with torch.no_grad():
             for logits in mixture.alpha_parameters():
                 logits.copy_(torch.full((3,), -1e4).index_fill(0, torch.tensor(index), 0.0))
-        torch.testing.assert_close(embed(tiny, mixture), embed(tiny, Mixture.of([expert])), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            embed(tiny, mixture), embed(tiny, Mixture.of([expert])), atol=1e-5, rtol=0
+        )
 
 
 def test_permuting_experts_is_nothing(tiny) -> None:
     first, second = make_expert(tiny, seed=1), make_expert(tiny, seed=2)
-    torch.testing.assert_close(embed(tiny, Mixture.of([first, second])), embed(tiny, Mixture.of([second, first])), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        embed(tiny, Mixture.of([first, second])),
+        embed(tiny, Mixture.of([second, first])),
+        atol=1e-6,
+        rtol=0,
+    )
 
 
 def test_fold_equals_the_unfolded_mixture(tiny) -> None:
@@ -91,7 +98,13 @@ def adapters(tiny, count: int) -> Mixture:
     rng = np.random.default_rng(count)
     start = fresh(tiny.model, find_sites(tiny.model, kind="adapter"), kind="adapter", rank=3)
     drawn = [
-        {site: {name: rng.normal(0, 0.3, value.shape).astype(np.float32) for name, value in part.items()} for site, part in start.items()}
+        {
+            site: {
+                name: rng.normal(0, 0.3, value.shape).astype(np.float32)
+                for name, value in part.items()
+            }
+            for site, part in start.items()
+        }
         for _ in range(count)
     ]
     mixture = Mixture(drawn, [1.0] * count, kind="adapter", num_learned=1, on_outputs=True)
@@ -109,7 +122,9 @@ def test_adapters_on_outputs_add_what_each_of_them_adds(tiny, count: int) -> Non
         y = torch.randn(2, 5, site.shape("up")[0])
         want = y.clone()
         for index in range(count):
-            (_, alone) = next(iter(Mixture([{name: mixture.part(index)[name]}], [1.0], kind="adapter").by_name()))
+            (_, alone) = next(
+                iter(Mixture([{name: mixture.part(index)[name]}], [1.0], kind="adapter").by_name())
+            )
             want += alpha[index] * (alone.act(y, y) - y)
         torch.testing.assert_close(site.act(y, y), want, atol=1e-5, rtol=0)
 
@@ -118,7 +133,12 @@ def test_adapters_on_outputs_fold_into_one_wide_adapter(tiny) -> None:
     mixture = adapters(tiny, 3)
     folded = mixture.folded()
     assert {tensors["down"].shape[0] for tensors in folded.values()} == {9}
-    torch.testing.assert_close(embed(tiny, Mixture([folded], [1.0], kind="adapter")), embed(tiny, mixture), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        embed(tiny, Mixture([folded], [1.0], kind="adapter")),
+        embed(tiny, mixture),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 def test_adapters_on_outputs_are_learned_alone_and_alpha_exactly(tiny) -> None:
@@ -157,7 +177,10 @@ def test_sites_that_do_not_exist_are_named(tiny) -> None:
         find_sites(tiny.model, ["decoder.*"])
     expert = make_expert(tiny)
     site = next(iter(expert.sites))
-    expert.sites[site] = {"lora_A": np.zeros((2, 5), np.float32), "lora_B": np.zeros((16, 2), np.float32)}
+    expert.sites[site] = {
+        "lora_A": np.zeros((2, 5), np.float32),
+        "lora_B": np.zeros((16, 2), np.float32),
+    }
     with (
         pytest.raises(ExpertError, match=r"lora_A is \(2, 5\), the backbone needs \(2, 16\)"),
         attached(tiny.model, Mixture.of([expert])),

@@ -1,4 +1,6 @@
-"""The attention that carries a prefix, against the formula: softmax(q · [k_p; k]ᵀ + [0; bias], all of the prefix in sight) · [v_p; v]."""
+"""The attention that carries a prefix, against the formula: softmax(q · [k_p; k]ᵀ + [0; bias], all
+of the prefix in sight) · [v_p; v].
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from pidep.experts.folder import Expert, read_expert, write_expert
 BATCH, HEADS, SIZE, LENGTH, PREFIX = 2, 4, 3, 5, 2
 
 
-def formula(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, visible: Tensor, scaling: float) -> Tensor:
+def formula(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, visible: Tensor, scaling: float
+) -> Tensor:
     """In float64, one query head to each of `keys`' heads, `[B, T, heads, size]`."""
     scores = query.double() @ keys.double().transpose(2, 3) * scaling + bias.double()
     weights = torch.softmax(scores.masked_fill(~visible, -torch.inf), -1)
@@ -35,7 +39,9 @@ def formula(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, visible: 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("queries", [1, LENGTH])
 @pytest.mark.parametrize("own_bias", [False, True])
-def test_it_is_the_formula(mask: str, causal: bool, biased: bool, groups: int, queries: int, own_bias: bool) -> None:
+def test_it_is_the_formula(
+    mask: str, causal: bool, biased: bool, groups: int, queries: int, own_bias: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
     heads = HEADS // groups
 
@@ -48,21 +54,35 @@ def test_it_is_the_formula(mask: str, causal: bool, biased: bool, groups: int, q
     site = next(site for _, site in Mixture([expert], [1.0], kind="prefix").by_name())
     module: Any = nn.Identity()
     module.pidep_prefix, module.is_causal, module.num_key_value_groups = site, causal, groups
-    query, key, value = draw(BATCH, HEADS, queries, SIZE), draw(BATCH, heads, LENGTH, SIZE), draw(BATCH, heads, LENGTH, SIZE)
-    # the queries are the last of the tokens, as in a step of generate; without a mask sdpa lines them up with the first
+    query, key, value = (
+        draw(BATCH, HEADS, queries, SIZE),
+        draw(BATCH, heads, LENGTH, SIZE),
+        draw(BATCH, heads, LENGTH, SIZE),
+    )
+    # the queries are the last of the tokens, as in a step of generate; without a mask sdpa lines
+    # them up with the first
     visible = torch.ones(queries, LENGTH, dtype=torch.bool)
     if causal and queries > 1:
         visible = visible.tril()
     visible = visible.expand(BATCH, 1, -1, -1).clone()
     if mask != "none":
         visible[1, :, :, 3:] = False  # padding
-    given = {"bool": visible, "float": torch.zeros(visible.shape).masked_fill(~visible, -1e9), "none": None}[mask]
+    given = {
+        "bool": visible,
+        "float": torch.zeros(visible.shape).masked_fill(~visible, -1e9),
+        "none": None,
+    }[mask]
     bias = draw(1, HEADS, queries, LENGTH) if biased else torch.zeros(1, HEADS, queries, LENGTH)
     options: dict[str, Any] = {"position_bias": bias} if biased else {}
     found, _ = attention_with_prefix(module, query, key, value, given, scaling=0.7, **options)
 
     def heads_of(name: str, own: Tensor) -> Tensor:
-        prefix = site.experts[name][0].reshape(PREFIX, heads, SIZE).transpose(0, 1).expand(BATCH, -1, -1, -1)
+        prefix = (
+            site.experts[name][0]
+            .reshape(PREFIX, heads, SIZE)
+            .transpose(0, 1)
+            .expand(BATCH, -1, -1, -1)
+        )
         return torch.cat([prefix, own], 2).repeat_interleave(groups, 1)
 
     want = formula(
@@ -92,7 +112,12 @@ def test_rows_that_do_not_divide_the_batch_are_refused() -> None:
 
 def layer(*experts: Tensors, logits: list[float] | None = None, on_outputs: bool = True) -> Any:
     """An attention layer that carries a mixture."""
-    mixture = Mixture([{"layer": expert} for expert in experts], [1.0] * len(experts), kind="prefix", on_outputs=on_outputs)
+    mixture = Mixture(
+        [{"layer": expert} for expert in experts],
+        [1.0] * len(experts),
+        kind="prefix",
+        on_outputs=on_outputs,
+    )
     site = next(site for _, site in mixture.by_name())
     if logits is not None:
         with torch.no_grad():
@@ -104,12 +129,20 @@ def layer(*experts: Tensors, logits: list[float] | None = None, on_outputs: bool
 
 def drawn(seed: int, *, length: int = PREFIX, **more: np.ndarray) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {**{name: rng.normal(size=(length, HEADS * SIZE)).astype(np.float32) for name in ("key", "value")}, **more}
+    return {
+        **{
+            name: rng.normal(size=(length, HEADS * SIZE)).astype(np.float32)
+            for name in ("key", "value")
+        },
+        **more,
+    }
 
 
 def states(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    query, key, value = (torch.randn(BATCH, HEADS, LENGTH, SIZE, generator=generator, dtype=dtype) for _ in range(3))
+    query, key, value = (
+        torch.randn(BATCH, HEADS, LENGTH, SIZE, generator=generator, dtype=dtype) for _ in range(3)
+    )
     return query, key, value
 
 
@@ -128,7 +161,9 @@ def test_alpha_is_the_share_of_the_attention_an_expert_draws() -> None:
         return tokens.reshape(-1, HEADS, SIZE).transpose(0, 1).expand(BATCH, -1, -1, -1)
 
     drawn_by_text = torch.exp(query @ key.transpose(2, 3) * 0.7)
-    drawn_by_prefix = torch.exp(query @ split("key").transpose(2, 3) * 0.7) * alpha.double().repeat_interleave(PREFIX)
+    drawn_by_prefix = torch.exp(
+        query @ split("key").transpose(2, 3) * 0.7
+    ) * alpha.double().repeat_interleave(PREFIX)
     total = drawn_by_text.sum(-1, keepdim=True) + drawn_by_prefix.sum(-1, keepdim=True)
     want = (drawn_by_text @ value + drawn_by_prefix @ split("value")) / total
     torch.testing.assert_close(found.double(), want.transpose(1, 2), atol=1e-5, rtol=1e-5)
@@ -144,7 +179,9 @@ def test_the_gradient_of_alpha_side_by_side_in_float64() -> None:
         output: Tensor = attention_with_prefix(module, *states(torch.float64), None, scaling=0.7)[0]
         return output
 
-    assert torch.autograd.gradcheck(run, (torch.tensor([0.3, -1.0, 0.7], dtype=torch.float64, requires_grad=True),))
+    assert torch.autograd.gradcheck(
+        run, (torch.tensor([0.3, -1.0, 0.7], dtype=torch.float64, requires_grad=True),)
+    )
 
 
 def test_prefixes_of_different_numbers_side_by_side_can_be_mixed() -> None:
@@ -152,7 +189,12 @@ def test_prefixes_of_different_numbers_side_by_side_can_be_mixed() -> None:
     assert folded["bias"].shape == (2, PREFIX)
     found, flat = (layer(expert, drawn(2), logits=[0.5, 0.1]) for expert in (folded, drawn(0)))
     assert found.pidep_prefix.positions == PREFIX
-    together = layer(drawn(0), drawn(1), drawn(2), logits=[0.5 + folded["bias"][0, 0], 0.5 + folded["bias"][1, 0], 0.1])
+    together = layer(
+        drawn(0),
+        drawn(1),
+        drawn(2),
+        logits=[0.5 + folded["bias"][0, 0], 0.5 + folded["bias"][1, 0], 0.1],
+    )
     torch.testing.assert_close(attend(found), attend(together), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(attend(found), attend(flat), atol=1e-3)
 
@@ -167,9 +209,17 @@ def test_what_is_idle_is_not_folded() -> None:
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (2, 2), (2, 1, 1)])
 def test_a_bias_of_another_length_is_refused(shape: tuple[int, ...], tiny: Any) -> None:
     start = fresh(tiny.model, find_sites(tiny.model, kind="prefix"), kind="prefix", rank=PREFIX)
-    broken = {site: {**tensors, "bias": np.zeros(shape, np.float32)} for site, tensors in start.items()}
+    broken = {
+        site: {**tensors, "bias": np.zeros(shape, np.float32)} for site, tensors in start.items()
+    }
     for experts in ([broken], [start, broken]):
-        with pytest.raises(ExpertError, match=r"site '.*': bias \(.*\) for 2 virtual tokens, expected \[n, P\] of them; train it again"):
+        with pytest.raises(
+            ExpertError,
+            match=(
+                r"site '.*': bias \(.*\) for 2 virtual tokens, expected \[n, P\] of them; train it "
+                r"again"
+            ),
+        ):
             Mixture(experts, [1.0] * len(experts), kind="prefix")
 
 
@@ -177,10 +227,19 @@ def test_a_bias_of_another_length_is_refused(shape: tuple[int, ...], tiny: Any) 
 def test_a_tensor_that_is_missing_is_named(kind: str, tiny: Any) -> None:
     start = fresh(tiny.model, find_sites(tiny.model, kind=kind), kind=kind, rank=PREFIX)
     gone = next(iter(next(iter(start.values()))))
-    broken = {site: {"w" if name == gone else name: value for name, value in tensors.items()} for site, tensors in start.items()}
-    with pytest.raises(ExpertError, match=rf"site '.*': the expert has .*w, expected .*{gone}.* of a {kind}; train it again"):
+    broken = {
+        site: {"w" if name == gone else name: value for name, value in tensors.items()}
+        for site, tensors in start.items()
+    }
+    with pytest.raises(
+        ExpertError,
+        match=rf"site '.*': the expert has .*w, expected .*{gone}.* of a {kind}; train it again",
+    ):
         encoded(tiny, Mixture([broken], [1.0], kind=kind))
-    with pytest.raises(ExpertError, match=rf"site '.*': one expert has .*{gone}.* and another .*w; train them as one kind"):
+    with pytest.raises(
+        ExpertError,
+        match=rf"site '.*': one expert has .*{gone}.* and another .*w; train them as one kind",
+    ):
         Mixture([start, broken], [1.0] * 2, kind=kind)
 
 
@@ -193,27 +252,44 @@ def test_prefixes_side_by_side_are_never_mixed_on_parameters() -> None:
 
 def test_a_tensor_nobody_knows_is_refused(tiny: Any) -> None:
     start = fresh(tiny.model, find_sites(tiny.model, kind="prefix"), kind="prefix", rank=PREFIX)
-    broken = {site: {**tensors, "weight": np.zeros(PREFIX, np.float32)} for site, tensors in start.items()}
-    with pytest.raises(ExpertError, match=r"the expert has key, value, weight, expected key, value of a prefix; train it again"):
+    broken = {
+        site: {**tensors, "weight": np.zeros(PREFIX, np.float32)} for site, tensors in start.items()
+    }
+    with pytest.raises(
+        ExpertError,
+        match=r"the expert has key, value, weight, expected key, value of a prefix; train it again",
+    ):
         encoded(tiny, Mixture([broken], [1.0], kind="prefix"))
 
 
 def encoded(backbone: Any, mixture: Mixture) -> Tensor:
     with torch.no_grad(), attached(backbone.model, mixture):
-        found: Tensor = backbone.encode(["a good film", "a very bad one, all in all"], max_length=16)
+        found: Tensor = backbone.encode(
+            ["a good film", "a very bad one, all in all"], max_length=16
+        )
     return found
 
 
 def random_experts(backbone: Any, count: int) -> list[Mapping[str, Tensors]]:
-    start = fresh(backbone.model, find_sites(backbone.model, kind="prefix"), kind="prefix", rank=PREFIX)
+    start = fresh(
+        backbone.model, find_sites(backbone.model, kind="prefix"), kind="prefix", rank=PREFIX
+    )
     rng = np.random.default_rng(0)
     return [
-        {site: {name: rng.normal(size=value.shape).astype(np.float32) for name, value in part.items()} for site, part in start.items()}
+        {
+            site: {
+                name: rng.normal(size=value.shape).astype(np.float32)
+                for name, value in part.items()
+            }
+            for site, part in start.items()
+        }
         for _ in range(count)
     ]
 
 
-def test_a_mixture_side_by_side_goes_through_a_file_which_peft_could_not_read(tiny: Any, tmp_path: Path) -> None:
+def test_a_mixture_side_by_side_goes_through_a_file_which_peft_could_not_read(
+    tiny: Any, tmp_path: Path
+) -> None:
     mixture = Mixture(random_experts(tiny, 3), [1.0] * 3, kind="prefix", on_outputs=True)
     sites = mixture.folded()
     expert = Expert(
@@ -234,17 +310,31 @@ def test_a_mixture_side_by_side_goes_through_a_file_which_peft_could_not_read(ti
     assert not expert.in_peft_format
     again = read_expert(write_expert(expert, tmp_path / "mixed"))
     assert again.digest == expert.digest
-    # the text stands behind P virtual tokens, not behind 3 P of them: where it stood when they were learned
-    torch.testing.assert_close(encoded(tiny, Mixture.of([again])), encoded(tiny, mixture), atol=1e-5, rtol=0)
+    # the text stands behind P virtual tokens, not behind 3 P of them: where it stood when they were
+    # learned
+    torch.testing.assert_close(
+        encoded(tiny, Mixture.of([again])), encoded(tiny, mixture), atol=1e-5, rtol=0
+    )
 
 
 def test_every_row_has_its_own_bias(tiny: Any) -> None:
     """How per-sample gradients are had."""
-    experts = [Mixture(random_experts(tiny, 2), [1.0] * 2, kind="prefix", on_outputs=True).folded() for _ in range(2)]
+    experts = [
+        Mixture(random_experts(tiny, 2), [1.0] * 2, kind="prefix", on_outputs=True).folded()
+        for _ in range(2)
+    ]
     for tensors in experts[1].values():
         tensors["bias"] = tensors["bias"] + np.float32(1.5)
-    looped = torch.stack([encoded(tiny, Mixture([expert], [1.0], kind="prefix"))[row] for row, expert in enumerate(experts)])
+    looped = torch.stack(
+        [
+            encoded(tiny, Mixture([expert], [1.0], kind="prefix"))[row]
+            for row, expert in enumerate(experts)
+        ]
+    )
     mixture = Mixture(experts[:1], [1.0], kind="prefix")
     for name, site in mixture.by_name():
-        site.rows = {tensor: torch.stack([torch.from_numpy(expert[name][tensor]) for expert in experts]) for tensor in experts[0][name]}
+        site.rows = {
+            tensor: torch.stack([torch.from_numpy(expert[name][tensor]) for expert in experts])
+            for tensor in experts[0][name]
+        }
     torch.testing.assert_close(encoded(tiny, mixture), looped, atol=1e-5, rtol=0)

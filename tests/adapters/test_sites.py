@@ -33,7 +33,10 @@ def test_a_config_is_enough(name: str, tmp_path: Path) -> None:
     assert {parameter.device.type for parameter in bare.parameters()} == {"meta"}
     assert parameters_of(bare) == parameters_of(real)
     assert not forward_facts(bare).problem
-    assert (forward_facts(bare).apart, forward_facts(bare).keys_and_values) == (forward_facts(real).apart, forward_facts(real).keys_and_values)
+    assert (forward_facts(bare).apart, forward_facts(bare).keys_and_values) == (
+        forward_facts(real).apart,
+        forward_facts(real).keys_and_values,
+    )
     for kind, fits in FITS[name].items():
         if isinstance(fits, int):
             found = survey(bare, kind=kind, rank=3)
@@ -51,10 +54,14 @@ def test_the_command_knows_every_architecture(
     code, out, err = run(monkeypatch, capfd, tmp_path)
     assert (code, err) == (0, "")
     family = ZOO[name].family
-    assert ("ForConditionalGeneration, " in out.splitlines()[0]) == (family in ("encoder-decoder", "image and text to text"))
+    assert ("ForConditionalGeneration, " in out.splitlines()[0]) == (
+        family in ("encoder-decoder", "image and text to text")
+    )
     for kind, fits in FITS[name].items():
         sites = "1 site" if fits == 1 else f"{fits} sites"
-        expected = rf"; {sites}, " if isinstance(fits, int) else f"has no .*{fits}.*; use another kind$"
+        expected = (
+            rf"; {sites}, " if isinstance(fits, int) else f"has no .*{fits}.*; use another kind$"
+        )
         assert re.search(f"^{kind}: .*{expected}", out, re.MULTILINE), (kind, out)
 
 
@@ -67,7 +74,9 @@ def test_layers_that_no_forward_pass_calls_are_only_taken_when_named() -> None:
 
 def test_attention_over_channels_takes_no_prefix() -> None:
     """Its keys are as wide as the image has tokens."""
-    assert not [site for site in find_sites(model_of("Florence-2"), kind="prefix") if "channel" in site]
+    assert not [
+        site for site in find_sites(model_of("Florence-2"), kind="prefix") if "channel" in site
+    ]
 
 
 def test_a_survey_counts_what_an_expert_holds() -> None:
@@ -81,8 +90,14 @@ def test_layers_whose_samples_stay_apart() -> None:
     apart = forward_facts(model_of("DeBERTa-v2")).apart
     assert apart is not None
     assert "encoder.layer.0.attention.self.value_proj" in apart
-    assert not apart & {"encoder.layer.0.attention.self.query_proj", "encoder.layer.0.attention.self.key_proj", "encoder.LayerNorm"}
-    assert "decoder.layers.0.fc1" in (forward_facts(model_of("OPT")).apart or ())  # flattened, but every sample has its share
+    assert not apart & {
+        "encoder.layer.0.attention.self.query_proj",
+        "encoder.layer.0.attention.self.key_proj",
+        "encoder.LayerNorm",
+    }
+    assert "decoder.layers.0.fc1" in (
+        forward_facts(model_of("OPT")).apart or ()
+    )  # flattened, but every sample has its share
 
 
 def test_a_look_at_the_layout_leaves_no_trace() -> None:
@@ -105,7 +120,9 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.TransformerEncoderLayer(8, 2, 12, batch_first=True) for _ in range(2)])
+        self.layers = nn.ModuleList(
+            [nn.TransformerEncoderLayer(8, 2, 12, batch_first=True) for _ in range(2)]
+        )
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> Any:
@@ -115,9 +132,18 @@ class Odd(nn.Module):
 
 
 def test_a_backbone_that_is_not_of_transformers() -> None:
-    assert find_sites(Odd(), ["layers.0.*"]) == ["layers.0.linear1", "layers.0.linear2"]  # out_proj is read, never called
+    assert find_sites(Odd(), ["layers.0.*"]) == [
+        "layers.0.linear1",
+        "layers.0.linear2",
+    ]  # out_proj is read, never called
     assert "layers.0.norm1" in find_sites(Odd(), kind="bitfit")
-    with pytest.raises(ExpertError, match=r"prefix experts: Odd does not run on a tiny input \(it takes no input_ids and no pixel_values"):
+    with pytest.raises(
+        ExpertError,
+        match=(
+            r"prefix experts: Odd does not run on a tiny input \(it takes no input_ids and no "
+            r"pixel_values"
+        ),
+    ):
         find_sites(Odd(), kind="prefix")
     with pytest.raises(ExpertError, match=r"prompt experts: Odd has no input embeddings"):
         find_sites(Odd(), kind="prompt")
@@ -127,15 +153,25 @@ def test_scores_with_a_cap_take_no_prefix() -> None:
     import transformers
 
     config = transformers.Gemma2Config(
-        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8, intermediate_size=24
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=24,
     )
     model = transformers.Gemma2Model(config)
-    with pytest.raises(ExpertError, match=r"prefix experts: Gemma2Model has no attention that goes through"):
+    with pytest.raises(
+        ExpertError, match=r"prefix experts: Gemma2Model has no attention that goes through"
+    ):
         find_sites(model, kind="prefix")
     assert len(find_sites(model)) == 14
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["pidep", "sites", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -143,41 +179,78 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arg
     return int(str(ended.value.code or 0)), out, err
 
 
-def test_the_command_lists_every_kind(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_lists_every_kind(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     ZOO["T5"].config().save_pretrained(tmp_path)
     code, out, err = run(monkeypatch, capfd, tmp_path, "--rank", 2)
     assert (code, err) == (0, "")
-    assert out.startswith(f"{tmp_path}: T5ForConditionalGeneration, 10,176 parameters; T5 is tested with lora, adapter, prefix, prompt\n")
-    assert re.search(r"^  encoder\.block\.\*\.layer\.\*\.SelfAttention\.q +2 × Linear  lora_A 2×16, lora_B 16×2 +128$", out, re.MULTILINE)
-    assert "prompt: adds P virtual tokens to the input; 1 site, 32 parameters, 0.314% of the backbone" in out
-    assert "bitfit: T5ForConditionalGeneration has no Linear or LayerNorm with a bias; use another kind\n" in out
+    assert out.startswith(
+        f"{tmp_path}: T5ForConditionalGeneration, 10,176 parameters; T5 is tested with lora, "
+        "adapter, prefix, prompt\n"
+    )
+    assert re.search(
+        r"^  encoder\.block\.\*\.layer\.\*\.SelfAttention\.q +2 × Linear  lora_A 2×16, lora_B "
+        r"16×2 +128$",
+        out,
+        re.MULTILINE,
+    )
+    assert (
+        "prompt: adds P virtual tokens to the input; 1 site, 32 parameters, 0.314% of the backbone"
+        in out
+    )
+    assert (
+        "bitfit: T5ForConditionalGeneration has no Linear or LayerNorm with a bias; use another "
+        "kind\n" in out
+    )
     starred = re.findall(r"^  (\S+\*\S*)", out, re.MULTILINE)
-    assert all(find_sites(model_of("T5"), [name], kind="lora") for name in starred if name[-1] in "qkvo")
+    assert all(
+        find_sites(model_of("T5"), [name], kind="lora") for name in starred if name[-1] in "qkvo"
+    )
 
 
-def test_size_is_a_hidden_alias_of_rank(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_size_is_a_hidden_alias_of_rank(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     ZOO["BERT"].config().save_pretrained(tmp_path)
-    old, new = (run(monkeypatch, capfd, tmp_path, "--kind", "lora", option, 3) for option in ("--size", "--rank"))
+    old, new = (
+        run(monkeypatch, capfd, tmp_path, "--kind", "lora", option, 3)
+        for option in ("--size", "--rank")
+    )
     assert old == new
     assert "lora_A 3×" in new[1]
     assert "--size" not in run(monkeypatch, capfd, "--help")[1]
 
 
-def test_the_command_in_json(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_in_json(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     ZOO["BERT"].config().save_pretrained(tmp_path)
     code, out, _ = run(monkeypatch, capfd, tmp_path, "--json")
     found = json.loads(out)
-    assert (code, found["model"], found["parameters"]) == (0, "BertModel", parameters_of(model_of("BERT")))
+    assert (code, found["model"], found["parameters"]) == (
+        0,
+        "BertModel",
+        parameters_of(model_of("BERT")),
+    )
     assert [each["kind"] for each in found["kinds"]] == list(KINDS)
     assert found["tested"] == list(EVERY)
     for each in found["kinds"]:
-        assert [site["site"] for site in each["sites"]] == find_sites(model_of("BERT"), kind=each["kind"])
+        assert [site["site"] for site in each["sites"]] == find_sites(
+            model_of("BERT"), kind=each["kind"]
+        )
         assert each["parameters"] == sum(site["parameters"] for site in each["sites"])
         assert each["share"] == pytest.approx(each["parameters"] / found["parameters"])
-    assert {each["kind"] for each in found["kinds"] if each["in_peft"]} == {"lora", "prefix", "prompt"}
+    assert {each["kind"] for each in found["kinds"] if each["in_peft"]} == {
+        "lora",
+        "prefix",
+        "prompt",
+    }
 
 
-def test_what_is_said_to_be_tested_is_what_the_zoo_covers(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_said_to_be_tested_is_what_the_zoo_covers(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     covered: dict[str, set[tuple[str, ...]]] = {}
     for name in ZOO:
         kinds = tuple(kind for kind in EVERY if isinstance(FITS[name][kind], int))
@@ -194,29 +267,54 @@ def test_another_architecture_is_said_not_to_be_tested(
 ) -> None:
     from transformers import GemmaConfig
 
-    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     GemmaConfig(vocab_size=32, head_dim=8, **small).save_pretrained(tmp_path)
     code, out, _ = run(monkeypatch, capfd, tmp_path)
     assert code == 0
-    assert out.splitlines()[0].endswith("parameters; an architecture that is not among the tested ones (pidep sites --tested)")
+    assert out.splitlines()[0].endswith(
+        "parameters; an architecture that is not among the tested ones (pidep sites --tested)"
+    )
 
 
-def test_one_kind_lists_every_site(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_one_kind_lists_every_site(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     ZOO["BERT"].config().save_pretrained(tmp_path)
-    _, out, _ = run(monkeypatch, capfd, tmp_path, "--kind", "adapter", "--pattern", "pfeiffer", "--rank", 4)
-    assert [line.split()[0] for line in out.splitlines()[3:]] == ["encoder.layer.0.output.dense", "encoder.layer.1.output.dense"]
+    _, out, _ = run(
+        monkeypatch, capfd, tmp_path, "--kind", "adapter", "--pattern", "pfeiffer", "--rank", 4
+    )
+    assert [line.split()[0] for line in out.splitlines()[3:]] == [
+        "encoder.layer.0.output.dense",
+        "encoder.layer.1.output.dense",
+    ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--kind", "bitfit"], r"bitfit experts: LlamaModel has no Linear or LayerNorm with a bias; use another kind"),
+        (
+            ["--kind", "bitfit"],
+            r"bitfit experts: LlamaModel has no Linear or LayerNorm with a bias; use another kind",
+        ),
         (["--kind", "lorra"], r"expert kind 'lorra': expected one of .* \(did you mean 'lora'\?\)"),
-        (["--kind", "lora", "--pattern", "h.*"], r"sites 'h\.\*': matches no Linear; this backbone has e\.g\. layers\.0\.self_attn"),
+        (
+            ["--kind", "lora", "--pattern", "h.*"],
+            r"sites 'h\.\*': matches no Linear; this backbone has e\.g\. layers\.0\.self_attn",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     ZOO["Llama"].config().save_pretrained(tmp_path)
     code, out, err = run(monkeypatch, capfd, tmp_path, *arguments)
@@ -224,8 +322,13 @@ def test_a_mistake_is_one_line(
     assert re.search(message, err)
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"model_type": "nonsense"}', '{"model_type": "bert", "hidden_size": 7}'])
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"model_type": "nonsense"}', '{"model_type": "bert", "hidden_size": 7}']
+)
 def test_a_config_that_is_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(BackboneError, match=r"backbone '.*': expected 'minilm', a folder with a config\.json or a hub id; "):
+    with pytest.raises(
+        BackboneError,
+        match=r"backbone '.*': expected 'minilm', a folder with a config\.json or a hub id; ",
+    ):
         skeleton(tmp_path)

@@ -1,4 +1,6 @@
-"""Tiny random models of every architecture pidep's experts are tested on, built from their configs: no hub, no weights."""
+"""Tiny random models of every architecture pidep's experts are tested on, built from their configs:
+no hub, no weights.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,15 @@ class Architecture:
         import transformers
 
         torch.manual_seed(0)
-        maker = getattr(transformers, self.model_type)._from_config if self.model_type else transformers.AutoModel.from_config
+        maker = (
+            getattr(transformers, self.model_type)._from_config
+            if self.model_type
+            else transformers.AutoModel.from_config
+        )
         model: nn.Module = maker(self.config())
-        for parameter in model.parameters():  # biases and tables that start at zero would hide mistakes
+        for (
+            parameter
+        ) in model.parameters():  # biases and tables that start at zero would hide mistakes
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
         return model.requires_grad_(False).eval()
@@ -57,12 +65,21 @@ def text() -> dict[str, Tensor]:
 
 def source_and_target() -> dict[str, Tensor]:
     """The texts, and four tokens each to decode."""
-    return {**text(), "decoder_input_ids": torch.randint(5, VOCAB, (BATCH, 4), generator=torch.Generator().manual_seed(2))}
+    return {
+        **text(),
+        "decoder_input_ids": torch.randint(
+            5, VOCAB, (BATCH, 4), generator=torch.Generator().manual_seed(2)
+        ),
+    }
 
 
 def image() -> dict[str, Tensor]:
     """Three images."""
-    return {"pixel_values": torch.randn(BATCH, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(3))}
+    return {
+        "pixel_values": torch.randn(
+            BATCH, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(3)
+        )
+    }
 
 
 def image_and_text() -> dict[str, Tensor]:
@@ -73,8 +90,9 @@ def image_and_text() -> dict[str, Tensor]:
 def image_and_closed_text() -> dict[str, Tensor]:
     """The images, and texts that end with the end-of-text token.
 
-    CLIP reads a text at its first end-of-text token, or at token 0 where it has none. Token 0 of a causal text attends to
-    itself alone: its softmax is the constant 1, so queries and keys would have no gradient but rounding errors.
+    CLIP reads a text at its first end-of-text token, or at token 0 where it has none. Token 0 of a
+    causal text attends to itself alone: its softmax is the constant 1, so queries and keys would
+    have no gradient but rounding errors.
     """
     found = image_and_text()
     ends = found["attention_mask"].sum(1) - 1
@@ -83,7 +101,9 @@ def image_and_closed_text() -> dict[str, Tensor]:
 
 
 def places_and_target() -> dict[str, Tensor]:
-    """The images, texts that begin with places for what becomes of them, and four tokens each to decode (Florence-2)."""
+    """The images, texts that begin with places for what becomes of them, and four tokens each to
+    decode (Florence-2).
+    """
     found = source_and_target()
     places = torch.full((BATCH, 5), PLACE)  # 2 × 2 patches and their mean
     return {
@@ -105,13 +125,17 @@ def both_towers(output: Any) -> Tensor:
 
 
 def text_hidden(output: Any) -> Tensor:
-    """The hidden states of the text, which stands first; ViLT returns its patches in an order it draws."""
+    """The hidden states of the text, which stands first; ViLT returns its patches in an order it
+    draws.
+    """
     return hidden(output)[:, :LENGTH]
 
 
 def fused(output: Any) -> Tensor:
     """FLAVA's last hidden states of both, and of each modality alone."""
-    return torch.cat([output.multimodal_embeddings, output.image_embeddings, output.text_embeddings], 1)
+    return torch.cat(
+        [output.multimodal_embeddings, output.image_embeddings, output.text_embeddings], 1
+    )
 
 
 def logits(output: Any) -> Tensor:
@@ -180,7 +204,10 @@ _BART = {
 _BLIP = _config(
     "BlipConfig",
     text_config={**_BERT, "encoder_hidden_size": WIDTH, "sep_token_id": 3},
-    vision_config={**_VIT, "initializer_range": 0.02},  # the default of 1e-10 leaves a tower of zeros
+    vision_config={
+        **_VIT,
+        "initializer_range": 0.02,
+    },  # the default of 1e-10 leaves a tower of zeros
     projection_dim=12,
 )
 
@@ -206,7 +233,9 @@ ZOO: Mapping[str, Architecture] = {
             text,
             hidden,
         ),
-        Architecture("ELECTRA", "encoder", _config("ElectraConfig", **_BERT, embedding_size=8), text, hidden),
+        Architecture(
+            "ELECTRA", "encoder", _config("ElectraConfig", **_BERT, embedding_size=8), text, hidden
+        ),
         Architecture(
             "DeBERTa-v2",
             "encoder",
@@ -313,14 +342,41 @@ ZOO: Mapping[str, Architecture] = {
             places_and_target,
             hidden,
         ),
-        Architecture("BLIP, captions", "image and text to text", _BLIP, image_and_text, logits, "BlipForConditionalGeneration"),
-        Architecture("ViT", "vision", _config("ViTConfig", **_VIT, hidden_dropout_prob=0.0), image, hidden),
-        Architecture("DINOv2", "vision", _config("Dinov2Config", **_VIT, hidden_dropout_prob=0.0), image, hidden),
+        Architecture(
+            "BLIP, captions",
+            "image and text to text",
+            _BLIP,
+            image_and_text,
+            logits,
+            "BlipForConditionalGeneration",
+        ),
+        Architecture(
+            "ViT", "vision", _config("ViTConfig", **_VIT, hidden_dropout_prob=0.0), image, hidden
+        ),
+        Architecture(
+            "DINOv2",
+            "vision",
+            _config("Dinov2Config", **_VIT, hidden_dropout_prob=0.0),
+            image,
+            hidden,
+        ),
         Architecture(
             "Swin",
             "vision",
-            _config("SwinConfig", image_size=16, patch_size=2, embed_dim=8, depths=[2, 1], num_heads=[1, 2], window_size=4),
-            lambda: {"pixel_values": torch.randn(BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(3))},
+            _config(
+                "SwinConfig",
+                image_size=16,
+                patch_size=2,
+                embed_dim=8,
+                depths=[2, 1],
+                num_heads=[1, 2],
+                window_size=4,
+            ),
+            lambda: {
+                "pixel_values": torch.randn(
+                    BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(3)
+                )
+            },
             hidden,
         ),
         Architecture(
@@ -333,12 +389,20 @@ ZOO: Mapping[str, Architecture] = {
         Architecture(
             "SigLIP",
             "two towers",
-            _config("SiglipConfig", text_config={**_TOWER, "projection_size": WIDTH}, vision_config=_VIT),
+            _config(
+                "SiglipConfig", text_config={**_TOWER, "projection_size": WIDTH}, vision_config=_VIT
+            ),
             image_and_text,
             both_towers,
         ),
         Architecture("BLIP", "two towers", _BLIP, image_and_text, both_towers),
-        Architecture("ViLT", "fusion", _config("ViltConfig", **_BERT, image_size=IMAGE, patch_size=4), image_and_text, text_hidden),
+        Architecture(
+            "ViLT",
+            "fusion",
+            _config("ViltConfig", **_BERT, image_size=IMAGE, patch_size=4),
+            image_and_text,
+            text_hidden,
+        ),
         Architecture(
             "FLAVA",
             "fusion",
@@ -347,7 +411,11 @@ ZOO: Mapping[str, Architecture] = {
                 text_config=_BERT,
                 image_config={**_VIT, **_NO_DROPOUT},
                 multimodal_config={
-                    **{key: value for key, value in _VIT.items() if "size" not in key or key in ("hidden_size", "intermediate_size")},
+                    **{
+                        key: value
+                        for key, value in _VIT.items()
+                        if "size" not in key or key in ("hidden_size", "intermediate_size")
+                    },
                     **_NO_DROPOUT,
                 },
                 projection_dim=12,
@@ -377,10 +445,22 @@ FITS: Mapping[str, Mapping[str, int | str]] = {
     "T5": {"lora": 32, "adapter": 10, "prefix": 6, "prompt": 1, "bitfit": _NO_BIAS},
     "BART": {"lora": 32, "adapter": 10, "prefix": 6, "prompt": 1, "bitfit": 44},
     "Florence-2": {"lora": 49, "adapter": 18, "prefix": 8, "prompt": 1, "bitfit": 71},
-    "BLIP, captions": {"lora": 30, "adapter": 10, "prefix": _OWN_ATTENTION, "prompt": 2, "bitfit": 43},
+    "BLIP, captions": {
+        "lora": 30,
+        "adapter": 10,
+        "prefix": _OWN_ATTENTION,
+        "prompt": 2,
+        "bitfit": 43,
+    },
     "ViT": {"lora": 12, "adapter": 4, "prefix": 2, "prompt": 1, "bitfit": 17},
     "DINOv2": {"lora": 12, "adapter": 4, "prefix": 2, "prompt": 1, "bitfit": 17},
-    "Swin": {"lora": 19, "adapter": 6, "prefix": 3, "prompt": "input embeddings that can be replaced", "bitfit": 27},
+    "Swin": {
+        "lora": 19,
+        "adapter": 6,
+        "prefix": 3,
+        "prompt": "input embeddings that can be replaced",
+        "bitfit": 27,
+    },
     "CLIP": {"lora": 26, "adapter": 8, "prefix": 4, "prompt": 1, "bitfit": 35},
     "SigLIP": {"lora": 27, "adapter": 8, "prefix": 4, "prompt": 1, "bitfit": 38},
     "BLIP": {"lora": 22, "adapter": 8, "prefix": _OWN_ATTENTION, "prompt": 2, "bitfit": 30},

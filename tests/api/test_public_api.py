@@ -1,4 +1,6 @@
-"""`import pidep` as a notebook uses it: lazy, typed, on rows in memory, from tuning to a repository."""
+"""`import pidep` as a notebook uses it: lazy, typed, on rows in memory, from tuning to a
+repository.
+"""
 
 from __future__ import annotations
 
@@ -182,7 +184,9 @@ def test_a_wrong_type_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_one_value_is_a_list_of_one() -> None:
-    assert checked(TuneSettings, {"task": "a", "sites": "*query"}, where="tune").sites == ("*query",)
+    assert checked(TuneSettings, {"task": "a", "sites": "*query"}, where="tune").sites == (
+        "*query",
+    )
     values = {"tasks": ["a", "b"], "shots": 8, "methods": "own"}
     found = checked(CompareSettings, values, where="compare")
     assert (found.shots, found.methods) == ((8,), ("own",))
@@ -300,9 +304,7 @@ def test_interpolate_lists_its_settings_and_refuses_the_others(
         task, tuned, backbone=backbone, steps=1, policy="uniform", lora_alpha=6, name="mine"
     )
     assert found.experts == ("mine", "film")
-    same = pidep.interpolate(
-        task, tuned, backbone=backbone, steps=1, policy="uniform", name="mine"
-    )
+    same = pidep.interpolate(task, tuned, backbone=backbone, steps=1, policy="uniform", name="mine")
     assert same.expert.digest != found.expert.digest
 
 

@@ -11,10 +11,17 @@ WITH_A_MODEL = {
     "test_it_learns_target_texts": {"prefix"},
     "test_gradients_of_single_rows": {"adapter", "bitfit", "prefix", "prompt"},
 }
-"""Kinds that one model stands for: a LoRA acts on each token alone, and candidates are compared with the same scores."""
+"""Kinds that one model stands for: a LoRA acts on each token alone, and candidates are compared
+with the same scores.
+"""
 STANDS_FOR = {"T5"}
-ALSO = {("test_gradients_of_single_rows", "Florence-2"), ("test_gradients_of_single_rows", "BLIP captions")}
-"""A batch of images and texts, and a decoder that reads the prompt once for each candidate of a row."""
+ALSO = {
+    ("test_gradients_of_single_rows", "Florence-2"),
+    ("test_gradients_of_single_rows", "BLIP captions"),
+}
+"""A batch of images and texts, and a decoder that reads the prompt once for each candidate of a
+row.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,5 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if test in WITH_A_MODEL:
             params = item.callspec.params  # type: ignore[attr-defined]
             name = params["name"]
-            if params["kind"] in WITH_A_MODEL[test] and name not in STANDS_FOR and (test, name) not in ALSO:
+            if (
+                params["kind"] in WITH_A_MODEL[test]
+                and name not in STANDS_FOR
+                and (test, name) not in ALSO
+            ):
                 item.add_marker(pytest.mark.exhaustive)

@@ -36,7 +36,9 @@ def test_rows_may_have_candidates_of_their_own(tiny: Any) -> None:
 def test_what_a_backbone_that_embeds_cannot_do(tiny: Any) -> None:
     assert tiny.embeds
     assert not tiny.generates
-    with pytest.raises(BackboneError, match="embeds and generates no texts; use an encoder-decoder"):
+    with pytest.raises(
+        BackboneError, match="embeds and generates no texts; use an encoder-decoder"
+    ):
         tiny.generate(TEXTS, max_length=12)
 
 

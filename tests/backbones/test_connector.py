@@ -14,7 +14,15 @@ from pidep.errors import BackboneError
 
 def made(seed: int = 0, width: int = 16) -> Connector:
     torch.manual_seed(seed)
-    connector = Connector(channels=8, channels_middle=4, channels_summary=6, width=width, num_tokens=4, axes=3, points=5)
+    connector = Connector(
+        channels=8,
+        channels_middle=4,
+        channels_summary=6,
+        width=width,
+        num_tokens=4,
+        axes=3,
+        points=5,
+    )
     torch.nn.init.normal_(connector.place)
     for name in ("mean", "axes", "points", "vectors"):
         torch.nn.init.normal_(connector.past.get_buffer(name))
@@ -57,22 +65,31 @@ def test_what_is_far_from_every_point_is_shorter_and_keeps_its_direction() -> No
     assert nearest.min() < 0.1 < nearest.max()
     torch.testing.assert_close(found.norm(dim=1), 7.0 * (nearest / 0.1).clamp(max=1.0).square())
     past.enough.fill_(1e-30)
-    torch.testing.assert_close(torch.nn.functional.cosine_similarity(found, past(summary))[nearest > 1e-9], torch.ones(9)[nearest > 1e-9])
+    torch.testing.assert_close(
+        torch.nn.functional.cosine_similarity(found, past(summary))[nearest > 1e-9],
+        torch.ones(9)[nearest > 1e-9],
+    )
 
 
 def test_what_was_not_fitted_says_nothing() -> None:
-    empty = Connector(channels=8, channels_middle=4, channels_summary=6, width=16, num_tokens=4, axes=3)
+    empty = Connector(
+        channels=8, channels_middle=4, channels_summary=6, width=16, num_tokens=4, axes=3
+    )
     assert torch.equal(empty.past(torch.ones(2, 6)), torch.zeros(2, 16))
 
 
 def test_save_then_load_is_the_identity_at_half_precision(tmp_path: Path) -> None:
     saved, loaded = made(1), made(2)
     digest = write_connector(tmp_path / "c.safetensors", saved, {"stem": "sha256:a"})
-    assert read_connector(loaded, tmp_path / "c.safetensors", expected={"stem": "sha256:a"}) == digest
+    assert (
+        read_connector(loaded, tmp_path / "c.safetensors", expected={"stem": "sha256:a"}) == digest
+    )
     for name, value in saved.state_dict().items():
         found = loaded.state_dict()[name]
         if name == "past.points":  # 127 steps to the largest of every column
-            assert ((found - value).abs() <= 0.51 * value.abs().amax(0) / 127.0 + 1e-3 * value.abs()).all()
+            assert (
+                (found - value).abs() <= 0.51 * value.abs().amax(0) / 127.0 + 1e-3 * value.abs()
+            ).all()
         else:
             torch.testing.assert_close(found, value.half().float(), atol=0, rtol=0)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
@@ -83,11 +100,15 @@ def test_save_then_load_is_the_identity_at_half_precision(tmp_path: Path) -> Non
 def test_as_many_points_are_read_as_there_are(tmp_path: Path) -> None:
     saved = made(1)
     write_connector(tmp_path / "c.safetensors", saved, {})
-    empty = Connector(channels=8, channels_middle=4, channels_summary=6, width=16, num_tokens=4, axes=3)
+    empty = Connector(
+        channels=8, channels_middle=4, channels_summary=6, width=16, num_tokens=4, axes=3
+    )
     read_connector(empty, tmp_path / "c.safetensors", expected={})
     assert empty.past.points.shape == (5, 3)
     assert empty.past.vectors.shape == (5, 16)
-    torch.testing.assert_close(empty.past(torch.ones(2, 6)), saved.past(torch.ones(2, 6)), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(
+        empty.past(torch.ones(2, 6)), saved.past(torch.ones(2, 6)), atol=0.05, rtol=0.05
+    )
 
 
 def test_what_does_not_belong_is_refused(tmp_path: Path) -> None:
@@ -95,7 +116,9 @@ def test_what_does_not_belong_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"c\.json: not readable .*make mini-backbone"):
         read_connector(made(), path, expected={})
     write_connector(path, made(), {"stem": "sha256:a"})
-    with pytest.raises(BackboneError, match="trained with stem sha256:a, found sha256:b; run: make mini-backbone"):
+    with pytest.raises(
+        BackboneError, match="trained with stem sha256:a, found sha256:b; run: make mini-backbone"
+    ):
         read_connector(made(), path, expected={"stem": "sha256:b"})
     with pytest.raises(BackboneError, match="does not fit"):
         read_connector(made(width=8), path, expected={})

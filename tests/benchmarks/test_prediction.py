@@ -7,11 +7,20 @@ import pytest
 from scipy.stats import spearmanr
 
 from benchmarks.bench_prediction import claims_of
-from benchmarks.transfer_statistics import Figure, by_target, spearman, statistics, top_overlap, top_regret
+from benchmarks.transfer_statistics import (
+    Figure,
+    by_target,
+    spearman,
+    statistics,
+    top_overlap,
+    top_regret,
+)
 
 
 def made(count: int = 8, *, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A transfer matrix with levels by target, and a prediction of it that is blind to the levels."""
+    """A transfer matrix with levels by target, and a prediction of it that is blind to
+    the levels.
+    """
     rng = np.random.default_rng(seed)
     inside = rng.normal(size=(count, count))
     return inside + noise * rng.normal(size=(count, count)), inside + 100 * rng.normal(size=count)
@@ -35,7 +44,9 @@ def test_regret() -> None:
     transfer = np.array([0.1, 0.3, -0.2, 0.0])
     assert top_regret(np.array([0.0, 9, 1, 2]), transfer) == 0
     assert top_regret(np.array([0.0, 1, 9, 2]), transfer) == pytest.approx(0.5)
-    assert top_regret(np.array([9.0, 9, 1, 2]), transfer) == pytest.approx(0.1)  # one of two, by a coin
+    assert top_regret(np.array([9.0, 9, 1, 2]), transfer) == pytest.approx(
+        0.1
+    )  # one of two, by a coin
     assert top_regret(np.ones(4), transfer) == pytest.approx(0.3 - transfer.mean())
 
 
@@ -44,7 +55,9 @@ def test_overlap_and_its_ties() -> None:
     assert top_overlap(transfer, transfer) == 1
     assert top_overlap(-transfer, transfer) == 0
     assert top_overlap(np.ones(6), transfer) == pytest.approx(3 / 6)
-    assert top_overlap(np.array([0.0, 0, 9, 0, 0, 9]), transfer) == pytest.approx((1 + 2 / 4) / 3)  # the third place is one of four
+    assert top_overlap(np.array([0.0, 0, 9, 0, 0, 9]), transfer) == pytest.approx(
+        (1 + 2 / 4) / 3
+    )  # the third place is one of four
 
 
 def test_levels_of_the_targets_do_not_count() -> None:
@@ -55,7 +68,9 @@ def test_levels_of_the_targets_do_not_count() -> None:
     assert found["spearman_by_target"].value == pytest.approx(1)
     assert found["regret"].value == pytest.approx(0)
     assert found["top3_overlap"].value == pytest.approx(1)
-    assert statistics(-predicted[None], transfer, resamples=50)["spearman"].value == pytest.approx(-1)
+    assert statistics(-predicted[None], transfer, resamples=50)["spearman"].value == pytest.approx(
+        -1
+    )
 
 
 def test_a_constant_prediction_is_a_random_choice() -> None:
@@ -82,11 +97,15 @@ def test_the_bootstrap_covers_the_figure_and_is_repeatable() -> None:
         low, high = figure.interval
         assert low < figure.value < high
     again = statistics(predicted[None], transfer, resamples=500)
-    assert {name: figure.interval for name, figure in again.items()} == {name: figure.interval for name, figure in found.items()}
+    assert {name: figure.interval for name, figure in again.items()} == {
+        name: figure.interval for name, figure in found.items()
+    }
     # over targets, not over pairs: one good target among bad ones widens it
     regrets = top_regret(by_target(predicted), by_target(transfer))
     draws = np.random.default_rng(0).integers(8, size=(500, 8))
-    assert found["regret"].interval == pytest.approx(tuple(np.percentile(regrets[draws].mean(1), [2.5, 97.5])))
+    assert found["regret"].interval == pytest.approx(
+        tuple(np.percentile(regrets[draws].mean(1), [2.5, 97.5]))
+    )
 
 
 def test_differences_are_paired() -> None:
@@ -100,8 +119,16 @@ def test_claims_say_what_was_measured_whoever_wins() -> None:
     bad, _ = made(seed=9)
 
     def figures(fisher: np.ndarray, others: np.ndarray) -> dict[str, dict[str, Figure]]:
-        matrices = {"empirical": fisher, "text": others, "batch_squared": others, "random": np.zeros_like(others)}
-        return {name: statistics(matrix[None], transfer, resamples=100) for name, matrix in matrices.items()}
+        matrices = {
+            "empirical": fisher,
+            "text": others,
+            "batch_squared": others,
+            "random": np.zeros_like(others),
+        }
+        return {
+            name: statistics(matrix[None], transfer, resamples=100)
+            for name, matrix in matrices.items()
+        }
 
     assert [claim["met"] for claim in claims_of(figures(good, bad))] == [True] * 4
     assert [claim["met"] for claim in claims_of(figures(-good, good))] == [False] * 4

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from benchmarks import bench_suite, record
-from benchmarks.bench_suite import COMMAND_LINE, GRID, MODALITY, ceiling, claims, crossing, modalities, prediction
+from benchmarks.bench_suite import (
+    COMMAND_LINE,
+    GRID,
+    MODALITY,
+    ceiling,
+    claims,
+    crossing,
+    modalities,
+    prediction,
+)
 from benchmarks.grid_command import read_cells
 from pidep.errors import PidepError
 from pidep.gallery.suite.facts import FACTS
@@ -38,23 +47,38 @@ def cell(
 
 def whole(pi: float = 0.6) -> list[dict[str, Any]]:
     columns = [(16, seed) for seed in GRID.seeds] + [(None, 0)]
-    return [cell(task, shots=shots, seed=seed, pi=pi) for task in MODALITY for shots, seed in columns]
+    return [
+        cell(task, shots=shots, seed=seed, pi=pi) for task in MODALITY for shots, seed in columns
+    ]
 
 
 def test_the_grid_is_the_suite() -> None:
     assert set(GRID.tasks) == set(FACTS)
     assert len(MODALITY) == 16
-    assert (GRID.shots, GRID.seeds, GRID.full, GRID.backbone) == ((16,), (0, 1, 2), True, "pidep-mini")
+    assert (GRID.shots, GRID.seeds, GRID.full, GRID.backbone) == (
+        (16,),
+        (0, 1, 2),
+        True,
+        "pidep-mini",
+    )
 
 
 def test_claims_are_averages_of_all_tasks() -> None:
     found = claims(whole(pi=0.53))
-    assert [(claim["measured"], claim["met"]) for claim in found] == [(3.0, True), (1.0, True), (3.0, True)]
+    assert [(claim["measured"], claim["met"]) for claim in found] == [
+        (3.0, True),
+        (1.0, True),
+        (3.0, True),
+    ]
     assert [claim["met"] for claim in claims(whole(pi=0.529))] == [False, True, True]
     assert [claim["met"] for claim in claims(whole(pi=0.51))] == [False, False, True]
     assert [claim["met"] for claim in claims(whole(pi=0.4999))] == [False, False, False]
     found = claims(whole(), missing=["lora, digits, full data, seed 0"])
-    assert [(claim["measured"], claim["met"]) for claim in found] == [(10.0, True), (8.0, True), ("not measured yet", False)]
+    assert [(claim["measured"], claim["met"]) for claim in found] == [
+        (10.0, True),
+        (8.0, True),
+        ("not measured yet", False),
+    ]
     assert [claim["met"] for claim in claims([])] == [False] * 3
 
 
@@ -72,7 +96,10 @@ def test_modalities_name_the_tasks_that_lose_and_the_spread_of_their_means() -> 
 
 
 def test_helpers_of_other_modalities_are_counted_and_what_they_brought() -> None:
-    cells = [cell("digits", helpers=("family", "nyt", "fits"), pi=0.8), cell("family", helpers=("digits", "filled", "turned"), pi=0.4)]
+    cells = [
+        cell("digits", helpers=("family", "nyt", "fits"), pi=0.8),
+        cell("family", helpers=("digits", "filled", "turned"), pi=0.4),
+    ]
     pairs = [
         {
             "task": "digits",
@@ -89,10 +116,23 @@ def test_helpers_of_other_modalities_are_counted_and_what_they_brought() -> None
         ("vision", "language"): 1,
         ("vision", "vision-language"): 1,
     }
-    assert few["pi_minus_own"] == {"cells_with": 1, "with": pytest.approx(0.3), "cells_without": 1, "without": pytest.approx(-0.1)}
+    assert few["pi_minus_own"] == {
+        "cells_with": 1,
+        "with": pytest.approx(0.3),
+        "cells_without": 1,
+        "without": pytest.approx(-0.1),
+    }
     assert found["full data"]["share_of_other_modality"] is None
-    assert found["pairs"]["other_modality"] == {"pairs": 2, "mean_gain": pytest.approx(0.05), "helped": 1}
-    assert found["pairs"]["same_modality"] == {"pairs": 1, "mean_gain": pytest.approx(-0.1), "helped": 0}
+    assert found["pairs"]["other_modality"] == {
+        "pairs": 2,
+        "mean_gain": pytest.approx(0.05),
+        "helped": 1,
+    }
+    assert found["pairs"]["same_modality"] == {
+        "pairs": 1,
+        "mean_gain": pytest.approx(-0.1),
+        "helped": 0,
+    }
 
 
 def test_the_ceiling_is_the_best_helper_chosen_on_the_test_rows() -> None:
@@ -106,9 +146,20 @@ def test_predictions_are_held_against_what_helpers_bring() -> None:
     assert prediction([]) == {}
     pairs = []
     for target in tasks:
-        gain = {helper: 0.5 + 0.01 * number for number, helper in enumerate(tasks) if helper != target}
+        gain = {
+            helper: 0.5 + 0.01 * number for number, helper in enumerate(tasks) if helper != target
+        }
         turned = {helper: -value for helper, value in gain.items()}
-        pairs.append({"task": target, "own": 0.5, "with": gain, "nearest": [], "fisher": turned, "trial": gain})
+        pairs.append(
+            {
+                "task": target,
+                "own": 0.5,
+                "with": gain,
+                "nearest": [],
+                "fisher": turned,
+                "trial": gain,
+            }
+        )
     found = prediction(pairs)
     assert found["trial"]["spearman_by_target"]["value"] == pytest.approx(1.0)
     assert found["trial"]["regret"]["value"] == pytest.approx(0.0)
@@ -117,23 +168,32 @@ def test_predictions_are_held_against_what_helpers_bring() -> None:
     assert found["fisher"]["regret"]["value"] > found["random"]["regret"]["value"] > 0.05
 
 
-def test_cells_are_found_again_and_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_are_found_again_and_what_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torch")
     cells = whole()[:-1]
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "suite.json").write_text(json.dumps({"raw": {"cells": cells, "pairs": [{"task": "digits"}]}}))
+    (tmp_path / "results" / "suite.json").write_text(
+        json.dumps({"raw": {"cells": cells, "pairs": [{"task": "digits"}]}})
+    )
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
     assert COMMAND_LINE.restore(tmp_path / "out") == 0
     found, missing = read_cells((GRID,), list(MODALITY), tmp_path / "out")
     assert len(found) == 63
     assert missing == ["lora, find, full data, seed 0"]
-    assert json.loads((tmp_path / "out" / "pairs" / "digits.json").read_text()) == {"task": "digits"}
+    assert json.loads((tmp_path / "out" / "pairs" / "digits.json").read_text()) == {
+        "task": "digits"
+    }
 
     (tmp_path / "out" / "cells" / "lora" / "digits" / "16" / "0.json").write_text(
         json.dumps({**cells[0], "methods": {"own": {"score": 1.0}}})
     )
     assert COMMAND_LINE.restore(tmp_path / "out") == 0, "what is there is left alone"
-    assert read_cells((GRID,), list(MODALITY), tmp_path / "out")[1][0] == "lora, digits, 16 shots, seed 0"
+    assert (
+        read_cells((GRID,), list(MODALITY), tmp_path / "out")[1][0]
+        == "lora, digits, 16 shots, seed 0"
+    )
 
 
 def test_pairs_need_their_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,5 +206,7 @@ def test_pairs_need_their_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(compare_grid, "Grid", NoGrid)
     monkeypatch.setattr("pidep.backbones.load.load_backbone", lambda _: None)
-    with pytest.raises(PidepError, match=r"lora/digits/16/0\.json: this cell is not measured yet; run --part first"):
+    with pytest.raises(
+        PidepError, match=r"lora/digits/16/0\.json: this cell is not measured yet; run --part first"
+    ):
         bench_suite.measure_pairs(tmp_path, print)

@@ -40,7 +40,9 @@ def pidep(*arguments: object, cwd: Path, stdin: str | bytes = "") -> Done:
     """A real process."""
     given = stdin.encode() if isinstance(stdin, str) else stdin
     command = [sys.executable, "-m", "pidep", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, input=given, capture_output=True, env=environment(), timeout=110)
+    done = subprocess.run(
+        command, cwd=cwd, input=given, capture_output=True, env=environment(), timeout=110
+    )
     return Done(done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace"))
 
 
@@ -61,7 +63,13 @@ for command in json.loads(sys.argv[1]):
 def in_turn(*commands: Sequence[object], cwd: Path) -> list[Done]:
     """One real process for several commands: torch and transformers are imported once."""
     given = json.dumps([[str(part) for part in command] for command in commands])
-    done = subprocess.run([sys.executable, "-c", IN_TURN, given], cwd=cwd, capture_output=True, env=environment(), timeout=110)
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TURN, given],
+        cwd=cwd,
+        capture_output=True,
+        env=environment(),
+        timeout=110,
+    )
     outs, errs = (stream.decode().split("\x1e") for stream in (done.stdout, done.stderr))
     assert (done.returncode, outs.pop(), errs.pop()) == (0, "", ""), errs
     return [Done(int(out[-1]), out[:-1], err[:-1]) for out, err in zip(outs, errs, strict=True)]
@@ -69,11 +77,16 @@ def in_turn(*commands: Sequence[object], cwd: Path) -> list[Done]:
 
 def contents(folder: Path) -> Contents:
     """Every path below a folder; the bytes of its files."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def assert_refused(done: Done, match: str, *, code: int = 2) -> None:
-    """Exactly one line on stderr, nothing on stdout, the right exit code: 2 for a wrong use, 1 when the work failed."""
+    """Exactly one line on stderr, nothing on stdout, the right exit code: 2 for a wrong use, 1 when
+    the work failed.
+    """
     lines = done.err.splitlines()
     assert len(lines) == 1, f"expected one line, found:\n{done.err}"
     assert lines[0].startswith("pidep: ")
@@ -115,7 +128,13 @@ def write_pool(pool: Path, *experts: Any) -> Path:
 
     for seed, expert in enumerate(experts):
         rng = np.random.default_rng(seed)
-        tensors = [(f"{site}.{name}", array) for site, named in expert.sites.items() for name, array in named.items()]
-        embedding = {name: rng.exponential(size=array.shape).astype(np.float32) for name, array in tensors}
+        tensors = [
+            (f"{site}.{name}", array)
+            for site, named in expert.sites.items()
+            for name, array in named.items()
+        ]
+        embedding = {
+            name: rng.exponential(size=array.shape).astype(np.float32) for name, array in tensors
+        }
         write_expert(expert, pool / expert.name, fisher=embedding)
     return pool

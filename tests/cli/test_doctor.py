@@ -24,7 +24,10 @@ def test_it_says_which_path_the_kernels_run_and_why(
     found = json.loads(done.out)
     assert found["kernels"]["path"] == "torch"
     assert found["kernels"]["because"] == "no NVIDIA GPU that torch can use"
-    assert found["packages"]["torch"] == torch.__version__.partition("+")[0] or "+" in found["packages"]["torch"]
+    assert (
+        found["packages"]["torch"] == torch.__version__.partition("+")[0]
+        or "+" in found["packages"]["torch"]
+    )
     assert "CPUExecutionProvider" in found["serving"]["onnxruntime"]
     text = inside("doctor")
     assert text.code == 0

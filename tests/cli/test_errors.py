@@ -1,4 +1,6 @@
-"""A mistake is one line on stderr and exit code 2 (1 when the work failed), never a traceback, and leaves nothing behind."""
+"""A mistake is one line on stderr and exit code 2 (1 when the work failed), never a traceback, and
+leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,23 @@ from pidep.experts.folder import read_expert, write_expert
 from pidep.export.recipe import shipped
 from pidep.runtime.fit import check_expert
 from pidep.serving.store import ExpertStore
-from tests.cli.run import Done, assert_refused, contents, nobody, pidep, untouched, write_pool, write_run
+from tests.cli.run import (
+    Done,
+    assert_refused,
+    contents,
+    nobody,
+    pidep,
+    untouched,
+    write_pool,
+    write_run,
+)
 from tests.conftest import make_expert
 
 Inside = Callable[..., Done]
-TASK = "name: film\nlabels: {negative: negative, positive: positive}\ndata: {path: rows.jsonl}\nmax_length: 12\n"
+TASK = (
+    "name: film\nlabels: {negative: negative, positive: positive}\ndata: {path: "
+    "rows.jsonl}\nmax_length: 12\n"
+)
 TINY = ("--steps", 2, "--rank", 2, "--batch-size", 8)
 WEIGHTS = "adapter_model.safetensors"
 LONG = "x" * 300
@@ -38,15 +52,29 @@ def tune(inside: Inside, backbone: Path, *more: object, task: str = "film.yaml")
     ("old", "new", "message"),
     [
         ("name: film", "name: [", r"film\.yaml: not readable as YAML"),
-        ("name: film", "name: film\nlabl: x", r"film\.yaml: unknown key 'labl' \(did you mean 'label'\?\)"),
-        ("name: film", "name: film\ninput: '{title}'", r"rows\.jsonl, row 1: no column 'title'; the row has text, label"),
+        (
+            "name: film",
+            "name: film\nlabl: x",
+            r"film\.yaml: unknown key 'labl' \(did you mean 'label'\?\)",
+        ),
+        (
+            "name: film",
+            "name: film\ninput: '{title}'",
+            r"rows\.jsonl, row 1: no column 'title'; the row has text, label",
+        ),
         ("name: film", "name: film\ninput: '{text:d}'", r"film\.yaml: input|row 1: .*'\{text:d\}'"),
-        ("negative: negative", "neutral: neutral", r"rows\.jsonl, row 1: label 'negative' is not in the task's set \(neutral, positive\)"),
+        (
+            "negative: negative",
+            "neutral: neutral",
+            r"rows\.jsonl, row 1: label 'negative' is not in the task's set \(neutral, positive\)",
+        ),
         ("rows.jsonl", "gone.jsonl", r"gone\.jsonl: no such data file"),
         (TASK, "", r"film\.yaml: expected a mapping"),
     ],
 )
-def test_a_task_file_that_is_wrong(work: Path, inside: Inside, tiny_folder: Path, old: str, new: str, message: str) -> None:
+def test_a_task_file_that_is_wrong(
+    work: Path, inside: Inside, tiny_folder: Path, old: str, new: str, message: str
+) -> None:
     (work / "film.yaml").write_text(TASK.replace(old, new))
     with untouched(work):
         assert_refused(tune(inside, tiny_folder), message)
@@ -55,7 +83,10 @@ def test_a_task_file_that_is_wrong(work: Path, inside: Inside, tiny_folder: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lerning_rate: 1", r"tune\.yaml: unknown key 'lerning_rate' \(did you mean 'learning_rate'\?\)"),
+        (
+            "lerning_rate: 1",
+            r"tune\.yaml: unknown key 'lerning_rate' \(did you mean 'learning_rate'\?\)",
+        ),
         ("{", r"tune\.yaml: not readable as YAML"),
         ("[1]", r"tune\.yaml: expected a mapping of settings, found list"),
         ("rank: 0", r"tune\.yaml: rank: .*found 0"),
@@ -73,14 +104,22 @@ def test_a_settings_file_that_is_wrong(work: Path, inside: Inside, text: str, me
         (("--rank", 0), r"tune: --rank: expected at least 1, found 0"),
         (("--rank", 1000), r"tune: --rank: expected at most 256, found 1000"),
         (("--learning-rate", "nan"), r"tune: --learning-rate: expected more than 0, found nan"),
-        (("--alpha-start", "anywhere"), r"--alpha-start: expected 'uniform' or 'similarity', found 'anywhere'"),
-        (("--kind", "lorra"), r"--kind: expected one of .*, found 'lorra' \(did you mean 'lora'\?\)"),
+        (
+            ("--alpha-start", "anywhere"),
+            r"--alpha-start: expected 'uniform' or 'similarity', found 'anywhere'",
+        ),
+        (
+            ("--kind", "lorra"),
+            r"--kind: expected one of .*, found 'lorra' \(did you mean 'lora'\?\)",
+        ),
         (("--seed", -1), r"--seed: expected at least 0, found -1"),
         (("--rank", "many"), r"--rank: expected a valid integer.*, found 'many'"),
         (("--rnk", 2), r"No such option: --rnk .*--rank"),
     ],
 )
-def test_a_flag_that_is_out_of_range(work: Path, inside: Inside, arguments: tuple[object, ...], message: str) -> None:
+def test_a_flag_that_is_out_of_range(
+    work: Path, inside: Inside, arguments: tuple[object, ...], message: str
+) -> None:
     with untouched(work):
         assert_refused(inside("tune", "film.yaml", *arguments), message)
 
@@ -95,7 +134,9 @@ def test_a_flag_that_is_out_of_range(work: Path, inside: Inside, arguments: tupl
         (("tnue",), "tnue"),
     ],
 )
-def test_a_command_line_that_does_not_parse(work: Path, inside: Inside, arguments: tuple[object, ...], message: str) -> None:
+def test_a_command_line_that_does_not_parse(
+    work: Path, inside: Inside, arguments: tuple[object, ...], message: str
+) -> None:
     with untouched(work):
         assert_refused(inside(*arguments), message)
 
@@ -114,7 +155,9 @@ def test_a_command_line_that_does_not_parse(work: Path, inside: Inside, argument
         (("--backbone", "."), r"backbone '\.': expected"),
     ],
 )
-def test_a_run_that_cannot_be(work: Path, inside: Inside, tiny_folder: Path, arguments: tuple[object, ...], message: str) -> None:
+def test_a_run_that_cannot_be(
+    work: Path, inside: Inside, tiny_folder: Path, arguments: tuple[object, ...], message: str
+) -> None:
     (work / "other" / "film").mkdir(parents=True)
     (work / "other" / "film" / "precious.txt").write_text("years of work")
     with untouched(work):
@@ -125,7 +168,9 @@ def test_a_truncated_backbone(work: Path, inside: Inside, tiny_folder: Path) -> 
     (work / "backbone").mkdir()
     for path in tiny_folder.iterdir():
         data = path.read_bytes()
-        (work / "backbone" / path.name).write_bytes(data[:-100] if path.name == "model.safetensors" else data)
+        (work / "backbone" / path.name).write_bytes(
+            data[:-100] if path.name == "model.safetensors" else data
+        )
     with untouched(work):
         assert_refused(tune(inside, Path("backbone")), r"backbone 'backbone': ")
 
@@ -189,7 +234,9 @@ SICK = {
 
 
 @pytest.mark.parametrize("damage", list(SICK))
-def test_tuning_beside_a_sick_expert_in_the_pool(work: Path, inside: Inside, tiny, tiny_folder: Path, damage: str) -> None:
+def test_tuning_beside_a_sick_expert_in_the_pool(
+    work: Path, inside: Inside, tiny, tiny_folder: Path, damage: str
+) -> None:
     write_pool(work / "pool", sick_expert(tiny, damage, name="other"))
     damaged(work / "pool" / "other", damage)
     with untouched(work):
@@ -197,8 +244,12 @@ def test_tuning_beside_a_sick_expert_in_the_pool(work: Path, inside: Inside, tin
 
 
 @pytest.mark.parametrize("damage", ["nan", "negative", "other tensors", "other rank"])
-def test_tuning_beside_a_task_embedding_that_does_not_fit(work: Path, inside: Inside, tiny, tiny_folder: Path, damage: str) -> None:
-    write_pool(work / "pool", make_expert(tiny, name="other", rank=3 if damage == "other rank" else 2))
+def test_tuning_beside_a_task_embedding_that_does_not_fit(
+    work: Path, inside: Inside, tiny, tiny_folder: Path, damage: str
+) -> None:
+    write_pool(
+        work / "pool", make_expert(tiny, name="other", rank=3 if damage == "other rank" else 2)
+    )
     path = work / "pool" / "other" / "fisher.safetensors"
     factor = np.float32({"nan": np.nan, "negative": -1.0}.get(damage, 1.0))
     embedding = {name: array * factor for name, array in load_file(path).items()}
@@ -239,7 +290,10 @@ def test_swapping_in_a_sick_expert(work: Path, inside: Inside, tiny, damage: str
 def test_a_graph_of_nothing(work: Path, inside: Inside, pool: str) -> None:
     (work / "empty").mkdir()
     with untouched(work):
-        assert_refused(inside("graph", pool, "--png", "graph.png"), rf"{pool}: 0 experts .* a task graph needs two")
+        assert_refused(
+            inside("graph", pool, "--png", "graph.png"),
+            rf"{pool}: 0 experts .* a task graph needs two",
+        )
 
 
 @pytest.mark.parametrize(
@@ -251,10 +305,16 @@ def test_a_graph_of_nothing(work: Path, inside: Inside, pool: str) -> None:
         ("--png", "graph.png", "--graphml", "rows.jsonl/graph.graphml"),
     ],
 )
-def test_a_graph_that_cannot_be_written(work: Path, inside: Inside, tiny, arguments: tuple[str, ...]) -> None:
-    write_pool(work / "pool", make_expert(tiny, name="film"), make_expert(tiny, name="book", seed=1))
+def test_a_graph_that_cannot_be_written(
+    work: Path, inside: Inside, tiny, arguments: tuple[str, ...]
+) -> None:
+    write_pool(
+        work / "pool", make_expert(tiny, name="film"), make_expert(tiny, name="book", seed=1)
+    )
     with untouched(work):
-        assert_refused(inside("graph", "pool", *arguments), arguments[-2].lstrip("-") + "|" + arguments[-1])
+        assert_refused(
+            inside("graph", "pool", *arguments), arguments[-2].lstrip("-") + "|" + arguments[-1]
+        )
 
 
 # Export.
@@ -270,9 +330,15 @@ def run(work: Path, tiny) -> Path:
     ("arguments", "message"),
     [
         (("nope",), r"nope: no such expert folder"),
-        (("run", "--recipe", "bank-onx-fp32"), r"no such recipe; there are bank-onnx-fp32.*did you mean 'bank-onnx-fp32'\?"),
+        (
+            ("run", "--recipe", "bank-onx-fp32"),
+            r"no such recipe; there are bank-onnx-fp32.*did you mean 'bank-onnx-fp32'\?",
+        ),
         (("run", "--recipe", "merged-onnx-fp32"), r"is for --form merged, not bank"),
-        (("run", "--form", "merge"), r"export: --form: expected 'bank' or 'merged', found 'merge' \(did you mean 'merged'"),
+        (
+            ("run", "--form", "merge"),
+            r"export: --form: expected 'bank' or 'merged', found 'merge' \(did you mean 'merged'",
+        ),
         (("run", "run", "--form", "merged"), r"--form merged: takes one run, found 2"),
         (("run", "run"), r"expected runs with different names, found film, film"),
         (("run/expert",), r"run/expert: no task\.json.*give --task"),
@@ -281,7 +347,9 @@ def run(work: Path, tiny) -> Path:
         (("run", "--store", "rows.jsonl"), r"rows\.jsonl"),
     ],
 )
-def test_an_export_that_cannot_be(work: Path, inside: Inside, run: Path, arguments: tuple[object, ...], message: str) -> None:
+def test_an_export_that_cannot_be(
+    work: Path, inside: Inside, run: Path, arguments: tuple[object, ...], message: str
+) -> None:
     with untouched(work):
         assert_refused(inside("export", "--repo", "repo", *arguments), message)
 
@@ -298,9 +366,16 @@ def test_a_bank_of_what_it_cannot_hold(work: Path, inside: Inside, tiny, kind: s
     from pidep.adapters.mixture import find_sites, fresh
 
     sites = fresh(tiny.model, find_sites(tiny.model, kind=kind), kind=kind, rank=2)
-    write_run(work / "run", replace(make_expert(tiny), kind=kind, sites=sites, scaling=1.0), work / "film.yaml")
+    write_run(
+        work / "run",
+        replace(make_expert(tiny), kind=kind, sites=sites, scaling=1.0),
+        work / "film.yaml",
+    )
     with untouched(work):
-        assert_refused(inside("export", "run", "--repo", "repo"), rf"'film': is of kind '{kind}', .*--form merged")
+        assert_refused(
+            inside("export", "run", "--repo", "repo"),
+            rf"'film': is of kind '{kind}', .*--form merged",
+        )
 
 
 def test_a_merged_model_in_the_banks_place(work: Path, inside: Inside, tiny) -> None:
@@ -309,15 +384,21 @@ def test_a_merged_model_in_the_banks_place(work: Path, inside: Inside, tiny) -> 
         assert_refused(inside("export", "run", "--repo", "repo", "--form", "merged"), r"pidep_bank")
 
 
-def test_a_store_that_is_damaged_leaves_the_bank_as_it_is(work: Path, inside: Inside, run: Path) -> None:
+def test_a_store_that_is_damaged_leaves_the_bank_as_it_is(
+    work: Path, inside: Inside, run: Path
+) -> None:
     (work / "expert_store").mkdir()
     (work / "expert_store" / "manifest.json").write_text("{")
     with untouched(work):
-        assert_refused(inside("export", "run", "--repo", "repo"), r"manifest\.json: damaged manifest", code=1)
+        assert_refused(
+            inside("export", "run", "--repo", "repo"), r"manifest\.json: damaged manifest", code=1
+        )
 
 
 @pytest.mark.slow
-def test_a_new_bank_holds_what_is_published_and_a_parity_failure_leaves_it(work: Path, inside: Inside, tiny, run: Path) -> None:
+def test_a_new_bank_holds_what_is_published_and_a_parity_failure_leaves_it(
+    work: Path, inside: Inside, tiny, run: Path
+) -> None:
     older = make_expert(tiny, name="book", rank=5, sites=["*key"])
     ExpertStore(work / "expert_store").publish(older, "book")
     assert inside("export", "run", "--repo", "repo").code == 0
@@ -329,7 +410,12 @@ def test_a_new_bank_holds_what_is_published_and_a_parity_failure_leaves_it(work:
     (work / "strict.yaml").write_text(shipped_recipe.replace("max_abs: 0.001", "max_abs: 1.0e-12"))
     with untouched(work):
         done = inside("export", "run", "--repo", "repo", "--recipe", "strict.yaml")
-        assert_refused(done, r"parity of 'film': max abs error is .*, the recipe allows 1e-12; nothing was published", code=1)
+        assert_refused(
+            done,
+            r"parity of 'film': max abs error is .*, the recipe allows 1e-12; nothing was "
+            r"published",
+            code=1,
+        )
 
 
 # Import.
@@ -343,7 +429,9 @@ def lora(work: Path, tiny) -> Path:
 
 
 def adopt(inside: Inside, backbone: Path, *more: object) -> Done:
-    return inside("import", "lora", "--task", "film.yaml", "--backbone", backbone, "--out", "expert", *more)
+    return inside(
+        "import", "lora", "--task", "film.yaml", "--backbone", backbone, "--out", "expert", *more
+    )
 
 
 @pytest.mark.parametrize(
@@ -360,7 +448,9 @@ def adopt(inside: Inside, backbone: Path, *more: object) -> Done:
         ("lora_alpha", float("nan")),
     ],
 )
-def test_a_lora_that_cannot_be_honoured(work: Path, inside: Inside, lora: Path, tiny_folder: Path, key: str, value: object) -> None:
+def test_a_lora_that_cannot_be_honoured(
+    work: Path, inside: Inside, lora: Path, tiny_folder: Path, key: str, value: object
+) -> None:
     config = json.loads((lora / "adapter_config.json").read_text())
     (lora / "adapter_config.json").write_text(json.dumps({**config, key: value}))
     with untouched(work):
@@ -369,7 +459,9 @@ def test_a_lora_that_cannot_be_honoured(work: Path, inside: Inside, lora: Path, 
 
 def test_a_lora_of_another_backbone(work: Path, inside: Inside, lora: Path) -> None:
     with untouched(work):
-        assert_refused(adopt(inside, Path("minilm")), r"lora_A is \(2, 16\), the backbone needs \(2, 384\)")
+        assert_refused(
+            adopt(inside, Path("minilm")), r"lora_A is \(2, 16\), the backbone needs \(2, 384\)"
+        )
 
 
 @pytest.mark.parametrize(
@@ -384,9 +476,13 @@ def test_a_lora_of_another_backbone(work: Path, inside: Inside, lora: Path) -> N
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_path_the_disk_refuses(work: Path, inside: Inside, lora: Path, tiny_folder: Path, arguments: tuple[str, ...]) -> None:
+def test_a_path_the_disk_refuses(
+    work: Path, inside: Inside, lora: Path, tiny_folder: Path, arguments: tuple[str, ...]
+) -> None:
     with untouched(work):
-        assert_refused(inside(*(part.format(backbone=tiny_folder) for part in arguments)), "xxx", code=1)
+        assert_refused(
+            inside(*(part.format(backbone=tiny_folder) for part in arguments)), "xxx", code=1
+        )
 
 
 def test_a_settings_file_the_disk_refuses(work: Path, inside: Inside) -> None:
@@ -395,7 +491,9 @@ def test_a_settings_file_the_disk_refuses(work: Path, inside: Inside) -> None:
 
 
 @pytest.mark.parametrize("out", ["film.yaml", ".", "notes", "film.yaml/expert"])
-def test_an_import_over_what_is_no_expert(work: Path, inside: Inside, lora: Path, tiny_folder: Path, out: str) -> None:
+def test_an_import_over_what_is_no_expert(
+    work: Path, inside: Inside, lora: Path, tiny_folder: Path, out: str
+) -> None:
     (work / "notes").mkdir()
     (work / "notes" / "precious.txt").write_text("years of work")
     with untouched(work):
@@ -407,7 +505,9 @@ def test_an_import_over_what_is_no_expert(work: Path, inside: Inside, lora: Path
 
 def test_a_real_process_that_draws(work: Path) -> None:
     with untouched(work):
-        assert_refused(pidep("graph", ".", "--png", "graph.png", cwd=work), "a task graph needs two")
+        assert_refused(
+            pidep("graph", ".", "--png", "graph.png", cwd=work), "a task graph needs two"
+        )
 
 
 def test_a_real_process_that_exports(work: Path, tiny) -> None:

@@ -1,4 +1,6 @@
-"""As test_errors.py, for serving: wrong repositories, ports, addresses and rows, and nobody there."""
+"""As test_errors.py, for serving: wrong repositories, ports, addresses and rows, and
+nobody there.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Inside = Callable[..., Done]
         ("half", r"half/film: no bank\.json or merged\.json in version 1"),
     ],
 )
-def test_serving_a_repository_that_is_not_one(work: Path, inside: Inside, repo: str, message: str) -> None:
+def test_serving_a_repository_that_is_not_one(
+    work: Path, inside: Inside, repo: str, message: str
+) -> None:
     (work / "empty").mkdir()
     (work / "half" / "film" / "1").mkdir(parents=True)
     (work / "half" / "film" / "config.pbtxt").write_text('backend: "python"')
@@ -48,14 +52,23 @@ def test_serving_on_a_taken_port(work: Path, inside: Inside, complete: Path, wha
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         ports = free_ports()
-        options = {"http": ports.http, "grpc": ports.grpc, "metrics": ports.metrics, what: taken.getsockname()[1]}
+        options = {
+            "http": ports.http,
+            "grpc": ports.grpc,
+            "metrics": ports.metrics,
+            what: taken.getsockname()[1],
+        }
         arguments = [part for name, port in options.items() for part in (f"--{name}-port", port)]
         done = inside("serve", complete, *arguments)
-        assert_refused(done, rf"port 127\.0\.0\.1:{options[what]} is taken .*choose --{what}-port", code=1)
+        assert_refused(
+            done, rf"port 127\.0\.0\.1:{options[what]} is taken .*choose --{what}-port", code=1
+        )
 
 
 @pytest.mark.parametrize("port", [99999, -1])
-def test_serving_on_a_port_that_is_none(work: Path, inside: Inside, complete: Path, port: int) -> None:
+def test_serving_on_a_port_that_is_none(
+    work: Path, inside: Inside, complete: Path, port: int
+) -> None:
     with untouched(work):
         done = inside("serve", complete, "--http-port", port)
         assert_refused(done, rf"serve: --http-port: expected at (least 1|most 65535), found {port}")
@@ -64,7 +77,11 @@ def test_serving_on_a_port_that_is_none(work: Path, inside: Inside, complete: Pa
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_asking_where_nobody_listens(inside: Inside, protocol: str) -> None:
     url = nobody()
-    assert_refused(inside("infer", "a film", "--expert", "film", "--url", url, "--protocol", protocol), url, code=1)
+    assert_refused(
+        inside("infer", "a film", "--expert", "film", "--url", url, "--protocol", protocol),
+        url,
+        code=1,
+    )
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:port"])
@@ -75,7 +92,9 @@ def test_asking_at_what_is_no_address(inside: Inside, protocol: str, url: str) -
 
 
 def test_asking_nobody_in_particular(inside: Inside) -> None:
-    assert_refused(inside("infer", "a film"), r"--expert: expected a name, found none; name the expert")
+    assert_refused(
+        inside("infer", "a film"), r"--expert: expected a name, found none; name the expert"
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +112,11 @@ def test_asking_nobody_in_particular(inside: Inside) -> None:
 def test_rows_that_are_none(inside: Inside, line: bytes) -> None:
     rows = b'{"text": "a film"}\n' + line + b"\n"
     done = inside("infer", "--expert", "film", "--url", nobody(), stdin=rows)
-    assert_refused(done, r"standard input, line 2: expected \{\"text\": …, \"image\": PATH, \"expert\": …\} \(a text, an image or both\)")
+    assert_refused(
+        done,
+        r"standard input, line 2: expected \{\"text\": …, \"image\": PATH, \"expert\": …\} \(a "
+        r"text, an image or both\)",
+    )
 
 
 def test_a_text_that_is_no_text(inside: Inside) -> None:
@@ -117,5 +140,7 @@ def test_a_real_process_that_serves(work: Path, complete: Path) -> None:
 
 
 def test_a_real_process_that_reads_rows(work: Path) -> None:
-    done = pidep("infer", "--expert", "film", "--url", nobody(), cwd=work, stdin=b'{"text": "\xff"}\n')
+    done = pidep(
+        "infer", "--expert", "film", "--url", nobody(), cwd=work, stdin=b'{"text": "\xff"}\n'
+    )
     assert_refused(done, r"standard input, line 1: expected")

@@ -1,4 +1,6 @@
-"""`pidep tasks`: the list needs nothing, one task draws what is shown, an export is a task that `pidep tune` reads."""
+"""`pidep tasks`: the list needs nothing, one task draws what is shown, an export is a task that
+`pidep tune` reads.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,14 @@ def test_the_list_draws_and_loads_nothing(tmp_path: Path) -> None:
         "print(sorted({'torch', 'numpy', 'PIL', 'sklearn'} & set(sys.modules)), file=sys.stderr)"
     )
     environment = {"PATH": "", "PIDEP_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+        timeout=60,
+    )
     assert done.stderr == "[]\n"
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines if not line[0].isspace()] == [
@@ -43,28 +52,43 @@ def test_the_list_for_machines(inside: Inside) -> None:
     assert done.code == 0
     found = {entry["name"]: entry for entry in json.loads(done.out)}
     assert list(found) == list(FACTS)
-    assert found["vision/filled"]["labels"] == {"filled": "a filled icon", "outline": "an outlined icon"}
+    assert found["vision/filled"]["labels"] == {
+        "filled": "a filled icon",
+        "outline": "an outlined icon",
+    }
     assert found["vl/find"]["candidates"] == "image"
-    assert all("MIT" in entry["licence"] or "CC" in entry["licence"] or "Apache" in entry["licence"] for entry in found.values())
+    assert all(
+        "MIT" in entry["licence"] or "CC" in entry["licence"] or "Apache" in entry["licence"]
+        for entry in found.values()
+    )
 
 
-def test_three_rows_of_each_label_and_only_they_are_drawn(inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_rows_of_each_label_and_only_they_are_drawn(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("material")
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path / "cache"))
     done = inside("tasks", "vl/badge", "--json")
     assert done.code == 0
     found = json.loads(done.out)
-    assert [row["label"] for row in found["examples"]] == [label for label in found["labels"] for _ in range(3)]
+    assert [row["label"] for row in found["examples"]] == [
+        label for label in found["labels"] for _ in range(3)
+    ]
     drawn = {Path(row["image"]) for row in found["examples"]}
     assert set((tmp_path / "cache").rglob("*.png")) == drawn
 
     shown = inside("tasks", "vl/badge").out
     assert "1077 training and 282 test rows" in shown
     assert shown.count("plus: with a plus sign") == 3
-    assert f"  image  {found['examples'][0]['image']}\n  text  {found['examples'][0]['text']}\n" in shown
+    assert (
+        f"  image  {found['examples'][0]['image']}\n  text  {found['examples'][0]['text']}\n"
+        in shown
+    )
 
 
-def test_choices_of_each_row_have_a_star_at_the_right_one(inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choices_of_each_row_have_a_star_at_the_right_one(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("material")
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path / "cache"))
     blocks = inside("tasks", "vl/caption").out.split("\n\n")[1:]
@@ -78,7 +102,11 @@ def test_choices_of_each_row_have_a_star_at_the_right_one(inside: Inside, tmp_pa
 def test_an_export_is_the_same_task(name: str, inside: Inside, tmp_path: Path) -> None:
     done = inside("tasks", name, "--export", tmp_path / "mine")
     path = Path(done.out.strip())
-    assert (done.code, done.err, path) == (0, "", tmp_path / "mine" / f"{FACTS[name].fields['name']}.yaml")
+    assert (done.code, done.err, path) == (
+        0,
+        "",
+        tmp_path / "mine" / f"{FACTS[name].fields['name']}.yaml",
+    )
     assert FACTS[name].licence in path.read_text()
     mine, packaged = load_task(path), load_task(name)
     assert mine.model_dump(exclude={"data"}) == packaged.model_dump(exclude={"data"})
@@ -90,7 +118,9 @@ def test_an_export_is_the_same_task(name: str, inside: Inside, tmp_path: Path) -
     assert data_digest(here.test) == data_digest(there.test)
 
 
-def test_an_export_brings_the_pictures_to_choose_from(inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_brings_the_pictures_to_choose_from(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("material")
     from pidep.gallery.suite import files
     from pidep.gallery.suite.row import Sides
@@ -101,9 +131,18 @@ def test_an_export_brings_the_pictures_to_choose_from(inside: Inside, tmp_path: 
     assert json.loads(done.out) == {"task": "vl/find", "path": str(tmp_path / "mine" / "find.yaml")}
     data = load_data(load_task(tmp_path / "mine" / "find.yaml"))
     assert [data.train.labels, data.test.labels] == [[0, 1, 2, 3] * 2, [0, 1, 2, 3]]
-    pictures = {row["choices"][row["label"]] for row in map(json.loads, (tmp_path / "mine" / "test.jsonl").read_text().splitlines())}
-    assert pictures <= {path.relative_to(tmp_path / "mine").as_posix() for path in (tmp_path / "mine" / "images").iterdir()}
-    assert all(path.startswith("images/material-default-") or path.startswith("images/fontawesome-solid-") for path in pictures)
+    pictures = {
+        row["choices"][row["label"]]
+        for row in map(json.loads, (tmp_path / "mine" / "test.jsonl").read_text().splitlines())
+    }
+    assert pictures <= {
+        path.relative_to(tmp_path / "mine").as_posix()
+        for path in (tmp_path / "mine" / "images").iterdir()
+    }
+    assert all(
+        path.startswith("images/material-default-") or path.startswith("images/fontawesome-solid-")
+        for path in pictures
+    )
 
 
 def test_what_cannot_be(inside: Inside, tmp_path: Path) -> None:
@@ -111,7 +150,18 @@ def test_what_cannot_be(inside: Inside, tmp_path: Path) -> None:
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     with untouched(tmp_path):
-        assert_refused(inside("tasks", "vl/badg"), r"task 'vl/badg': expected one of vision/digits.*did you mean 'vl/badge'")
-        assert_refused(inside("tasks", "--export", tmp_path / "new"), "--export: needs the name of a task")
-        assert_refused(inside("tasks", "vl/badge", "--export", tmp_path / "full"), r"new or empty folder, found 'notes\.txt' in it")
-        assert_refused(inside("tasks", "vl/badge", "--export", tmp_path / "file"), r"--export .*file: is a file; give a folder")
+        assert_refused(
+            inside("tasks", "vl/badg"),
+            r"task 'vl/badg': expected one of vision/digits.*did you mean 'vl/badge'",
+        )
+        assert_refused(
+            inside("tasks", "--export", tmp_path / "new"), "--export: needs the name of a task"
+        )
+        assert_refused(
+            inside("tasks", "vl/badge", "--export", tmp_path / "full"),
+            r"new or empty folder, found 'notes\.txt' in it",
+        )
+        assert_refused(
+            inside("tasks", "vl/badge", "--export", tmp_path / "file"),
+            r"--export .*file: is a file; give a folder",
+        )

@@ -50,9 +50,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compile]:
 
 
 @pytest.fixture
-def work(
-    tmp_path: Path, compiled: tuple[Path, Compile], monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def work(tmp_path: Path, compiled: tuple[Path, Compile], monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder. The graph is compiled once and then copied: all banks here are alike."""
     graph, compile_graph = compiled
 

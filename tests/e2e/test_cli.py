@@ -1,4 +1,6 @@
-"""The whole line through the command line on a tiny backbone: tune, graph, export, serve, infer, swap under traffic, stop."""
+"""The whole line through the command line on a tiny backbone: tune, graph, export, serve, infer,
+swap under traffic, stop.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ from tests.conftest import make_expert
 
 pytestmark = pytest.mark.server
 
-TASKS = {"book": (("bad", "awful"), ("good", "great")), "meal": (("bad",), ("great",)), "film": (("awful",), ("good",))}
+TASKS = {
+    "book": (("bad", "awful"), ("good", "great")),
+    "meal": (("bad",), ("great",)),
+    "film": (("awful",), ("good",)),
+}
 TUNE = ("--steps", 6, "--mixture-steps", 3, "--rank", 2, "--batch-size", 8, "--learning-rate", 0.05)
 TEXTS = ["the film was very good", "a very awful film", "great", "the bad film was bad"]
 STOCK = """
@@ -44,9 +50,11 @@ for name, value in (("TEXT", "the film was good"), ("EXPERT", "film")):
     tensor.set_data_from_numpy(np.array([[value.encode()]], dtype=object))
     inputs.append(tensor)
 answer = client.infer("pidep_bank", inputs)
-found = {name: answer.as_numpy(name).ravel().tolist() for name in ("SCORES", "LABELS", "LABEL", "DIGEST")}
+names = ("SCORES", "LABELS", "LABEL", "DIGEST")
+found = {name: answer.as_numpy(name).ravel().tolist() for name in names}
 assert not [name for name in sys.modules if name.split(".")[0] == "pidep"]
-print(json.dumps({name: [v.decode() if isinstance(v, bytes) else v for v in values] for name, values in found.items()}))
+text = lambda value: value.decode() if isinstance(value, bytes) else value
+print(json.dumps({name: [text(value) for value in values] for name, values in found.items()}))
 """
 
 
@@ -56,10 +64,14 @@ def write_task(folder: Path, name: str, seed: int) -> None:
     for index in range(80):
         words = TASKS[name][index % 2]
         filler = " ".join(rng.choice(["a", "film", "the", "was", "very"], size=5))
-        rows.append({"text": f"{filler} {rng.choice(words)}", "label": ["negative", "positive"][index % 2]})
+        rows.append(
+            {"text": f"{filler} {rng.choice(words)}", "label": ["negative", "positive"][index % 2]}
+        )
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     labels = "{negative: negative, positive: positive}"
-    (folder / f"{name}.yaml").write_text(f"name: {name}\nlabels: {labels}\ndata: {{path: {name}.jsonl}}\nmax_length: 12\n")
+    (folder / f"{name}.yaml").write_text(
+        f"name: {name}\nlabels: {labels}\ndata: {{path: {name}.jsonl}}\nmax_length: 12\n"
+    )
 
 
 def run(folder: Path, *arguments: object, stdin: str = "") -> str:
@@ -87,7 +99,10 @@ class Line:
         return f"127.0.0.1:{self.ports.http}"
 
     def infer(self, *arguments: object, stdin: str = "") -> list[dict[str, Any]]:
-        return [json.loads(row) for row in run(self.folder, "infer", *arguments, stdin=stdin).splitlines()]
+        return [
+            json.loads(row)
+            for row in run(self.folder, "infer", *arguments, stdin=stdin).splitlines()
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +111,11 @@ def tuned(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Line:
     for seed, name in enumerate(TASKS):
         write_task(line.folder, name, seed)
     common = ("--backbone", tiny_folder, "--pool", "pool", *TUNE, "--json")
-    for name, done in zip(TASKS, in_turn(*(("tune", f"{name}.yaml", *common) for name in TASKS), cwd=line.folder), strict=True):
+    for name, done in zip(
+        TASKS,
+        in_turn(*(("tune", f"{name}.yaml", *common) for name in TASKS), cwd=line.folder),
+        strict=True,
+    ):
         assert (done.code, done.err) == (0, "")
         line.tuned[name] = json.loads(done.out)
     return line
@@ -112,10 +131,16 @@ def exported(tuned: Line) -> Line:
 @contextmanager
 def serving(folder: Path, ports: Ports) -> Iterator[subprocess.Popen[str]]:
     """`pidep serve repo`, ready; killed at the end if nobody stopped it."""
-    options = [str(part) for name in ("http", "grpc", "metrics") for part in (f"--{name}-port", getattr(ports, name))]
+    options = [
+        str(part)
+        for name in ("http", "grpc", "metrics")
+        for part in (f"--{name}-port", getattr(ports, name))
+    ]
     command = [sys.executable, "-m", "pidep", "serve", "repo", *options]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=folder, env={**environment(), "TMPDIR": str(folder / "tmp")}, **pipes)
+    process = subprocess.Popen(
+        command, cwd=folder, env={**environment(), "TMPDIR": str(folder / "tmp")}, **pipes
+    )
     try:
         assert process.stdout is not None
         ready = process.stdout.readline()
@@ -147,7 +172,18 @@ def test_tune_fills_the_pool_and_mixes_its_experts(tuned: Line) -> None:
 
 
 def test_graph_writes_every_form_at_once(tuned: Line) -> None:
-    document = json.loads(run(tuned.folder, "graph", "pool", "--png", "graph.png", "--graphml", "graph.graphml", "--json"))
+    document = json.loads(
+        run(
+            tuned.folder,
+            "graph",
+            "pool",
+            "--png",
+            "graph.png",
+            "--graphml",
+            "graph.graphml",
+            "--json",
+        )
+    )
     graph = networkx.node_link_graph(document, edges="edges")
     again = networkx.read_graphml(tuned.folder / "graph.graphml")
     assert sorted(graph) == sorted(again) == sorted(TASKS)
@@ -169,7 +205,9 @@ def test_export_publishes_the_bank_and_its_experts(exported: Line) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_texts_as_arguments_are_answered_as_pytorch_would(served: Line, tiny, protocol: str) -> None:
+def test_texts_as_arguments_are_answered_as_pytorch_would(
+    served: Line, tiny, protocol: str
+) -> None:
     import torch
 
     from pidep.adapters.mixture import Mixture, attached
@@ -178,9 +216,20 @@ def test_texts_as_arguments_are_answered_as_pytorch_would(served: Line, tiny, pr
     rows = served.infer(*TEXTS, "--expert", "film", "--url", url, "--protocol", protocol, "--json")
     expert = read_expert(served.folder / "runs" / "film" / "expert")
     with attached(tiny.model, Mixture.of([expert])):
-        logits = expert.logit_scale * tiny.encode(TEXTS, max_length=12) @ torch.from_numpy(expert.label_embeddings).T
-    np.testing.assert_allclose([list(row["scores"].values()) for row in rows], torch.softmax(logits, 1).numpy(), atol=1e-5, rtol=0)
-    assert {(row["expert"], row["digest"], tuple(row["scores"])) for row in rows} == {("film", expert.digest, expert.labels)}
+        logits = (
+            expert.logit_scale
+            * tiny.encode(TEXTS, max_length=12)
+            @ torch.from_numpy(expert.label_embeddings).T
+        )
+    np.testing.assert_allclose(
+        [list(row["scores"].values()) for row in rows],
+        torch.softmax(logits, 1).numpy(),
+        atol=1e-5,
+        rtol=0,
+    )
+    assert {(row["expert"], row["digest"], tuple(row["scores"])) for row in rows} == {
+        ("film", expert.digest, expert.labels)
+    }
     assert all(row["label"] == max(row["scores"], key=row["scores"].get) for row in rows)
 
 
@@ -188,11 +237,20 @@ def test_texts_as_arguments_are_answered_as_pytorch_would(served: Line, tiny, pr
 def test_jsonl_rows_keep_their_order_and_their_expert(served: Line, protocol: str) -> None:
     url = served.grpc if protocol == "grpc" else served.http
     wanted = [(text, name) for text in TEXTS for name in ("film", None)]
-    stdin = "".join(json.dumps({"text": text, "expert": name} if name else {"text": text}) + "\n\n" for text, name in wanted)
-    rows = served.infer("--expert", "book", "--url", url, "--protocol", protocol, "--batch-size", 3, stdin=stdin)
+    stdin = "".join(
+        json.dumps({"text": text, "expert": name} if name else {"text": text}) + "\n\n"
+        for text, name in wanted
+    )
+    rows = served.infer(
+        "--expert", "book", "--url", url, "--protocol", protocol, "--batch-size", 3, stdin=stdin
+    )
     assert [row["expert"] for row in rows] == [name or "book" for _, name in wanted]
-    assert [row["digest"] for row in rows] == [served.tuned[name or "book"]["digest"] for _, name in wanted]
-    assert len({tuple(row["scores"].values()) for row in rows}) == len(rows), "every pair of text and expert has its own answer"
+    assert [row["digest"] for row in rows] == [
+        served.tuned[name or "book"]["digest"] for _, name in wanted
+    ]
+    assert len({tuple(row["scores"].values()) for row in rows}) == len(rows), (
+        "every pair of text and expert has its own answer"
+    )
 
 
 def test_a_table_for_people(served: Line) -> None:
@@ -208,10 +266,19 @@ def test_an_unknown_expert_is_one_line(served: Line) -> None:
 
 def test_curl_gets_an_answer(served: Line) -> None:
     rows = {"TEXT": TEXTS, "EXPERT": ["film", "book"] * 2}
-    inputs = [{"name": name, "shape": [4, 1], "datatype": "BYTES", "data": data} for name, data in rows.items()]
+    inputs = [
+        {"name": name, "shape": [4, 1], "datatype": "BYTES", "data": data}
+        for name, data in rows.items()
+    ]
     body, url = json.dumps({"inputs": inputs}), f"http://{served.http}/v2/models/pidep_bank/infer"
     if shutil.which("curl"):
-        answer = subprocess.run(["curl", "-sSf", "-d", "@-", url], input=body, capture_output=True, text=True, check=True).stdout
+        answer = subprocess.run(
+            ["curl", "-sSf", "-d", "@-", url],
+            input=body,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     else:
         answer = urllib.request.urlopen(url, body.encode(), timeout=10).read()
     outputs = {output["name"]: output["data"] for output in json.loads(answer)["outputs"]}
@@ -221,7 +288,15 @@ def test_curl_gets_an_answer(served: Line) -> None:
 
 def test_a_stock_client_gets_an_answer_without_pidep(served: Line) -> None:
     command = [sys.executable, "-c", STOCK, served.grpc]
-    done = subprocess.run(command, cwd=served.folder, capture_output=True, text=True, check=True, env=environment(), timeout=60)
+    done = subprocess.run(
+        command,
+        cwd=served.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(),
+        timeout=60,
+    )
     found = json.loads(done.stdout)
     assert found["DIGEST"] == [served.tuned["film"]["digest"]]
     assert found["LABELS"] == ["negative", "positive"]
@@ -259,7 +334,9 @@ class Traffic:
 
     @contextmanager
     def flowing(self) -> Iterator[None]:
-        threads = [threading.Thread(target=self.run, args=(worker,)) for worker in range(len(self.sent))]
+        threads = [
+            threading.Thread(target=self.run, args=(worker,)) for worker in range(len(self.sent))
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -284,7 +361,17 @@ def test_swaps_under_traffic_lose_nothing(served: Line) -> None:
     with traffic.flowing():
         wait_for(lambda: traffic.digests)
         for folder, new, old in turns:
-            out = run(served.folder, "swap", "film", f"runs/film/{folder}", "--repo", "repo", "--url", served.grpc, "--json")
+            out = run(
+                served.folder,
+                "swap",
+                "film",
+                f"runs/film/{folder}",
+                "--repo",
+                "repo",
+                "--url",
+                served.grpc,
+                "--json",
+            )
             swapped = json.loads(out)
             assert (swapped["old_digest"], swapped["new_digest"]) == (old, new)
             answered = len(traffic.digests)
@@ -302,7 +389,9 @@ def test_a_swap_the_server_does_not_see_is_a_failure(served: Line, tmp_path: Pat
     another = ("--repo", tmp_path / "repo", "--url", served.grpc, "--timeout", 1)
     with untouched(served.folder / "expert_store"):
         done = pidep("swap", "book", "runs/meal", *another, cwd=served.folder)
-        assert_refused(done, r"after 1 s the server answered sha256:.*is it serving this repository\?", code=1)
+        assert_refused(
+            done, r"after 1 s the server answered sha256:.*is it serving this repository\?", code=1
+        )
 
 
 def test_a_new_name_is_served_at_once(served: Line) -> None:
@@ -319,12 +408,23 @@ def test_a_new_name_is_served_at_once(served: Line) -> None:
         ({"rank": 65}, r"rank 65 and width 16, the bank needs rank <= \d+"),
     ],
 )
-def test_an_expert_the_bank_cannot_hold_is_not_swapped_in(served: Line, tiny, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_an_expert_the_bank_cannot_hold_is_not_swapped_in(
+    served: Line, tiny, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     rank = change.pop("rank", 2)
     expert = replace(make_expert(tiny, rank=rank), **change, scaling=1.0)
     write_run(tmp_path / "run", expert, served.folder / "film.yaml")
     with untouched(served.folder / "expert_store"):
-        done = pidep("swap", "film", tmp_path / "run", "--repo", "repo", "--url", served.grpc, cwd=served.folder)
+        done = pidep(
+            "swap",
+            "film",
+            tmp_path / "run",
+            "--repo",
+            "repo",
+            "--url",
+            served.grpc,
+            cwd=served.folder,
+        )
         assert_refused(done, message)
 
 
@@ -333,7 +433,9 @@ def test_an_expert_the_bank_cannot_hold_is_not_swapped_in(served: Line, tiny, tm
 
 def descendants(pid: int) -> list[int]:
     """Every process below one."""
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    children = [
+        int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
     return children + [below for child in children for below in descendants(child)]
 
 

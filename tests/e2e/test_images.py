@@ -1,4 +1,6 @@
-"""Images through the real Triton Server: text, image and both in one batch, every mode of image, and what is refused."""
+"""Images through the real Triton Server: text, image and both in one batch, every mode of image,
+and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,20 @@ from tests.conftest import make_expert, picture, png
 
 pytestmark = pytest.mark.server
 TASK = Task.model_validate(
-    {"name": "seen", "labels": {"negative": "n", "positive": "p"}, "input": "", "image": "image", "data": {"path": "x.jsonl"}}
+    {
+        "name": "seen",
+        "labels": {"negative": "n", "positive": "p"},
+        "input": "",
+        "image": "image",
+        "data": {"path": "x.jsonl"},
+    }
 )
-ROWS: list[Input] = ["a fine day", Row("", png(0)), Row("is this an anchor?", png(1)), Row("", png(2))]
+ROWS: list[Input] = [
+    "a fine day",
+    Row("", png(0)),
+    Row("is this an anchor?", png(1)),
+    Row("", png(2)),
+]
 NAMES = ("words", "sees", "asks", "sees")
 
 
@@ -42,11 +55,16 @@ def served(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     backbone = load_backbone("pidep-mini")
     repo = tmp_path_factory.mktemp("served") / "model_repo"
     sites = ("encoder.layer.5.attention.*",)
-    experts = {name: make_expert(backbone, name=name, seed=seed, scaling=0.5, sites=sites) for seed, name in enumerate(sorted(set(NAMES)))}
+    experts = {
+        name: make_expert(backbone, name=name, seed=seed, scaling=0.5, sites=sites)
+        for seed, name in enumerate(sorted(set(NAMES)))
+    }
     sources = [Source(expert, TASK, Split(ROWS, [0, 1, 0, 1])) for expert in experts.values()]
     sources.append(choosing(backbone, sites))
     experts["chooses"] = sources[-1].expert
-    exported = export_bank(sources, repo, load_recipe("bank-onnx-fp32"), expert_store="../../../expert_store")
+    exported = export_bank(
+        sources, repo, load_recipe("bank-onnx-fp32"), expert_store="../../../expert_store"
+    )
     export_merged(sources[1], repo, load_recipe("merged-onnx-fp32"))
     for name, expert in experts.items():
         publish_expert(name, expert, repo)
@@ -59,15 +77,27 @@ CANDIDATES: tuple[Input, ...] = ("an anchor", Row("", png(6)), "a fine day")
 
 def choosing(backbone: Any, sites: tuple[str, ...]) -> Source:
     """An expert whose rows bring their own candidates, and so has no labels."""
-    expert = replace(make_expert(backbone, name="chooses", seed=7, scaling=0.5, sites=sites), labels=(), label_texts=())
+    expert = replace(
+        make_expert(backbone, name="chooses", seed=7, scaling=0.5, sites=sites),
+        labels=(),
+        label_texts=(),
+    )
     expert = replace(expert, label_embeddings=np.zeros((0, backbone.hidden_size), np.float32))
-    task = Task.model_validate({"name": "chooses", "candidates": "choices", "data": {"path": "x.jsonl"}})
-    rows: list[Input] = [Row("something", candidates=CANDIDATES), Row("good", candidates=CANDIDATES[:2])]
+    task = Task.model_validate(
+        {"name": "chooses", "candidates": "choices", "data": {"path": "x.jsonl"}}
+    )
+    rows: list[Input] = [
+        Row("something", candidates=CANDIDATES),
+        Row("good", candidates=CANDIDATES[:2]),
+    ]
     return Source(expert, task, Split(rows, [0, 1]))
 
 
 def requests() -> list[Request]:
-    return [Request(row.text, name, row.image) for row, name in zip(map(as_row, ROWS), NAMES, strict=True)]  # type: ignore[arg-type]
+    return [
+        Request(row.text, name, row.image)
+        for row, name in zip(map(as_row, ROWS), NAMES, strict=True)
+    ]  # type: ignore[arg-type]
 
 
 def expected(backbone: Any, expert: Any, row: Input) -> dict[str, float]:
@@ -75,7 +105,9 @@ def expected(backbone: Any, expert: Any, row: Input) -> dict[str, float]:
 
     with attached(backbone.model, Mixture.of([expert])):
         embedding = backbone.encode([row], max_length=expert.max_length)[0]
-    scores = torch.softmax(expert.logit_scale * torch.from_numpy(expert.label_embeddings) @ embedding, 0)
+    scores = torch.softmax(
+        expert.logit_scale * torch.from_numpy(expert.label_embeddings) @ embedding, 0
+    )
     return dict(zip(expert.labels, scores.tolist(), strict=True))
 
 
@@ -83,10 +115,14 @@ def expected(backbone: Any, expert: Any, row: Input) -> dict[str, float]:
 def test_a_text_an_image_and_both_in_one_batch_of_three_experts(served, protocol) -> None:  # type: ignore[no-untyped-def]
     server, _, experts, backbone, exported = served
     assert all(parity.argmax_flips == 0 for parity in exported.parity.values())
-    with Client(server.grpc_url if protocol == "grpc" else server.http_url, protocol=protocol) as client:
+    with Client(
+        server.grpc_url if protocol == "grpc" else server.http_url, protocol=protocol
+    ) as client:
         for row, asked, found in zip(ROWS, requests(), client.infer(requests()), strict=True):
             assert found.digest == experts[asked.expert].digest
-            assert found.scores == pytest.approx(expected(backbone, experts[asked.expert], row), abs=2e-4)
+            assert found.scores == pytest.approx(
+                expected(backbone, experts[asked.expert], row), abs=2e-4
+            )
             assert client.infer([asked])[0].scores == pytest.approx(found.scores, abs=1e-4)
 
 
@@ -124,23 +160,36 @@ def test_every_mode_is_answered_as_in_training(served, mode) -> None:  # type: i
     image = modes()[mode]
     with Client(server.grpc_url) as client:
         (found,) = client.infer([Request("", "sees", image)])
-    assert found.scores == pytest.approx(expected(backbone, experts["sees"], Row("", image)), abs=2e-4)
+    assert found.scores == pytest.approx(
+        expected(backbone, experts["sees"], Row("", image)), abs=2e-4
+    )
 
 
 def bomb() -> bytes:
     """A PNG of 100,000 × 100,000 pixels in a few hundred bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "image", "message"),
     [
-        ("", b"this is no image", "row 2: expected PNG, JPEG.* found something else; convert it or remove the row"),
+        (
+            "",
+            b"this is no image",
+            "row 2: expected PNG, JPEG.* found something else; convert it or remove the row",
+        ),
         ("a word", png(0)[:300], "row 2: the pixels cannot be decoded .* it is damaged"),
         ("", bomb(), "row 2: expected at most 67108864 pixels, found "),
         ("", None, "row 2: expected a text, an image or both, found neither"),
@@ -175,8 +224,14 @@ def test_candidates_are_chosen_by_the_bare_backbone(served) -> None:  # type: ig
 
 def test_a_merged_model_needs_labels(served, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     _, _, _, backbone, _ = served
-    with pytest.raises(UsageError, match=r"its rows bring their own candidates, .* use --form bank"):
-        export_merged(choosing(backbone, ("encoder.layer.5.attention.*",)), tmp_path / "repo", load_recipe("merged-onnx-fp32"))
+    with pytest.raises(
+        UsageError, match=r"its rows bring their own candidates, .* use --form bank"
+    ):
+        export_merged(
+            choosing(backbone, ("encoder.layer.5.attention.*",)),
+            tmp_path / "repo",
+            load_recipe("merged-onnx-fp32"),
+        )
     assert not (tmp_path / "repo").exists()
 
 
@@ -184,16 +239,29 @@ def test_images_from_the_command_line_and_a_swap(served, tmp_path: Path) -> None
     server, repo, experts, backbone, _ = served
     (tmp_path / "a.png").write_bytes(png(0))
     command = [sys.executable, "-m", "pidep", "infer", "--url", server.grpc_url]
-    done = subprocess.run([*command, "--expert", "sees", "--image", str(tmp_path / "a.png"), "--json"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--expert", "sees", "--image", str(tmp_path / "a.png"), "--json"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert experts["sees"].digest in done.stdout
-    lines = '{"text": "is it?", "image": "%s", "expert": "asks"}\n{"text": "a day", "expert": "words"}\n' % (tmp_path / "a.png")
+    lines = (
+        '{"text": "is it?", "image": "%s", "expert": "asks"}\n{"text": "a day", "expert": '
+        '"words"}\n' % (tmp_path / "a.png")
+    )
     done = subprocess.run(command, input=lines, capture_output=True, text=True)
     assert done.stdout.count('"digest"') == 2, done.stderr
-    gone = subprocess.run([*command, "--expert", "sees", "--image", str(tmp_path / "none.png")], capture_output=True, text=True)
+    gone = subprocess.run(
+        [*command, "--expert", "sees", "--image", str(tmp_path / "none.png")],
+        capture_output=True,
+        text=True,
+    )
     assert gone.returncode == 2
     assert "none.png: expected an image file" in gone.stderr
-    new = make_expert(backbone, name="sees", seed=9, scaling=0.5, sites=("encoder.layer.5.attention.*",))
+    new = make_expert(
+        backbone, name="sees", seed=9, scaling=0.5, sites=("encoder.layer.5.attention.*",)
+    )
     assert swap_expert("sees", new, repo, server.grpc_url).new_digest == new.digest
     swap_expert("sees", experts["sees"], repo, server.grpc_url)
 
@@ -203,7 +271,9 @@ def test_an_expert_of_the_text_encoder_is_served_beside(served) -> None:  # type
 
     server, repo, _, _, _ = served
     minilm = load_backbone("minilm")
-    expert = make_expert(minilm, name="text-only", seed=4, scaling=0.5, sites=("encoder.layer.5.attention.*",))
+    expert = make_expert(
+        minilm, name="text-only", seed=4, scaling=0.5, sites=("encoder.layer.5.attention.*",)
+    )
     swap_expert("text-only", expert, repo, server.grpc_url)
     with Client(server.grpc_url) as client:
         (found,) = client.infer([Request("a fine day", "text-only")])

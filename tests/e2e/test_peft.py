@@ -1,4 +1,6 @@
-"""To and from `peft`: its LoRA comes in, is served and answers the same; pidep's LoRA goes out and gives the same logits."""
+"""To and from `peft`: its LoRA comes in, is served and answers the same; pidep's LoRA goes out and
+gives the same logits.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +20,38 @@ from pidep.serving.client import Client, Request
 from pidep.serving.server import TritonServer, free_ports
 from tests.cli.run import pidep, untouched
 
-TEXTS = ["the film was very good", "awful", "a very bad film was the great film", "great", "the bad film was bad and bad and bad and bad"]
+TEXTS = [
+    "the film was very good",
+    "awful",
+    "a very bad film was the great film",
+    "great",
+    "the bad film was bad and bad and bad and bad",
+]
 LABELS = [1, 0, 0, 1, 0]
 
 
 class Peft:
-    """Scoring with transformers and peft alone: mean-pooled cosine to the bare backbone's label texts, times 20."""
+    """Scoring with transformers and peft alone: mean-pooled cosine to the bare backbone's label
+    texts, times 20.
+    """
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModel, AutoTokenizer
 
         self.folder = folder
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.labels = self.embed(AutoModel.from_pretrained(folder).eval(), ["negative", "positive"]).detach()
+        self.labels = self.embed(
+            AutoModel.from_pretrained(folder).eval(), ["negative", "positive"]
+        ).detach()
 
     def embed(self, model: Any, texts: list[str]) -> Tensor:
         """`[B, D]` unit rows."""
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=12, return_tensors="pt")
-        hidden = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        tokens = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=12, return_tensors="pt"
+        )
+        hidden = model(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        ).last_hidden_state
         mask = tokens["attention_mask"].unsqueeze(-1).float()
         return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
@@ -50,8 +66,15 @@ class Peft:
 
         torch.manual_seed(0)
         base = AutoModel.from_pretrained(self.folder).eval()
-        model = get_peft_model(base, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["query", "value"], **settings}))
-        optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=0.05)
+        model = get_peft_model(
+            base,
+            LoraConfig(
+                **{"r": 4, "lora_alpha": 8, "target_modules": ["query", "value"], **settings}
+            ),
+        )
+        optimizer = torch.optim.AdamW(
+            [value for value in model.parameters() if value.requires_grad], lr=0.05
+        )
         for _ in range(8):
             loss = cross_entropy(self.logits(model, TEXTS), torch.tensor(LABELS))
             optimizer.zero_grad()
@@ -100,12 +123,16 @@ def same(ours: Tensor, theirs: Tensor) -> None:
     ],
     ids=lambda settings: ",".join(settings) or "plain",
 )
-def test_a_lora_of_pefts_means_the_same_here(peft: Peft, tiny, task_file: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_lora_of_pefts_means_the_same_here(
+    peft: Peft, tiny, task_file: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     from pidep.tuning.import_peft import import_peft
 
     model = peft.trained(tmp_path / "lora", **settings)
     bare = peft.logits(peft.loaded(tmp_path / "lora").get_base_model(), TEXTS)
-    import_peft(tmp_path / "lora", task=str(task_file), out=tmp_path / "expert", backbone=str(peft.folder))
+    import_peft(
+        tmp_path / "lora", task=str(task_file), out=tmp_path / "expert", backbone=str(peft.folder)
+    )
     theirs = peft.logits(model, TEXTS)
     assert bare.shape == theirs.shape
     same(our_logits(tiny, tmp_path / "expert"), theirs)
@@ -124,12 +151,19 @@ def test_a_lora_of_pefts_means_the_same_here(peft: Peft, tiny, task_file: Path, 
     ],
     ids=lambda settings: next(iter(settings)) + str(next(iter(settings.values()))),
 )
-def test_what_cannot_be_honoured_is_refused_by_name(peft: Peft, task_file: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_what_cannot_be_honoured_is_refused_by_name(
+    peft: Peft, task_file: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     from pidep.tuning.import_peft import import_peft
 
     peft.trained(tmp_path / "lora", **settings)
     with untouched(tmp_path), pytest.raises(ExpertError, match=next(iter(settings))):
-        import_peft(tmp_path / "lora", task=str(task_file), out=tmp_path / "expert", backbone=str(peft.folder))
+        import_peft(
+            tmp_path / "lora",
+            task=str(task_file),
+            out=tmp_path / "expert",
+            backbone=str(peft.folder),
+        )
 
 
 @pytest.mark.server
@@ -143,7 +177,9 @@ def test_an_expert_trained_by_peft_is_served(peft: Peft, task_file: Path, tmp_pa
         assert (done.code, done.err) == (0, "")
     with TritonServer(tmp_path / "repo", free_ports()) as server, Client(server.grpc_url) as client:
         answers = client.infer([Request(text, "film") for text in TEXTS])
-    np.testing.assert_allclose([list(answer.scores.values()) for answer in answers], theirs, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        [list(answer.scores.values()) for answer in answers], theirs, atol=1e-5, rtol=0
+    )
     assert {answer.digest for answer in answers} == {read_expert(tmp_path / "expert").digest}
 
 
@@ -154,9 +190,19 @@ def test_what_pidep_tunes_peft_loads(peft: Peft, tiny, task_file: Path, tmp_path
     from pidep.tuning.settings import read_config
     from pidep.tuning.tune import tune
 
-    small = {"task": str(task_file), "backbone": str(peft.folder), "steps": 4, "mixture_steps": 3, "rank": 2, "batch_size": 8}
+    small = {
+        "task": str(task_file),
+        "backbone": str(peft.folder),
+        "steps": 4,
+        "mixture_steps": 3,
+        "rank": 2,
+        "batch_size": 8,
+    }
     for name in ("book", "film"):
-        settings = read_config(None, {**small, "name": name, "pool": tmp_path / "pool", "seed": len(name) + ord(name[0])})
+        settings = read_config(
+            None,
+            {**small, "name": name, "pool": tmp_path / "pool", "seed": len(name) + ord(name[0])},
+        )
         tune(settings, tmp_path / "runs" / name)
     run = tmp_path / "runs" / "film"
     assert {"film", "book"} <= set(json.loads((run / "alpha.json").read_text())["experts"])
@@ -167,7 +213,9 @@ def test_what_pidep_tunes_peft_loads(peft: Peft, tiny, task_file: Path, tmp_path
 
 
 @pytest.mark.parametrize("peft_type", ["prompt", "prefix"])
-def test_virtual_tokens_of_peft_are_taken_over(tiny_folder: Path, task_file: Path, tmp_path: Path, peft_type: str) -> None:
+def test_virtual_tokens_of_peft_are_taken_over(
+    tiny_folder: Path, task_file: Path, tmp_path: Path, peft_type: str
+) -> None:
     from peft import PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
     from transformers import AutoModel
 
@@ -179,13 +227,19 @@ def test_virtual_tokens_of_peft_are_taken_over(tiny_folder: Path, task_file: Pat
     config_type = PromptTuningConfig if peft_type == "prompt" else PrefixTuningConfig
     torch.manual_seed(0)
     theirs = get_peft_model(
-        AutoModel.from_pretrained(tiny_folder), config_type(task_type=TaskType.FEATURE_EXTRACTION, num_virtual_tokens=3)
+        AutoModel.from_pretrained(tiny_folder),
+        config_type(task_type=TaskType.FEATURE_EXTRACTION, num_virtual_tokens=3),
     ).eval()
     theirs.save_pretrained(tmp_path / "peft")
-    expert = import_peft(tmp_path / "peft", task=str(task_file), out=tmp_path / "expert", backbone=str(tiny_folder))
+    expert = import_peft(
+        tmp_path / "peft", task=str(task_file), out=tmp_path / "expert", backbone=str(tiny_folder)
+    )
     assert expert.kind == peft_type
     backbone = load_backbone(str(tiny_folder))
-    ids, mask = (torch.from_numpy(array) for array in backbone.tokenize(["a very good film", "awful"], max_length=12))
+    ids, mask = (
+        torch.from_numpy(array)
+        for array in backbone.tokenize(["a very good film", "awful"], max_length=12)
+    )
     with torch.no_grad():
         hidden = theirs(input_ids=ids, attention_mask=mask).last_hidden_state[:, -ids.shape[1] :]
     with attached(backbone.model, Mixture.of([expert])):

@@ -22,7 +22,13 @@ from pidep.tasks.task import Task
 from tests.conftest import make_expert, png
 
 pytestmark = pytest.mark.server
-TASK = Task.model_validate({"name": "film", "labels": {"negative": "negative", "positive": "positive"}, "data": {"path": "unused.jsonl"}})
+TASK = Task.model_validate(
+    {
+        "name": "film",
+        "labels": {"negative": "negative", "positive": "positive"},
+        "data": {"path": "unused.jsonl"},
+    }
+)
 ROWS = Split(["the film was good", "awful", "a very bad film", "great film"], [1, 0, 0, 1])
 
 
@@ -32,9 +38,18 @@ def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
 
     backbone = load_backbone(str(tiny_folder))
     repo = tmp_path_factory.mktemp("served") / "model_repo"
-    experts = {name: make_expert(backbone, name=name, seed=seed) for seed, name in enumerate(("film", "book"))}
+    experts = {
+        name: make_expert(backbone, name=name, seed=seed)
+        for seed, name in enumerate(("film", "book"))
+    }
     recipe = load_recipe("bank-onnx-fp32")
-    export_bank([Source(expert, TASK, ROWS) for expert in experts.values()], repo, recipe, max_rank=4, expert_store="../../../expert_store")
+    export_bank(
+        [Source(expert, TASK, ROWS) for expert in experts.values()],
+        repo,
+        recipe,
+        max_rank=4,
+        expert_store="../../../expert_store",
+    )
     export_merged(Source(experts["film"], TASK, ROWS), repo, load_recipe("merged-onnx-fp32"))
     for name, expert in experts.items():
         publish_expert(name, expert, repo)
@@ -45,14 +60,21 @@ def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_mixed_batch_equals_its_rows_alone(served, protocol) -> None:
     server, _, experts, _ = served
-    rows = [Request(text, name) for text, name in zip(ROWS.rows, ("film", "book", "book", "film"), strict=True)]
-    with Client(server.grpc_url if protocol == "grpc" else server.http_url, protocol=protocol) as client:
+    rows = [
+        Request(text, name)
+        for text, name in zip(ROWS.rows, ("film", "book", "book", "film"), strict=True)
+    ]
+    with Client(
+        server.grpc_url if protocol == "grpc" else server.http_url, protocol=protocol
+    ) as client:
         together = client.infer(rows)
         for row, mixed in zip(rows, together, strict=True):
             (alone,) = client.infer([row])
             assert alone.digest == mixed.digest == experts[row.expert].digest
             assert alone.label == mixed.label
-            np.testing.assert_allclose(list(alone.scores.values()), list(mixed.scores.values()), atol=1e-5, rtol=0)
+            np.testing.assert_allclose(
+                list(alone.scores.values()), list(mixed.scores.values()), atol=1e-5, rtol=0
+            )
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -85,9 +107,14 @@ def test_merged_and_bank_agree(served) -> None:
     server, _, _, _ = served
     with Client(server.grpc_url) as bank, Client(server.grpc_url, model="film") as merged:
         for text in ROWS.rows:
-            (first,), (second,) = bank.infer([Request(text, "film")]), merged.infer([Request(text, "")])
+            (first,), (second,) = (
+                bank.infer([Request(text, "film")]),
+                merged.infer([Request(text, "")]),
+            )
             assert first.digest == second.digest
-            np.testing.assert_allclose(list(first.scores.values()), list(second.scores.values()), atol=1e-5, rtol=0)
+            np.testing.assert_allclose(
+                list(first.scores.values()), list(second.scores.values()), atol=1e-5, rtol=0
+            )
 
 
 def test_plain_http_gets_an_answer(served) -> None:
@@ -98,7 +125,11 @@ def test_plain_http_gets_an_answer(served) -> None:
             {"name": "EXPERT", "shape": [1, 1], "datatype": "BYTES", "data": ["film"]},
         ]
     }
-    with urllib.request.urlopen(f"http://{server.http_url}/v2/models/pidep_bank/infer", json.dumps(body).encode(), timeout=10) as response:
+    with urllib.request.urlopen(
+        f"http://{server.http_url}/v2/models/pidep_bank/infer",
+        json.dumps(body).encode(),
+        timeout=10,
+    ) as response:
         outputs = {output["name"]: output["data"] for output in json.load(response)["outputs"]}
     assert outputs["DIGEST"] == [experts["film"].digest]
 
@@ -106,7 +137,9 @@ def test_plain_http_gets_an_answer(served) -> None:
 def test_an_unknown_expert_is_named_and_neighbours_go_on(served) -> None:
     server, _, _, _ = served
     with Client(server.grpc_url) as client:
-        with pytest.raises(ServingError, match="unknown expert 'nope'; this server has: book, film"):
+        with pytest.raises(
+            ServingError, match="unknown expert 'nope'; this server has: book, film"
+        ):
             client.infer([Request("x", "nope")])
         assert client.infer([Request("x", "film")])
 
@@ -166,5 +199,11 @@ def test_a_swap_without_a_server_publishes_nothing(served) -> None:
     _, repo, _, backbone = served
     store = (repo / ".." / "expert_store" / "manifest.json").read_bytes()
     with pytest.raises(ServingError):
-        swap_expert("film", make_expert(backbone, seed=5), repo, f"127.0.0.1:{free_ports().grpc}", timeout_s=2)
+        swap_expert(
+            "film",
+            make_expert(backbone, seed=5),
+            repo,
+            f"127.0.0.1:{free_ports().grpc}",
+            timeout_s=2,
+        )
     assert (repo / ".." / "expert_store" / "manifest.json").read_bytes() == store

@@ -15,18 +15,33 @@ def test_save_then_load_is_the_identity(tiny, tmp_path: Path) -> None:
     expert = make_expert(tiny)
     again = read_expert(write_expert(expert, tmp_path / "e"))
     assert again.digest == expert.digest
-    assert all(np.array_equal(again.tensors()[name], value) for name, value in expert.tensors().items())
+    assert all(
+        np.array_equal(again.tensors()[name], value) for name, value in expert.tensors().items()
+    )
 
 
 def test_transposed_arrays_are_saved_as_what_they_hold(tiny, tmp_path: Path) -> None:
     expert = make_expert(tiny)
-    sites = {site: {name: np.asfortranarray(array) for name, array in tensors.items()} for site, tensors in expert.sites.items()}
+    sites = {
+        site: {name: np.asfortranarray(array) for name, array in tensors.items()}
+        for site, tensors in expert.sites.items()
+    }
     transposed = replace(expert, sites=sites)
     assert transposed.digest == expert.digest
-    again = read_expert(write_expert(transposed, tmp_path / "e", fisher={"a": np.arange(6, dtype=np.float32).reshape(2, 3).T}))
+    again = read_expert(
+        write_expert(
+            transposed, tmp_path / "e", fisher={"a": np.arange(6, dtype=np.float32).reshape(2, 3).T}
+        )
+    )
     assert again.digest == expert.digest
-    assert all(np.array_equal(again.tensors()[name], value) for name, value in expert.tensors().items())
-    assert read_tensors(tmp_path / "e" / "fisher.safetensors")["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert all(
+        np.array_equal(again.tensors()[name], value) for name, value in expert.tensors().items()
+    )
+    assert read_tensors(tmp_path / "e" / "fisher.safetensors")["a"].tolist() == [
+        [0, 3],
+        [1, 4],
+        [2, 5],
+    ]
 
 
 def test_truncated_at_every_step_is_refused(tiny, tmp_path: Path) -> None:
@@ -57,8 +72,13 @@ def test_nan_is_refused_by_name(tiny, tmp_path: Path) -> None:
         read_expert(folder)
 
 
-@pytest.mark.parametrize(("key", "value"), [("use_dora", True), ("rank_pattern", {"x": 4}), ("bias", "all"), ("modules_to_save", ["c"])])
-def test_what_cannot_be_honoured_is_refused_by_name(tiny, tmp_path: Path, key: str, value: object) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("use_dora", True), ("rank_pattern", {"x": 4}), ("bias", "all"), ("modules_to_save", ["c"])],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(
+    tiny, tmp_path: Path, key: str, value: object
+) -> None:
     folder = write_expert(make_expert(tiny), tmp_path / "e")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, key: value}))
@@ -97,12 +117,17 @@ def ramp(*shape: int) -> np.ndarray:
         ("prompt", "words", {"prompt": (2, 3)}, "270c1468f818ba9e"),
     ],
 )
-def test_digests_stay_what_they_were(kind: str, site: str, shapes: dict[str, tuple[int, ...]], digest: str) -> None:
+def test_digests_stay_what_they_were(
+    kind: str, site: str, shapes: dict[str, tuple[int, ...]], digest: str
+) -> None:
     """Golden: published experts and the stores of running servers are named by them."""
     expert = Expert(
         name="e",
         backbone_digest="sha256:0",
-        sites={f"layer.{layer}.{site}": {name: ramp(*shape) for name, shape in shapes.items()} for layer in (10, 2)},
+        sites={
+            f"layer.{layer}.{site}": {name: ramp(*shape) for name, shape in shapes.items()}
+            for layer in (10, 2)
+        },
         scaling=2.0 if kind == "lora" else 1.0,
         labels=("a", "b"),
         label_texts=("x", "y"),

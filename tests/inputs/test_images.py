@@ -1,4 +1,6 @@
-"""One way in for images: every mode and source gives the same pixels in training and serving, every wrong one a line that helps."""
+"""One way in for images: every mode and source gives the same pixels in training and serving, every
+wrong one a line that helps.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from pidep.inputs.images import MAX_PIXELS, Preprocess, load_image, pixels_diges
 def picture(height: int = 5, width: int = 7) -> np.ndarray:
     """A colourful gradient, different in every pixel and channel."""
     rows, columns = np.mgrid[0:height, 0:width]
-    return np.stack([rows * 40 % 256, columns * 30 % 256, (rows * 17 + columns * 50) % 256], -1).astype(np.uint8)
+    return np.stack(
+        [rows * 40 % 256, columns * 30 % 256, (rows * 17 + columns * 50) % 256], -1
+    ).astype(np.uint8)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -41,7 +45,9 @@ def bomb(width: int, height: int) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = b""
     for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")):
-        chunks += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        chunks += (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
@@ -51,7 +57,15 @@ def test_every_source_gives_the_same_pixels(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(data)
     pair: dict[str, Any] = {"bytes": data, "path": None}
-    for source in (path, str(path), data, Image.open(path), values, pair, {"bytes": None, "path": str(path)}):
+    for source in (
+        path,
+        str(path),
+        data,
+        Image.open(path),
+        values,
+        pair,
+        {"bytes": None, "path": str(path)},
+    ):
         np.testing.assert_array_equal(loaded(source), values)
 
 
@@ -67,7 +81,9 @@ def test_palette_with_and_without_a_transparent_colour() -> None:
 
 def test_cmyk_becomes_rgb() -> None:
     ink = Image.new("CMYK", (3, 3), (0, 255, 255, 0))  # cyan none, magenta and yellow full: red
-    np.testing.assert_array_equal(loaded(encoded(ink, "TIFF")), np.broadcast_to([255, 0, 0], (3, 3, 3)))
+    np.testing.assert_array_equal(
+        loaded(encoded(ink, "TIFF")), np.broadcast_to([255, 0, 0], (3, 3, 3))
+    )
     assert np.abs(loaded(encoded(ink, "JPEG", quality=95)).astype(int) - [255, 0, 0]).max() <= 6
 
 
@@ -83,8 +99,12 @@ def test_sixteen_bits_are_scaled_not_cut(kind: str) -> None:
 def test_gray_bilevel_and_gray_with_a_transparent_shade() -> None:
     gray = np.array([[0, 100, 255]], np.uint8)
     np.testing.assert_array_equal(loaded(encoded(Image.fromarray(gray)))[0, :, 0], [0, 100, 255])
-    np.testing.assert_array_equal(loaded(encoded(Image.fromarray(gray), transparency=0))[0, :, 0], [255, 100, 255])
-    np.testing.assert_array_equal(loaded(encoded(Image.fromarray(gray > 50)))[0, :, 0], [0, 255, 255])
+    np.testing.assert_array_equal(
+        loaded(encoded(Image.fromarray(gray), transparency=0))[0, :, 0], [255, 100, 255]
+    )
+    np.testing.assert_array_equal(
+        loaded(encoded(Image.fromarray(gray > 50)))[0, :, 0], [0, 255, 255]
+    )
     np.testing.assert_array_equal(loaded(gray > 50)[0, :, 2], [0, 255, 255])
 
 
@@ -92,7 +112,11 @@ def test_alpha_lies_over_white() -> None:
     values = np.zeros((1, 3, 4), np.uint8)
     values[0, :, 3] = 0, 128, 255
     expected = [255, 127, 0]
-    for source in (values, encoded(Image.fromarray(values)), encoded(Image.fromarray(values).convert("LA"))):
+    for source in (
+        values,
+        encoded(Image.fromarray(values)),
+        encoded(Image.fromarray(values).convert("LA")),
+    ):
         np.testing.assert_array_equal(loaded(source)[0, :, 0], expected)
 
 
@@ -110,7 +134,9 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_damaged_exif_block_says_nothing() -> None:
-    data = encoded(Image.fromarray(picture()), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff", quality=95)
+    data = encoded(
+        Image.fromarray(picture()), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff", quality=95
+    )
     assert loaded(data).shape == (5, 7, 3)
 
 
@@ -124,10 +150,19 @@ WRONG: list[tuple[Any, str]] = [
     (b"", "found 0 bytes; remove the row"),
     (b"no image at all", "expected PNG, JPEG, .*, found something else; convert it"),
     (encoded(Image.fromarray(picture(64, 64)))[:-300], "cannot be decoded .*damaged"),
-    (encoded(Image.fromarray(picture(64, 64)), "JPEG")[:400], "(cannot be decoded|cannot be read) .*damaged"),
+    (
+        encoded(Image.fromarray(picture(64, 64)), "JPEG")[:400],
+        "(cannot be decoded|cannot be read) .*damaged",
+    ),
     (bomb(60_000, 60_000), f"expected at most {MAX_PIXELS} pixels, found"),
-    (bomb(9_000, 9_000), f"expected at most {MAX_PIXELS} pixels, found 9000 x 9000 = 81000000; scale it down"),
-    (Path("/nowhere/a.png"), "'/nowhere/a.png': expected an image file, found nothing; check the path"),
+    (
+        bomb(9_000, 9_000),
+        f"expected at most {MAX_PIXELS} pixels, found 9000 x 9000 = 81000000; scale it down",
+    ),
+    (
+        Path("/nowhere/a.png"),
+        "'/nowhere/a.png': expected an image file, found nothing; check the path",
+    ),
     (Path("/"), "expected an image file, found a folder"),
     ({"bytes": None, "path": None}, "expected bytes or a path, found neither"),
     ({}, r"found neither \(columns none\)"),
@@ -139,7 +174,10 @@ WRONG: list[tuple[Any, str]] = [
     (np.full((1, 1), 2.0), "expected floats from 0 to 1, found 2 to 2"),
     (np.full((1, 1), np.nan), "expected floats from 0 to 1, found nan"),
     (np.zeros((1, 1), np.int64), "expected bool, uint8, uint16 or floats, found int64"),
-    (Image.fromarray(np.full((1, 1), 70_000, np.int32)), "expected 16 bits a pixel, found values 70000 to 70000"),
+    (
+        Image.fromarray(np.full((1, 1), 70_000, np.int32)),
+        "expected 16 bits a pixel, found values 70000 to 70000",
+    ),
     (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "found something else"),
 ]
 
@@ -177,8 +215,9 @@ def test_one_wrong_row_leaves_the_others_unharmed() -> None:
         prepare([good, b"", b"x"], where="batch")
 
 
-# Pixels as pillow 13 makes them: its 8-bit resampling is integer arithmetic, the same on every machine; another version may differ by 1.
-# GOLDEN_PAD is the second column: 7 x 5 in a square of 4 is 4 x 3, and a row of white.
+# Pixels as pillow 13 makes them: its 8-bit resampling is integer arithmetic, the same on every
+# machine; another version may differ by 1. GOLDEN_PAD is the second column: 7 x 5 in a square of 4
+# is 4 x 3, and a row of white.
 GOLDEN_CROP = [[34, 48, 102], [34, 132, 157], [126, 48, 142], [126, 132, 129]]
 GOLDEN_PAD = [
     [14, 62, 113],
@@ -194,7 +233,9 @@ def test_golden_pixels() -> None:
     np.testing.assert_allclose(crop.astype(int), GOLDEN_CROP, atol=1)
     pad = np.asarray(Preprocess(size=4, fit="pad").square(image))
     np.testing.assert_allclose(pad[:, 1].astype(int), GOLDEN_PAD, atol=1)
-    shifted = Preprocess(size=2, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).one(picture())
+    shifted = Preprocess(size=2, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).one(
+        picture()
+    )
     expected = (np.array(GOLDEN_CROP) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(shifted.reshape(3, -1).T, expected, atol=0.02)
 
@@ -235,7 +276,9 @@ def test_wrong_parameters(fields: dict[str, Any], message: str) -> None:
     fit=st.sampled_from(["crop", "pad"]),
     shade=st.integers(0, 255),
 )
-def test_any_shape_gives_a_square_and_one_shade_stays_one(height: int, width: int, size: int, fit: Any, shade: int) -> None:
+def test_any_shape_gives_a_square_and_one_shade_stays_one(
+    height: int, width: int, size: int, fit: Any, shade: int
+) -> None:
     image = load_image(np.full((height, width), shade, np.uint8))
     seen = np.asarray(Preprocess(size=size, fit=fit).square(image))
     assert seen.shape == (size, size, 3)
@@ -244,7 +287,11 @@ def test_any_shape_gives_a_square_and_one_shade_stays_one(height: int, width: in
 
 @settings(max_examples=60, deadline=None)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # decoders say so when they mend what they can
-@given(cut=st.integers(0, 200), flip=st.integers(0, 200), kind=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]))
+@given(
+    cut=st.integers(0, 200),
+    flip=st.integers(0, 200),
+    kind=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]),
+)
 def test_damage_is_an_image_error_or_an_image(cut: int, flip: int, kind: str) -> None:
     data = bytearray(encoded(Image.fromarray(picture(9, 11)), kind))
     if flip < len(data):
@@ -268,6 +315,9 @@ def test_equal_pictures_have_equal_digests_whatever_the_file() -> None:
 
 
 def test_it_imports_no_torch() -> None:
-    code = "import sys, pidep.inputs.images\nprint(*sorted({name.split('.')[0] for name in sys.modules}))"
+    code = (
+        "import sys, pidep.inputs.images\nprint(*sorted({name.split('.')[0] for name in "
+        "sys.modules}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "torchvision", "datasets"} & set(done.stdout.split())

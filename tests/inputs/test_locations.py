@@ -27,7 +27,9 @@ def theirs():  # type: ignore[no-untyped-def]
     st.lists(st.floats(0, 1), min_size=2, max_size=2).map(sorted),
     st.lists(st.integers(0, 1000), min_size=2, max_size=2).map(sorted),  # on the bins' edges
 )
-def test_the_bins_are_those_of_transformers(size: tuple[int, int], across: list[float], down: list[int]) -> None:
+def test_the_bins_are_those_of_transformers(
+    size: tuple[int, int], across: list[float], down: list[int]
+) -> None:
     import torch
 
     width, height = size
@@ -45,7 +47,9 @@ def test_the_middle_of_a_bin_as_transformers_gives_it() -> None:
     for size in SIZES:
         for bins in ([0, 0, 999, 999], [12, 345, 678, 901]):
             middle = text_to_box("".join(f"<loc_{place}>" for place in bins), size=size)
-            assert [int(place) for place in middle] == theirs().dequantize(torch.tensor([bins]), size)[0].tolist()
+            assert [int(place) for place in middle] == theirs().dequantize(
+                torch.tensor([bins]), size
+            )[0].tolist()
 
 
 def test_there_and_back_and_there_is_there() -> None:
@@ -55,13 +59,18 @@ def test_there_and_back_and_there_is_there() -> None:
 
 
 def test_labelled_boxes() -> None:
-    text = "car<loc_0><loc_0><loc_500><loc_500>dog<loc_250><loc_250><loc_999><loc_999>dog<loc_0><loc_0><loc_999><loc_999>"
+    text = (
+        "car<loc_0><loc_0><loc_500><loc_500>dog<loc_250><loc_250><loc_999><loc_999>"
+        "dog<loc_0><loc_0><loc_999><loc_999>"
+    )
     found = text_to_boxes(text)
     assert [label for label, _ in found] == ["car", "dog", "dog"]
     assert found[0][1] == (0.0005, 0.0005, 0.5005, 0.5005)
     both = text_to_boxes("dog<loc_1><loc_2><loc_3><loc_4><loc_5><loc_6><loc_7><loc_8>")
     assert [label for label, _ in both] == ["dog", "dog"]
-    assert text_to_boxes("dog <loc_1> <loc_2> <loc_3> <loc_4> <loc_5> <loc_6> <loc_7> <loc_8>") == both
+    assert (
+        text_to_boxes("dog <loc_1> <loc_2> <loc_3> <loc_4> <loc_5> <loc_6> <loc_7> <loc_8>") == both
+    )
     assert text_to_boxes("no boxes at all") == []
 
 
@@ -70,10 +79,23 @@ def test_labelled_boxes() -> None:
     [
         ((1, 2, 3), (10, 10), r"row 3: expected \(left, top, right, bottom\), found \(1, 2, 3\)"),
         (("a", 0, 1, 1), (1, 1), r"row 3: expected \(left, top, right, bottom\)"),
-        ((0.5, 0, 0.1, 1), (1, 1), r"expected left ≤ right and top ≤ bottom, found .*; boxes are not \(x, y, width, height\)"),
+        (
+            (0.5, 0, 0.1, 1),
+            (1, 1),
+            r"expected left ≤ right and top ≤ bottom, found .*; boxes are not \(x, y, width, "
+            r"height\)",
+        ),
         ((0, 0, float("nan"), 1), (1, 1), "expected left ≤ right"),
-        ((10, 20, 30, 40), (1, 1), r"lies outside its image of 1 × 1; give the image's size with a box in pixels"),
-        ((10, 20, 700, 40), (640, 480), r"lies outside its image of 640 × 480; it belongs to another image"),
+        (
+            (10, 20, 30, 40),
+            (1, 1),
+            r"lies outside its image of 1 × 1; give the image's size with a box in pixels",
+        ),
+        (
+            (10, 20, 700, 40),
+            (640, 480),
+            r"lies outside its image of 640 × 480; it belongs to another image",
+        ),
         ((0, 0, 1, 1), (0, 5), "image size 0 × 5: expected numbers above 0"),
     ],
 )
@@ -89,8 +111,16 @@ def test_a_pixel_too_far_is_the_last_bin() -> None:
 def test_an_answer_without_a_box_says_where() -> None:
     with pytest.raises(TaskError) as raised:
         text_to_box("a cat", where="test, row 2")
-    assert str(raised.value) == "test, row 2: expected four locations such as <loc_0><loc_0><loc_999><loc_999>, found 'a cat'"
-    with pytest.raises(TaskError, match="test, row 4: expected locations from 0 to 999, found <loc_1000>"):
+    assert str(raised.value) == (
+        "test, row 2: expected four locations such as <loc_0><loc_0><loc_999><loc_999>, found "
+        "'a cat'"
+    )
+    with pytest.raises(
+        TaskError, match="test, row 4: expected locations from 0 to 999, found <loc_1000>"
+    ):
         text_to_box("<loc_0><loc_0><loc_1000><loc_9>", where="test, row 4")
-    with pytest.raises(TaskError, match="expected four locations a box, found 3 in a row: 'cat<loc_1><loc_2><loc_3>'"):
+    with pytest.raises(
+        TaskError,
+        match="expected four locations a box, found 3 in a row: 'cat<loc_1><loc_2><loc_3>'",
+    ):
         text_to_boxes("cat<loc_1><loc_2><loc_3>")

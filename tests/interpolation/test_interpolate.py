@@ -56,7 +56,9 @@ def parts(tiny):
 
 def run(parts, policy: str, **more):
     scorer, own, helpers = parts
-    settings = InterpolateSettings(SCHEDULE, policy=policy, own_learning_rate=1e-2, **{"folds": 2, **more})
+    settings = InterpolateSettings(
+        SCHEDULE, policy=policy, own_learning_rate=1e-2, **{"folds": 2, **more}
+    )
     return interpolate(
         scorer,
         own,

@@ -1,9 +1,11 @@
 """OpenAI Triton's interpreter: kernels run on CPU tensors.
 
-It multiplies bf16 as if it were integers (so products are upcast there) and cuts bf16 off instead of rounding it.
+It multiplies bf16 as if it were integers (so products are upcast there) and cuts bf16 off instead
+of rounding it.
 
-`triton.jit` decides where it decorates whether it compiles or interprets, and transformers imports Triton before a test can say which. So
-what is decorated, in Triton's own library and in ours, is exchanged while one of these tests runs, and put back: no other test sees it.
+`triton.jit` decides where it decorates whether it compiles or interprets, and transformers imports
+Triton before a test can say which. So what is decorated, in Triton's own library and in ours, is
+exchanged while one of these tests runs, and put back: no other test sees it.
 """
 
 from __future__ import annotations

@@ -33,10 +33,15 @@ def choose(path: str, request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("fused")
 
 
-def draw(sizes: list[int], learned: int, frozen: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, ArenaIndex]:
+def draw(
+    sizes: list[int], learned: int, frozen: int, dtype: torch.dtype, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, ArenaIndex]:
     generator = torch.Generator().manual_seed(seed)
     index = ArenaIndex.of(sizes)
-    own, helpers = (torch.randn(count, index.num_elements, generator=generator).to(dtype) for count in (learned, frozen))
+    own, helpers = (
+        torch.randn(count, index.num_elements, generator=generator).to(dtype)
+        for count in (learned, frozen)
+    )
     logits = torch.randn(len(sizes), learned + frozen, generator=generator)
     return own.requires_grad_(), helpers, logits.requires_grad_(), index
 
@@ -63,9 +68,13 @@ def check(sizes: list[int], learned: int, frozen: int, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", SITES, ids=str)
-def test_it_is_the_plain_expression(path: str, dtype: torch.dtype, sizes: list[int], request: pytest.FixtureRequest) -> None:
+def test_it_is_the_plain_expression(
+    path: str, dtype: torch.dtype, sizes: list[int], request: pytest.FixtureRequest
+) -> None:
     choose(path, request)
-    few = path == "fused" and dtype != torch.float32  # the interpreter is slow, and a split means the same in every dtype
+    few = (
+        path == "fused" and dtype != torch.float32
+    )  # the interpreter is slow, and a split means the same in every dtype
     for learned, frozen in SPLITS[2:5:2] if few else SPLITS:
         check(sizes, learned, frozen, dtype)
 
@@ -87,11 +96,17 @@ def test_long_sites_go_block_by_block(dtype: torch.dtype, monkeypatch: pytest.Mo
 def test_tiles_hold_one_site_each_and_cover_the_arena() -> None:
     for sizes in ([1], [0], [], [5 * GRAIN, 1, 0, 3000], [9000 * GRAIN, 7], [40_000 * GRAIN]):
         index = ArenaIndex.of(sizes)
-        starts, sites, firsts = index.tile_start.tolist(), index.tile_site.tolist(), index.site_tile.tolist()
+        starts, sites, firsts = (
+            index.tile_start.tolist(),
+            index.tile_site.tolist(),
+            index.site_tile.tolist(),
+        )
         assert starts[0] == 0
         assert starts[-1] * GRAIN == index.num_elements
         assert all(0 < after - before <= 16 for before, after in pairwise(starts))
-        assert sites == [site for site in range(len(sizes)) for _ in range(firsts[site], firsts[site + 1])]
+        assert sites == [
+            site for site in range(len(sizes)) for _ in range(firsts[site], firsts[site + 1])
+        ]
         runs = runs_of(index.tile_start, index.site_tile)
         assert [run.start for run in runs] == [span.start for span in index.spans]
         assert all(run.stop - run.start >= size for run, size in zip(runs, sizes, strict=True))
@@ -136,12 +151,19 @@ def test_one_hot_is_that_expert(seed: int, count: int, chosen: int) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10**6), order=st.permutations(range(5)), shift=st.floats(-5, 5))
-def test_order_and_a_common_shift_of_the_logits_mean_nothing(seed: int, order: list[int], shift: float) -> None:
+def test_order_and_a_common_shift_of_the_logits_mean_nothing(
+    seed: int, order: list[int], shift: float
+) -> None:
     own, helpers, logits, index = draw([7, 1500], 2, 3, torch.float32, seed)
     with torch.no_grad():
         want = interpolate(own, helpers, logits, index)
         rows = torch.cat([own, helpers])[order]
-        found = interpolate(rows[:4].contiguous(), rows[4:].contiguous(), (logits[:, order] + shift).contiguous(), index)
+        found = interpolate(
+            rows[:4].contiguous(),
+            rows[4:].contiguous(),
+            (logits[:, order] + shift).contiguous(),
+            index,
+        )
     torch.testing.assert_close(found, want, atol=2e-6, rtol=2e-5)
 
 
@@ -153,7 +175,9 @@ def test_gradients_in_float64() -> None:
         keep[span.start : span.stop] = 1
 
     def few(part: Tensor, logits: Tensor) -> Tensor:
-        rows = torch.zeros(2, index.num_elements, dtype=torch.float64).index_put((torch.arange(2)[:, None], keep.nonzero()[:, 0]), part)
+        rows = torch.zeros(2, index.num_elements, dtype=torch.float64).index_put(
+            (torch.arange(2)[:, None], keep.nonzero()[:, 0]), part
+        )
         return interpolate(rows, helpers, logits, index)[keep.bool()]
 
     assert torch.autograd.gradcheck(few, (own.detach()[:, keep.bool()].requires_grad_(), logits))
@@ -209,7 +233,14 @@ def test_the_operators_keep_torchs_rules() -> None:
     own, helpers, logits, index = draw([2000, 9], 2, 2, torch.float32)
     where = (index.tile_start, index.tile_site, index.site_tile)
     torch.library.opcheck(module.interpolate_op, (own, helpers, logits, *where))
-    arguments = (torch.randn(index.num_elements), own.detach(), helpers, logits.detach(), *where, True)
+    arguments = (
+        torch.randn(index.num_elements),
+        own.detach(),
+        helpers,
+        logits.detach(),
+        *where,
+        True,
+    )
     torch.library.opcheck(module.interpolate_backward_op, arguments)
 
 
@@ -219,7 +250,12 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         interpolate(own[:, :9], helpers, logits, index)
     with pytest.raises(ValueError, match=r"frozen is torch\.int64"):
         interpolate(own, helpers.long(), logits, index)
-    with pytest.raises(ValueError, match=r"alpha_logits is \(2, 3\), expected one row a site and one column an expert, \(2, 4\)"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"alpha_logits is \(2, 3\), expected one row a site and one column an expert, \(2, 4\)"
+        ),
+    ):
         interpolate(own, helpers, logits[:, :3], index)
     with pytest.raises(ValueError, match="frozen experts are not given a gradient"):
         interpolate(own, helpers.requires_grad_(), logits, index)
@@ -230,7 +266,9 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_offsets_past_int32(path: str, request: pytest.FixtureRequest) -> None:
-    """The last grains of rows whose elements have numbers above 2³¹; memory is mapped only where it is touched."""
+    """The last grains of rows whose elements have numbers above 2³¹; memory is mapped only where it
+    is touched.
+    """
     choose(path, request)
     size, count = 2**30 + GRAIN, 3
     rows = torch.from_numpy(np.zeros((count, size), np.float16))  # zero pages, not memory
@@ -249,7 +287,9 @@ def test_offsets_past_int32(path: str, request: pytest.FixtureRequest) -> None:
         _, d_logits = kernels.backward(g, rows[:0], rows, logits, last, site, tiles, write=False)
         shares = rows[:, -GRAIN:].double().sum(1)
         alpha = torch.softmax(logits[0].double(), 0)
-        torch.testing.assert_close(d_logits[0].double(), alpha * (shares - (alpha * shares).sum()), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            d_logits[0].double(), alpha * (shares - (alpha * shares).sum()), rtol=1e-3, atol=1e-3
+        )
         assert_near(found[-GRAIN:], want)
     else:
         runs = runs_of(last, tiles)
@@ -266,7 +306,10 @@ def test_gradients_of_learned_rows_past_int32() -> None:
     size = 2**30 + 2 * GRAIN
     rows, g = (torch.from_numpy(np.zeros(shape, np.float16)) for shape in ((2, size), size))
     rows[:, -GRAIN:], g[-GRAIN:] = torch.tensor([[1.0], [3.0]]), 1
-    index = (torch.tensor(values, dtype=torch.int32) for values in ([size // GRAIN - 1, size // GRAIN], [0], [0, 1]))
+    index = (
+        torch.tensor(values, dtype=torch.int32)
+        for values in ([size // GRAIN - 1, size // GRAIN], [0], [0, 1])
+    )
     d_learned, d_logits = kernels.backward(g, rows, rows[:0], torch.zeros(1, 2), *index, write=True)
     assert (d_learned[:, -GRAIN:] == 0.5).all()
     assert d_logits.tolist() == [[-GRAIN / 2, GRAIN / 2]]
@@ -274,7 +317,9 @@ def test_gradients_of_learned_rows_past_int32() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_plain_torch_makes_nothing_on_another_device(dtype: torch.dtype) -> None:
-    """It is the path of old GPUs, too: what is made without a device would be on the CPU there, and here on the one of this test."""
+    """It is the path of old GPUs, too: what is made without a device would be on the CPU there, and
+    here on the one of this test.
+    """
     own, helpers, logits, index = draw([5, 1030], 1, 2, dtype)
     with torch.device("meta"):
         found = interpolate(own, helpers, logits, index)

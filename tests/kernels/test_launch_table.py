@@ -1,4 +1,6 @@
-"""Launch settings: shipped, overridden for a while, found by `tune` and kept; and which path runs."""
+"""Launch settings: shipped, overridden for a while, found by `tune` and kept; and which
+path runs.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,16 @@ def test_other_errors_are_not_swallowed(cache: Path) -> None:
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"cpu | lora_fold | float32": 3}', '{"cpu | lora_fold | float32": {"num_warps": "x"}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"cpu | lora_fold | float32": 3}',
+        '{"cpu | lora_fold | float32": {"num_warps": "x"}}',
+    ],
+)
 def test_a_damaged_file_is_as_good_as_none(cache: Path, text: str) -> None:
     cache.parent.mkdir()
     cache.write_text(text)
@@ -69,7 +80,10 @@ def test_a_damaged_file_is_as_good_as_none(cache: Path, text: str) -> None:
 
 def test_settings_of_another_version_are_left_alone(cache: Path) -> None:
     cache.parent.mkdir()
-    cache.write_text('{"cpu | lora_fold | float32": {"num_warps": 4, "BLOCK_Q": 8}, "cpu | low_rank | float16": {"BLOCK_C": 7}}')
+    cache.write_text(
+        '{"cpu | lora_fold | float32": {"num_warps": 4, "BLOCK_Q": 8}, "cpu | low_rank | float16": '
+        '{"BLOCK_C": 7}}'
+    )
     assert settings_for("lora_fold", torch.float32) == {**DEFAULTS["lora_fold"], "num_warps": 4}
     assert settings_for("low_rank", torch.float16) == DEFAULTS["low_rank"]
 
@@ -77,7 +91,9 @@ def test_settings_of_another_version_are_left_alone(cache: Path) -> None:
 @pytest.mark.slow
 def test_a_graph_may_ask_which_path_it_takes() -> None:
     """Without a break in it, and without a warning of the cache behind the answer."""
-    asked = torch.compile(lambda x: x + (1 if paths.usable(0) else 2), backend="eager", fullgraph=True)
+    asked = torch.compile(
+        lambda x: x + (1 if paths.usable(0) else 2), backend="eager", fullgraph=True
+    )
     assert asked(torch.zeros(1)) == (1 if paths.report().path == "fused" else 2)
 
 
@@ -97,7 +113,9 @@ def test_without_a_gpu_it_is_plain_torch() -> None:
         ((9, 0), "3.9.0", "torch", "torch", "PIDEP_KERNELS=torch is set"),
     ],
 )
-def test_with_a_gpu_it_says_why(capability, triton, choice, path: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_gpu_it_says_why(
+    capability, triton, choice, path: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: "H200")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: capability)

@@ -21,7 +21,10 @@ def choose(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def draw(outputs: int, inputs: int, rank: int, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    w, a, b = (torch.randn(shape, generator=generator).to(dtype) for shape in ((outputs, inputs), (rank, inputs), (outputs, rank)))
+    w, a, b = (
+        torch.randn(shape, generator=generator).to(dtype)
+        for shape in ((outputs, inputs), (rank, inputs), (outputs, rank))
+    )
     return [w, a, b, torch.rand(rank, generator=generator)]
 
 
@@ -32,7 +35,9 @@ def exact(w: Tensor, a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_is_the_sum(path: str, dtype: torch.dtype, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_the_sum(
+    path: str, dtype: torch.dtype, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     choose(path, monkeypatch)
     given = draw(*shape, dtype)
     before = given[0].clone()
@@ -43,8 +48,12 @@ def test_it_is_the_sum(path: str, dtype: torch.dtype, shape: tuple[int, int, int
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bits_are_as_good_as_fp32_then_rounded(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU; the interpreter cuts bf16 off, so a GPU's rounding is checked by `make gpu-check`."""
+def test_sixteen_bits_are_as_good_as_fp32_then_rounded(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU; the interpreter cuts bf16 off, so a GPU's rounding is checked by `make
+    gpu-check`.
+    """
     monkeypatch.setattr(reference, "BLOCK", 1000)
     given = draw(130, 200, 32, dtype)
     want = exact(*given)
@@ -70,8 +79,19 @@ def test_in_place_and_transposed(path: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:
     w, a, b, weight = draw(6, 7, 3, torch.float32)
-    for wrong in ((w[:5], a, b, weight), (w, a[:, :6], b, weight), (w, a, b[:, :2], weight), (w, a, b, weight[:2]), (w[0], a, b, weight)):
-        with pytest.raises(ValueError, match=r"lora_fold: w .* expected \[out, in\], \[R, in\], \[out, R\] and \[R\]"):
+    for wrong in (
+        (w[:5], a, b, weight),
+        (w, a[:, :6], b, weight),
+        (w, a, b[:, :2], weight),
+        (w, a, b, weight[:2]),
+        (w[0], a, b, weight),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"lora_fold: w .* expected \[out, in\], \[R, in\], \[out, R\] and \[R\]",
+        ):
             lora_fold(*wrong)
-    with pytest.raises(ValueError, match=r"out is torch.float64 \(6, 7\), expected w's torch.float32"):
+    with pytest.raises(
+        ValueError, match=r"out is torch.float64 \(6, 7\), expected w's torch.float32"
+    ):
         lora_fold(w, a, b, weight, out=w.double())

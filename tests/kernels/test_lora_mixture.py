@@ -23,7 +23,9 @@ def choose(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def draw(tokens: int, inputs: int, outputs: int, rank: int, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = ((tokens, inputs), (rank, inputs), (outputs, rank), (tokens, outputs))
-    x, a, b, base = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes)
+    x, a, b, base = (
+        torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes
+    )
     return [x, a, b, torch.rand(rank, generator=generator).requires_grad_(), base]
 
 
@@ -40,7 +42,9 @@ def exact(leaves: list[Tensor], gradient: Tensor) -> tuple[Tensor, list[Tensor]]
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_is_the_formula(path: str, dtype: torch.dtype, shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_the_formula(
+    path: str, dtype: torch.dtype, shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     choose(path, monkeypatch)
     leaves = draw(*shape, dtype)
     gradient = torch.randn(shape[0], shape[2], generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -48,7 +52,9 @@ def test_it_is_the_formula(path: str, dtype: torch.dtype, shape: tuple[int, int,
     found = lora_mixture(*leaves)
     assert found.dtype == dtype
     found.backward(gradient)
-    for mine, other in zip([found, *(leaf.grad for leaf in leaves)], [want, *gradients], strict=True):
+    for mine, other in zip(
+        [found, *(leaf.grad for leaf in leaves)], [want, *gradients], strict=True
+    ):
         assert_near(mine, other, dtype, roundings=3)  # x A, its product with α s, and the result
 
 
@@ -59,7 +65,9 @@ def test_batches_and_no_base(path: str, monkeypatch: pytest.MonkeyPatch) -> None
     want = reference.lora_mixture(x, a, b, weight)
     assert_near(lora_mixture(x, a, b, weight), want)
     cube = x.view(2, 3, 4, 10)
-    assert_near(lora_mixture(cube, a, b, weight, base.view(2, 3, 4, 12)).reshape(24, 12), want + base)
+    assert_near(
+        lora_mixture(cube, a, b, weight, base.view(2, 3, 4, 12)).reshape(24, 12), want + base
+    )
     transposed = x.detach().t().contiguous().t()
     assert_near(lora_mixture(transposed, a, b, weight), want)
 
@@ -69,7 +77,9 @@ def test_ranks_that_do_not_fit_go_the_plain_way(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "forward_pass", None)  # would be called
     for rank in (0, low_rank.MAX_RANK + 1):
         x, a, b, weight, base = draw(6, 8, 9, rank, torch.float32)
-        assert_near(lora_mixture(x, a, b, weight, base), reference.lora_mixture(x, a, b, weight, base))
+        assert_near(
+            lora_mixture(x, a, b, weight, base), reference.lora_mixture(x, a, b, weight, base)
+        )
 
 
 def test_sums_over_tokens_are_the_same_bits_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +140,16 @@ def test_the_operator_keeps_torchs_rules() -> None:
 
 def test_what_does_not_fit_is_refused_by_name() -> None:
     x, a, b, weight, base = draw(6, 10, 12, 5, torch.float32)
-    for wrong in ((x[:, :9], a, b, weight), (x, a, b[:, :4], weight), (x, a, b, weight[:4]), (x, a[0], b, weight)):
-        with pytest.raises(ValueError, match=r"lora_mixture: x .* expected \[\.\.\., in\], \[R, in\], \[out, R\] and \[R\]"):
+    for wrong in (
+        (x[:, :9], a, b, weight),
+        (x, a, b[:, :4], weight),
+        (x, a, b, weight[:4]),
+        (x, a[0], b, weight),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"lora_mixture: x .* expected \[\.\.\., in\], \[R, in\], \[out, R\] and \[R\]",
+        ):
             lora_mixture(*wrong)
     with pytest.raises(ValueError, match=r"base is \(6, 11\), expected \(6, 12\)"):
         lora_mixture(x, a, b, weight, base[:, :11])

@@ -22,14 +22,25 @@ from tests.conftest import make_expert
 
 pytestmark = pytest.mark.slow  # peft and nevergrad take seconds to import
 
-TEXTS = ["the film was good", "awful film", "bad a bad film", "a great film", "very good", "the very bad film"]
+TEXTS = [
+    "the film was good",
+    "awful film",
+    "bad a bad film",
+    "a great film",
+    "very good",
+    "the very bad film",
+]
 ROWS = Split([*TEXTS, "great great", "awful"], [1, 0, 0, 1, 1, 0, 1, 0])
-TASK = Task(name="film", labels={"negative": "negative", "positive": "positive"}, data={"packaged": "x"})
+TASK = Task(
+    name="film", labels={"negative": "negative", "positive": "positive"}, data={"packaged": "x"}
+)
 SETTINGS = {"full": {"learning_rate": 1e-3}, "lorahub": {"budget": 12, "max_rows": 4}}
 TRAINED = ("bitfit", "full", "joint", "lorahub", "pi")
 
 
-def make_cell(tiny, *, kind: str = "lora", patterns: tuple[str, ...] = ("encoder.layer.1.*",)) -> Cell:  # type: ignore[no-untyped-def]
+def make_cell(
+    tiny, *, kind: str = "lora", patterns: tuple[str, ...] = ("encoder.layer.1.*",)
+) -> Cell:  # type: ignore[no-untyped-def]
     scorer = Scorer(tiny, tiny.encode(["negative", "positive"], max_length=8), 20.0, 12)
     sites = tuple(find_sites(tiny.model, patterns, kind=kind))
     training = TrainingSettings(
@@ -97,14 +108,19 @@ def test_the_same_seed_gives_the_same_model(tiny, method: str) -> None:
 def test_other_kinds(tiny, kind: str) -> None:
     cell = make_cell(tiny, kind=kind, patterns=("*",))
     with tiny.cached_below(cell.training.sites):
-        found = {method: logits_of(cell, method) for method in ("own", "bitfit", "uniform", "joint", "pi")}
+        found = {
+            method: logits_of(cell, method)
+            for method in ("own", "bitfit", "uniform", "joint", "pi")
+        }
     assert all(logits.shape == (6, 2) for logits in found.values())
     assert not torch.allclose(found["own"], found["joint"])
 
 
 def test_adapters_mixed_on_outputs_are_not_those_mixed_on_parameters(tiny) -> None:
     cell = make_cell(tiny, kind="adapter", patterns=("*",))
-    on_parameters, on_outputs = (BASELINES[method](cell) for method in ("uniform", "uniform_outputs"))
+    on_parameters, on_outputs = (
+        BASELINES[method](cell) for method in ("uniform", "uniform_outputs")
+    )
     assert on_parameters.key != on_outputs.key
     assert not torch.equal(on_parameters.logits(TEXTS), on_outputs.logits(TEXTS))
 
@@ -133,16 +149,26 @@ def test_peft_svd_is_the_best_merge_of_its_rank(tiny) -> None:
     BASELINES["peft_svd"](cell)
     layer = cell.peft.get_base_model().get_submodule(site)
     merged = layer.get_delta_weight("svd")
-    wanted = sum(expert.scaling * expert.sites[site]["lora_B"] @ expert.sites[site]["lora_A"] for expert in cell.experts) / 3
+    wanted = (
+        sum(
+            expert.scaling * expert.sites[site]["lora_B"] @ expert.sites[site]["lora_A"]
+            for expert in cell.experts
+        )
+        / 3
+    )
     left, values, right = np.linalg.svd(wanted)
     assert np.allclose(merged, (left[:, :2] * values[:2]) @ right[:2], atol=1e-5)
 
 
 def test_lorahub_searches_within_its_budget_and_finds_less_loss(tiny) -> None:
     cell = make_cell(tiny)
-    useful, _ = train_own_expert(cell.scorer, TASK, replace(cell.training, steps=30).at_rate(10.0), ROWS)
+    useful, _ = train_own_expert(
+        cell.scorer, TASK, replace(cell.training, steps=30).at_rate(10.0), ROWS
+    )
     found = BASELINES["lorahub"](replace(cell, own=useful), budget=12, max_rows=8)
-    start = torch.nn.functional.cross_entropy(predict_logits(cell.scorer, ROWS.rows), torch.tensor(ROWS.labels))
+    start = torch.nn.functional.cross_entropy(
+        predict_logits(cell.scorer, ROWS.rows), torch.tensor(ROWS.labels)
+    )
     assert found.details["loss"] < float(start)
     assert len(found.details["weights"]) == 3
     assert max(map(abs, found.details["weights"])) <= 1.5
@@ -156,7 +182,9 @@ def test_lorahub_sums_the_factors_apart(tiny) -> None:
     merged = sum_factors(experts, [0.5, 0.0, -1.0]).part(0)
     for site, tensors in experts[0].sites.items():
         for name, own in tensors.items():
-            assert np.allclose(merged[site][name], 0.5 * own - experts[2].sites[site][name], atol=1e-6)
+            assert np.allclose(
+                merged[site][name], 0.5 * own - experts[2].sites[site][name], atol=1e-6
+            )
 
 
 def test_full_fine_tuning_changes_every_layer_of_its_copy(tiny) -> None:
@@ -164,8 +192,14 @@ def test_full_fine_tuning_changes_every_layer_of_its_copy(tiny) -> None:
     found = BASELINES["full"](cell, learning_rate=1e-3, steps=2)
     assert found.details["steps"] == 2
     copied = found.logits.args[0].backbone.model  # type: ignore[attr-defined]
-    same = [name for name, weight in copied.named_parameters() if torch.equal(weight, tiny.model.get_parameter(name))]
-    assert all("pooler" in name or "key.bias" in name for name in same)  # a key's bias shifts all scores alike: no gradient
+    same = [
+        name
+        for name, weight in copied.named_parameters()
+        if torch.equal(weight, tiny.model.get_parameter(name))
+    ]
+    assert all(
+        "pooler" in name or "key.bias" in name for name in same
+    )  # a key's bias shifts all scores alike: no gradient
 
 
 def test_bitfit_acts_on_the_biases_of_the_same_layers(tiny) -> None:

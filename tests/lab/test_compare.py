@@ -52,15 +52,29 @@ def tasks(task_file: Path) -> list[str]:
     return files
 
 
-def run(tiny, tasks: list[str], out: Path, *, part: Part | None = None, **settings: Any) -> CompareResult:  # type: ignore[no-untyped-def]
-    options = {key: settings.pop(key) for key in ("prepare", "overwrite", "redo", "on_cell") if key in settings}
-    return compare(compare_settings({**TINY, "tasks": tasks, **settings}), out, part=part, backbone=tiny, **options)
+def run(
+    tiny, tasks: list[str], out: Path, *, part: Part | None = None, **settings: Any
+) -> CompareResult:  # type: ignore[no-untyped-def]
+    options = {
+        key: settings.pop(key)
+        for key in ("prepare", "overwrite", "redo", "on_cell")
+        if key in settings
+    }
+    return compare(
+        compare_settings({**TINY, "tasks": tasks, **settings}),
+        out,
+        part=part,
+        backbone=tiny,
+        **options,
+    )
 
 
 def test_the_rate_grows_with_the_rows(tiny, tasks: list[str]) -> None:  # type: ignore[no-untyped-def]
     grid = Grid(compare_settings({**TINY, "tasks": tasks, "full": True}), tiny)
     few, full = Key("lora", "one", 2, 0), Key("lora", "one", None, 0)
-    assert [grid.training(few, num_rows=rows).learning_rate_factor for rows in (4, 127, 128, 256)] == [0.5, 0.5, 1.0, 1.0]
+    assert [
+        grid.training(few, num_rows=rows).learning_rate_factor for rows in (4, 127, 128, 256)
+    ] == [0.5, 0.5, 1.0, 1.0]
     assert grid.training(full, num_rows=4).learning_rate_factor == 1.0
     grid = Grid(compare_settings({**TINY, "tasks": tasks, "learning_rate_factor": 0.25}), tiny)
     assert {grid.training(few, num_rows=rows).learning_rate_factor for rows in (4, 256)} == {0.25}
@@ -68,29 +82,47 @@ def test_the_rate_grows_with_the_rows(tiny, tasks: list[str]) -> None:  # type: 
 
 def test_a_kind_without_a_method_is_refused(tiny, tasks: list[str]) -> None:  # type: ignore[no-untyped-def]
     for kind, method in (("lora", "uniform_outputs"), ("adapter", "lorahub")):
-        with pytest.raises(UsageError, match=f"none of the methods {method} is for experts of kind '{kind}'; add one"):
-            Grid(compare_settings({**TINY, "tasks": tasks, "kinds": [kind], "methods": [method]}), tiny)
+        with pytest.raises(
+            UsageError,
+            match=f"none of the methods {method} is for experts of kind '{kind}'; add one",
+        ):
+            Grid(
+                compare_settings({**TINY, "tasks": tasks, "kinds": [kind], "methods": [method]}),
+                tiny,
+            )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_every_method_in_every_cell(tiny, tasks: list[str], tmp_path: Path) -> None:
     few = {"lorahub_budget": 4, "finetune_steps": 1, "interpolation": {"folds": 2}}
-    result = run(tiny, tasks, tmp_path, seeds=[0], full=True, full_seeds=[0], methods=METHODS, **few)
+    result = run(
+        tiny, tasks, tmp_path, seeds=[0], full=True, full_seeds=[0], methods=METHODS, **few
+    )
     assert result.missing == 0
     assert len(result.cells) == 6
     for cell in result.cells:
-        assert tuple(cell["methods"]) == tuple(method for method in METHODS if method != "uniform_outputs")
+        assert tuple(cell["methods"]) == tuple(
+            method for method in METHODS if method != "uniform_outputs"
+        )
         scores = {method: found["score"] for method, found in cell["methods"].items()}
         assert scores["peft_cat"] == scores["uniform"]
-        assert {helper["task"] for helper in cell["helpers"]} == {"one", "two", "three"} - {cell["task"]}
+        assert {helper["task"] for helper in cell["helpers"]} == {"one", "two", "three"} - {
+            cell["task"]
+        }
         assert cell["test_rows"] == 6
         assert cell["methods"]["pi"]["decision"]["chosen"] in ("mixture", "own_expert", "uniform")
         assert cell["methods"]["pi"]["settings"]["folds"] == 2
     small = next(cell for cell in result.cells if cell["shots"] == 2)
-    full = next(cell for cell in result.cells if cell["shots"] is None and cell["task"] == small["task"])
+    full = next(
+        cell for cell in result.cells if cell["shots"] is None and cell["task"] == small["task"]
+    )
     assert (small["train_rows"], small["validation_rows"], small["own"]["steps"]) == (4, 0, 2)
     assert full["own"]["digest"] == read_expert(tmp_path / "pool" / "lora" / full["task"]).digest
     assert full["own"]["digest"] != small["own"]["digest"]
@@ -128,7 +160,11 @@ def test_a_method_measured_again(tiny, tasks: list[str], tmp_path: Path) -> None
     cell = json.loads(path.read_text())
     cell["methods"]["own"]["score"] = cell["methods"]["uniform"]["score"] = 7.0
     path.write_text(json.dumps(cell))
-    (found,) = [cell for cell in run(tiny, tasks, tmp_path, redo=["own"]).cells if (cell["task"], cell["seed"]) == ("one", 0)]
+    (found,) = [
+        cell
+        for cell in run(tiny, tasks, tmp_path, redo=["own"]).cells
+        if (cell["task"], cell["seed"]) == ("one", 0)
+    ]
     assert found["methods"]["own"]["score"] <= 1
     assert found["methods"]["uniform"]["score"] == 7.0
 
@@ -136,13 +172,25 @@ def test_a_method_measured_again(tiny, tasks: list[str], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 3}, r"one/2/0\.json: it was measured with other settings, rows or helpers; choose another `out`"),
+        (
+            {"steps": 3},
+            r"one/2/0\.json: it was measured with other settings, rows or helpers; choose another "
+            r"`out`",
+        ),
         ({"test_limit": 5}, r"one/2/0\.json: it was measured with other settings"),
-        ({"full_learning_rate_factor": 0.9}, r"pool/lora/one: this helper was trained with other settings; .*`overwrite`"),
-        ({"finetune_learning_rate": 1e-3}, r"one/2/0\.json: 'full' was measured with other settings; run with `redo=full`, or"),
+        (
+            {"full_learning_rate_factor": 0.9},
+            r"pool/lora/one: this helper was trained with other settings; .*`overwrite`",
+        ),
+        (
+            {"finetune_learning_rate": 1e-3},
+            r"one/2/0\.json: 'full' was measured with other settings; run with `redo=full`, or",
+        ),
     ],
 )
-def test_what_was_made_with_other_settings_is_refused(tiny, tasks: list[str], tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_what_was_made_with_other_settings_is_refused(
+    tiny, tasks: list[str], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     base: dict[str, Any] = {"methods": ["own", "full"], "seeds": [0], "finetune_steps": 1}
     run(tiny, tasks, tmp_path, **base)
     before = contents(tmp_path)
@@ -155,11 +203,20 @@ def test_what_was_made_with_other_settings_is_refused(tiny, tasks: list[str], tm
         run(tiny, tasks, tmp_path, **base)
 
 
-def test_learning_rates_count_not_how_they_are_written(tiny, tasks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learning_rates_count_not_how_they_are_written(
+    tiny, tasks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tiny, tasks[:2], tmp_path, learning_rate_factor=0.5, full_learning_rate_factor=1.0)
     for kind in ("lora", "bitfit"):
-        monkeypatch.setitem(KINDS, kind, replace(KINDS[kind], learning_rate=2 * KINDS[kind].learning_rate))
-    assert run(tiny, tasks[:2], tmp_path, learning_rate_factor=0.25, full_learning_rate_factor=0.5).missing == 0
+        monkeypatch.setitem(
+            KINDS, kind, replace(KINDS[kind], learning_rate=2 * KINDS[kind].learning_rate)
+        )
+    assert (
+        run(
+            tiny, tasks[:2], tmp_path, learning_rate_factor=0.25, full_learning_rate_factor=0.5
+        ).missing
+        == 0
+    )
     with pytest.raises(UsageError, match="this helper was trained with other settings"):
         run(tiny, tasks[:2], tmp_path, learning_rate_factor=0.5, full_learning_rate_factor=1.0)
 
@@ -172,23 +229,33 @@ def test_a_damaged_cell_is_named(tiny, tasks: list[str], tmp_path: Path) -> None
 
 
 def test_two_parts_are_the_whole_grid(tiny, tasks: list[str], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="3 helpers are missing or of other settings; run with `prepare` before `part`"):
+    with pytest.raises(
+        UsageError,
+        match="3 helpers are missing or of other settings; run with `prepare` before `part`",
+    ):
         run(tiny, tasks, tmp_path / "parts", part=Part(0, 2))
     assert not (tmp_path / "parts").exists()
     for first in range(2):
         prepared = run(tiny, tasks, tmp_path / "parts", part=Part(first, 2), prepare=True)
     assert (len(prepared.cells), prepared.missing) == (0, 6)
     half = run(tiny, tasks, tmp_path / "parts", part=Part(0, 2))
-    assert run(tiny, tasks, tmp_path / "parts", part=Part(1, 2), steps=9, prepare=True).missing == 6  # the half is of other settings
+    assert (
+        run(tiny, tasks, tmp_path / "parts", part=Part(1, 2), steps=9, prepare=True).missing == 6
+    )  # the half is of other settings
     assert (len(half.cells), half.missing) == (3, 3)
     assert not (tmp_path / "parts" / "summary.json").exists()
-    both, whole = run(tiny, tasks, tmp_path / "parts", part=Part(1, 2)), run(tiny, tasks, tmp_path / "whole")
+    both, whole = (
+        run(tiny, tasks, tmp_path / "parts", part=Part(1, 2)),
+        run(tiny, tasks, tmp_path / "whole"),
+    )
     assert both.missing == whole.missing == 0
     assert both.summary == whole.summary
 
 
 def test_the_parts_of_a_grid_are_disjoint_and_all_of_it() -> None:
-    config = CompareSettings(tasks=("a", "b"), shots=(2, 4), full=True, full_seeds=(0,), kinds=("lora", "prefix"))
+    config = CompareSettings(
+        tasks=("a", "b"), shots=(2, 4), full=True, full_seeds=(0,), kinds=("lora", "prefix")
+    )
     cells = cells_of(config, ["a", "b"])
     assert len(cells) == len(set(cells)) == 2 * (2 * 3 * 2 + 2)
     shares = [Part(first, 3).share(cells) for first in range(3)]
@@ -200,26 +267,54 @@ def test_experts_of_another_pool_may_help(tiny, tasks: list[str], tmp_path: Path
     entry = read_pool(tmp_path / "first" / "pool" / "lora")["two"]
     for name in ("stranger", "three"):
         write_expert(entry.expert, tmp_path / "extra" / name, fisher=dict(entry.embedding))
-    result = run(tiny, [tasks[0], tasks[2]], tmp_path / "second", pool=tmp_path / "extra", seeds=[0])
-    helpers = {cell["task"]: {helper["task"] for helper in cell["helpers"]} for cell in result.cells}
+    result = run(
+        tiny, [tasks[0], tasks[2]], tmp_path / "second", pool=tmp_path / "extra", seeds=[0]
+    )
+    helpers = {
+        cell["task"]: {helper["task"] for helper in cell["helpers"]} for cell in result.cells
+    }
     assert helpers == {"one": {"three", "stranger"}, "three": {"one", "stranger"}}
 
 
-def test_a_pool_of_another_size_is_refused_before_anything_is_trained(tiny, tasks: list[str], tmp_path: Path) -> None:
+def test_a_pool_of_another_size_is_refused_before_anything_is_trained(
+    tiny, tasks: list[str], tmp_path: Path
+) -> None:
     run(tiny, tasks[:2], tmp_path / "first", seeds=[0])
-    with pytest.raises(UsageError, match=r"'one' is of size 2, and task embeddings compare experts of one size, here 3; give `rank=2`"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            r"'one' is of size 2, and task embeddings compare experts of one size, here 3; give "
+            r"`rank=2`"
+        ),
+    ):
         run(tiny, tasks[1:], tmp_path / "second", pool=tmp_path / "first" / "pool" / "lora", rank=3)
     assert not (tmp_path / "second").exists()
 
 
 def test_a_pool_that_cannot_help_is_refused(tiny, tasks: list[str], tmp_path: Path) -> None:
     run(tiny, tasks[:2], tmp_path / "first", prepare=True)
-    with pytest.raises(UsageError, match="no expert of kind 'adapter' of this backbone on these sites; run without `pool`"):
-        run(tiny, tasks[:2], tmp_path / "second", pool=tmp_path / "first" / "pool" / "lora", kinds=["adapter"])
+    with pytest.raises(
+        UsageError,
+        match="no expert of kind 'adapter' of this backbone on these sites; run without `pool`",
+    ):
+        run(
+            tiny,
+            tasks[:2],
+            tmp_path / "second",
+            pool=tmp_path / "first" / "pool" / "lora",
+            kinds=["adapter"],
+        )
 
 
 def test_kinds_side_by_side(tiny, tasks: list[str], tmp_path: Path) -> None:
-    result = run(tiny, tasks[:2], tmp_path, kinds=["adapter", "prefix"], methods=["own", "uniform", "peft_svd"], seeds=[0])
+    result = run(
+        tiny,
+        tasks[:2],
+        tmp_path,
+        kinds=["adapter", "prefix"],
+        methods=["own", "uniform", "peft_svd"],
+        seeds=[0],
+    )
     assert {cell["kind"] for cell in result.cells} == {"adapter", "prefix"}
     assert all(set(cell["methods"]) == {"own", "uniform"} for cell in result.cells)
 
@@ -227,10 +322,17 @@ def test_kinds_side_by_side(tiny, tasks: list[str], tmp_path: Path) -> None:
 def test_settings_that_make_no_sense(tasks: list[str]) -> None:
     with pytest.raises(UsageError, match=r"unknown key 'seed' \(did you mean 'seeds'\?\)"):
         compare_settings({"tasks": tasks, "seed": 1})
-    with pytest.raises(UsageError, match=r"`methods`: expected 'backbone', .*, found 'unifrom' \(did you mean 'uniform'\?\)"):
+    with pytest.raises(
+        UsageError,
+        match=r"`methods`: expected 'backbone', .*, found 'unifrom' \(did you mean 'uniform'\?\)",
+    ):
         compare_settings({"tasks": tasks, "shots": [2], "methods": ["unifrom"]})
-    with pytest.raises(UsageError, match=r"interpolation: unknown setting 'fold' \(did you mean 'folds'\?\)"):
-        methods_of(compare_settings({"tasks": tasks, "shots": [2], "interpolation": {"fold": 2}}), "lora")
+    with pytest.raises(
+        UsageError, match=r"interpolation: unknown setting 'fold' \(did you mean 'folds'\?\)"
+    ):
+        methods_of(
+            compare_settings({"tasks": tasks, "shots": [2], "interpolation": {"fold": 2}}), "lora"
+        )
     with pytest.raises(UsageError, match=r"no column to measure; give `shots`, `full`, or both"):
         compare_settings({"tasks": tasks})
     with pytest.raises(UsageError, match=r"`tasks`: .*at least 2"):
@@ -272,7 +374,13 @@ def test_means_deviations_and_differences() -> None:
 
 
 def test_losing_cases_are_listed() -> None:
-    summary = summarise([cell("a", 0, own=0.5, full=0.95, pi=0.8), cell("b", 0, own=0.9, full=0.6, pi=0.85), cell("c", 0, own=0.5, pi=0.5)])
+    summary = summarise(
+        [
+            cell("a", 0, own=0.5, full=0.95, pi=0.8),
+            cell("b", 0, own=0.9, full=0.6, pi=0.85),
+            cell("c", 0, own=0.5, pi=0.5),
+        ]
+    )
     losing = {(row["task"], row["against"]): row for row in summary["losing"]}
     assert losing.keys() == {("a", "full"), ("b", "own")}
     assert losing["b", "own"]["difference"] == pytest.approx(-0.05)
@@ -288,16 +396,39 @@ def test_differences_are_over_the_seeds_both_have() -> None:
 def made_up(kind: str, shots: int | None, *, pi: dict[str, float]) -> list[dict[str, Any]]:
     """A column of the benchmark: own expert 0.6, uniform mixture 0.7, and π as given."""
     same = {"own": 0.6, "uniform": 0.7, "joint": 0.65}
-    return [{**cell(task, 0, shots=shots, **same, pi=pi.get(task, 0.72)), "kind": kind} for task in ("amazon", "movie")]
+    return [
+        {**cell(task, 0, shots=shots, **same, pi=pi.get(task, 0.72)), "kind": kind}
+        for task in ("amazon", "movie")
+    ]
 
 
 def test_the_claims_of_the_benchmark() -> None:
     from benchmarks.bench_method import claims
 
-    columns = [("lora", 8), ("lora", 32), ("lora", 128), ("lora", None), ("adapter", 8), ("adapter", 128), ("prefix", 8), ("prefix", 128)]
-    lost = {("lora", 8): {"movie": 0.68}, ("lora", 32): {"movie": 0.69}, ("adapter", 128): {"amazon": 0.59}}
-    cells = [found for kind, shots in columns for found in made_up(kind, shots, pi=lost.get((kind, shots), {}))]
-    found = {claim["claim"].removesuffix(", points of accuracy"): claim for claim in claims(summarise(cells))}
+    columns = [
+        ("lora", 8),
+        ("lora", 32),
+        ("lora", 128),
+        ("lora", None),
+        ("adapter", 8),
+        ("adapter", 128),
+        ("prefix", 8),
+        ("prefix", 128),
+    ]
+    lost = {
+        ("lora", 8): {"movie": 0.68},
+        ("lora", 32): {"movie": 0.69},
+        ("adapter", 128): {"amazon": 0.59},
+    }
+    cells = [
+        found
+        for kind, shots in columns
+        for found in made_up(kind, shots, pi=lost.get((kind, shots), {}))
+    ]
+    found = {
+        claim["claim"].removesuffix(", points of accuracy"): claim
+        for claim in claims(summarise(cells))
+    }
     assert len(found) == 3 * 3 + len(columns) + 4
     average = "average of 4 targets × 3 seeds"
     assert found[f"lora, 8 shots: π minus own expert, {average}"]["measured"] == pytest.approx(10)
@@ -308,8 +439,14 @@ def test_the_claims_of_the_benchmark() -> None:
         "met": False,
     }
     guard = "π minus the best of own expert and uniform mixture, worst target's mean"
-    assert (found[f"lora, 8 shots: {guard}"]["measured"], found[f"lora, 8 shots: {guard}"]["met"]) == (-2.0, False)
-    assert (found[f"lora, 32 shots: {guard}"]["measured"], found[f"lora, 32 shots: {guard}"]["met"]) == (-1.0, True)
+    assert (
+        found[f"lora, 8 shots: {guard}"]["measured"],
+        found[f"lora, 8 shots: {guard}"]["met"],
+    ) == (-2.0, False)
+    assert (
+        found[f"lora, 32 shots: {guard}"]["measured"],
+        found[f"lora, 32 shots: {guard}"]["met"],
+    ) == (-1.0, True)
     below = "π minus own expert, worst target's mean"
     assert found[f"lora, full data: {below}"]["met"]
     assert not found[f"adapter, 128 shots: {below}"]["met"]
@@ -325,8 +462,19 @@ def test_a_revision_is_of_a_method_and_a_kind() -> None:
 def test_what_could_be_had_in_hindsight() -> None:
     from benchmarks.bench_method import in_hindsight
 
-    cells = [cell("a", 0, own=0.5, uniform=0.7, joint=0.6, pi=0.8), cell("a", 1, own=0.7, uniform=0.9, joint=0.6, pi=0.8)]
-    assert in_hindsight(cells) == {"lora, 8 shots": {"best": 85, "minus own": 25, "minus uniform": 5, "minus joint": 25, "minus pi": 5}}
+    cells = [
+        cell("a", 0, own=0.5, uniform=0.7, joint=0.6, pi=0.8),
+        cell("a", 1, own=0.7, uniform=0.9, joint=0.6, pi=0.8),
+    ]
+    assert in_hindsight(cells) == {
+        "lora, 8 shots": {
+            "best": 85,
+            "minus own": 25,
+            "minus uniform": 5,
+            "minus joint": 25,
+            "minus pi": 5,
+        }
+    }
 
 
 def test_the_grid_of_the_benchmark() -> None:
@@ -336,29 +484,81 @@ def test_the_grid_of_the_benchmark() -> None:
     cells = [key for config in GRIDS for key in cells_of(config, DOMAINS)]
     assert len(cells) == len(set(cells)) == 4 * 3 * (4 + 2 + 2)
     assert len(read_cells(GRIDS, DOMAINS, Path("nowhere"))[1]) == len(cells)
-    methods = {(kind, shots): set(methods_of(config, kind)) for config in GRIDS for kind in config.kinds for shots in config.shots}
-    every = set(METHODS) - {"pi_trial", "uniform_outputs"}  # with three helpers there is nobody to choose; a LoRA's uniform is on outputs
+    methods = {
+        (kind, shots): set(methods_of(config, kind))
+        for config in GRIDS
+        for kind in config.kinds
+        for shots in config.shots
+    }
+    every = set(METHODS) - {
+        "pi_trial",
+        "uniform_outputs",
+    }  # with three helpers there is nobody to choose; a LoRA's uniform is on outputs
     assert methods["lora", 8] == methods["lora", 128] == every
-    assert every - methods["lora", 32] == {"own_tuned", "peft_linear", "peft_svd", "peft_cat", "lorahub"}
+    assert every - methods["lora", 32] == {
+        "own_tuned",
+        "peft_linear",
+        "peft_svd",
+        "peft_cat",
+        "lorahub",
+    }
 
 
 def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    draw_tables(summarise([cell("a", 0, own=0.5, pi=0.8), cell("a", 1, own=0.7, pi=0.8), cell("b", 0, shots=None, own=0.9, pi=0.85)]))
+    draw_tables(
+        summarise(
+            [
+                cell("a", 0, own=0.5, pi=0.8),
+                cell("a", 1, own=0.7, pi=0.8),
+                cell("b", 0, shots=None, own=0.9, pi=0.85),
+            ]
+        )
+    )
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "lora, 8 shots a label, 2 seeds" in lines
     assert "lora, full data, 1 seed" in lines
-    assert any(line.split("│")[1:4] == [" own expert ", " 60.0 ± 14.1 ", " 60.0    "] for line in lines)
+    assert any(
+        line.split("│")[1:4] == [" own expert ", " 60.0 ± 14.1 ", " 60.0    "] for line in lines
+    )
     assert lines[-1] == "π loses: lora, b, full: -5.0 against own expert"
 
 
 def test_the_command(
-    tiny_folder: Path, tasks: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path,
+    tasks: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    arguments = ["compare", *tasks[:2], "--shots", "2", "--seeds", "0,1", "--methods", "own,uniform", "--sites", "encoder.layer.1.*"]
-    arguments += ["--backbone", str(tiny_folder), "--rank", "2", "--steps", "2", "--full-steps", "2", "--test-limit", "6"]
+    arguments = [
+        "compare",
+        *tasks[:2],
+        "--shots",
+        "2",
+        "--seeds",
+        "0,1",
+        "--methods",
+        "own,uniform",
+        "--sites",
+        "encoder.layer.1.*",
+    ]
+    arguments += [
+        "--backbone",
+        str(tiny_folder),
+        "--rank",
+        "2",
+        "--steps",
+        "2",
+        "--full-steps",
+        "2",
+        "--test-limit",
+        "6",
+    ]
 
     def run(*more: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["pidep", *arguments, "--out", str(tmp_path / "run"), *more])
+        monkeypatch.setattr(
+            "sys.argv", ["pidep", *arguments, "--out", str(tmp_path / "run"), *more]
+        )
         with pytest.raises(SystemExit) as ended:
             main()
         return (int(ended.value.code or 0), *capsys.readouterr())

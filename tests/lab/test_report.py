@@ -27,7 +27,15 @@ from tests.conftest import make_expert
 
 pytestmark = pytest.mark.slow  # whole comparisons and pages
 
-TINY = {"folds": 2, "steps": 4, "batch_size": 8, "eval_every": 2, "mixture_steps": 2, "rank": 2, "fisher_samples": 8}
+TINY = {
+    "folds": 2,
+    "steps": 4,
+    "batch_size": 8,
+    "eval_every": 2,
+    "mixture_steps": 2,
+    "rank": 2,
+    "fisher_samples": 8,
+}
 EVIL = "<script>alert('$x$')</script>"
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -75,13 +83,30 @@ def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(240):
         word = [("bad", "awful"), ("good", "great")][index % 2][int(rng.integers(2))]
         rows.append(
-            {"text": f"{' '.join(rng.choice(['a', 'film', 'the', 'was', 'very'], size=5))} {word}", "label": [EVIL, "positive"][index % 2]}
+            {
+                "text": (
+                    f"{' '.join(rng.choice(['a', 'film', 'the', 'was', 'very'], size=5))} {word}"
+                ),
+                "label": [EVIL, "positive"][index % 2],
+            }
         )
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     labels = json.dumps({EVIL: "negative <b>", "positive": "positive"})
-    (folder / "film.yaml").write_text(f"name: film\nlabels: {labels}\ndata: {{path: rows.jsonl}}\nmax_length: 12\n")
-    common = {**TINY, "task": str(folder / "film.yaml"), "backbone": str(tiny_folder), "pool": folder / "pool"}
-    runs = {"one": {"top_k": 0}, "two": {"top_k": 0, "seed": 1}, "few": {"shots": 4}, "full": {"add_to_pool": False, "policy": "anchored"}}
+    (folder / "film.yaml").write_text(
+        f"name: film\nlabels: {labels}\ndata: {{path: rows.jsonl}}\nmax_length: 12\n"
+    )
+    common = {
+        **TINY,
+        "task": str(folder / "film.yaml"),
+        "backbone": str(tiny_folder),
+        "pool": folder / "pool",
+    }
+    runs = {
+        "one": {"top_k": 0},
+        "two": {"top_k": 0, "seed": 1},
+        "few": {"shots": 4},
+        "full": {"add_to_pool": False, "policy": "anchored"},
+    }
     runs["zero"] = {"policy": "zero-shot"}
     for name, more in runs.items():
         tuning.tune(read_config(None, {**common, "name": name, **more}), folder / "runs" / name)
@@ -107,15 +132,22 @@ def change(path: Path, edit: Callable[[dict], object]) -> None:  # type: ignore[
 
 
 def test_it_can_be_read_on_a_narrow_screen(made: Path, tmp_path: Path) -> None:
-    """What a look at it in a browser found: headers beside their figures, heat maps without a legend, letters of four pixels."""
+    """What a look at it in a browser found: headers beside their figures, heat maps without a
+    legend, letters of four pixels.
+    """
     html = write_report(made / "runs" / "few", tmp_path / "few.html").out.read_text()
     for column in ("accuracy", "against own expert", "95 % interval", "similarity", "mean α"):
         assert f'<th scope="col" class="figure">{column}</th>' in html
     assert '<th scope="col" class="words">model</th>' in html
     for style in re.findall(r'<svg [^>]*style="([^"]*)"', html):
-        most, least = (float(re.search(rf"{name}-width:(\d+)px", style)[1]) for name in ("max", "min"))  # type: ignore[index]
+        most, least = (
+            float(re.search(rf"{name}-width:(\d+)px", style)[1]) for name in ("max", "min")
+        )  # type: ignore[index]
         assert least == pytest.approx(0.7 * most, abs=1)
-    assert len(re.findall(r"[Ss]hade: [^<]*\(light\) to [^<]*\(dark\)", html)) == html.count('aria-label="Confusion') + 2
+    assert (
+        len(re.findall(r"[Ss]hade: [^<]*\(light\) to [^<]*\(dark\)", html))
+        == html.count('aria-label="Confusion') + 2
+    )
     assert html.count('<figure><div class="scroll"><svg ') == html.count("<svg ")
 
 
@@ -135,7 +167,13 @@ def test_a_run_without_labels(made: Path, tmp_path: Path, undrawn: None) -> None
     Strict(html)
     assert [one.model for one in report.evaluation.confusions] == ["zero-shot mixture"]
     assert html.count("as the run says") == 1
-    for words in ("zero-shot mixture", "nearest expert", "against bare backbone", "no label was read", "Predicted from texts alone"):
+    for words in (
+        "zero-shot mixture",
+        "nearest expert",
+        "against bare backbone",
+        "no label was read",
+        "Predicted from texts alone",
+    ):
         assert words in html, words
     assert "own expert" not in html.split("</style>")[1].replace("<h2", "")
     with pytest.raises(UsageError, match="no path to walk, a zero-shot run has no own expert"):
@@ -144,10 +182,20 @@ def test_a_run_without_labels(made: Path, tmp_path: Path, undrawn: None) -> None
 
 def test_a_run_whose_test_rows_have_no_labels(made: Path, tmp_path: Path, undrawn: None) -> None:
     rows = [json.loads(line) for line in (made / "rows.jsonl").read_text().splitlines()]
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows))
-    (tmp_path / "bare.yaml").write_text((made / "film.yaml").read_text().replace("rows.jsonl", "texts.jsonl").replace("film", "bare"))
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": row["text"]}) + "\n" for row in rows)
+    )
+    (tmp_path / "bare.yaml").write_text(
+        (made / "film.yaml")
+        .read_text()
+        .replace("rows.jsonl", "texts.jsonl")
+        .replace("film", "bare")
+    )
     config = json.loads((made / "runs" / "zero" / "config.yaml").read_text())
-    tuning.tune(read_config(None, {**config, "task": str(tmp_path / "bare.yaml"), "name": "bare"}), tmp_path / "run")
+    tuning.tune(
+        read_config(None, {**config, "task": str(tmp_path / "bare.yaml"), "name": "bare"}),
+        tmp_path / "run",
+    )
     html = write_report(tmp_path / "run").out.read_text()
     Strict(html)
     assert "Nothing was measured: the test rows have no labels." in html
@@ -156,16 +204,33 @@ def test_a_run_whose_test_rows_have_no_labels(made: Path, tmp_path: Path, undraw
 
 def test_the_page_holds_every_section_and_figure(made: Path, tmp_path: Path) -> None:
     steps: list[str] = []
-    report = write_report(made / "runs" / "few", tmp_path / "few.html", paths=True, on_step=lambda phase, *_: steps.append(phase))
+    report = write_report(
+        made / "runs" / "few",
+        tmp_path / "few.html",
+        paths=True,
+        on_step=lambda phase, *_: steps.append(phase),
+    )
     html = report.out.read_text(encoding="utf-8")
     assert len(html.encode()) == report.num_bytes < 400_000
     found = Strict(html)
     assert {*SECTIONS} <= set(found.ids)
-    for title in ("Learning curves", "Similarity of 3 tasks", "Task graph of 3 tasks", "α of 4 experts", "Loss and metric along the lines"):
+    for title in (
+        "Learning curves",
+        "Similarity of 3 tasks",
+        "Task graph of 3 tasks",
+        "α of 4 experts",
+        "Loss and metric along the lines",
+    ):
         assert f'aria-label="{title}' in html
     assert html.count('aria-label="Confusion matrix of') == 2
     assert found.tags.count("svg") == 7
-    for word in ("uniform mixture", "own expert, learned in the mixture", "nothing else is clearly better", "95 % interval", "barrier"):
+    for word in (
+        "uniform mixture",
+        "own expert, learned in the mixture",
+        "nothing else is clearly better",
+        "95 % interval",
+        "barrier",
+    ):
         assert word in html
     assert "not those" not in html
     assert html.count("as the run says") == 2
@@ -178,7 +243,9 @@ def test_the_page_holds_every_section_and_figure(made: Path, tmp_path: Path) -> 
 
 
 def test_nothing_is_fetched_and_nothing_runs(made: Path, tmp_path: Path) -> None:
-    html = write_report(made / "runs" / "full", tmp_path / "full.html", paths=True).out.read_text(encoding="utf-8")
+    html = write_report(made / "runs" / "full", tmp_path / "full.html", paths=True).out.read_text(
+        encoding="utf-8"
+    )
     assert set(re.findall(r"https?://[^\s\"<)]*", html)) == {"https://arxiv.org/abs/2304.14381"}
     found = Strict(html)
     assert not {"script", "iframe", "object", "embed", "link", "img"} & set(found.tags)
@@ -193,13 +260,18 @@ def test_the_same_run_gives_the_same_figure(made: Path) -> None:
 
 def test_what_comes_from_data_is_text(run: Path, tmp_path: Path) -> None:
     evaluated = write_report(run, tmp_path / "labels.html").out.read_text()
-    assert "&lt;script&gt;alert('$x$')" in evaluated  # on the axes of the confusion matrix, not as mathematics
+    assert (
+        "&lt;script&gt;alert('$x$')" in evaluated
+    )  # on the axes of the confusion matrix, not as mathematics
     for name in ("task", "result"):
         change(run / f"{name}.json", lambda content: content.update(name=EVIL))
     change(run / "alpha.json", lambda content: content["experts"].__setitem__(1, EVIL))
     change(run / "config.yaml", lambda content: content.update(policy=EVIL))
     change(
-        run / "expert" / "expert.json", lambda content: content["provenance"]["decision"].update(why=EVIL, chosen=EVIL, losses={EVIL: 1})
+        run / "expert" / "expert.json",
+        lambda content: content["provenance"]["decision"].update(
+            why=EVIL, chosen=EVIL, losses={EVIL: 1}
+        ),
     )
     change(run / "provenance.json", lambda content: content["versions"].update({EVIL: EVIL}))
     plain = write_report(run, tmp_path / "names.html", evaluate=False).out.read_text()
@@ -212,7 +284,9 @@ def test_what_comes_from_data_is_text(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_without_a_pool_or_neighbours_it_says_so(made: Path, run: Path, tmp_path: Path) -> None:
-    alone = write_report(made / "runs" / "one", tmp_path / "one.html", evaluate=False).out.read_text()
+    alone = write_report(
+        made / "runs" / "one", tmp_path / "one.html", evaluate=False
+    ).out.read_text()
     assert "took no neighbours" in alone
     assert "One expert, so α is 1 everywhere" in alone
     assert "parameters: backbone" in alone
@@ -226,7 +300,9 @@ def test_without_a_pool_or_neighbours_it_says_so(made: Path, run: Path, tmp_path
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_helper_that_changed_since_is_left_out_of_the_paths(made: Path, run: Path, tmp_path: Path, tiny) -> None:
+def test_a_helper_that_changed_since_is_left_out_of_the_paths(
+    made: Path, run: Path, tmp_path: Path, tiny
+) -> None:
     pool = Path(shutil.copytree(made / "pool", tmp_path / "pool"))
     write_expert(make_expert(tiny, name="one"), pool / "one")
     report = write_report(run, tmp_path / "few.html", pool=pool, paths=True)
@@ -234,18 +310,24 @@ def test_a_helper_that_changed_since_is_left_out_of_the_paths(made: Path, run: P
     assert "Not in the pool as they were mixed: one." in report.out.read_text()
 
 
-def test_the_similarities_are_those_of_the_pool_in_the_order_of_the_tree(made: Path, tmp_path: Path, tiny) -> None:
+def test_the_similarities_are_those_of_the_pool_in_the_order_of_the_tree(
+    made: Path, tmp_path: Path, tiny
+) -> None:
     from pidep.similarity.pool import read_pool
 
     pool = Path(shutil.copytree(made / "pool", tmp_path / "pool"))
-    write_expert(make_expert(tiny, name="odd", rank=3), pool / "odd", fisher={"x": np.ones(3, np.float32)})
+    write_expert(
+        make_expert(tiny, name="odd", rank=3), pool / "odd", fisher={"x": np.ones(3, np.float32)}
+    )
     near = neighbourhood(read_run(made / "runs" / "few"), pool)
     assert near is not None
     assert dendrogram(near.tree, no_plot=True)["leaves"] == [0, 1, 2]
     assert near.left_out == ("odd",)
     entries = read_pool(made / "pool")
     one, two = near.names.index("one"), near.names.index("two")
-    assert near.similarity[one, two] == pytest.approx(similarity(entries["one"].embedding, entries["two"].embedding))
+    assert near.similarity[one, two] == pytest.approx(
+        similarity(entries["one"].embedding, entries["two"].embedding)
+    )
     recorded = read_run(made / "runs" / "few").neighbours
     assert near.similarity[near.names.index("few"), one] == pytest.approx(recorded["one"])
     assert len(near.nearest(2)) == 3
@@ -258,7 +340,10 @@ def test_seconds_by_phase_are_shown_where_they_are_recorded(run: Path, tmp_path:
     older = write_report(run, tmp_path / "a.html", evaluate=False).out.read_text()
     assert "not recorded by this run" in older
     assert "not counted" in older
-    change(run / "provenance.json", lambda content: content.update(seconds_by_phase={"own_expert": 1.25}))
+    change(
+        run / "provenance.json",
+        lambda content: content.update(seconds_by_phase={"own_expert": 1.25}),
+    )
     change(run / "provenance.json", lambda content: content["backbone"].update(parameters=1_000))
     html = write_report(run, tmp_path / "b.html", evaluate=False).out.read_text()
     assert "seconds: own expert" in html
@@ -266,7 +351,9 @@ def test_seconds_by_phase_are_shown_where_they_are_recorded(run: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_what_does_not_fit_the_run_is_refused_and_nothing_is_written(run: Path, made: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_the_run_is_refused_and_nothing_is_written(
+    run: Path, made: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out.html"
     with pytest.raises(UsageError, match="no run folder"):
         write_report(tmp_path, out)
@@ -279,7 +366,9 @@ def test_what_does_not_fit_the_run_is_refused_and_nothing_is_written(run: Path, 
     with pytest.raises(UsageError, match="no path to walk"):
         write_report(made / "runs" / "one", out, paths=True)
     change(run / "provenance.json", lambda content: content["data"].update(test="sha256:0"))
-    with pytest.raises(TaskError, match=r"test rows are not those of the run; pidep report --no-evaluate"):
+    with pytest.raises(
+        TaskError, match=r"test rows are not those of the run; pidep report --no-evaluate"
+    ):
         write_report(run, out)
     change(run / "task.json", lambda content: content["data"].update(path="gone.jsonl"))
     with pytest.raises(TaskError, match=r"no such data file; pidep report --no-evaluate"):
@@ -311,12 +400,23 @@ def test_another_backbone_is_refused(run: Path, tiny_folder: Path, tmp_path: Pat
 @pytest.mark.parametrize("json_too", [False, True])
 @pytest.mark.usefixtures("undrawn")
 def test_the_command(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], json_too: bool
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    json_too: bool,
 ) -> None:
     from pidep.cli import main
 
     out = tmp_path / "few.html"
-    arguments = ["pidep", "report", str(made / "runs" / "few"), "--out", str(out), *(["--json"] if json_too else ["--path"])]
+    arguments = [
+        "pidep",
+        "report",
+        str(made / "runs" / "few"),
+        "--out",
+        str(out),
+        *(["--json"] if json_too else ["--path"]),
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:
         main()
@@ -326,7 +426,9 @@ def test_the_command(
     assert json.loads(printed)["out"] == str(out) if json_too else "barrier" in printed
 
 
-def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_run_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     from pidep.cli import main
 
     monkeypatch.setattr(sys, "argv", ["pidep", "report", str(tmp_path)])
@@ -335,4 +437,8 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, monkeypatch: pytest
     printed = capfd.readouterr()
     assert ended.value.code == 2
     assert printed.out == ""
-    assert re.fullmatch(r"pidep: .*: no run folder \(it holds no result\.json\); give the folder pidep tune wrote\n", printed.err)
+    assert re.fullmatch(
+        r"pidep: .*: no run folder \(it holds no result\.json\); give the folder pidep tune "
+        r"wrote\n",
+        printed.err,
+    )

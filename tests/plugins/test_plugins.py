@@ -82,7 +82,10 @@ def test_a_package_that_does_not_load_is_named(run: Any, tmp_path: Path) -> None
         "except UsageError as error:\n    print(error)"
     )
     done = run("-c", code)
-    assert "entry point 'worse' of pidep.backbones (no_such_module:load, package broken)" in done.stdout
+    assert (
+        "entry point 'worse' of pidep.backbones (no_such_module:load, package broken)"
+        in done.stdout
+    )
 
 
 @pytest.mark.parametrize("entry", ["no_such_module:TASKS", "json:dumps"])

@@ -13,7 +13,9 @@ HEAVY = {"torch", "transformers", "peft", "datasets"}
 def loaded_after(code: str) -> set[str]:
     """Top-level modules that a fresh process has imported."""
     program = f"import sys\n{code}\nprint(' '.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     return {name.split(".")[0] for name in done.stdout.split()}
 
 

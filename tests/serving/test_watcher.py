@@ -56,9 +56,7 @@ def test_it_serves_the_manifest(bank: Bank, store: ExpertStore) -> None:
     assert watcher.residents.digests == {"film": new, "book": other}
 
 
-def test_a_manifest_that_did_not_change_is_not_loaded_again(
-    bank: Bank, store: ExpertStore
-) -> None:
+def test_a_manifest_that_did_not_change_is_not_loaded_again(bank: Bank, store: ExpertStore) -> None:
     store.publish(small_expert(), "film")
     watcher = Watcher(bank, store)
     watcher.refresh()

@@ -24,14 +24,25 @@ def random_expert(backbone: Encoder, kind: str, *, seed: int = 0) -> Expert:
     rng = np.random.default_rng(seed)
     start = fresh(backbone.model, find_sites(backbone.model, kind=kind), kind=kind, rank=2)
     sites = {
-        site: {name: (array + rng.normal(0, 0.2, array.shape)).astype(np.float32) for name, array in tensors.items()}
+        site: {
+            name: (array + rng.normal(0, 0.2, array.shape)).astype(np.float32)
+            for name, array in tensors.items()
+        }
         for site, tensors in start.items()
     }
-    return replace(make_expert(backbone), sites=sites, kind=kind, scaling=2.0 if kind == "lora" else 1.0, logit_scale=5.0)
+    return replace(
+        make_expert(backbone),
+        sites=sites,
+        kind=kind,
+        scaling=2.0 if kind == "lora" else 1.0,
+        logit_scale=5.0,
+    )
 
 
 def structured_tasks(count: int, *, clusters: int = 8, seed: int = 0) -> dict[str, Embedding]:
-    """Made-up embeddings: clusters of tasks that differ along a few directions each, by a little noise, and in scale."""
+    """Made-up embeddings: clusters of tasks that differ along a few directions each, by a little
+    noise, and in scale.
+    """
     rng = np.random.default_rng(seed)
     shapes = {
         "layer.0.query.lora_A": (2, 96),
@@ -46,13 +57,26 @@ def structured_tasks(count: int, *, clusters: int = 8, seed: int = 0) -> dict[st
     tasks = {}
     for task in range(count):
         cluster = task % clusters
-        logs = centres[cluster] + rng.normal(0, 0.7, 6) @ directions[cluster] + rng.normal(0, 0.2, size) + rng.normal(0, 0.5)
-        parts = np.split(np.exp(logs).astype(np.float32), np.cumsum([int(np.prod(shape)) for shape in shapes.values()])[:-1])
-        tasks[f"task-{task:04}"] = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        logs = (
+            centres[cluster]
+            + rng.normal(0, 0.7, 6) @ directions[cluster]
+            + rng.normal(0, 0.2, size)
+            + rng.normal(0, 0.5)
+        )
+        parts = np.split(
+            np.exp(logs).astype(np.float32),
+            np.cumsum([int(np.prod(shape)) for shape in shapes.values()])[:-1],
+        )
+        tasks[f"task-{task:04}"] = {
+            name: part.reshape(shape)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
     return tasks
 
 
-def write_task(pool: Path, name: str, embedding: Mapping[str, np.ndarray], *, backbone_digest: str = "sha256:b") -> None:
+def write_task(
+    pool: Path, name: str, embedding: Mapping[str, np.ndarray], *, backbone_digest: str = "sha256:b"
+) -> None:
     """A task as the index reads it: a record and an embedding, without the expert's tensors."""
     (pool / name).mkdir(parents=True, exist_ok=True)
     record = ExpertRecord(

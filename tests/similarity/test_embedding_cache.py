@@ -29,11 +29,16 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_hit_computes_nothing(tiny, tmp_path: Path, computed: list[str]) -> None:
     expert = make_expert(tiny)
     first = cached_fisher(tmp_path, tiny, expert, TEXTS, LABELS, data_digest="d")
-    second = cached_fisher(tmp_path, tiny, replace(expert, name="renamed"), TEXTS, LABELS, data_digest="d")
+    second = cached_fisher(
+        tmp_path, tiny, replace(expert, name="renamed"), TEXTS, LABELS, data_digest="d"
+    )
     assert computed == ["film"]
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[name], second[name]) for name in first)
-    np.testing.assert_array_equal(next(iter(first.values())), next(iter(diagonal_fisher(tiny, expert, TEXTS, LABELS).values())))
+    np.testing.assert_array_equal(
+        next(iter(first.values())),
+        next(iter(diagonal_fisher(tiny, expert, TEXTS, LABELS).values())),
+    )
 
 
 def test_whatever_decides_the_numbers_is_part_of_the_key(
@@ -71,7 +76,9 @@ def test_adding_a_task_costs_one_embedding(tiny, tmp_path: Path, computed: list[
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "text", "swapped"])
-def test_damage_is_computed_again_never_trusted(tiny, tmp_path: Path, computed: list[str], damage: str) -> None:
+def test_damage_is_computed_again_never_trusted(
+    tiny, tmp_path: Path, computed: list[str], damage: str
+) -> None:
     expert = make_expert(tiny)
     first = cached_fisher(tmp_path, tiny, expert, TEXTS, LABELS, data_digest="d")
     (path,) = tmp_path.iterdir()
@@ -84,16 +91,27 @@ def test_damage_is_computed_again_never_trusted(tiny, tmp_path: Path, computed: 
     else:
         flipped = bytearray(data)
         flipped[-5] ^= 1
-        path.write_bytes({"flipped": bytes(flipped), "truncated": data[:-9], "empty": b"", "text": b"not safetensors"}[damage])
+        path.write_bytes(
+            {
+                "flipped": bytes(flipped),
+                "truncated": data[:-9],
+                "empty": b"",
+                "text": b"not safetensors",
+            }[damage]
+        )
     again = cached_fisher(tmp_path, tiny, expert, TEXTS, LABELS, data_digest="d")
     assert computed == ["film", "film"]
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert path.read_bytes() == data
 
 
-def test_a_folder_that_cannot_be_written_costs_time_only(tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_written_costs_time_only(
+    tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
-    found = cached_fisher(tmp_path / "file", tiny, make_expert(tiny), TEXTS, LABELS, data_digest="d")
+    found = cached_fisher(
+        tmp_path / "file", tiny, make_expert(tiny), TEXTS, LABELS, data_digest="d"
+    )
     assert found
     assert "not cached" in caplog.text
 

@@ -38,7 +38,9 @@ def pool(tiny, tmp_path: Path) -> Path:
 
 
 def graph(*arguments: str | Path) -> str:
-    done = CliRunner().invoke(app, ["graph", *map(str, arguments)], env={"COLUMNS": "200"}, catch_exceptions=False)
+    done = CliRunner().invoke(
+        app, ["graph", *map(str, arguments)], env={"COLUMNS": "200"}, catch_exceptions=False
+    )
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -49,7 +51,9 @@ def test_a_small_pool_is_shown_whole(pool: Path) -> None:
     assert f"{similarity(entries['amazon'].embedding, entries['nyt'].embedding):.4f}" in out
     found = json.loads(graph(pool, "--json"))
     assert len(found["edges"]) == 6
-    assert {node["digest"] for node in found["nodes"]} == {entry.expert.digest for entry in entries.values()}
+    assert {node["digest"] for node in found["nodes"]} == {
+        entry.expert.digest for entry in entries.values()
+    }
     assert not (pool / ".sketches.safetensors").exists()
 
 
@@ -86,7 +90,9 @@ def test_explain_names_the_sites(pool: Path) -> None:
     for near in found["neighbours"]:
         sites = similarity_by_site(entries["nyt"].embedding, entries[near["name"]].embedding)
         assert near["sites"] == pytest.approx(sites)
-        assert near["similarity"] == pytest.approx(similarity(entries["nyt"].embedding, entries[near["name"]].embedding))
+        assert near["similarity"] == pytest.approx(
+            similarity(entries["nyt"].embedding, entries[near["name"]].embedding)
+        )
         ranked = sorted(sites, key=lambda site: -sites[site])
         assert list(near["sites"]) == ranked
         assert f"{sites[ranked[0]]:.4f} {ranked[0]}" in out
@@ -94,13 +100,21 @@ def test_explain_names_the_sites(pool: Path) -> None:
 
 
 def test_the_picture_and_the_graphml(pool: Path, tmp_path: Path) -> None:
-    graph(pool, "--png", tmp_path / "made" / "graph.png", "--graphml", tmp_path / "made" / "graph.graphml")
+    graph(
+        pool,
+        "--png",
+        tmp_path / "made" / "graph.png",
+        "--graphml",
+        tmp_path / "made" / "graph.graphml",
+    )
     assert (tmp_path / "made" / "graph.png").read_bytes().startswith(b"\x89PNG")
     assert len(networkx.read_graphml(tmp_path / "made" / "graph.graphml").edges) == 6
 
 
 def test_what_cannot_be_shown_is_refused(tiny, pool: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExpertError, match=r"no task 'nyr' with a task embedding \(did you mean 'nyt'\?\)"):
+    with pytest.raises(
+        ExpertError, match=r"no task 'nyr' with a task embedding \(did you mean 'nyt'\?\)"
+    ):
         explain_task(pool, "nyr")
     with pytest.raises(UsageError, match="--explain: is about one task"):
         graph(pool, "--explain", "nyt", "--png", tmp_path / "x.png")
@@ -117,7 +131,9 @@ def test_what_cannot_be_shown_is_refused(tiny, pool: Path, tmp_path: Path) -> No
 
 
 def test_a_graph_that_takes_minutes_to_lay_out_is_not_drawn(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"draws up to 2000 tasks, the graph has 2001; write `graphml`"):
+    with pytest.raises(
+        UsageError, match=r"draws up to 2000 tasks, the graph has 2001; write `graphml`"
+    ):
         draw(networkx.path_graph(2001), tmp_path / "big.png")
 
 

@@ -52,9 +52,13 @@ def exact(target: dict[str, np.ndarray], leave_out: str) -> dict[str, float]:
     """The three most similar tasks, by the formula, over all of them at once."""
     cosines = []
     for tensor, own in target.items():
-        others = np.stack([embedding[tensor].ravel() for embedding in TASKS.values()]).astype(np.float64)
+        others = np.stack([embedding[tensor].ravel() for embedding in TASKS.values()]).astype(
+            np.float64
+        )
         share, rest = own.ravel() / (own.ravel() + others), others / (own.ravel() + others)
-        cosines.append((share * rest).sum(1) / np.linalg.norm(share, axis=1) / np.linalg.norm(rest, axis=1))
+        cosines.append(
+            (share * rest).sum(1) / np.linalg.norm(share, axis=1) / np.linalg.norm(rest, axis=1)
+        )
     scores = dict(zip(TASKS, np.mean(cosines, 0).tolist(), strict=True))
     del scores[leave_out]
     return {name: scores[name] for name in sorted(scores, key=lambda name: -scores[name])[:3]}
@@ -67,8 +71,14 @@ def test_recall_at_3_against_exact(large_pool: Path) -> None:
     for name in index.names[::16]:
         expected = exact(TASKS[name], name)
         near = index.top_k(TASKS[name], 3, exclude={name})
-        assert [one.similarity for one in near] == sorted((one.similarity for one in near), reverse=True)
-        assert all(one.similarity == pytest.approx(expected[one.name]) for one in near if one.name in expected)
+        assert [one.similarity for one in near] == sorted(
+            (one.similarity for one in near), reverse=True
+        )
+        assert all(
+            one.similarity == pytest.approx(expected[one.name])
+            for one in near
+            if one.name in expected
+        )
         found.append(len(expected.keys() & {one.name for one in near}) / 3)
     assert np.mean(found) >= 0.95
 
@@ -78,15 +88,25 @@ def test_a_query_of_another_scale_finds_its_like(large_pool: Path) -> None:
     found = []
     for name in index.names[::20]:
         target = {tensor: array * np.float32(1e-11) for tensor, array in TASKS[name].items()}
-        found.append(len(exact(target, name).keys() & {near.name for near in index.top_k(target, 3, exclude={name})}) / 3)
+        found.append(
+            len(
+                exact(target, name).keys()
+                & {near.name for near in index.top_k(target, 3, exclude={name})}
+            )
+            / 3
+        )
     assert np.mean(found) >= 0.95
 
 
-def test_few_embeddings_are_read_for_a_query(large_pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_embeddings_are_read_for_a_query(
+    large_pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = TaskIndex.open(large_pool)
     reads: list[Path] = []
     original = index_module.read_tensors
-    monkeypatch.setattr(index_module, "read_tensors", lambda path: (reads.append(path), original(path))[1])
+    monkeypatch.setattr(
+        index_module, "read_tensors", lambda path: (reads.append(path), original(path))[1]
+    )
     index.top_k(TASKS[index.names[0]], 3)
     assert 3 <= len(reads) < MANY / 4
     assert len(set(reads)) == len(reads)
@@ -99,8 +119,13 @@ def test_all_pairs_agree_with_single_queries(large_pool: Path) -> None:
     recall = []
     for name in index.names[::20]:
         assert all(near.name != name for near in every[name])
-        recall.append(len(exact(TASKS[name], name).keys() & {near.name for near in every[name]}) / 3)
-        assert every[name][0].similarity >= index.top_k(TASKS[name], 1, exclude={name})[0].similarity - 1e-12
+        recall.append(
+            len(exact(TASKS[name], name).keys() & {near.name for near in every[name]}) / 3
+        )
+        assert (
+            every[name][0].similarity
+            >= index.top_k(TASKS[name], 1, exclude={name})[0].similarity - 1e-12
+        )
     assert np.mean(recall) >= 0.95
 
 
@@ -110,7 +135,9 @@ def test_a_small_pool_is_exact(pool: Path) -> None:
     name = index.names[0]
     assert index.top_k(TASKS[name], 5, exclude={name}) == most_similar(TASKS[name], others, top_k=5)
     for task, near in index.all_top_k(20):
-        assert near == most_similar(TASKS[task], {other: TASKS[other] for other in index.names if other != task}, top_k=20)
+        assert near == most_similar(
+            TASKS[task], {other: TASKS[other] for other in index.names if other != task}, top_k=20
+        )
 
 
 def test_only_what_is_new_or_changed_is_sketched(pool: Path, sketched: list[int]) -> None:
@@ -167,7 +194,9 @@ def test_a_stale_sketch_never_changes_a_figure(pool: Path) -> None:
     assert near[index.names[0]] == pytest.approx(1)
 
 
-def test_a_pool_that_cannot_be_written_still_answers(pool: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_that_cannot_be_written_still_answers(
+    pool: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(path: Path, data: bytes) -> None:
         raise PermissionError("read-only")
 
@@ -183,11 +212,16 @@ def test_what_does_not_belong_is_refused(pool: Path, tmp_path: Path) -> None:
     with pytest.raises(ExpertError, match="absent: no task embedding"):
         index.add("absent")
     write_task(pool, "narrow", {"x.lora_A": np.ones((1, 2), np.float32)})
-    with pytest.raises(ExpertError, match=r"fisher\.safetensors: cannot be compared with 'narrow': .* different sites"):
+    with pytest.raises(
+        ExpertError,
+        match=r"fisher\.safetensors: cannot be compared with 'narrow': .* different sites",
+    ):
         TaskIndex.open(pool)
     shutil.rmtree(pool / "narrow")
     write_task(pool, "stranger", TASKS["task-0001"], backbone_digest="sha256:c")
-    with pytest.raises(ExpertError, match=r"task-0000: expert of another backbone .* than 'stranger'"):
+    with pytest.raises(
+        ExpertError, match=r"task-0000: expert of another backbone .* than 'stranger'"
+    ):
         TaskIndex.open(pool)
     shutil.rmtree(pool / "stranger")
     record = ExpertRecord.read(pool / "task-0000" / EXPERT_RECORD)
@@ -203,9 +237,13 @@ def test_sketch_distances_are_those_of_the_centred_logarithms() -> None:
     sketcher = Sketcher(layout)
     ratios = []
     for left, right in [(f"task-{row:04}", f"task-{row + 50:04}") for row in range(100)]:
-        first, second = (np.log(layout.vector(TASKS[name]).astype(np.float64)) for name in (left, right))
+        first, second = (
+            np.log(layout.vector(TASKS[name]).astype(np.float64)) for name in (left, right)
+        )
         spread = np.mean([np.var(first[span] - second[span]) for span in layout.spans])
-        distance = np.sum((sketcher(layout.vector(TASKS[left])) - sketcher(layout.vector(TASKS[right]))) ** 2)
+        distance = np.sum(
+            (sketcher(layout.vector(TASKS[left])) - sketcher(layout.vector(TASKS[right]))) ** 2
+        )
         ratios.append(distance / spread)
     assert np.mean(ratios) == pytest.approx(1, abs=0.05)
     assert np.std(ratios) < 0.15
@@ -216,5 +254,7 @@ def test_a_sketch_is_the_same_everywhere() -> None:
     found = Sketcher(layout)(np.float32([1, 2, 4, 8, 16]))
     step = np.log(2) / 5**0.5
     pinned = {155: -2 * step, 175: -2 * step, 236: step, 244: step}
-    assert {int(row): float(found[row]) for row in np.flatnonzero(found.round(4))} == pytest.approx(pinned, abs=1e-5)
+    assert {int(row): float(found[row]) for row in np.flatnonzero(found.round(4))} == pytest.approx(
+        pinned, abs=1e-5
+    )
     assert not Sketcher(layout)(np.zeros(5, np.float32)).any()

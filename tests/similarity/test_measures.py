@@ -21,12 +21,22 @@ SPREADS = st.floats(0.1, 4)
 
 def embedding(seed: int, spread: float = 1.5) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    shapes = {"a.query.lora_A": (2, 8), "a.query.lora_B": (8, 2), "b.value.lora_A": (2, 5), "b.value.lora_B": (9, 2)}
-    return {name: rng.lognormal(-12, spread, shape).astype(np.float32) for name, shape in shapes.items()}
+    shapes = {
+        "a.query.lora_A": (2, 8),
+        "a.query.lora_B": (8, 2),
+        "b.value.lora_A": (2, 5),
+        "b.value.lora_B": (9, 2),
+    }
+    return {
+        name: rng.lognormal(-12, spread, shape).astype(np.float32) for name, shape in shapes.items()
+    }
 
 
 def scaled(tensors: dict[str, np.ndarray], *factors: float) -> dict[str, np.ndarray]:
-    return {name: array * np.float32(factor) for (name, array), factor in zip(tensors.items(), factors, strict=True)}
+    return {
+        name: array * np.float32(factor)
+        for (name, array), factor in zip(tensors.items(), factors, strict=True)
+    }
 
 
 @given(SEEDS, SEEDS, SPREADS)
@@ -37,7 +47,9 @@ def test_symmetric_and_in_the_unit_interval(first: int, second: int, spread: flo
 
 
 @given(SEEDS, st.lists(st.floats(1e-6, 1e6), min_size=4, max_size=4))
-def test_one_for_itself_and_for_what_is_proportional_tensor_by_tensor(seed: int, factors: list[float]) -> None:
+def test_one_for_itself_and_for_what_is_proportional_tensor_by_tensor(
+    seed: int, factors: list[float]
+) -> None:
     own = embedding(seed)
     assert similarity(own, own) == pytest.approx(1, abs=1e-12)
     assert similarity(own, scaled(own, *factors)) == pytest.approx(1, abs=1e-9)
@@ -62,7 +74,10 @@ def test_it_falls_as_the_logarithms_drift_apart(seed: int) -> None:
     rng = np.random.default_rng(seed)
     own = embedding(seed)
     drift = {name: rng.normal(size=array.shape) for name, array in own.items()}
-    drifted = [{name: (own[name] * np.exp(size * drift[name])).astype(np.float32) for name in own} for size in (0.1, 0.5, 2.0)]
+    drifted = [
+        {name: (own[name] * np.exp(size * drift[name])).astype(np.float32) for name in own}
+        for size in (0.1, 0.5, 2.0)
+    ]
     scores = [similarity(own, other) for other in drifted]
     assert scores == sorted(scores, reverse=True)
     expected = np.mean([np.exp(-np.var(0.1 * value) / 2) for value in drift.values()])
@@ -97,7 +112,9 @@ def test_sites_are_the_mean_of_their_tensors_and_explain_sorts_them() -> None:
     right["a.query.lora_A"] = left["a.query.lora_A"]
     tensors, sites = similarity_by_tensor(left, right), similarity_by_site(left, right)
     assert tensors["a.query.lora_A"] == pytest.approx(1)
-    assert sites["b.value"] == pytest.approx((tensors["b.value.lora_A"] + tensors["b.value.lora_B"]) / 2)
+    assert sites["b.value"] == pytest.approx(
+        (tensors["b.value.lora_A"] + tensors["b.value.lora_B"]) / 2
+    )
     assert similarity(left, right) == pytest.approx(np.mean(list(sites.values())))
     assert [(agreement.site, agreement.similarity) for agreement in explain(left, right)] == [
         ("a.query", sites["a.query"]),
@@ -124,7 +141,10 @@ def test_what_cannot_be_compared_is_refused() -> None:
     own = embedding(0)
     with pytest.raises(ExpertError, match="different sites"):
         similarity(own, {name: own[name] for name in list(own)[:3]})
-    with pytest.raises(ExpertError, match=r"differ in shape at 'a\.query\.lora_A': \(2, 8\) and \(3, 8\); use one rank"):
+    with pytest.raises(
+        ExpertError,
+        match=r"differ in shape at 'a\.query\.lora_A': \(2, 8\) and \(3, 8\); use one rank",
+    ):
         similarity(own, {**own, "a.query.lora_A": np.ones((3, 8), np.float32)})
     for wrong in (-1.0, np.nan, np.inf):
         with pytest.raises(ExpertError, match="negative numbers, NaN or Inf"):

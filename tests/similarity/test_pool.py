@@ -28,11 +28,16 @@ NAMES = ["book", "film", "meal"]
 
 @pytest.fixture
 def pool(tiny, tmp_path: Path) -> Path:
-    return write_pool(tmp_path / "pool", *(make_expert(tiny, name=name, seed=seed) for seed, name in enumerate(NAMES)))
+    return write_pool(
+        tmp_path / "pool",
+        *(make_expert(tiny, name=name, seed=seed) for seed, name in enumerate(NAMES)),
+    )
 
 
 @pytest.fixture
-def shown(pool: Path, inside: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+def shown(
+    pool: Path, inside: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Done]:
     """`pidep graph pool …` beside the pool."""
     monkeypatch.chdir(pool.parent)
 
@@ -53,9 +58,12 @@ def weights(graph: networkx.Graph) -> dict[frozenset[str], float]:
 
 def test_every_pair_of_tasks_has_its_similarity(pool: Path) -> None:
     entries, graph = read_pool(pool), task_graph(pool)
-    assert {name: graph.nodes[name]["digest"] for name in graph} == {name: entries[name].expert.digest for name in NAMES}
+    assert {name: graph.nodes[name]["digest"] for name in graph} == {
+        name: entries[name].expert.digest for name in NAMES
+    }
     assert weights(graph) == {
-        frozenset(pair): similarity(entries[pair[0]].embedding, entries[pair[1]].embedding) for pair in combinations(NAMES, 2)
+        frozenset(pair): similarity(entries[pair[0]].embedding, entries[pair[1]].embedding)
+        for pair in combinations(NAMES, 2)
     }
     assert all(0 < value < 1 for value in weights(graph).values())
 
@@ -88,9 +96,20 @@ def test_fewer_than_two_tasks_make_no_graph(pool: Path, count: int) -> None:
 
 def test_the_table_names_every_pair(pool: Path, shown: Callable[..., Done]) -> None:
     graph = task_graph(pool)
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown().out.splitlines() if line.startswith("│")]
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in shown().out.splitlines()
+        if line.startswith("│")
+    ]
     assert rows == [
-        [left, *("" if left == right else f"{graph.edges[left, right]['similarity']:.4f}" for right in NAMES)] for left in NAMES
+        [
+            left,
+            *(
+                "" if left == right else f"{graph.edges[left, right]['similarity']:.4f}"
+                for right in NAMES
+            ),
+        ]
+        for left in NAMES
     ]
 
 
@@ -103,7 +122,9 @@ def test_json_is_the_graph(pool: Path, shown: Callable[..., Done]) -> None:
 
 def test_graphml_is_the_graph(pool: Path, shown: Callable[..., Done]) -> None:
     shown("--graphml", "out/graph.graphml")
-    assert weights(networkx.read_graphml(pool.parent / "out" / "graph.graphml")) == weights(task_graph(pool))
+    assert weights(networkx.read_graphml(pool.parent / "out" / "graph.graphml")) == weights(
+        task_graph(pool)
+    )
 
 
 def test_the_picture_is_a_png(pool: Path, shown: Callable[..., Done]) -> None:
@@ -144,7 +165,10 @@ def embedding_of(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path],
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut("adapter_model.safetensors"), r"film/adapter_model\.safetensors: truncated or damaged"),
+        (
+            cut("adapter_model.safetensors"),
+            r"film/adapter_model\.safetensors: truncated or damaged",
+        ),
         (cut("labels.safetensors"), r"film/labels\.safetensors: truncated or damaged"),
         (cut("fisher.safetensors"), r"film/fisher\.safetensors: truncated or damaged"),
         (cut("expert.json"), r"film/expert\.json: not readable as JSON"),
@@ -153,7 +177,9 @@ def embedding_of(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path],
         (embedding_of(lambda array: array[:1]), r"(embedding|embeddings).*(shape|rank)"),
     ],
 )
-def test_a_damaged_expert_in_the_pool(pool: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_a_damaged_expert_in_the_pool(
+    pool: Path, damage: Callable[[Path], None], message: str
+) -> None:
     damage(pool / "film")
     with untouched(pool), pytest.raises(ExpertError, match=message):
         task_graph(pool)

@@ -18,7 +18,9 @@ def test_a_share_is_known_and_even() -> None:
 
 @given(st.text(alphabet="abc \t", min_size=1), st.integers(0, 3))
 def test_capitals_and_spaces_change_no_side(text: str, seed: int) -> None:
-    assert held_out(text, fraction=0.5, seed=seed) == held_out(f"  {text.upper()}\n", fraction=0.5, seed=seed)
+    assert held_out(text, fraction=0.5, seed=seed) == held_out(
+        f"  {text.upper()}\n", fraction=0.5, seed=seed
+    )
 
 
 @given(st.sets(st.text(max_size=3), max_size=12), st.sets(st.text(max_size=3), max_size=12))

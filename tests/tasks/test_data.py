@@ -29,7 +29,10 @@ def jsonl(path: Path, rows: list[Any]) -> Path:
 
 
 def delimited(path: Path, delimiter: str) -> Path:
-    lines = [delimiter.join(("text", "mood")), *(delimiter.join((row["text"], row["mood"])) for row in ROWS)]
+    lines = [
+        delimiter.join(("text", "mood")),
+        *(delimiter.join((row["text"], row["mood"])) for row in ROWS),
+    ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
@@ -53,11 +56,16 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     assert len(loaded[0].train.rows) + len(loaded[0].test.rows) == 60
     assert all(data == loaded[0] for data in loaded)
     first = loaded[0].train
-    assert all(label == int(text.split()[1]) % 2 for text, label in zip(first.rows, first.labels, strict=True))
+    assert all(
+        label == int(text.split()[1]) % 2
+        for text, label in zip(first.rows, first.labels, strict=True)
+    )
 
 
 def test_template_joins_columns(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", [{"a": f"x{n}", "b": f"y{n}", "mood": "sad"} for n in range(20)])
+    path = jsonl(
+        tmp_path / "a.jsonl", [{"a": f"x{n}", "b": f"y{n}", "mood": "sad"} for n in range(20)]
+    )
     data = load_data(task(input="{a} then {b}", data={"path": path}))
     assert set(data.train.rows + data.test.rows) == {f"x{n} then y{n}" for n in range(20)}
 
@@ -68,7 +76,10 @@ def test_template_joins_columns(tmp_path: Path) -> None:
         ({"mood": "sad"}, r"a\.jsonl, row 3: no column 'text'; the row has mood"),
         ({"text": "x"}, r"a\.jsonl, row 3: no column 'mood'; the row has text"),
         ({"text": "x", "mood": None}, r"a\.jsonl, row 3: no column 'mood'"),
-        ({"text": "x", "mood": "angry"}, r"a\.jsonl, row 3: label 'angry' is not in the task's set \(sad, glad\)"),
+        (
+            {"text": "x", "mood": "angry"},
+            r"a\.jsonl, row 3: label 'angry' is not in the task's set \(sad, glad\)",
+        ),
         ({"text": "  ", "mood": "sad"}, r"a\.jsonl, row 3: the text is empty"),
         (["x", "sad"], r"a\.jsonl, row 3: expected an object with columns, found list"),
     ],
@@ -90,7 +101,9 @@ def test_a_wrong_row_is_named(tmp_path: Path, row: Any, message: str) -> None:
         ("a.xlsx", b"", r"a\.xlsx: expected \.jsonl, \.csv, \.tsv or \.parquet, found '\.xlsx'"),
     ],
 )
-def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_an_unreadable_file_is_named(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(TaskError, match=message):
         load_data(task(data={"path": tmp_path / name}))
@@ -108,8 +121,15 @@ def test_an_empty_side_is_refused(tmp_path: Path) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(texts=st.lists(st.text(alphabet="abc ", min_size=1).filter(str.strip), min_size=20, max_size=60), seed=st.integers(0, 5))
-def test_no_text_on_both_sides(tmp_path_factory: pytest.TempPathFactory, texts: list[str], seed: int) -> None:
+@given(
+    texts=st.lists(
+        st.text(alphabet="abc ", min_size=1).filter(str.strip), min_size=20, max_size=60
+    ),
+    seed=st.integers(0, 5),
+)
+def test_no_text_on_both_sides(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], seed: int
+) -> None:
     folder = tmp_path_factory.mktemp("leak")
     path = jsonl(folder / "a.jsonl", [{"text": text, "mood": "sad"} for text in texts])
     try:
@@ -157,8 +177,14 @@ def test_few_shot_needs_enough_rows() -> None:
         few_shot(numbered(8, 30), shots=9, seed=0)
 
 
-@given(counts=st.tuples(st.integers(20, 60), st.integers(20, 60)), fraction=st.floats(0.05, 0.5), seed=st.integers(0, 9))
-def test_hold_out_is_stratified_and_complete(counts: tuple[int, int], fraction: float, seed: int) -> None:
+@given(
+    counts=st.tuples(st.integers(20, 60), st.integers(20, 60)),
+    fraction=st.floats(0.05, 0.5),
+    seed=st.integers(0, 9),
+)
+def test_hold_out_is_stratified_and_complete(
+    counts: tuple[int, int], fraction: float, seed: int
+) -> None:
     whole = numbered(*counts)
     train, validation = hold_out(whole, fraction=fraction, seed=seed)
     assert validation is not None
@@ -180,6 +206,12 @@ def test_limit() -> None:
 
 
 def test_digest_sees_text_label_and_order() -> None:
-    splits = [Split(["a", "b"], [0, 1]), Split(["b", "a"], [1, 0]), Split(["a", "b"], [1, 1]), Split(["a", "c"], [0, 1]), Split(["a"], [0])]
+    splits = [
+        Split(["a", "b"], [0, 1]),
+        Split(["b", "a"], [1, 0]),
+        Split(["a", "b"], [1, 1]),
+        Split(["a", "c"], [0, 1]),
+        Split(["a"], [0]),
+    ]
     assert len({data_digest(split) for split in splits}) == len(splits)
     assert data_digest(splits[0]) == data_digest(Split(["a", "b"], [0, 1]))

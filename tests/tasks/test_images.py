@@ -35,7 +35,11 @@ def pets(tmp_path: Path) -> Path:
 
 def test_labels_are_the_folders_and_the_order_is_fixed(pets: Path) -> None:
     rows = image_folder(pets)
-    assert [(row["image"].name, row["label"]) for row in rows] == [("a.PNG", "cat"), ("c.png", "cat"), ("b.png", "dog")]
+    assert [(row["image"].name, row["label"]) for row in rows] == [
+        ("a.PNG", "cat"),
+        ("c.png", "cat"),
+        ("b.png", "dog"),
+    ]
     assert Preprocess(size=2)([row["image"] for row in rows]).shape == (3, 3, 2, 2)
 
 
@@ -43,16 +47,26 @@ def test_labels_are_the_folders_and_the_order_is_fixed(pets: Path) -> None:
 def test_metadata_joins_by_file_name(pets: Path, name: str) -> None:
     captions = {"dog/b.png": "a dog", "cat/a.PNG": "a cat", "cat/c.png": "the other cat"}
     if name.endswith("csv"):
-        (pets / name).write_text("file_name,caption\n" + "".join(f"{key},{value}\n" for key, value in captions.items()))
+        (pets / name).write_text(
+            "file_name,caption\n" + "".join(f"{key},{value}\n" for key, value in captions.items())
+        )
     else:
-        (pets / name).write_text("".join(json.dumps({"file_name": key, "caption": value}) + "\n" for key, value in captions.items()))
+        (pets / name).write_text(
+            "".join(
+                json.dumps({"file_name": key, "caption": value}) + "\n"
+                for key, value in captions.items()
+            )
+        )
     assert [row["caption"] for row in image_folder(pets)] == ["a cat", "the other cat", "a dog"]
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (['{"file_name": "dog/x.png"}'], "row 1: file_name 'dog/x.png': expected the path of an image below"),
+        (
+            ['{"file_name": "dog/x.png"}'],
+            "row 1: file_name 'dog/x.png': expected the path of an image below",
+        ),
         (['{"caption": "a"}'], "row 1: file_name None"),
         (['{"file_name": "dog/b.png"}'] * 2, "row 2: file_name 'dog/b.png' is named twice"),
         (['{"file_name": "dog/b.png"}'], "2 images have no row, 'cat/a.PNG' the first"),
@@ -74,7 +88,9 @@ def test_wrong_folders(pets: Path, tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="no images in it"):
         image_folder(tmp_path / "empty")
     (pets / "dog" / "notes.txt").write_text("x")
-    with pytest.raises(TaskError, match=r"notes.txt: expected an image .*, found '.txt'; move it elsewhere"):
+    with pytest.raises(
+        TaskError, match=r"notes.txt: expected an image .*, found '.txt'; move it elsewhere"
+    ):
         image_folder(pets)
 
 
@@ -98,15 +114,22 @@ def test_hugging_faces_pairs_bytes_and_paths(tmp_path: Path) -> None:
 def test_what_datasets_writes_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     pairs = {"image": [{"bytes": png(50), "path": None}]}
-    table = datasets.Dataset.from_dict(pairs, features=datasets.Features({"image": datasets.Image()}))
+    table = datasets.Dataset.from_dict(
+        pairs, features=datasets.Features({"image": datasets.Image()})
+    )
     table.to_parquet(str(tmp_path / "h.parquet"))
     [row] = parquet_images(tmp_path / "h.parquet")
     assert np.asarray(load_image(row["image"])).max() == 50
 
 
 def test_an_empty_cell_is_wrong_in_its_row_only(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.parquet", [{"bytes": png(1), "path": None}, None, {"bytes": b"", "path": None}])
-    _, wrong = Preprocess(size=2).rows([row["image"] for row in parquet_images(path)], where="t.parquet")
+    path = write(
+        tmp_path / "t.parquet",
+        [{"bytes": png(1), "path": None}, None, {"bytes": b"", "path": None}],
+    )
+    _, wrong = Preprocess(size=2).rows(
+        [row["image"] for row in parquet_images(path)], where="t.parquet"
+    )
     assert [str(error).split(";")[0] for error in wrong.values()] == [
         "t.parquet, row 2: expected bytes or a path, found neither (columns bytes, path)",
         "t.parquet, row 3: expected an encoded image, found 0 bytes",
@@ -120,7 +143,13 @@ def test_wrong_parquet(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="not readable"):
         list(parquet_images(tmp_path / "no.parquet"))
     path = write(tmp_path / "t.parquet", [1, 2])
-    with pytest.raises(TaskError, match="column 'image' is int64; expected struct<bytes: binary, path: string>, binary or string"):
+    with pytest.raises(
+        TaskError,
+        match=(
+            "column 'image' is int64; expected struct<bytes: binary, path: string>, binary or "
+            "string"
+        ),
+    ):
         list(parquet_images(path))
     with pytest.raises(TaskError, match="no column 'photo'; it has image, label"):
         list(parquet_images(path, column="photo"))

@@ -30,7 +30,9 @@ def test_macro_f1_weighs_labels_alike() -> None:
 
 
 def test_a_text_is_right_when_it_is_one_of_its_references() -> None:
-    assert score_texts("accuracy", [("yes",), ("two  dogs", "2 dogs"), ("no",)], [" yes", "two dogs", "No"]) == pytest.approx(2 / 3)
+    assert score_texts(
+        "accuracy", [("yes",), ("two  dogs", "2 dogs"), ("no",)], [" yes", "two dogs", "No"]
+    ) == pytest.approx(2 / 3)
 
 
 # RefCOCO: boxes as location tokens
@@ -46,14 +48,18 @@ def test_a_text_is_right_when_it_is_one_of_its_references() -> None:
         ((0.2, 0.2, 0.2, 0.8), (0.0, 0.0, 1.0, 1.0), 0.0),  # a line
     ],
 )
-def test_intersection_over_union(left: tuple[float, ...], right: tuple[float, ...], expected: float) -> None:
+def test_intersection_over_union(
+    left: tuple[float, ...], right: tuple[float, ...], expected: float
+) -> None:
     assert iou(left, right) == pytest.approx(expected)  # type: ignore[arg-type]
     assert iou(right, left) == pytest.approx(expected)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("side", [998, 102, 250])
 def test_acc_at_half_counts_a_half_as_right(side: int) -> None:
-    reference, half, less = (f"<loc_0><loc_0><loc_{side}><loc_{bottom}>" for bottom in (side, side // 2, side // 2 - 1))
+    reference, half, less = (
+        f"<loc_0><loc_0><loc_{side}><loc_{bottom}>" for bottom in (side, side // 2, side // 2 - 1)
+    )
     assert iou(text_to_box(reference), text_to_box(half)) == pytest.approx(0.5)
     assert score_texts("acc@0.5", [(reference,)], [half]) == 1.0
     assert score_texts("acc@0.5", [(reference,)], [less]) == 0.0
@@ -61,13 +67,23 @@ def test_acc_at_half_counts_a_half_as_right(side: int) -> None:
 
 def test_what_is_no_box_is_wrong_and_the_first_box_counts() -> None:
     right, wrong = box_to_text((0.0, 0.0, 1.0, 1.0)), box_to_text((0.0, 0.0, 0.1, 0.1))
-    texts = ["", "the dog", "<loc_1><loc_2>", "<loc_0><loc_0><loc_999><loc_1000>", "dog" + right, right + wrong, wrong + right]
+    texts = [
+        "",
+        "the dog",
+        "<loc_1><loc_2>",
+        "<loc_0><loc_0><loc_999><loc_1000>",
+        "dog" + right,
+        right + wrong,
+        wrong + right,
+    ]
     assert score_texts("acc@0.5", [(right,)] * 7, texts) == pytest.approx(2 / 7)
     assert score_texts("acc@0.5", [(wrong, right)], [right]) == 1.0
 
 
 def test_a_reference_that_is_no_box_is_the_tasks_mistake() -> None:
-    with pytest.raises(TaskError, match=r"reference: expected four locations such as .*, found '?the dog"):
+    with pytest.raises(
+        TaskError, match=r"reference: expected four locations such as .*, found '?the dog"
+    ):
         score_texts("acc@0.5", [("the dog",)], [box_to_text((0, 0, 1, 1))])
 
 
@@ -87,7 +103,10 @@ def test_a_reference_that_is_no_box_is_the_tasks_mistake() -> None:
         ("black,white", "black white"),  # none: a blank
         ("black-and-white", "black and white"),
         ("1,000", "1000"),  # a comma in a number
-        ("1,000 black-and-white", "1000 blackandwhite"),  # and with it every mark goes, as officially
+        (
+            "1,000 black-and-white",
+            "1000 blackandwhite",
+        ),  # and with it every mark goes, as officially
         ("3.5", "3.5"),
         ("5.", "5"),
         ("u.s.", "us"),
@@ -116,7 +135,9 @@ def test_answers_are_normalised_as_officially(answer: str, expected: str) -> Non
 )
 def test_the_vqa_score_leaves_one_of_ten_out(said: int, expected: float) -> None:
     people = ["two"] * said + [f"other {number}" for number in range(10 - said)]
-    assert score_texts("vqa_score", [people], ["2" if said < 10 else "two"]) == pytest.approx(expected)
+    assert score_texts("vqa_score", [people], ["2" if said < 10 else "two"]) == pytest.approx(
+        expected
+    )
 
 
 def test_where_all_people_say_the_same_nothing_is_normalised() -> None:
@@ -127,11 +148,25 @@ def test_where_all_people_say_the_same_nothing_is_normalised() -> None:
 # Captions: numbers of pycocoevalcap 1.2 (its tokenizer, Bleu(4), Cider) on the same texts
 
 REFERENCES = [
-    ["A man rides a horse on the beach.", "The man is riding his horse by the sea.", "A person on a brown horse near water"],
-    ["Two dogs are playing with a ball in the grass", "A couple of dogs play in a green field.", "Dogs chasing the red ball!"],
+    [
+        "A man rides a horse on the beach.",
+        "The man is riding his horse by the sea.",
+        "A person on a brown horse near water",
+    ],
+    [
+        "Two dogs are playing with a ball in the grass",
+        "A couple of dogs play in a green field.",
+        "Dogs chasing the red ball!",
+    ],
     ["A red bus stops in front of the man's house.", "The city bus isn't moving."],
-    ["A plate with pizza, salad and a glass of wine", "Pizza on a white plate; a glass of red wine beside it."],
-    ["People walk down a busy street at night.", "A crowded street with neon lights at night-time."],
+    [
+        "A plate with pizza, salad and a glass of wine",
+        "Pizza on a white plate; a glass of red wine beside it.",
+    ],
+    [
+        "People walk down a busy street at night.",
+        "A crowded street with neon lights at night-time.",
+    ],
 ]
 CAPTIONS = [
     "A man riding a horse on the beach",
@@ -140,7 +175,11 @@ CAPTIONS = [
     "a pizza on a plate",
     "a dog on a bench",
 ]
-OFFICIAL = {"bleu4": 0.30942018784636327, "cider": 1.5256077481546568, "meteor": 0.29203227422568756}
+OFFICIAL = {
+    "bleu4": 0.30942018784636327,
+    "cider": 1.5256077481546568,
+    "meteor": 0.29203227422568756,
+}
 
 
 @pytest.mark.parametrize("metric", ["bleu4", "cider"])
@@ -150,21 +189,27 @@ def test_captions_are_scored_as_in_cocos_evaluation(metric: str) -> None:
 
 def test_meteor_by_its_java_program() -> None:
     pytest.importorskip("pycocoevalcap")
-    assert score_texts("meteor", REFERENCES, CAPTIONS) == pytest.approx(OFFICIAL["meteor"], abs=1e-9)
+    assert score_texts("meteor", REFERENCES, CAPTIONS) == pytest.approx(
+        OFFICIAL["meteor"], abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("metric", ["bleu4", "cider"])
 def test_a_reference_scores_best_and_words_of_its_own_nothing(metric: str) -> None:
     copied = [row[0] for row in REFERENCES]
     strange = ["colourless ideas sleep furiously"] * len(REFERENCES)
-    assert score_texts(metric, [[text] for text in copied], copied) == pytest.approx({"bleu4": 1.0, "cider": 10.0}[metric])
+    assert score_texts(metric, [[text] for text in copied], copied) == pytest.approx(
+        {"bleu4": 1.0, "cider": 10.0}[metric]
+    )
     assert score_texts(metric, REFERENCES, strange) < 1e-3
     assert score_texts(metric, REFERENCES, [""] * len(REFERENCES)) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_bleu_punishes_what_is_too_short() -> None:
     text = "a man rides a horse on the beach today"
-    assert score_texts("bleu4", [[text]], [" ".join(text.split()[:6])]) == pytest.approx(math.exp(1 - 9 / 6), abs=1e-6)
+    assert score_texts("bleu4", [[text]], [" ".join(text.split()[:6])]) == pytest.approx(
+        math.exp(1 - 9 / 6), abs=1e-6
+    )
 
 
 @given(seed=st.integers(0, 1000))
@@ -174,7 +219,9 @@ def test_the_order_of_captions_and_of_references_is_nothing(seed: int) -> None:
     shuffler.shuffle(order)
     turned = [shuffler.sample(REFERENCES[row], len(REFERENCES[row])) for row in order]
     for metric in ("bleu4", "cider"):
-        assert score_texts(metric, turned, [CAPTIONS[row] for row in order]) == pytest.approx(OFFICIAL[metric], abs=1e-12)
+        assert score_texts(metric, turned, [CAPTIONS[row] for row in order]) == pytest.approx(
+            OFFICIAL[metric], abs=1e-12
+        )
 
 
 def test_tokens_are_the_penn_treebanks() -> None:
@@ -190,10 +237,17 @@ def test_tokens_are_the_penn_treebanks() -> None:
 
 def test_mistakes_are_one_line() -> None:
     with pytest.raises(
-        TaskError, match=r"metric 'rouge': expected one for texts, accuracy, vqa_score, bleu4, cider, meteor, spice, acc@0\.5$"
+        TaskError,
+        match=(
+            r"metric 'rouge': expected one for texts, accuracy, vqa_score, bleu4, cider, meteor, "
+            r"spice, acc@0\.5$"
+        ),
     ):
         score_texts("rouge", [("a",)], ["a"])
-    with pytest.raises(TaskError, match=r"metric 'cider': expected as many texts as references and at least one, found 1, 2"):
+    with pytest.raises(
+        TaskError,
+        match=r"metric 'cider': expected as many texts as references and at least one, found 1, 2",
+    ):
         score_texts("cider", [("a",), ("b",)], ["a"])
     with pytest.raises(TaskError, match=r"found 0, 0"):
         score_texts("cider", [], [])
@@ -202,15 +256,28 @@ def test_mistakes_are_one_line() -> None:
 
 
 @pytest.mark.parametrize("metric", ["meteor", "spice"])
-def test_a_metric_without_its_library_says_what_to_install(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_without_its_library_says_what_to_install(
+    metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = importlib.import_module("pidep.tasks.metrics.captions_java")
     monkeypatch.setattr(module.shutil, "which", lambda _: "/usr/bin/java")
     for name in ("pycocoevalcap", f"pycocoevalcap.{metric}.{metric}"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(TaskError, match=rf"metric '{metric}': .*pycocoevalcap.*; pip install pycocoevalcap, or use bleu4 or cider"):
+    with pytest.raises(
+        TaskError,
+        match=(
+            rf"metric '{metric}': .*pycocoevalcap.*; pip install pycocoevalcap, or use bleu4 or "
+            r"cider"
+        ),
+    ):
         score_texts(metric, [("a dog",)], ["a dog"])
     monkeypatch.setattr(module.shutil, "which", lambda _: None)
-    with pytest.raises(TaskError, match=rf"metric '{metric}': needs Java, and no 'java' is on the path; install a Java runtime"):
+    with pytest.raises(
+        TaskError,
+        match=(
+            rf"metric '{metric}': needs Java, and no 'java' is on the path; install a Java runtime"
+        ),
+    ):
         score_texts(metric, [("a dog",)], ["a dog"])
 
 
@@ -220,4 +287,11 @@ def test_examples(name: str) -> None:
 
 
 def test_every_metric_of_texts_is_known() -> None:
-    assert {*METRICS["texts"], *METRICS["boxes"]} - {"accuracy"} == {"acc@0.5", "vqa_score", "bleu4", "cider", "meteor", "spice"}
+    assert {*METRICS["texts"], *METRICS["boxes"]} - {"accuracy"} == {
+        "acc@0.5",
+        "vqa_score",
+        "bleu4",
+        "cider",
+        "meteor",
+        "spice",
+    }

@@ -1,4 +1,6 @@
-"""The paper's datasets, each on a few made rows in the schema of its hub: loaded, split, labelled, boxed and scored."""
+"""The paper's datasets, each on a few made rows in the schema of its hub: loaded, split, labelled,
+boxed and scored.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,15 @@ from PIL import Image
 from pidep.errors import ImageError, TaskError
 from pidep.inputs.locations import text_to_box
 from pidep.inputs.row import Row, text_of
-from pidep.tasks.data import UNLABELLED, TaskData, data_digest, few_shot, hold_out, load_data, load_texts
+from pidep.tasks.data import (
+    UNLABELLED,
+    TaskData,
+    data_digest,
+    few_shot,
+    hold_out,
+    load_data,
+    load_texts,
+)
 from pidep.tasks.hub import with_labels
 from pidep.tasks.metrics import score, score_texts
 from pidep.tasks.task import Task, load_task
@@ -24,14 +34,33 @@ from tests.tasks.doc_table import ORDER, PAGE, TABLE, table
 
 datasets = pytest.importorskip("datasets")
 
-PAPER = sorted(path.stem for path in (Path(load_task.__code__.co_filename).parent / "paper").glob("*.yaml"))
-VISION = ["food101", "caltech101", "dtd", "eurosat", "fgvc_aircraft", "flowers102", "oxford_pets", "stanford_cars"]
+PAPER = sorted(
+    path.stem for path in (Path(load_task.__code__.co_filename).parent / "paper").glob("*.yaml")
+)
+VISION = [
+    "food101",
+    "caltech101",
+    "dtd",
+    "eurosat",
+    "fgvc_aircraft",
+    "flowers102",
+    "oxford_pets",
+    "stanford_cars",
+]
 LANGUAGE = ["mnli", "qqp", "mrpc", "qnli", "rte", "sst2"]
 BOXES = ["refcoco", "refcoco_plus", "refcocog"]
 CLASSES = {
     "food101": ["apple_pie", "baby_back_ribs", "baklava"],
     "caltech101": [
-        *("accordion", "airplanes", "background_google", "car_side", "cougar_body", "cougar_face", "crocodile_head"),
+        *(
+            "accordion",
+            "airplanes",
+            "background_google",
+            "car_side",
+            "cougar_body",
+            "cougar_face",
+            "crocodile_head",
+        ),
         *("electric_guitar", "faces", "faces_easy", "flamingo_head"),
     ],
     "dtd": ["banded", "blotchy", "polka-dotted"],
@@ -74,25 +103,53 @@ def of_classes(
     """Features with a class column, and rows of two examples a class."""
     classes = CLASSES[name]
     features = datasets.Features({**columns, "label": datasets.ClassLabel(names=classes)})
-    return features, lambda first: [{**row(first + number), "label": number % len(classes)} for number in range(2 * len(classes))]
+    return features, lambda first: [
+        {**row(first + number), "label": number % len(classes)}
+        for number in range(2 * len(classes))
+    ]
 
 
 def schema(name: str) -> tuple[Any, Callable[[int], list[dict[str, Any]]]]:
     """Features as on the hub, and made rows that begin with a number of their own."""
     value, image = datasets.Value, datasets.Image()
     if name in VISION:
-        more = {"oxford_pets": {"image_id": value("string")}, "eurosat": {"filename": value("string")}}.get(name, {})
-        return of_classes(name, {"image": image, **more}, lambda at: {"image": encoded(at), **dict.fromkeys(more, f"x{at}")})
+        more = {
+            "oxford_pets": {"image_id": value("string")},
+            "eurosat": {"filename": value("string")},
+        }.get(name, {})
+        return of_classes(
+            name,
+            {"image": image, **more},
+            lambda at: {"image": encoded(at), **dict.fromkeys(more, f"x{at}")},
+        )
     if name in LANGUAGE:
         columns = TEXT_COLUMNS[name]
         features = {**dict.fromkeys(columns, value("string")), "idx": value("int32")}
-        return of_classes(name, features, lambda at: {**{column: f"{column} {at}" for column in columns}, "idx": at})
+        return of_classes(
+            name,
+            features,
+            lambda at: {**{column: f"{column} {at}" for column in columns}, "idx": at},
+        )
     if name == "snli_ve":
-        columns = {"image": image, "filename": value("string"), "premise": value("string"), "hypothesis": value("string")}
+        columns = {
+            "image": image,
+            "filename": value("string"),
+            "premise": value("string"),
+            "hypothesis": value("string"),
+        }
         texts = dict.fromkeys(("filename", "premise"), "-")
-        return of_classes(name, columns, lambda at: {"image": encoded(at // 3), **texts, "hypothesis": f"There are {at} dogs."})
+        return of_classes(
+            name,
+            columns,
+            lambda at: {"image": encoded(at // 3), **texts, "hypothesis": f"There are {at} dogs."},
+        )
     if name in BOXES:
-        sentence = {"raw": value("string"), "sent": value("string"), "sent_id": value("int64"), "tokens": datasets.List(value("string"))}
+        sentence = {
+            "raw": value("string"),
+            "sent": value("string"),
+            "sent_id": value("int64"),
+            "tokens": datasets.List(value("string")),
+        }
         features = datasets.Features(
             {
                 "file_name": value("string"),
@@ -117,10 +174,20 @@ def schema(name: str) -> tuple[Any, Callable[[int], list[dict[str, Any]]]]:
         ]
     if name == "coco_captions":
         features = datasets.Features(
-            {"image": image, "image_id": value("int64"), "text": value("string"), "captions": datasets.List(value("string"))}
+            {
+                "image": image,
+                "image_id": value("int64"),
+                "text": value("string"),
+                "captions": datasets.List(value("string")),
+            }
         )
         return features, lambda first: [
-            {"image": encoded(at), "image_id": at, "text": "-", "captions": [f"A dog number {at} on grass.", f"One dog, number {at}"]}
+            {
+                "image": encoded(at),
+                "image_id": at,
+                "text": "-",
+                "captions": [f"A dog number {at} on grass.", f"One dog, number {at}"],
+            }
             for at in range(first, first + 4)
         ]
     assert name == "vqav2"
@@ -137,18 +204,30 @@ def schema(name: str) -> tuple[Any, Callable[[int], list[dict[str, Any]]]]:
     )
     blank = {"question_type": "how many", "multiple_choice_answer": "2", "id_image": 0}
     return features, lambda first: [
-        {**blank, "answers": ["2"] * 7 + ["two", "3", "many"], "question_id": at, "question": f"How many dogs, {at}?", "image": encoded(at)}
+        {
+            **blank,
+            "answers": ["2"] * 7 + ["two", "3", "many"],
+            "question_id": at,
+            "question": f"How many dogs, {at}?",
+            "image": encoded(at),
+        }
         for at in range(first, first + 4)
     ]
 
 
-def write_split(folder: Path, config: str, split: str, features: Any, rows: list[dict[str, Any]]) -> None:
+def write_split(
+    folder: Path, config: str, split: str, features: Any, rows: list[dict[str, Any]]
+) -> None:
     """As a hub holds it: Parquet files, and which of them are what in the README."""
     (folder / config).mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
+    datasets.Dataset.from_list(rows, features=features).to_parquet(
+        folder / config / f"{split}-00000-of-00001.parquet"
+    )
     splits = sorted({path.name.split("-0000")[0] for path in (folder / config).glob("*.parquet")})
     files = "".join(f"  - split: {each}\n    path: {config}/{each}-*\n" for each in splits)
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n")
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -167,8 +246,13 @@ def made(name: str, folder: Path) -> Task:
     assert task.data.test_split is not None
     write_split(folder / "train", config, task.data.train_split, features, rows(0))
     apart = task.data.test_dataset is not None
-    write_split(folder / ("test" if apart else "train"), config, task.data.test_split, features, rows(100))
-    update = {"dataset": str(folder / "train"), "test_dataset": str(folder / "test") if apart else None}
+    write_split(
+        folder / ("test" if apart else "train"), config, task.data.test_split, features, rows(100)
+    )
+    update = {
+        "dataset": str(folder / "train"),
+        "test_dataset": str(folder / "test") if apart else None,
+    }
     if name in BOXES:
         for at in (*range(4), *range(100, 104)):
             path = folder / "images" / f"coco/train2014/COCO_train2014_{at:012d}.jpg"
@@ -220,13 +304,17 @@ def check_rows(task: Task, split: Any, first: int) -> None:
         assert len(split.rows) == 2 * len(CLASSES[task.name])
         assert {text_of(row) for row in split.rows} == {""}
     if task.image is not None:
-        assert all(isinstance(row, Row) and isinstance(row.image, Path) and row.image.is_file() for row in split.rows)
+        assert all(
+            isinstance(row, Row) and isinstance(row.image, Path) and row.image.is_file()
+            for row in split.rows
+        )
     if task.name in LANGUAGE:
         assert str(first) in split.rows[0]
         assert "{" not in split.rows[0]
     if task.name in BOXES:
         assert [text_of(row) for row in split.rows[:2]] == [
-            f'which region does the text "{text} {first}" describe?' for text in ("thing", "the other thing")
+            f'which region does the text "{text} {first}" describe?'
+            for text in ("thing", "the other thing")
         ]
         assert len(split.rows) == 8
         for (target,) in split.targets:
@@ -268,11 +356,22 @@ def test_an_encoder_decoder_tunes_on_made_rows_of_it(name: str, tmp_path: Path) 
     task = made(name, tmp_path)
     path = tmp_path / "task.yaml"
     path.write_text(yaml.safe_dump(task.model_dump(mode="json"), sort_keys=False))
-    config = TuneSettings(task=str(path), backbone="given", steps=3, batch_size=4, rank=2, top_k=0, eval_every=3, max_answer_length=4)
+    config = TuneSettings(
+        task=str(path),
+        backbone="given",
+        steps=3,
+        batch_size=4,
+        rank=2,
+        top_k=0,
+        eval_every=3,
+        max_answer_length=4,
+    )
     result = tune(config, tmp_path / "run", backbone=loaded("Florence-2"))
     assert result.metric == task.metric
     assert 0 <= result.metrics["own_expert"] <= (10 if task.metric == "cider" else 1)
-    assert read_expert(tmp_path / "run" / "expert").label_texts == tuple(with_labels(task).labels.values())
+    assert read_expert(tmp_path / "run" / "expert").label_texts == tuple(
+        with_labels(task).labels.values()
+    )
 
 
 def test_shots_and_held_out_rows_of_texts(tmp_path: Path) -> None:
@@ -299,11 +398,17 @@ def test_an_image_is_kept_once_as_a_file(tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in kept)
 
 
-def test_images_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_are_not_there_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = made("refcoco", tmp_path)
     task = task.model_copy(update={"data": task.data.model_copy(update={"images": None})})
     with pytest.raises(
-        ImageError, match=r"train\[train\], row 1: image_path '.*cache/images/coco/train2014/COCO.*': expected an image file"
+        ImageError,
+        match=(
+            r"train\[train\], row 1: image_path '.*cache/images/coco/train2014/COCO.*': expected "
+            r"an image file"
+        ),
     ):
         load_data(task)
     monkeypatch.setenv("PIDEP_IMAGES", str(tmp_path / "images"))
@@ -312,22 +417,44 @@ def test_images_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest
 
 def test_rows_without_a_class_have_no_label(tmp_path: Path) -> None:
     features, _ = schema("sst2")
-    write_split(tmp_path / "x", "sst2", "train", features, [{"sentence": "good", "idx": 0, "label": -1}])
+    write_split(
+        tmp_path / "x", "sst2", "train", features, [{"sentence": "good", "idx": 0, "label": -1}]
+    )
     task = load_task("paper/sst2")
-    task = task.model_copy(update={"data": task.data.model_copy(update={"dataset": str(tmp_path / "x"), "test_split": None})})
-    with pytest.raises(TaskError, match=r"x\[train\], row 1: no column 'label'; the row has sentence, idx, label"):
+    task = task.model_copy(
+        update={
+            "data": task.data.model_copy(
+                update={"dataset": str(tmp_path / "x"), "test_split": None}
+            )
+        }
+    )
+    with pytest.raises(
+        TaskError, match=r"x\[train\], row 1: no column 'label'; the row has sentence, idx, label"
+    ):
         load_data(task)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label": "image"}, r"label_text: expected class names in column 'image' of .*, found Image; write the labels under labels"),
-        ({"label": "lable"}, r"label_text: expected class names in column 'lable' of .*, found no such column"),
-        ({"label_names": {"apple_pye": "pie"}}, r"label_names: 'apple_pye' is no class of .* \(did you mean 'apple_pie'\?\)"),
+        (
+            {"label": "image"},
+            r"label_text: expected class names in column 'image' of .*, found Image; write the "
+            r"labels under labels",
+        ),
+        (
+            {"label": "lable"},
+            r"label_text: expected class names in column 'lable' of .*, found no such column",
+        ),
+        (
+            {"label_names": {"apple_pye": "pie"}},
+            r"label_names: 'apple_pye' is no class of .* \(did you mean 'apple_pie'\?\)",
+        ),
     ],
 )
-def test_class_names_that_are_not_there(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_class_names_that_are_not_there(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(TaskError, match=message):
         load_data(made("food101", tmp_path).model_copy(update=changes))
 
@@ -335,15 +462,29 @@ def test_class_names_that_are_not_there(changes: dict[str, Any], message: str, t
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target": "{captions} {answers}"}, r"names several lists, captions and answers; expected one at most"),
-        ({"target": "{captions[text]}"}, r"the target template .* does not fit it \(.*\); use \{column\} or \{column\[key\]\}"),
+        (
+            {"target": "{captions} {answers}"},
+            r"names several lists, captions and answers; expected one at most",
+        ),
+        (
+            {"target": "{captions[text]}"},
+            r"the target template .* does not fit it \(.*\); use \{column\} or \{column\[key\]\}",
+        ),
         ({"target": "{caption}"}, r"no column 'caption'"),
         ({"data": {"each": "image_id"}}, r"row 1: column 'image_id': expected a list, found '7'"),
     ],
 )
 def test_targets_that_do_not_fit(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"question": "what", "image_id": 7, "captions": ["a", "b"], "answers": ["c"]}\n' * 3)
-    values = {"name": "t", "input": "{question}", "target": "{captions}", "metric": "cider", "data": {"path": tmp_path / "rows.jsonl"}}
+    (tmp_path / "rows.jsonl").write_text(
+        '{"question": "what", "image_id": 7, "captions": ["a", "b"], "answers": ["c"]}\n' * 3
+    )
+    values = {
+        "name": "t",
+        "input": "{question}",
+        "target": "{captions}",
+        "metric": "cider",
+        "data": {"path": tmp_path / "rows.jsonl"},
+    }
     data = {**values["data"], **changes.pop("data", {})}  # type: ignore[dict-item]
     with pytest.raises(TaskError, match=message):
         load_data(Task.model_validate({**values, **changes, "data": data}))
@@ -370,7 +511,10 @@ def test_a_target_may_take_one_key_of_every_answer(tmp_path: Path) -> None:
         ([1, 2, 3], r"box: expected four numbers, xyxy, found '\[1, 2, 3\]'"),
         (["a", 1, 2, 3], r"box: expected four numbers, xyxy"),
         ([5.0, 2.0, 4.0, 9.0], r"box: expected left ≤ right and top ≤ bottom"),
-        ([0.0, 0.0, 40.0, 9.0], r"box: box .* lies outside its image of 12 × 10; it belongs to another image"),
+        (
+            [0.0, 0.0, 40.0, 9.0],
+            r"box: box .* lies outside its image of 12 × 10; it belongs to another image",
+        ),
     ],
 )
 def test_boxes_that_are_none(box: list[Any], message: str, tmp_path: Path) -> None:
@@ -392,25 +536,56 @@ def made_boxes(folder: Path, box: list[Any], *, box_format: str) -> Task:
 
     rows = [{"image": path.name, "bbox": box} for path in sorted(folder.glob("*.png"))]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = {"name": "t", "input": "the thing", "image": "image", "target": "{bbox}", "target_is": "box", "box_format": box_format}
-    return Task.model_validate({**values, "metric": "acc@0.5", "data": {"path": folder / "rows.jsonl"}})
+    values = {
+        "name": "t",
+        "input": "the thing",
+        "image": "image",
+        "target": "{bbox}",
+        "target_is": "box",
+        "box_format": box_format,
+    }
+    return Task.model_validate(
+        {**values, "metric": "acc@0.5", "data": {"path": folder / "rows.jsonl"}}
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ("labels: {a: b, c: d}\ntarget: '{x}'", r"expected one of labels, label_text, candidates and target; found labels and target$"),
+        (
+            "labels: {a: b, c: d}\ntarget: '{x}'",
+            r"expected one of labels, label_text, candidates and target; found labels and target$",
+        ),
         ("", r"expected one of labels, label_text, candidates and target; found none$"),
-        ("label_text: a photo", r"label_text 'a photo': expected a template with \{label\} and nothing else in brackets$"),
-        ("label_text: 'a {label} {x}'", r"label_text 'a \{label\} \{x\}': expected a template with"),
-        ("target: '{x}'\nmetric: macro_f1", r"metric 'macro_f1': answers that are texts have accuracy, vqa_score, bleu4, cider"),
-        ("labels: {a: b, c: d}\nmetric: cider", r"metric 'cider': answers that are labels have accuracy, macro_f1$"),
+        (
+            "label_text: a photo",
+            r"label_text 'a photo': expected a template with \{label\} and nothing else in "
+            r"brackets$",
+        ),
+        (
+            "label_text: 'a {label} {x}'",
+            r"label_text 'a \{label\} \{x\}': expected a template with",
+        ),
+        (
+            "target: '{x}'\nmetric: macro_f1",
+            r"metric 'macro_f1': answers that are texts have accuracy, vqa_score, bleu4, cider",
+        ),
+        (
+            "labels: {a: b, c: d}\nmetric: cider",
+            r"metric 'cider': answers that are labels have accuracy, macro_f1$",
+        ),
         (
             "target: '{x}'\ntarget_is: box\nmetric: acc@0.5",
             r"target_is box: expected a target of one column, such as '\{bbox\}', and an image$",
         ),
-        ("image: i\ntarget: '{x}'\ntarget_is: box", r"metric 'accuracy': answers that are boxes have acc@0\.5$"),
-        ("target: '{x}'\nmetric: rouge", r"metric: Input should be 'accuracy', 'macro_f1', 'acc@0\.5', .*, found 'rouge'$"),
+        (
+            "image: i\ntarget: '{x}'\ntarget_is: box",
+            r"metric 'accuracy': answers that are boxes have acc@0\.5$",
+        ),
+        (
+            "target: '{x}'\nmetric: rouge",
+            r"metric: Input should be 'accuracy', 'macro_f1', 'acc@0\.5', .*, found 'rouge'$",
+        ),
     ],
 )
 def test_tasks_whose_answers_do_not_go_together(changes: str, message: str, tmp_path: Path) -> None:
@@ -420,11 +595,17 @@ def test_tasks_whose_answers_do_not_go_together(changes: str, message: str, tmp_
 
 
 def test_a_test_dataset_goes_with_a_split(tmp_path: Path) -> None:
-    (tmp_path / "task.yaml").write_text("name: t\nlabels: {a: b, c: d}\ndata: {dataset: x, test_dataset: y}\n")
-    with pytest.raises(TaskError, match=r"data: Value error, test_dataset goes with dataset and test_split"):
+    (tmp_path / "task.yaml").write_text(
+        "name: t\nlabels: {a: b, c: d}\ndata: {dataset: x, test_dataset: y}\n"
+    )
+    with pytest.raises(
+        TaskError, match=r"data: Value error, test_dataset goes with dataset and test_split"
+    ):
         load_task(tmp_path / "task.yaml")
 
 
 def test_a_paper_task_that_is_none() -> None:
-    with pytest.raises(TaskError, match=r"paper/NAME for data on a hub\) \(did you mean 'paper/food101'\?\)"):
+    with pytest.raises(
+        TaskError, match=r"paper/NAME for data on a hub\) \(did you mean 'paper/food101'\?\)"
+    ):
         load_task("paper/food102")

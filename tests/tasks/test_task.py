@@ -27,9 +27,16 @@ def write(folder: Path, text: str) -> Path:
 
 def test_reads_a_file(tmp_path: Path) -> None:
     task = load_task(write(tmp_path, GOOD))
-    assert (task.name, task.columns, task.metric, task.max_length) == ("mood", ["title", "body"], "accuracy", 48)
+    assert (task.name, task.columns, task.metric, task.max_length) == (
+        "mood",
+        ["title", "body"],
+        "accuracy",
+        48,
+    )
     assert list(task.labels.items()) == [("sad", "a sad note"), ("glad", "a glad note")]
-    assert task.data.path == tmp_path / "rows.jsonl", "relative to the YAML, not to where pidep runs"
+    assert task.data.path == tmp_path / "rows.jsonl", (
+        "relative to the YAML, not to where pidep runs"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(packaged_tasks()))
@@ -44,16 +51,32 @@ def test_packaged_tasks(name: str) -> None:
     ("old", "new", "message"),
     [
         ("label: mood", "labl: mood", r"mood\.yaml: unknown key 'labl' \(did you mean 'label'\?\)"),
-        ("{path: rows.jsonl}", "{pth: rows.jsonl}", r"mood\.yaml: data: unknown key 'pth' \(did you mean 'path'\?\)"),
-        ("{path: rows.jsonl}", "{}", r"mood\.yaml: data: .*exactly one of packaged, path, files, dataset"),
-        ("{path: rows.jsonl}", "{path: a.jsonl, packaged: sentiment/movie}", r"exactly one of packaged, path, files, dataset"),
+        (
+            "{path: rows.jsonl}",
+            "{pth: rows.jsonl}",
+            r"mood\.yaml: data: unknown key 'pth' \(did you mean 'path'\?\)",
+        ),
+        (
+            "{path: rows.jsonl}",
+            "{}",
+            r"mood\.yaml: data: .*exactly one of packaged, path, files, dataset",
+        ),
+        (
+            "{path: rows.jsonl}",
+            "{path: a.jsonl, packaged: sentiment/movie}",
+            r"exactly one of packaged, path, files, dataset",
+        ),
         ("{path: rows.jsonl}", "{files: {train: a.csv}}", r"mood\.yaml: data"),
         ("name: mood", "name: ../mood", r"mood\.yaml: name: "),
         ("name: mood", "", r"mood\.yaml: name: Field required, found nothing"),
         ("{sad: a sad note, glad: a glad note}", "{sad: a sad note}", r"mood\.yaml: labels: "),
         ('"{title}: {body}"', "no columns", r"mood\.yaml: input 'no columns' names no column"),
         ('"{title}: {body}"', '"{title"', r"mood\.yaml: input: "),
-        ("name: mood", "name: mood\ntest_fraction: 1.5", r"mood\.yaml: test_fraction: .*found 1\.5"),
+        (
+            "name: mood",
+            "name: mood\ntest_fraction: 1.5",
+            r"mood\.yaml: test_fraction: .*found 1\.5",
+        ),
         ("name: mood", "name: mood\nmetric: f1", r"mood\.yaml: metric: .*found 'f1'"),
         ("name: mood", "name: [", r"mood\.yaml: not readable as YAML"),
         (GOOD, "just text", r"mood\.yaml: expected a mapping .* found str"),
@@ -69,5 +92,7 @@ def test_refuses(tmp_path: Path, old: str, new: str, message: str) -> None:
 
 
 def test_no_such_task_says_what_there_is() -> None:
-    with pytest.raises(TaskError, match=r"sentiment/moive.*sentiment/nyt.*did you mean 'sentiment/movie'\?"):
+    with pytest.raises(
+        TaskError, match=r"sentiment/moive.*sentiment/nyt.*did you mean 'sentiment/movie'\?"
+    ):
         load_task("sentiment/moive")

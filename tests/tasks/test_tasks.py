@@ -23,7 +23,10 @@ def test_unknown_task_lists_the_packaged_ones() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ('{"sentence": "x", "label": "positive"}', "row 81: no column 'text'; the row has sentence, label"),
+        (
+            '{"sentence": "x", "label": "positive"}',
+            "row 81: no column 'text'; the row has sentence, label",
+        ),
         ('{"text": "x", "label": "meh"}', "row 81: label 'meh' is not in the task's set"),
         ('{"text": " ", "label": "positive"}', "row 81: the text is empty"),
         ("{", "rows.jsonl:81: not a JSON object"),

@@ -1,4 +1,6 @@
-"""Every kernel compiles for GPUs that are not here, without a spilled register, and reads the arena 128 bits at a time."""
+"""Every kernel compiles for GPUs that are not here, without a spilled register, and reads the arena
+128 bits at a time.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +45,12 @@ def test_what_interprets_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None
         compile_case(next(cases([torch.float32])), 90)
 
 
-def compiled(target: int, chosen: Sequence[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Resources]:
-    """What the command reports of these cases; nothing spills and the arena is read 128 bits at a time."""
+def compiled(
+    target: int, chosen: Sequence[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[Resources]:
+    """What the command reports of these cases; nothing spills and the arena is read 128 bits at a
+    time.
+    """
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(ahead_of_time, "cases", lambda: iter(chosen))
     assert main(["--json", str(tmp_path / "resources.json"), "--target", str(target)]) == 0
@@ -54,17 +60,27 @@ def compiled(target: int, chosen: Sequence[Case], tmp_path: Path, monkeypatch: p
     ]
     assert [one for one in found if one.spills] == []
     passes = [one for one in found if one.kernel in ("interpolate_forward", "interpolate_backward")]
-    assert [one for one in passes if one.loads["128"] < vectors(one) or set(one.loads) != {"32", "128"}] == []
+    assert [
+        one for one in passes if one.loads["128"] < vectors(one) or set(one.loads) != {"32", "128"}
+    ] == []
     return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "dtype"), [(80, "float16"), (90, "float32"), (100, "bfloat16")])
 def test_nothing_spills_and_loads_are_wide(
-    target: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    target: int,
+    dtype: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Each kernel where it takes the most registers, for each target, each dtype once."""
-    chosen = [case for case in cases() if HARDEST[case.kernel] == case.constants and case.dtype in (dtype, LOGITS.get(case.kernel))]
+    chosen = [
+        case
+        for case in cases()
+        if HARDEST[case.kernel] == case.constants and case.dtype in (dtype, LOGITS.get(case.kernel))
+    ]
     assert {case.kernel for case in chosen} == KERNELS
     found = compiled(target, chosen, tmp_path, monkeypatch)
     assert capsys.readouterr().out.endswith(f"{len(found)} compiled, 0 spill\n")
@@ -74,15 +90,29 @@ def test_nothing_spills_and_loads_are_wide(
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("target", TARGETS)
-def test_no_case_spills_and_all_loads_are_wide(target: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_case_spills_and_all_loads_are_wide(
+    target: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = compiled(target, list(cases()), tmp_path, monkeypatch)
     assert {one.kernel for one in found} == KERNELS
     assert all(claim["met"] for claim in claims_of(found))
 
 
 def test_a_spill_or_a_narrow_load_is_a_claim_that_is_not_met() -> None:
-    good = Resources("interpolate_forward", "T=1 F=3", "bfloat16", "sm_90", 32, 0, 0, 4, {"32": 8, "128": 4})
+    good = Resources(
+        "interpolate_forward", "T=1 F=3", "bfloat16", "sm_90", 32, 0, 0, 4, {"32": 8, "128": 4}
+    )
     assert vectors(good) == 4
     assert [claim["met"] for claim in claims_of([good])] == [True, True, True]
-    bad = Resources("interpolate_forward", "T=1 F=3", "bfloat16", "sm_90", 255, 8, 1 << 20, 4, {"16": 32, "32": 8})
+    bad = Resources(
+        "interpolate_forward",
+        "T=1 F=3",
+        "bfloat16",
+        "sm_90",
+        255,
+        8,
+        1 << 20,
+        4,
+        {"16": 32, "32": 8},
+    )
     assert [claim["met"] for claim in claims_of([good, bad])] == [False, False, False]

@@ -1,4 +1,6 @@
-"""Answers of runs, experts and bare encoder-decoders, from the library and from the command line."""
+"""Answers of runs, experts and bare encoder-decoders, from the library and from the
+command line.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,19 @@ def expert_of(name: str, *, labels: tuple[str, ...] = (), texts: tuple[str, ...]
     empty = np.zeros((len(labels), 0), np.float32)
     length = None if labels else 5
     where = str(folder_of(name))
-    return Expert("e", backbone.digest, sites, 1.5, labels, texts, empty, 1.0, 12, where, max_answer_length=length)
+    return Expert(
+        "e",
+        backbone.digest,
+        sites,
+        1.5,
+        labels,
+        texts,
+        empty,
+        1.0,
+        12,
+        where,
+        max_answer_length=length,
+    )
 
 
 @pytest.fixture
@@ -46,15 +60,33 @@ def test_a_run_answers_as_its_expert_does(run_folder: Path) -> None:
     with attached(backbone.model, Mixture.of([expert_of("T5")])):
         expected = backbone.generate(TEXTS, max_length=12, max_new_tokens=5)
     assert generate(str(run_folder), TEXTS) == [GeneratedAnswer(text) for text in expected]
-    assert generate(str(run_folder / "expert"), TEXTS, backbone=backbone) == [GeneratedAnswer(text) for text in expected]
+    assert generate(str(run_folder / "expert"), TEXTS, backbone=backbone) == [
+        GeneratedAnswer(text) for text in expected
+    ]
     bare = backbone.generate(TEXTS, max_length=12, max_new_tokens=5)
-    assert [answer.text for answer in generate(str(folder_of("T5")), TEXTS, GenerateSettings(max_answer_length=5))] == bare != expected
+    assert (
+        [
+            answer.text
+            for answer in generate(
+                str(folder_of("T5")), TEXTS, GenerateSettings(max_answer_length=5)
+            )
+        ]
+        == bare
+        != expected
+    )
 
 
 def test_an_expert_with_labels_answers_with_one_of_them(tmp_path: Path) -> None:
-    folder = str(write_expert(expert_of("T5", labels=("yes!", "no!"), texts=("yes", "not the cat")), tmp_path / "e"))
+    folder = str(
+        write_expert(
+            expert_of("T5", labels=("yes!", "no!"), texts=("yes", "not the cat")), tmp_path / "e"
+        )
+    )
     answers = generate(folder, TEXTS)
-    assert all((answer.text, answer.label) in (("yes", "yes!"), ("not the cat", "no!")) for answer in answers)
+    assert all(
+        (answer.text, answer.label) in (("yes", "yes!"), ("not the cat", "no!"))
+        for answer in answers
+    )
     chosen = generate(folder, TEXTS, GenerateSettings(candidates=("red", "blue")))
     assert all(answer.text in ("red", "blue") and answer.label is None for answer in chosen)
     free = generate(folder, TEXTS, GenerateSettings(mode="greedy", max_answer_length=3))
@@ -74,39 +106,88 @@ def test_boxes_are_in_pixels_of_the_image(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_cannot_answer(run_folder: Path, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     write_expert(make_expert(tiny), tmp_path / "embeds")
-    with pytest.raises(ExpertError, match=r"expert 'film': backbone .* embeds and generates nothing; use pidep export and pidep infer"):
+    with pytest.raises(
+        ExpertError,
+        match=(
+            r"expert 'film': backbone .* embeds and generates nothing; use pidep export and pidep "
+            r"infer"
+        ),
+    ):
         generate(str(tmp_path / "embeds"), TEXTS)
-    with pytest.raises(ExpertError, match=r"expert 'e': made for backbone .*, .* is sha256:.*; give its own as `backbone`"):
+    with pytest.raises(
+        ExpertError,
+        match=r"expert 'e': made for backbone .*, .* is sha256:.*; give its own as `backbone`",
+    ):
         generate(str(run_folder), TEXTS, backbone=str(folder_of("BART")))
-    with pytest.raises(UsageError, match=r"holds no expert.json, so it is a backbone itself; leave `backbone` out"):
+    with pytest.raises(
+        UsageError, match=r"holds no expert.json, so it is a backbone itself; leave `backbone` out"
+    ):
         generate(str(folder_of("T5")), TEXTS, backbone="t5-small")
-    with pytest.raises(UsageError, match="mode 'constrained': needs candidates, and there is no expert with labels; give `candidates`"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            "mode 'constrained': needs candidates, and there is no expert with labels; give "
+            "`candidates`"
+        ),
+    ):
         generate(str(run_folder), TEXTS, GenerateSettings(mode="constrained"))
-    with pytest.raises(UsageError, match="mode 'beam': takes no candidates; use `mode=constrained`"):
+    with pytest.raises(
+        UsageError, match="mode 'beam': takes no candidates; use `mode=constrained`"
+    ):
         generate(str(run_folder), TEXTS, GenerateSettings(mode="beam", candidates=("red",)))
 
 
-def test_the_command_line_prints_an_answer_a_line(inside: Callable[..., Done], run_folder: Path) -> None:
+def test_the_command_line_prints_an_answer_a_line(
+    inside: Callable[..., Done], run_folder: Path
+) -> None:
     expected = [answer.text for answer in generate(str(run_folder), TEXTS)]
     done = inside("generate", run_folder, "--text", TEXTS[0], "--text", TEXTS[1])
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == expected
 
 
-def test_the_command_line_in_all_its_forms(inside: Callable[..., Done], run_folder: Path, tmp_path: Path) -> None:
+def test_the_command_line_in_all_its_forms(
+    inside: Callable[..., Done], run_folder: Path, tmp_path: Path
+) -> None:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
     expected = [answer.to_json() for answer in generate(str(run_folder), TEXTS)]
     done = inside("generate", run_folder, "--json", stdin=lines.encode())
     assert [json.loads(line) for line in done.out.splitlines()] == expected
-    beams = inside("generate", run_folder, "--text", TEXTS[0], "--mode", "beam", "--num-beams", 2, "--max-answer-length", 2)
-    wanted = generate(str(run_folder), TEXTS[:1], GenerateSettings(mode="beam", num_beams=2, max_answer_length=2))
+    beams = inside(
+        "generate",
+        run_folder,
+        "--text",
+        TEXTS[0],
+        "--mode",
+        "beam",
+        "--num-beams",
+        2,
+        "--max-answer-length",
+        2,
+    )
+    wanted = generate(
+        str(run_folder), TEXTS[:1], GenerateSettings(mode="beam", num_beams=2, max_answer_length=2)
+    )
     assert beams.out.splitlines() == [wanted[0].text]
-    one = inside("generate", run_folder, "--text", TEXTS[0], "--candidate", "red", "--candidate", "blue")
+    one = inside(
+        "generate", run_folder, "--text", TEXTS[0], "--candidate", "red", "--candidate", "blue"
+    )
     assert one.out.strip() in ("red", "blue")
     Image.fromarray(picture(0)).save(tmp_path / "a.png")
-    seen = inside("generate", folder_of("Florence-2"), "--image", tmp_path / "a.png", "--text", "what", "--text", "red cat")
+    seen = inside(
+        "generate",
+        folder_of("Florence-2"),
+        "--image",
+        tmp_path / "a.png",
+        "--text",
+        "what",
+        "--text",
+        "red cat",
+    )
     rows = [Row("what", tmp_path / "a.png"), Row("red cat", tmp_path / "a.png")]
-    assert seen.out.splitlines() == [answer.text for answer in generate(str(folder_of("Florence-2")), rows)]
+    assert seen.out.splitlines() == [
+        answer.text for answer in generate(str(folder_of("Florence-2")), rows)
+    ]
     assert rows_of("Florence-2")
 
 
@@ -116,27 +197,73 @@ def test_tune_generate_and_report_from_the_command_line(
     tmp_path: Path,
 ) -> None:
     task, run = answered(tmp_path, count=40), tmp_path / "run"
-    done = inside("tune", task, "--backbone", folder_of("T5"), "--out", run, "--steps", 2, "--rank", 2, "--max-answer-length", 3, "--json")
+    done = inside(
+        "tune",
+        task,
+        "--backbone",
+        folder_of("T5"),
+        "--out",
+        run,
+        "--steps",
+        2,
+        "--rank",
+        2,
+        "--max-answer-length",
+        3,
+        "--json",
+    )
     assert json.loads(done.out)["metrics"].keys() == {"backbone", "own_expert"}
     answers = inside("generate", run, "--text", "the red cat").out.splitlines()
     assert answers == [answer.text for answer in generate(str(run), ["the red cat"])]
     assert inside("report", run).code == 0
     assert "is of the encoder-decoder" not in (run / "report.html").read_text()
     assert_refused(
-        inside("report", run, "--path"), "its answers are free texts, and a path is walked between classifiers; run without --path"
+        inside("report", run, "--path"),
+        "its answers are free texts, and a path is walked between classifiers; run without --path",
     )
-    assert_refused(inside("export", run), "expert 'both': is of the encoder-decoder .*, use pidep generate")
     assert_refused(
-        inside("compare", task, labelled(tmp_path), "--full", "--backbone", folder_of("T5"), "--out", tmp_path / "c"),
+        inside("export", run), "expert 'both': is of the encoder-decoder .*, use pidep generate"
+    )
+    assert_refused(
+        inside(
+            "compare",
+            task,
+            labelled(tmp_path),
+            "--full",
+            "--backbone",
+            folder_of("T5"),
+            "--out",
+            tmp_path / "c",
+        ),
         "scores and generates texts, and a backbone that embeds",
     )
-    free = inside("compare", task, labelled(tmp_path), "--full", "--backbone", tiny_folder, "--out", tmp_path / "c")
-    assert_refused(free, r"task 'both': its answers are free texts \(target\), and classifiers are compared; tune it with pidep tune")
+    free = inside(
+        "compare",
+        task,
+        labelled(tmp_path),
+        "--full",
+        "--backbone",
+        tiny_folder,
+        "--out",
+        tmp_path / "c",
+    )
+    assert_refused(
+        free,
+        r"task 'both': its answers are free texts \(target\), and classifiers are compared; tune "
+        r"it with pidep tune",
+    )
 
 
-def test_a_run_with_labels_is_reported_with_its_confusions(inside: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_run_with_labels_is_reported_with_its_confusions(
+    inside: Callable[..., Done], tmp_path: Path
+) -> None:
     task, run = labelled(tmp_path, count=40), tmp_path / "run"
-    assert inside("tune", task, "--backbone", folder_of("T5"), "--out", run, "--steps", 2, "--rank", 2).code == 0
+    assert (
+        inside(
+            "tune", task, "--backbone", folder_of("T5"), "--out", run, "--steps", 2, "--rank", 2
+        ).code
+        == 0
+    )
     assert inside("report", run).code == 0
     assert "as the run says" in (run / "report.html").read_text()
 
@@ -144,16 +271,28 @@ def test_a_run_with_labels_is_reported_with_its_confusions(inside: Callable[...,
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [
-        (["--mode", "beem", "--text", "a"], b"", r"--mode: expected 'greedy', .*, found 'beem' \(did you mean 'beam'\?\)"),
+        (
+            ["--mode", "beem", "--text", "a"],
+            b"",
+            r"--mode: expected 'greedy', .*, found 'beem' \(did you mean 'beam'\?\)",
+        ),
         ([], b"", "nothing to answer; give --text, --image, or JSONL on standard input"),
-        ([], b"\n{}\n[1]\n", r'standard input, line 3: expected {"text": …, "image": PATH}, found b\'\[1\]\''),
+        (
+            [],
+            b"\n{}\n[1]\n",
+            r'standard input, line 3: expected {"text": …, "image": PATH}, found b\'\[1\]\'',
+        ),
         ([], b'{"txt": "a"}\n', "standard input, line 1: expected"),
         (
             ["--text", "a", "--text", "b", "--image", "x", "--image", "y", "--image", "z"],
             b"",
             "--text: 2 texts and 3 images; give one image",
         ),
-        (["--text", "a", "--image", "nowhere.png"], b"", "row 1: has an image, and backbone .* reads text only"),
+        (
+            ["--text", "a", "--image", "nowhere.png"],
+            b"",
+            "row 1: has an image, and backbone .* reads text only",
+        ),
         (["--text", " "], b"", "row 1: expected a text, found none"),
     ],
 )
@@ -169,5 +308,6 @@ def test_what_is_refused_is_one_line(
 
 def test_nothing_is_there(inside: Callable[..., Done], tmp_path: Path) -> None:
     assert_refused(
-        inside("generate", tmp_path / "nowhere", "--text", "a"), "backbone '.*nowhere': expected a folder or a hub id of an encoder-d"
+        inside("generate", tmp_path / "nowhere", "--text", "a"),
+        "backbone '.*nowhere': expected a folder or a hub id of an encoder-d",
     )

@@ -16,11 +16,20 @@ from pidep.tuning import tune as tuning
 from pidep.tuning.settings import read_config
 from tests.conftest import make_expert
 
-TINY = {"steps": 6, "batch_size": 8, "eval_every": 2, "mixture_steps": 3, "rank": 2, "fisher_samples": 8}
+TINY = {
+    "steps": 6,
+    "batch_size": 8,
+    "eval_every": 2,
+    "mixture_steps": 3,
+    "rank": 2,
+    "fisher_samples": 8,
+}
 
 
 def run(tiny_folder: Path, task_file: Path, out: Path, **more: object) -> tuning.TuneResult:
-    settings = read_config(None, {**TINY, "task": str(task_file), "backbone": str(tiny_folder), **more})
+    settings = read_config(
+        None, {**TINY, "task": str(task_file), "backbone": str(tiny_folder), **more}
+    )
     return tuning.tune(settings, out, resume=bool(more.get("_", False)))
 
 
@@ -28,7 +37,9 @@ def test_a_run_with_neighbours(tiny_folder: Path, task_file: Path, tmp_path: Pat
     pool = tmp_path / "pool"
     for name in ("one", "two"):
         run(tiny_folder, task_file, tmp_path / name, name=name, pool=pool)
-    result = run(tiny_folder, task_file, tmp_path / "run", name="target", pool=pool, shots=4, top_k=2)
+    result = run(
+        tiny_folder, task_file, tmp_path / "run", name="target", pool=pool, shots=4, top_k=2
+    )
     assert set(result.metrics) == {"backbone", "own_expert", "uniform", "pi"}
     assert [near.name for near in result.neighbours] == ["one", "two"]
     assert not (pool / "target").exists()
@@ -46,26 +57,39 @@ def test_a_run_with_neighbours(tiny_folder: Path, task_file: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("high_rate", [True, False])
 def test_few_shots_without_neighbours_are_trained_at_the_rate_that_folds_choose(
-    tiny_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, high_rate: bool
+    tiny_folder: Path,
+    task_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    high_rate: bool,
 ) -> None:
     better = "own_expert_high_rate" if high_rate else "own_expert"
     monkeypatch.setattr(
         "pidep.interpolation.auto.guard",
-        lambda losses, *more, **options: guard(losses | {better: losses[better] * 0}, *more, **options),
+        lambda losses, *more, **options: guard(
+            losses | {better: losses[better] * 0}, *more, **options
+        ),
     )
     result = run(tiny_folder, task_file, tmp_path / "run", shots=16)
     own, expert = (read_expert(tmp_path / "run" / name) for name in ("own", "expert"))
-    assert set(result.metrics) == {"backbone", "own_expert"} | ({"own_tuned"} if high_rate else set())
+    assert set(result.metrics) == {"backbone", "own_expert"} | (
+        {"own_tuned"} if high_rate else set()
+    )
     assert expert.provenance["decision"]["chosen"] == better
     assert expert.provenance["decision"]["rows"] == 32
     assert (expert.digest != own.digest) == high_rate
-    moved = [sum(np.abs(tensors["lora_B"]).sum() for tensors in one.sites.values()) for one in (own, expert)]
+    moved = [
+        sum(np.abs(tensors["lora_B"]).sum() for tensors in one.sites.values())
+        for one in (own, expert)
+    ]
     assert (moved[1] > 2 * moved[0]) == high_rate
     once = run(tiny_folder, task_file, tmp_path / "once", shots=16, policy="free")
     assert once.digest == own.digest
 
 
-def test_the_same_seed_gives_the_same_expert(tiny_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_expert(
+    tiny_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     first, second = (run(tiny_folder, task_file, tmp_path / name) for name in "ab")
     assert first.digest == second.digest
     assert run(tiny_folder, task_file, tmp_path / "c", seed=1).digest != first.digest
@@ -85,14 +109,23 @@ def test_resume_is_as_if_never_stopped(tiny_folder: Path, task_file: Path, tmp_p
     with pytest.raises(Stopped):
         tuning.tune(settings, tmp_path / "cut", on_step=stop)
     steps: list[int] = []
-    resumed = tuning.tune(settings, tmp_path / "cut", resume=True, on_step=lambda phase, step, total, loss: steps.append(step))
+    resumed = tuning.tune(
+        settings,
+        tmp_path / "cut",
+        resume=True,
+        on_step=lambda phase, step, total, loss: steps.append(step),
+    )
     assert steps == [5, 6]
     assert resumed.digest == whole.digest
     with pytest.raises(UsageError, match="another task, data or setting"):
-        tuning.tune(settings.model_copy(update={"learning_rate": 0.5}), tmp_path / "cut", resume=True)
+        tuning.tune(
+            settings.model_copy(update={"learning_rate": 0.5}), tmp_path / "cut", resume=True
+        )
 
 
-def test_an_expert_of_another_backbone_is_refused(tiny_folder: Path, tiny, task_file: Path, tmp_path: Path) -> None:
+def test_an_expert_of_another_backbone_is_refused(
+    tiny_folder: Path, tiny, task_file: Path, tmp_path: Path
+) -> None:
     from dataclasses import replace
 
     from pidep.experts.folder import write_expert
@@ -107,7 +140,10 @@ def test_an_expert_of_another_backbone_is_refused(tiny_folder: Path, tiny, task_
 def test_unknown_setting_has_a_suggestion(tmp_path: Path) -> None:
     path = tmp_path / "tune.yaml"
     path.write_text("task: sentiment/movie\nlerning_rate: 1\n")
-    with pytest.raises(UsageError, match=r"tune\.yaml: unknown key 'lerning_rate' \(did you mean 'learning_rate'\?\)"):
+    with pytest.raises(
+        UsageError,
+        match=r"tune\.yaml: unknown key 'lerning_rate' \(did you mean 'learning_rate'\?\)",
+    ):
         read_config(path, {})
     with pytest.raises(UsageError, match=r"tune: `rank`: expected at least 1, found 0"):
         read_config(None, {"task": "x", "rank": 0})
@@ -142,9 +178,19 @@ def test_similarity_is_one_for_itself_and_symmetric() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adapter", "prefix", "prompt", "bitfit"])
-def test_every_kind_is_tuned_and_mixed(tiny_folder: Path, task_file: Path, tmp_path: Path, kind: str) -> None:
+def test_every_kind_is_tuned_and_mixed(
+    tiny_folder: Path, task_file: Path, tmp_path: Path, kind: str
+) -> None:
     run(tiny_folder, task_file, tmp_path / "one", name="one", pool=tmp_path / "pool", kind=kind)
-    result = run(tiny_folder, task_file, tmp_path / "run", name="target", pool=tmp_path / "pool", kind=kind, shots=4)
+    result = run(
+        tiny_folder,
+        task_file,
+        tmp_path / "run",
+        name="target",
+        pool=tmp_path / "pool",
+        kind=kind,
+        shots=4,
+    )
     assert set(result.metrics) == {"backbone", "own_expert", "uniform", "pi"}
     assert read_expert(tmp_path / "run" / "expert").kind == kind
     in_peft = (tmp_path / "run" / "own" / "adapter_model.safetensors").is_file()

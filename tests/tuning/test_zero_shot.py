@@ -29,7 +29,12 @@ def rows(count: int, *, seed: int) -> Rows:
     found = {}
     while len(found) < count:
         label = ["negative", "positive"][len(found) % 2]
-        text = " ".join([*rng.choice(["a", "film", "the", "was", "very"], size=6), str(rng.choice(WORDS[label]))])
+        text = " ".join(
+            [
+                *rng.choice(["a", "film", "the", "was", "very"], size=6),
+                str(rng.choice(WORDS[label])),
+            ]
+        )
         found[text] = label
     return [{"text": text, "label": label} for text, label in found.items()]
 
@@ -39,7 +44,10 @@ TRAIN, TEST = rows(40, seed=0), rows(20, seed=1)
 
 @pytest.fixture
 def pool(tiny, tmp_path: Path) -> Path:
-    return write_pool(tmp_path / "pool", *(make_expert(tiny, name=name, seed=seed) for seed, name in enumerate("abcd")))
+    return write_pool(
+        tmp_path / "pool",
+        *(make_expert(tiny, name=name, seed=seed) for seed, name in enumerate("abcd")),
+    )
 
 
 @pytest.fixture
@@ -50,8 +58,17 @@ def mix(tiny_folder: Path, pool: Path, tmp_path: Path) -> Callable[..., tuning.T
         for name, found in (("train", train), ("test", test)):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
         labels = "{negative: negative, positive: positive}"
-        (folder / "film.yaml").write_text(f"name: film\nlabels: {labels}\ndata: {{files: {{train: train.jsonl, test: test.jsonl}}}}\n")
-        common = {"task": str(folder / "film.yaml"), "backbone": str(tiny_folder), "pool": pool, "policy": "zero-shot", "rank": 2}
+        (folder / "film.yaml").write_text(
+            f"name: film\nlabels: {labels}\ndata: {{files: {{train: train.jsonl, test: "
+            f"test.jsonl}}}}\n"
+        )
+        common = {
+            "task": str(folder / "film.yaml"),
+            "backbone": str(tiny_folder),
+            "pool": pool,
+            "policy": "zero-shot",
+            "rank": 2,
+        }
         return tuning.tune(read_config(None, {**common, "top_k": 2, **more}), tmp_path / out)
 
     return run
@@ -64,7 +81,11 @@ def without_labels(found: Rows) -> Rows:
 def written(folder: Path) -> dict[str, bytes]:
     """A run folder but for its seconds."""
     timed = ("result.json", "provenance.json")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name not in timed}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in timed
+    }
 
 
 @pytest.mark.parametrize(
@@ -78,9 +99,15 @@ def written(folder: Path) -> dict[str, bytes]:
     ],
     ids=["permuted", "all alike", "unknown", "some missing", "none"],
 )
-def test_labels_of_training_rows_change_nothing(mix: Callable[..., tuning.TuneResult], tmp_path: Path, train: Rows) -> None:
+def test_labels_of_training_rows_change_nothing(
+    mix: Callable[..., tuning.TuneResult], tmp_path: Path, train: Rows
+) -> None:
     first, second = mix(TRAIN, TEST, out="first"), mix(train, TEST, out="second")
-    assert (first.digest, first.metrics, first.neighbours) == (second.digest, second.metrics, second.neighbours)
+    assert (first.digest, first.metrics, first.neighbours) == (
+        second.digest,
+        second.metrics,
+        second.neighbours,
+    )
     assert written(tmp_path / "first") == written(tmp_path / "second")
 
 
@@ -90,19 +117,26 @@ def test_texts_are_read(mix: Callable[..., tuning.TuneResult]) -> None:
 
 
 def test_a_task_of_texts_alone(mix: Callable[..., tuning.TuneResult], tmp_path: Path) -> None:
-    labelled, bare = mix(TRAIN, TEST, out="labelled"), mix(without_labels(TRAIN), without_labels(TEST), out="bare")
+    labelled, bare = (
+        mix(TRAIN, TEST, out="labelled"),
+        mix(without_labels(TRAIN), without_labels(TEST), out="bare"),
+    )
     assert labelled.digest == bare.digest
     assert set(labelled.metrics) == {"backbone", "nearest", "uniform", "zero_shot"}
     assert bare.metrics == {}
     assert read_expert(tmp_path / "bare" / "expert").metrics == {}
 
 
-def test_a_test_row_without_its_label_is_named_where_others_have_theirs(mix: Callable[..., tuning.TuneResult]) -> None:
+def test_a_test_row_without_its_label_is_named_where_others_have_theirs(
+    mix: Callable[..., tuning.TuneResult],
+) -> None:
     with pytest.raises(TaskError, match=r"test\.jsonl, row 2: no column 'label'"):
         mix(TRAIN, [TEST[0], {"text": TEST[1]["text"]}])
 
 
-def test_it_is_the_weighted_mixture_of_the_nearest(mix: Callable[..., tuning.TuneResult], pool: Path, tmp_path: Path) -> None:
+def test_it_is_the_weighted_mixture_of_the_nearest(
+    mix: Callable[..., tuning.TuneResult], pool: Path, tmp_path: Path
+) -> None:
     result = mix(TRAIN, TEST, temperature=0.02)
     similarities = np.array([near.similarity for near in result.neighbours])
     assert similarities[0] >= similarities[1]
@@ -115,13 +149,17 @@ def test_it_is_the_weighted_mixture_of_the_nearest(mix: Callable[..., tuning.Tun
     helpers = [read_expert(pool / near.name) for near in result.neighbours]
     assert expert.digest == result.digest
     assert expert.rank == 4
-    assert expert.provenance["mixture_of"] == {near.name: helper.digest for near, helper in zip(result.neighbours, helpers, strict=True)}
+    assert expert.provenance["mixture_of"] == {
+        near.name: helper.digest for near, helper in zip(result.neighbours, helpers, strict=True)
+    }
     for site, tensors in expert.sites.items():
         mixed = sum(
             weight * helper.scaling * helper.sites[site]["lora_B"] @ helper.sites[site]["lora_A"]
             for weight, helper in zip(share, helpers, strict=True)
         )
-        np.testing.assert_allclose(expert.scaling * tensors["lora_B"] @ tensors["lora_A"], mixed, atol=1e-5)
+        np.testing.assert_allclose(
+            expert.scaling * tensors["lora_B"] @ tensors["lora_A"], mixed, atol=1e-5
+        )
 
 
 def test_a_cold_mixture_is_the_nearest_expert(mix: Callable[..., tuning.TuneResult]) -> None:
@@ -146,7 +184,9 @@ def test_the_pool_and_its_own_old_expert_are_left_alone(
         ({"add_to_pool": True}, "policy zero-shot: trains no own expert"),
     ],
 )
-def test_what_does_not_go_with_it(mix: Callable[..., tuning.TuneResult], tmp_path: Path, more: dict[str, object], message: str) -> None:
+def test_what_does_not_go_with_it(
+    mix: Callable[..., tuning.TuneResult], tmp_path: Path, more: dict[str, object], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         mix(TRAIN, TEST, **more)
     assert not (tmp_path / "run").exists()
@@ -159,12 +199,18 @@ def test_an_empty_pool(mix: Callable[..., tuning.TuneResult], tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("test", [TEST, without_labels(TEST)], ids=["labels", "texts alone"])
-def test_it_is_exported_like_any_other(mix: Callable[..., tuning.TuneResult], tmp_path: Path, test: Rows) -> None:
-    """A bank with labels, a merged model without: where the rows come from does not depend on the form."""
+def test_it_is_exported_like_any_other(
+    mix: Callable[..., tuning.TuneResult], tmp_path: Path, test: Rows
+) -> None:
+    """A bank with labels, a merged model without: where the rows come from does not depend on the
+    form.
+    """
     digest = mix(without_labels(TRAIN), test).digest
     source = read_source(tmp_path / "run", rows=8)
     if test is TEST:
-        exported = export_bank([source], tmp_path / "repo", load_recipe("bank-onnx-fp32"), expert_store="../store")
+        exported = export_bank(
+            [source], tmp_path / "repo", load_recipe("bank-onnx-fp32"), expert_store="../store"
+        )
     else:
         exported = export_merged(source, tmp_path / "repo", load_recipe("merged-onnx-fp32"))
     assert exported.experts == {"film": digest}

@@ -27,20 +27,28 @@ def rows_of(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
 def write_task(folder: Path, name: str, *, count: int = 80, seed: int = 0, **fields: Any) -> Path:
     """A task file over its rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of(count, seed=seed)))
+    (folder / f"{name}.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows_of(count, seed=seed))
+    )
     path = folder / f"{name}.yaml"
-    path.write_text(json.dumps({"name": name, "data": {"path": f"{name}.jsonl"}, "max_length": 12, **fields}))
+    path.write_text(
+        json.dumps({"name": name, "data": {"path": f"{name}.jsonl"}, "max_length": 12, **fields})
+    )
     return path
 
 
 def labelled(folder: Path, name: str = "colour", *, seed: int = 0, **fields: Any) -> Path:
     """Which colour: one of two labels."""
-    return write_task(folder, name, seed=seed, label="colour", labels={"red": "red", "blue": "blue"}, **fields)
+    return write_task(
+        folder, name, seed=seed, label="colour", labels={"red": "red", "blue": "blue"}, **fields
+    )
 
 
 def answered(folder: Path, name: str = "both", *, seed: int = 0, **fields: Any) -> Path:
     """Colour and animal in words."""
-    return write_task(folder, name, seed=seed, **{"target": "{colour} {animal}", "metric": "accuracy", **fields})
+    return write_task(
+        folder, name, seed=seed, **{"target": "{colour} {animal}", "metric": "accuracy", **fields}
+    )
 
 
 def pictured(folder: Path, *, count: int = 24, target: str = "{colour}", **fields: Any) -> Path:
@@ -51,11 +59,19 @@ def pictured(folder: Path, *, count: int = 24, target: str = "{colour}", **field
     for number in range(count):
         colour = list(COLOURS)[number % 2]
         noise = rng.integers(-20, 20, (12, 16, 3))
-        Image.fromarray((np.array(COLOURS[colour]) + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray((np.array(COLOURS[colour]) + noise).clip(0, 255).astype(np.uint8)).save(
+            folder / f"{number}.png"
+        )
         box = [0, 0, 8, 6] if colour == "red" else [8, 6, 8, 6]
         rows.append({"text": "what colour", "image": f"{number}.png", "colour": colour, "box": box})
     (folder / "pictures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = folder / "pictures.yaml"
-    values = {"name": "pictures", "image": "image", "target": target, "data": {"path": "pictures.jsonl"}, "max_length": 8}
+    values = {
+        "name": "pictures",
+        "image": "image",
+        "target": target,
+        "data": {"path": "pictures.jsonl"},
+        "max_length": 8,
+    }
     path.write_text(json.dumps({**values, **fields}))
     return path

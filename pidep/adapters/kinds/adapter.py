@@ -67,8 +67,12 @@ class AdapterSite(LayerSite):
 
 def _candidates(model: nn.Module) -> list[str]:
     """Dense layers that write to the residual stream inside a stack of layers."""
-    stacks = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
-    return [name for name in dense_layers(model) if _WRITES.search(name) and name.startswith(stacks)]
+    stacks = tuple(
+        f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
+    )
+    return [
+        name for name in dense_layers(model) if _WRITES.search(name) and name.startswith(stacks)
+    ]
 
 
 def _feed_forward(sites: list[str]) -> list[str]:

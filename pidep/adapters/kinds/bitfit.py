@@ -26,7 +26,9 @@ def _candidates(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if name and (is_dense(module) or isinstance(module, nn.LayerNorm)) and isinstance(module.bias, nn.Parameter)
+        if name
+        and (is_dense(module) or isinstance(module, nn.LayerNorm))
+        and isinstance(module.bias, nn.Parameter)
     ]
 
 

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from pidep.adapters.dense import dense_layers, linear_at, widths
-from pidep.adapters.site import AdapterKind, Array, BankSite, LayerSite, Tensors, everywhere, to_array
+from pidep.adapters.site import (
+    AdapterKind,
+    Array,
+    BankSite,
+    LayerSite,
+    Tensors,
+    everywhere,
+    to_array,
+)
 from pidep.experts.kinds.lora import KIND as LORA
 from pidep.kernels.lora_bank import lora_bank
 from pidep.kernels.lora_fold import lora_fold
@@ -33,20 +41,29 @@ class LoraSite(LayerSite):
     frozen_a: Tensor
     frozen_b: Tensor
 
-    def __init__(self, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int) -> None:
+    def __init__(
+        self, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int
+    ) -> None:
         super().__init__(len(parts))
         a = [torch.from_numpy(part["lora_A"]) for part in parts]  # [rank_k, in] each
         b = [torch.from_numpy(part["lora_B"]) for part in parts]  # [out, rank_k] each
-        self.a, self.b = nn.Parameter(_joined(a[:num_learned], a[0], 0)), nn.Parameter(_joined(b[:num_learned], b[0], 1))
+        self.a, self.b = (
+            nn.Parameter(_joined(a[:num_learned], a[0], 0)),
+            nn.Parameter(_joined(b[:num_learned], b[0], 1)),
+        )
         self.register_buffer("frozen_a", _joined(a[num_learned:], a[0], 0))
         self.register_buffer("frozen_b", _joined(b[num_learned:], b[0], 1))
         ranks = torch.tensor([len(part["lora_A"]) for part in parts])
-        self.register_buffer("owner", torch.repeat_interleave(torch.arange(len(parts)), ranks), persistent=False)
+        self.register_buffer(
+            "owner", torch.repeat_interleave(torch.arange(len(parts)), ranks), persistent=False
+        )
         self.register_buffer("scaling", torch.tensor(scalings), persistent=False)
         self.scalings = tuple(scalings)
 
     @classmethod
-    def of(cls, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int) -> LoraSite:
+    def of(
+        cls, parts: Sequence[Tensors], scalings: Sequence[float], *, num_learned: int
+    ) -> LoraSite:
         """A site that keeps the factors itself: products are mixed, not parameters."""
         return cls(parts, scalings, num_learned=num_learned)
 
@@ -68,7 +85,9 @@ class LoraSite(LayerSite):
         """y + Σₖ αₖ sₖ BₖAₖ x."""
         if self.rows is None:
             return lora_mixture(x, *self.factors(), self.rank_weights(), y)
-        return y + lora_bank(x, self.rows["lora_A"], self.rows["lora_B"].transpose(1, 2) * self.scalings[0])
+        return y + lora_bank(
+            x, self.rows["lora_A"], self.rows["lora_B"].transpose(1, 2) * self.scalings[0]
+        )
 
     def part(self, index: int) -> dict[str, Array]:
         """Expert `index` as it is, without its scaling."""
@@ -110,7 +129,9 @@ def _fold(model: nn.Module, sites: Mapping[str, Tensors], scaling: float) -> Ite
         with torch.no_grad():
             for site, lora in sites.items():
                 weight = linears[site].weight
-                a, b = (torch.from_numpy(lora[name]).to(weight.device) for name in ("lora_A", "lora_B"))
+                a, b = (
+                    torch.from_numpy(lora[name]).to(weight.device) for name in ("lora_A", "lora_B")
+                )
                 # In place: a second copy of every folded weight would double the backbone's memory.
                 lora_fold(weight, a, b, a.new_full((len(a),), scaling), out=weight)
         yield

@@ -61,8 +61,16 @@ class PrefixSite(ExpertSite):
         """
         all_of = self.experts
         strength = torch.log_softmax(self.alpha_logits, 0).to(all_of["key"].dtype)[:, None, None]
-        bias = all_of["bias"] if self.has("bias") else all_of["key"].new_zeros(len(strength), 1, self.positions)
-        return {"key": all_of["key"].flatten(0, 1), "value": all_of["value"].flatten(0, 1), "bias": (bias + strength).flatten(0, 1)}
+        bias = (
+            all_of["bias"]
+            if self.has("bias")
+            else all_of["key"].new_zeros(len(strength), 1, self.positions)
+        )
+        return {
+            "key": all_of["key"].flatten(0, 1),
+            "value": all_of["value"].flatten(0, 1),
+            "bias": (bias + strength).flatten(0, 1),
+        }
 
     def folded(self) -> dict[str, Array]:
         """The mixture as one prefix.
@@ -75,7 +83,11 @@ class PrefixSite(ExpertSite):
             whole = self.side_by_side()
         acts = (whole["bias"] > IDLE_BIAS / 2).any(1)
         tokens = acts.repeat_interleave(self.positions)
-        return {"key": to_array(whole["key"][tokens]), "value": to_array(whole["value"][tokens]), "bias": to_array(whole["bias"][acts])}
+        return {
+            "key": to_array(whole["key"][tokens]),
+            "value": to_array(whole["value"][tokens]),
+            "bias": to_array(whole["bias"][acts]),
+        }
 
     def attach(self, model: nn.Module, name: str) -> Undo:
         """Set the prefix on the attention layer, where `attention_with_prefix` finds it."""
@@ -107,7 +119,14 @@ def _around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
     return back
 
 
-def attention_with_prefix(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any) -> Any:
+def attention_with_prefix(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> Any:
     """Scaled dot-product attention, the layer's prefix before its keys and values.
 
     Keys and values are `[B, heads, T, head_dim]`.
@@ -121,10 +140,15 @@ def attention_with_prefix(module: Any, query: Tensor, key: Tensor, value: Tensor
         # the prefix.
         if attention_mask is None:
             attention_mask = _causal_mask(module, query, key, options)
-        key, value = (torch.cat([_heads(prefix[name], like), like], 2) for name, like in (("key", key), ("value", value)))
+        key, value = (
+            torch.cat([_heads(prefix[name], like), like], 2)
+            for name, like in (("key", key), ("value", value))
+        )
         attention_mask = _widened(attention_mask, key, prefix)
         if options.get("position_bias") is not None:
-            options["position_bias"] = nn.functional.pad(options["position_bias"], (prefix["key"].shape[-2], 0))
+            options["position_bias"] = nn.functional.pad(
+                options["position_bias"], (prefix["key"].shape[-2], 0)
+            )
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
@@ -137,27 +161,40 @@ def _widened(mask: Tensor | None, key: Tensor, prefix: Mapping[str, Tensor]) -> 
     if "bias" not in prefix:
         seen: Any = True if mask is None or mask.dtype == torch.bool else 0.0
         return None if mask is None else nn.functional.pad(mask, (length, 0), value=seen)
-    bias = _rows_like(prefix["bias"].to(key.dtype).flatten(-2)[..., None, None, :], key.shape[0])  # [1 or B, 1, 1, P]
+    bias = _rows_like(
+        prefix["bias"].to(key.dtype).flatten(-2)[..., None, None, :], key.shape[0]
+    )  # [1 or B, 1, 1, P]
     if mask is None:
         text = key.new_zeros(1, 1, 1, key.shape[2] - length)
     elif mask.dtype == torch.bool:
-        text = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, torch.finfo(key.dtype).min)
+        text = torch.zeros_like(mask, dtype=key.dtype).masked_fill(
+            ~mask, torch.finfo(key.dtype).min
+        )
     else:
         text = mask
     # A size, not len(): torch.export would fix len() as a constant.
     rows, queries = bias.shape[0] if text.shape[0] == 1 else text.shape[0], text.shape[2]
-    return torch.cat([bias.expand(rows, text.shape[1], queries, -1), text.expand(rows, -1, -1, -1)], -1)
+    return torch.cat(
+        [bias.expand(rows, text.shape[1], queries, -1), text.expand(rows, -1, -1, -1)], -1
+    )
 
 
-def _causal_mask(module: Any, query: Tensor, key: Tensor, options: Mapping[str, Any]) -> Tensor | None:
+def _causal_mask(
+    module: Any, query: Tensor, key: Tensor, options: Mapping[str, Any]
+) -> Tensor | None:
     """The causal mask of a layer that was given none.
 
     With longer keys, sdpa would align its own causal mask wrongly or cut the keys.
     """
     causal = options.get("is_causal")
-    if not (getattr(module, "is_causal", True) if causal is None else causal) or query.shape[2] == 1:
+    if (
+        not (getattr(module, "is_causal", True) if causal is None else causal)
+        or query.shape[2] == 1
+    ):
         return None
-    return torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
+    return torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[
+        None, None
+    ]
 
 
 def _heads(prefix: Tensor, like: Tensor) -> Tensor:
@@ -176,14 +213,20 @@ def _rows_like(rows: Tensor, batch: int) -> Tensor:
     if len(rows) in (1, batch):
         return rows
     if batch % len(rows):
-        raise ExpertError(f"prefix experts: {batch} rows at an attention layer, {len(rows)} samples; use batches of one")
+        raise ExpertError(
+            f"prefix experts: {batch} rows at an attention layer, {len(rows)} samples; use batches "
+            "of one"
+        )
     return rows.repeat_interleave(batch // len(rows), 0)
 
 
 def _candidates(model: nn.Module) -> list[str]:
     found = forward_facts(model)
     if found.problem:
-        raise ExpertError(f"prefix experts: {type(model).__name__} does not run on a tiny input ({found.problem}); use another kind")
+        raise ExpertError(
+            f"prefix experts: {type(model).__name__} does not run on a tiny input "
+            f"({found.problem}); use another kind"
+        )
     return [name for name, _ in model.named_modules() if name in found.keys_and_values]
 
 
@@ -204,7 +247,8 @@ def _same_shapes(site: str, parts: Sequence[Tensors]) -> list[Tensors]:
     for part in parts:
         if "bias" in part and (part["bias"].ndim != 2 or part["bias"].size != len(part["key"])):
             raise ExpertError(
-                f"site {site!r}: bias {part['bias'].shape} for {len(part['key'])} virtual tokens, expected [n, P] of them; train it again"
+                f"site {site!r}: bias {part['bias'].shape} for {len(part['key'])} virtual tokens, "
+                "expected [n, P] of them; train it again"
             )
     if not any("bias" in part for part in parts):
         return list(parts)

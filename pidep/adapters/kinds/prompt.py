@@ -48,7 +48,10 @@ class PromptSite(ExpertSite):
             ]
         else:
             before = _Before(self, body)
-            hooks = [body.register_forward_pre_hook(before, with_kwargs=True), *self._cut(body, at_end=False, before=before)]
+            hooks = [
+                body.register_forward_pre_hook(before, with_kwargs=True),
+                *self._cut(body, at_end=False, before=before),
+            ]
 
         def detach() -> None:
             for hook in hooks:
@@ -71,10 +74,15 @@ class PromptSite(ExpertSite):
         """Patches `[B, N, D]` followed by the prompt."""
         return torch.cat([output, self.prompt(output.shape[0])], 1)
 
-    def _uncover(self, _: nn.Module, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _uncover(
+        self, _: nn.Module, arguments: Any, options: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
         """Let the decoder attend to the virtual tokens at the start of the encoder's output."""
         mask = options.get("encoder_attention_mask")
-        return arguments, options if mask is None else {**options, "encoder_attention_mask": _widened(mask, self.length)}
+        return arguments, options if mask is None else {
+            **options,
+            "encoder_attention_mask": _widened(mask, self.length),
+        }
 
     def _cut(self, body: nn.Module, *, at_end: bool, before: _Before | None = None) -> list[Any]:
         """Hooks that cut the virtual tokens from a model's output and from its pooler's input."""
@@ -86,7 +94,10 @@ class PromptSite(ExpertSite):
 
         def after(_: nn.Module, __: Any, output: Any) -> Any:
             if not hasattr(output, "last_hidden_state"):
-                raise ExpertError("prompt experts: the backbone must return a dictionary; call it without return_dict=False")
+                raise ExpertError(
+                    "prompt experts: the backbone must return a dictionary; call it without "
+                    "return_dict=False"
+                )
             output["last_hidden_state"] = keep(output["last_hidden_state"])
             if output.get("hidden_states") is not None:
                 output["hidden_states"] = tuple(keep(hidden) for hidden in output["hidden_states"])
@@ -95,7 +106,11 @@ class PromptSite(ExpertSite):
         hooks: list[Any] = [body.register_forward_hook(after)]
         pooler = getattr(body, "pooler", None)
         if isinstance(pooler, nn.Module):
-            hooks.append(pooler.register_forward_pre_hook(lambda _, arguments: (keep(arguments[0]), *arguments[1:])))
+            hooks.append(
+                pooler.register_forward_pre_hook(
+                    lambda _, arguments: (keep(arguments[0]), *arguments[1:])
+                )
+            )
         return hooks
 
 
@@ -110,7 +125,9 @@ class _Before:
         """
         self.names = list(inspect.signature(reader.forward).parameters)
 
-    def __call__(self, reader: nn.Module, arguments: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+    def __call__(
+        self, reader: nn.Module, arguments: tuple[Any, ...], given: Mapping[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]]:
         options = {**dict(zip(self.names, arguments, strict=False)), **given}
         # transformers before 5.20 passes it, and derives it from the cache where it is missing.
         # Left as it is, it would count the tokens without the prompt.
@@ -118,7 +135,9 @@ class _Before:
         length = self.site.length
         cache = options.get("past_key_values")
         self.added = cache is None or not cache.get_seq_length()
-        mask, positions, types = (options.get(name) for name in ("attention_mask", "position_ids", "token_type_ids"))
+        mask, positions, types = (
+            options.get(name) for name in ("attention_mask", "position_ids", "token_type_ids")
+        )
         if mask is not None:
             options["attention_mask"] = _widened(mask, length)
         if positions is not None:
@@ -133,7 +152,9 @@ class _Before:
             if inputs is None:
                 inputs = reader.get_input_embeddings()(ids)  # type: ignore[operator]
             check_room(reader, length=inputs.shape[1], added=length)
-            options["inputs_embeds"] = torch.cat([self.site.prompt(inputs.shape[0]).to(inputs.dtype), inputs], 1)
+            options["inputs_embeds"] = torch.cat(
+                [self.site.prompt(inputs.shape[0]).to(inputs.dtype), inputs], 1
+            )
             if types is not None:
                 options["token_type_ids"] = nn.functional.pad(types, (length, 0))
         return (), options
@@ -143,7 +164,8 @@ def _widened(mask: Any, length: int) -> Tensor:
     """The mask `[B, S]` as `[B, P + S]`; the prompt is visible."""
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         raise ExpertError(
-            "prompt experts: expected an attention mask [batch, tokens], found one already made for attention; "
+            "prompt experts: expected an attention mask [batch, tokens], found one already made "
+            "for attention; "
             "generate with a dynamic cache (not cache_implementation='static')"
         )
     return torch.cat([mask.new_ones(mask.shape[0], length), mask], 1)
@@ -163,7 +185,11 @@ def _reader(model: nn.Module, embeddings: str) -> nn.Module | None:
 
 def _is_encoder_decoder(body: nn.Module) -> bool:
     config = getattr(body, "config", None)
-    return bool(getattr(config, "is_encoder_decoder", False)) and hasattr(body, "encoder") and hasattr(body, "decoder")
+    return (
+        bool(getattr(config, "is_encoder_decoder", False))
+        and hasattr(body, "encoder")
+        and hasattr(body, "decoder")
+    )
 
 
 def _candidates(model: nn.Module) -> list[str]:
@@ -176,12 +202,23 @@ def _candidates(model: nn.Module) -> list[str]:
     except (AttributeError, NotImplementedError):
         words = None
     patches = forward_facts(model).patches
-    return [name for name, module in model.named_modules() if name in patches or (module is words and _reader(model, name) is not None)]
+    return [
+        name
+        for name, module in model.named_modules()
+        if name in patches or (module is words and _reader(model, name) is not None)
+    ]
 
 
 def _shapes(model: nn.Module, site: str, tokens: int) -> dict[str, tuple[int, ...]]:
     place = model.get_submodule(site)
-    return {"prompt": (tokens, place.embedding_dim if isinstance(place, nn.Embedding) else forward_facts(model).patches[site])}
+    return {
+        "prompt": (
+            tokens,
+            place.embedding_dim
+            if isinstance(place, nn.Embedding)
+            else forward_facts(model).patches[site],
+        )
+    }
 
 
 def _start(_: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

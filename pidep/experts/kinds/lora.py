@@ -75,7 +75,9 @@ class _Lora(ExpertKind):
         stabilized = bool(config.get("use_rslora"))
         factors = _read_factors(folder / "adapter_model.safetensors", rank)
         sites = tuple(sorted(factors))
-        layers = tuple({name: factors[site][name] for name in ("lora_A", "lora_B")} for site in sites)
+        layers = tuple(
+            {name: factors[site][name] for name in ("lora_A", "lora_B")} for site in sites
+        )
         scaling = self.scaling(float(alpha or 0), rank, rank_stabilized=stabilized)
         return PeftAdapter("lora", layers, sites, scaling, stabilized)
 
@@ -83,9 +85,7 @@ class _Lora(ExpertKind):
         """The truncated SVD of every s·BA."""
         return truncate(sites, scaling=scaling, rank=rank, max_error=max_error)
 
-    def bank_groups(
-        self, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
-    ) -> list[BankGroup]:
+    def bank_groups(self, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> list[BankGroup]:
         """One input for all factors of one width; many small gathers slow a small batch."""
         of_width: dict[tuple[str, int], list[str]] = {}
         for site, tensors in shapes.items():
@@ -100,9 +100,7 @@ class _Lora(ExpertKind):
         """`[E, S, R, width]`."""
         return count, len(group.sites), max_rank, group.width
 
-    def fill_bank_row(
-        self, row: Array, group: BankGroup, sites: Sites, *, scaling: float
-    ) -> None:
+    def fill_bank_row(self, row: Array, group: BankGroup, sites: Sites, *, scaling: float) -> None:
         """A as it is, B transposed with the scaling folded in; a smaller rank leaves zeros."""
         for column, site in enumerate(group.sites):
             if site in sites:
@@ -154,7 +152,8 @@ def _read_factors(path: Path, rank: int) -> dict[str, dict[str, Array]]:
     for site, pair in factors.items():
         if len(pair) != 2:
             raise ExpertError(
-                f"{path}: site {site!r} has {next(iter(pair))} only; both lora_A and lora_B are needed"
+                f"{path}: site {site!r} has {next(iter(pair))} only; both lora_A and lora_B are "
+                "needed"
             )
     return factors
 

@@ -61,15 +61,23 @@ class Icon:
 
 def package_folder(package: str, inside: str, requirement: str) -> Path:
     spec = importlib.util.find_spec(package)
-    folder = Path(spec.origin).parent / inside if spec is not None and spec.origin is not None else None
+    folder = (
+        Path(spec.origin).parent / inside if spec is not None and spec.origin is not None else None
+    )
     if folder is None or not folder.is_dir():
-        raise TaskError(f"icons: package {requirement} is not installed; run: pip install --no-deps {requirement}")
+        raise TaskError(
+            f"icons: package {requirement} is not installed; run: pip install --no-deps "
+            f"{requirement}"
+        )
     return folder
 
 
 def _from_files(family: Family, folder: Path) -> list[Icon]:
     """Icons of a folder of SVG files; the largest of several sizes."""
-    chosen = {_SIZE.sub("", path.stem) if family == "octicons" else path.stem: path for path in sorted(folder.glob("*.svg"))}
+    chosen = {
+        _SIZE.sub("", path.stem) if family == "octicons" else path.stem: path
+        for path in sorted(folder.glob("*.svg"))
+    }
     icons = []
     for name, path in sorted(chosen.items()):
         base, modifiers = base_and_modifiers(name) if family != "simple" else (name, ())
@@ -87,7 +95,10 @@ def categories() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Font Awesome's categories: name to label and icon names."""
     folder, _ = _metadata()
     table = yaml.safe_load((folder / "metadata" / "categories.yml").read_text(encoding="utf-8"))
-    return {name: (str(entry["label"]), tuple(map(str, entry["icons"]))) for name, entry in table.items()}
+    return {
+        name: (str(entry["label"]), tuple(map(str, entry["icons"])))
+        for name, entry in table.items()
+    }
 
 
 def _fontawesome() -> list[Icon]:
@@ -100,13 +111,30 @@ def _fontawesome() -> list[Icon]:
     for name, entry in table.items():
         base, modifiers = base_and_modifiers(name)
         former = tuple(map(str, entry.get("aliases", {}).get("names", ())))
-        terms = tuple(dict.fromkeys([*map(words, former), *(str(term).lower() for term in entry["search"]["terms"])]))
+        terms = tuple(
+            dict.fromkeys(
+                [*map(words, former), *(str(term).lower() for term in entry["search"]["terms"])]
+            )
+        )
         kin = tuple(sorted({base_and_modifiers(other)[0] for other in former} - {base}))
         for style in entry["styles"]:
             path = folder / "svgs" / style / f"{name}.svg"
             if path.is_file():
                 found = tuple(of_icon.get(name, ()))
-                icons.append(Icon("fontawesome", style, name, path, base, modifiers, entry["label"].lower(), terms, found, kin))
+                icons.append(
+                    Icon(
+                        "fontawesome",
+                        style,
+                        name,
+                        path,
+                        base,
+                        modifiers,
+                        entry["label"].lower(),
+                        terms,
+                        found,
+                        kin,
+                    )
+                )
     return icons
 
 
@@ -124,5 +152,7 @@ def catalog(*families: Family) -> tuple[Icon, ...]:
         if family == "fontawesome":
             icons += _fontawesome()
         else:
-            icons += _from_files(family, package_folder("material", "templates/.icons", "mkdocs-material") / family)
+            icons += _from_files(
+                family, package_folder("material", "templates/.icons", "mkdocs-material") / family
+            )
     return tuple(sorted(icons))

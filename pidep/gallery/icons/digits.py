@@ -35,4 +35,7 @@ def digits() -> list[Digit]:
 
     table = load_digits()
     shades = np.rint(255.0 - table.images * (255.0 / 16.0)).astype(np.uint8)
-    return [Digit(number, pixels, int(label)) for number, (pixels, label) in enumerate(zip(shades, table.target, strict=True))]
+    return [
+        Digit(number, pixels, int(label))
+        for number, (pixels, label) in enumerate(zip(shades, table.target, strict=True))
+    ]

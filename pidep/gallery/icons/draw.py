@@ -34,15 +34,24 @@ def render(icon: Icon, *, size: int = 128) -> bytes:
     try:
         import resvg_py
     except ImportError as error:
-        raise TaskError(f"icons: they are drawn with resvg-py, which does not load ({error}); pip install 'pidep[vision]'") from error
+        raise TaskError(
+            f"icons: they are drawn with resvg-py, which does not load ({error}); pip install "
+            "'pidep[vision]'"
+        ) from error
     if size < 16:
         raise TaskError(f"icons: size {size}: expected at least 16 pixels")
     inner = size - 2 * (size // 16)
     try:
         svg = icon.path.read_text(encoding="utf-8")
-        raw = bytes(resvg_py.svg_to_bytes(svg_string=svg, height=inner, background="#ffffff", skip_system_fonts=True))
+        raw = bytes(
+            resvg_py.svg_to_bytes(
+                svg_string=svg, height=inner, background="#ffffff", skip_system_fonts=True
+            )
+        )
     except (OSError, ValueError) as error:
-        raise TaskError(f"{icon.path}: cannot be drawn ({' '.join(str(error).split())}); reinstall its package") from error
+        raise TaskError(
+            f"{icon.path}: cannot be drawn ({' '.join(str(error).split())}); reinstall its package"
+        ) from error
     return _centred(raw, icon, size=size, inner=inner)
 
 
@@ -50,7 +59,9 @@ def _centred(raw: bytes, icon: Icon, *, size: int, inner: int) -> bytes:
     """The image centred on the square; an image wider than high is scaled down first."""
     image = load_image(raw, where=icon.key).convert("L")
     if image.width > inner:
-        image = image.resize((inner, max(1, round(image.height * inner / image.width))), Image.Resampling.BICUBIC)
+        image = image.resize(
+            (inner, max(1, round(image.height * inner / image.width))), Image.Resampling.BICUBIC
+        )
     square = Image.new("L", (size, size), 255)
     square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
     out = io.BytesIO()
@@ -70,7 +81,9 @@ def drawn_file(icon: Icon, *, size: int = 128) -> Path:
     Raises:
         TaskError: resvg-py is not installed, or the SVG cannot be drawn.
     """
-    key = hashlib.sha256(f"{_FORM} {_renderer()} {size}\n".encode() + icon.path.read_bytes()).hexdigest()
+    key = hashlib.sha256(
+        f"{_FORM} {_renderer()} {size}\n".encode() + icon.path.read_bytes()
+    ).hexdigest()
     path = cache_folder() / "icons" / str(size) / key[:2] / f"{key[2:34]}.png"
     if not path.is_file() or path.stat().st_size == 0:
         # Not flushed: there are thousands of files, and each can be drawn again.

@@ -18,7 +18,9 @@ _BADGES = (
     "person network wireless bluetooth text export import auto badge add delete info bolt "
     "flash shimmer sparkle sparkles"
 )
-_SHAPES = "box circle square rectangle rhombus hexagon octagon triangle multiple group open closed opened"
+_SHAPES = (
+    "box circle square rectangle rhombus hexagon octagon triangle multiple group open closed opened"
+)
 _DIRECTIONS = (
     "up down left right top bottom upper lower north south east west start end vertical "
     "horizontal forward backward ascending descending"

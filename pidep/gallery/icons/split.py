@@ -30,7 +30,9 @@ def groups(icons: Iterable[Icon]) -> dict[str, str]:
     return {base: root(base) for base in parent}
 
 
-def parts(icons: Sequence[Icon], *, shares: Mapping[str, float], seed: int) -> dict[str, list[Icon]]:
+def parts(
+    icons: Sequence[Icon], *, shares: Mapping[str, float], seed: int
+) -> dict[str, list[Icon]]:
     """Icons by part. A group's part follows from its own hash, so new icons move no group.
 
     Groups are made over all installed families, not only over `icons`, so that a base is always on

@@ -39,7 +39,11 @@ class Facts:
     @property
     def terms(self) -> str:
         """Names of the licences."""
-        return ", ".join(dict.fromkeys(part.rpartition(": ")[2].split(",")[0] for part in self.licence.split("; ")))
+        return ", ".join(
+            dict.fromkeys(
+                part.rpartition(": ")[2].split(",")[0] for part in self.licence.split("; ")
+            )
+        )
 
     @property
     def choices(self) -> str:
@@ -54,14 +58,25 @@ def _sentiment(asks: str, train: int, test: int, name: str) -> Facts:
         "name": name,
         "input": "{text}",
         "label": "label",
-        "labels": {"negative": "it was terrible", "positive": "it was great"},  # the verbaliser of LM-BFF (Gao et al., 2021)
+        "labels": {
+            "negative": "it was terrible",
+            "positive": "it was great",
+        },  # the verbaliser of LM-BFF (Gao et al., 2021)
         "test_fraction": 0.3,
     }
     return Facts("language", asks, train, test, "natural", _SENTENCES, fields)
 
 
-def _fields(name: str, *, max_length: int, labels: dict[str, str], text: bool = True, image: bool = False) -> dict[str, Any]:
-    found = {"name": name, "input": "{text}" if text else "", "label": "label", "labels": labels, "max_length": max_length}
+def _fields(
+    name: str, *, max_length: int, labels: dict[str, str], text: bool = True, image: bool = False
+) -> dict[str, Any]:
+    found = {
+        "name": name,
+        "input": "{text}" if text else "",
+        "label": "label",
+        "labels": labels,
+        "max_length": max_length,
+    }
     return {**found, "image": "image"} if image else found
 
 
@@ -80,7 +95,9 @@ _VISION = {
             max_length=16,
             labels={
                 str(number): f"the digit {word}"
-                for number, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
+                for number, word in enumerate(
+                    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+                )
             },
         ),
     ),
@@ -111,7 +128,13 @@ _VISION = {
         600,
         "even: pairs of one name",
         _MATERIAL,
-        _fields("filled", text=False, image=True, max_length=16, labels={"filled": "a filled icon", "outline": "an outlined icon"}),
+        _fields(
+            "filled",
+            text=False,
+            image=True,
+            max_length=16,
+            labels={"filled": "a filled icon", "outline": "an outlined icon"},
+        ),
     ),
     "vision/category": Facts(
         "vision",
@@ -158,8 +181,12 @@ _VISION = {
     ),
 }
 _LANGUAGE = {
-    "sentiment/amazon": _sentiment("is this sentence of a product review positive?", 2099, 886, "amazon"),
-    "sentiment/movie": _sentiment("is this sentence of a film review positive?", 6994, 3078, "movie"),
+    "sentiment/amazon": _sentiment(
+        "is this sentence of a product review positive?", 2099, 886, "amazon"
+    ),
+    "sentiment/movie": _sentiment(
+        "is this sentence of a film review positive?", 6994, 3078, "movie"
+    ),
     "sentiment/nyt": _sentiment("is this sentence of an editorial positive?", 2114, 856, "nyt"),
     "sentiment/tweets": _sentiment("is this tweet positive?", 2381, 1051, "tweets"),
     "language/domain": Facts(
@@ -172,7 +199,12 @@ _LANGUAGE = {
         _fields(
             "domain",
             max_length=48,
-            labels={"amazon": "a product review", "movie": "a film review", "nyt": "a newspaper editorial", "tweets": "a tweet"},
+            labels={
+                "amazon": "a product review",
+                "movie": "a film review",
+                "nyt": "a newspaper editorial",
+                "tweets": "a tweet",
+            },
         ),
     ),
     "language/strength": Facts(
@@ -182,7 +214,11 @@ _LANGUAGE = {
         600,
         "even, in every domain and for either sign",
         _SENTENCES,
-        _fields("strength", max_length=48, labels={"mild": "a mild feeling", "strong": "a strong feeling"}),
+        _fields(
+            "strength",
+            max_length=48,
+            labels={"mild": "a mild feeling", "strong": "a strong feeling"},
+        ),
     ),
 }
 _VISION_LANGUAGE = {
@@ -248,7 +284,12 @@ _VISION_LANGUAGE = {
         608,
         "even: every icon with both answers",
         _ICONS,
-        _fields("entail", image=True, max_length=24, labels={"true": "it is true of the picture", "false": "it is false of the picture"}),
+        _fields(
+            "entail",
+            image=True,
+            max_length=24,
+            labels={"true": "it is true of the picture", "false": "it is false of the picture"},
+        ),
     ),
     "vl/find": Facts(
         "vision-language",

@@ -21,8 +21,26 @@ from pidep.gallery.suite.row import Sides, SuiteRow, columns
 __all__ = ["CHOOSE", "packaged_files", "sides_of"]
 
 _CHOOSING = (
-    *("tasks/by_hash", "gallery/icons/catalog", "gallery/icons/digits", "gallery/icons/names", "gallery/icons/split"),
-    *(f"gallery/suite/{module}" for module in ("files", "icons", "language", "pictures", "row", "statements", "vision", "vision_language")),
+    *(
+        "tasks/by_hash",
+        "gallery/icons/catalog",
+        "gallery/icons/digits",
+        "gallery/icons/names",
+        "gallery/icons/split",
+    ),
+    *(
+        f"gallery/suite/{module}"
+        for module in (
+            "files",
+            "icons",
+            "language",
+            "pictures",
+            "row",
+            "statements",
+            "vision",
+            "vision_language",
+        )
+    ),
 )
 """Modules that decide the rows. A change of one of them makes cached rows stale."""
 _PACKAGES = ("mkdocs-material", "fontawesomefree", "resvg-py", "scikit-learn", "pillow")
@@ -50,7 +68,10 @@ def sides_of(name: str) -> Sides:
         TaskError: no such task, or a package it is drawn from is not installed.
     """
     if name not in CHOOSE:
-        raise TaskError(f"packaged task {name!r}: expected one of {', '.join(CHOOSE)}{did_you_mean(name, CHOOSE)}")
+        raise TaskError(
+            f"packaged task {name!r}: expected one of "
+            f"{', '.join(CHOOSE)}{did_you_mean(name, CHOOSE)}"
+        )
     return CHOOSE[name]()
 
 
@@ -63,7 +84,10 @@ def packaged_files(name: str) -> dict[Literal["train", "test"], Path]:
     if name not in CHOOSE:
         sides_of(name)
     folder = cache_folder() / "suite" / _made_with() / name
-    paths: dict[Literal["train", "test"], Path] = {"train": folder / "train.jsonl", "test": folder / "test.jsonl"}
+    paths: dict[Literal["train", "test"], Path] = {
+        "train": folder / "train.jsonl",
+        "test": folder / "test.jsonl",
+    }
     if not all(map(_is_whole, paths.values())):
         with locked(folder):
             if not all(map(_is_whole, paths.values())):
@@ -91,7 +115,12 @@ def _write(path: Path, rows: list[SuiteRow]) -> None:
     def path_of(picture: Picture) -> str:
         return Path(os.path.relpath(picture_file(picture), path.parent)).as_posix()
 
-    write_text(path, "".join(json.dumps(columns(row, path_of=path_of), ensure_ascii=False) + "\n" for row in rows))
+    write_text(
+        path,
+        "".join(
+            json.dumps(columns(row, path_of=path_of), ensure_ascii=False) + "\n" for row in rows
+        ),
+    )
 
 
 def _is_whole(path: Path) -> bool:

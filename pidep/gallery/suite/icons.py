@@ -30,10 +30,15 @@ __all__ = [
 Side = Literal["train", "test"]
 SHARES = {"test": 0.12, "validation": 0.1, "train": 0.78}
 SPLIT_SEED = 0
-"""`pidep.gallery.mini_training` splits in the same way, so pidep-mini saw no test icon in training."""
+"""`pidep.gallery.mini_training` splits in the same way, so pidep-mini saw no test icon in
+training.
+"""
 _PARTS: dict[Side, tuple[str, ...]] = {"train": ("train",), "test": ("test", "validation")}
 
-_TWINS = {f"material/default/{name}" for name in ("checkbox-blank-circle-outline", "circle-outline", "radiobox-blank")}
+_TWINS = {
+    f"material/default/{name}"
+    for name in ("checkbox-blank-circle-outline", "circle-outline", "radiobox-blank")
+}
 """Training icons that look exactly like a test icon: these circles are also the new moon."""
 
 BADGES = {
@@ -58,11 +63,17 @@ def icons_of(side: Side) -> tuple[Icon, ...]:
     stays with the tests.
     """
     divided = parts(catalog(), shares=SHARES, seed=SPLIT_SEED)
-    icons = tuple(icon for part in _PARTS[side] for icon in in_order(divided[part], lambda icon: icon.key, seed=0))
+    icons = tuple(
+        icon
+        for part in _PARTS[side]
+        for icon in in_order(divided[part], lambda icon: icon.key, seed=0)
+    )
     if side == "test":
         return icons
     held = {icon.path.read_bytes() for icon in icons_of("test")}
-    return tuple(icon for icon in icons if icon.path.read_bytes() not in held and icon.key not in _TWINS)
+    return tuple(
+        icon for icon in icons if icon.path.read_bytes() not in held and icon.key not in _TWINS
+    )
 
 
 def named(side: Side) -> list[Icon]:
@@ -70,7 +81,11 @@ def named(side: Side) -> list[Icon]:
 
     Font Awesome's regular style repeats the solid style and is left out.
     """
-    return [icon for icon in icons_of(side) if icon.family == "material" or (icon.family == "fontawesome" and icon.style == "solid")]
+    return [
+        icon
+        for icon in icons_of(side)
+        if icon.family == "material" or (icon.family == "fontawesome" and icon.style == "solid")
+    ]
 
 
 @functools.cache
@@ -96,13 +111,24 @@ def bare_name(icon: Icon) -> str:
     """
     if icon.family != "material":
         return icon.label
-    return words("-".join([icon.base, *(word for word in icon.modifiers if word not in ("outline", badge_of(icon)))]))
+    return words(
+        "-".join(
+            [
+                icon.base,
+                *(word for word in icon.modifiers if word not in ("outline", badge_of(icon))),
+            ]
+        )
+    )
 
 
 def outline_pairs(side: Side) -> list[tuple[Icon, Icon]]:
     """Material icons that exist both filled and as an outline."""
     material = {icon.name: icon for icon in icons_of(side) if icon.family == "material"}
-    return [(icon, material[f"{name}-outline"]) for name, icon in material.items() if f"{name}-outline" in material]
+    return [
+        (icon, material[f"{name}-outline"])
+        for name, icon in material.items()
+        if f"{name}-outline" in material
+    ]
 
 
 def at_most(icons: Iterable[Icon], count: int, key: Callable[[Icon], Hashable]) -> list[Icon]:

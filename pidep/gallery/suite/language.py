@@ -1,4 +1,5 @@
-"""Six tasks on the rated sentences of four domains; a sentence is on the same side in all of them.
+"""Six tasks on the rated sentences of four domains; a sentence is on the same side in all
+of them.
 """
 
 from __future__ import annotations
@@ -57,7 +58,13 @@ def _sentences() -> list[_Sentence]:
     return in_order(alone, lambda sentence: sentence.text, seed=1)
 
 
-def _balanced(label_of: Callable[[_Sentence], str | None], stratum_of: Callable[[_Sentence], Hashable], *, train: int, test: int) -> Sides:
+def _balanced(
+    label_of: Callable[[_Sentence], str | None],
+    stratum_of: Callable[[_Sentence], Hashable],
+    *,
+    train: int,
+    test: int,
+) -> Sides:
     """The first `train` and `test` sentences of every label in every stratum."""
     sides = Sides([], [])
     seen: Counter[Hashable] = Counter()
@@ -81,7 +88,9 @@ def strength() -> Sides:
     Labels are balanced in every domain and for either sign. Editorials are left out: few of their
     sentences are rated strongly.
     """
-    return _balanced(_strength_of, lambda sentence: (sentence.domain, sentence.rating > 0), train=160, test=50)
+    return _balanced(
+        _strength_of, lambda sentence: (sentence.domain, sentence.rating > 0), train=160, test=50
+    )
 
 
 def _strength_of(sentence: _Sentence) -> str | None:

@@ -31,7 +31,11 @@ class Turned:
 Picture = Icon | Turned | Digit
 
 # pillow turns the other way
-_TURNS = {1: Image.Transpose.ROTATE_270, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_90}
+_TURNS = {
+    1: Image.Transpose.ROTATE_270,
+    2: Image.Transpose.ROTATE_180,
+    3: Image.Transpose.ROTATE_90,
+}
 
 
 def picture_file(picture: Picture) -> Path:
@@ -51,7 +55,11 @@ def picture_file(picture: Picture) -> Path:
         key = hashlib.sha256(picture.pixels.tobytes()).hexdigest()
     path = cache_folder() / "suite" / "pictures" / key[:2] / f"{key[2:34]}.png"
     if not path.is_file() or path.stat().st_size == 0:
-        image = _turned(upright, picture.quarters) if isinstance(picture, Turned) else Image.fromarray(picture.pixels)
+        image = (
+            _turned(upright, picture.quarters)
+            if isinstance(picture, Turned)
+            else Image.fromarray(picture.pixels)
+        )
         out = io.BytesIO()
         image.save(out, "PNG")
         write_bytes(path, out.getvalue(), durable=False)

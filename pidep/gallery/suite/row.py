@@ -42,7 +42,9 @@ def columns(row: SuiteRow, *, path_of: Callable[[Picture], str]) -> dict[str, An
     if row.text:
         found["text"] = row.text
     if row.choices:
-        found["choices"] = [choice if isinstance(choice, str) else path_of(choice) for choice in row.choices]
+        found["choices"] = [
+            choice if isinstance(choice, str) else path_of(choice) for choice in row.choices
+        ]
     return {**found, "label": row.label}
 
 
@@ -51,6 +53,8 @@ def rows_digest(rows: Sequence[SuiteRow]) -> str:
     sha = hashlib.sha256()
     for row in rows:
         image = None if row.image is None else digest_of(row.image)
-        choices = [choice if isinstance(choice, str) else digest_of(choice) for choice in row.choices]
+        choices = [
+            choice if isinstance(choice, str) else digest_of(choice) for choice in row.choices
+        ]
         sha.update(json.dumps([row.label, row.text, image, choices]).encode() + b"\n")
     return "sha256:" + sha.hexdigest()

@@ -29,7 +29,9 @@ def facts_of(name: str) -> Facts:
         TaskError: no task has this name.
     """
     if name not in FACTS:
-        raise TaskError(f"task {name!r}: expected one of {', '.join(FACTS)}{did_you_mean(name, FACTS)}")
+        raise TaskError(
+            f"task {name!r}: expected one of {', '.join(FACTS)}{did_you_mean(name, FACTS)}"
+        )
     return FACTS[name]
 
 
@@ -45,7 +47,10 @@ def examples(name: str, *, count: int = 3) -> list[dict[str, Any]]:
     rows = sides_of(name).train
     labels = FACTS[name].fields.get("labels")
     chosen = rows[:count] if labels is None else _of_each(rows, labels, count)
-    return [columns(row, path_of=lambda picture: str(picture_file(picture).absolute())) for row in chosen]
+    return [
+        columns(row, path_of=lambda picture: str(picture_file(picture).absolute()))
+        for row in chosen
+    ]
 
 
 def _of_each(rows: list[SuiteRow], labels: Iterable[str], count: int) -> Iterator[SuiteRow]:
@@ -63,16 +68,30 @@ def export_task(name: str, folder: Path) -> Path:
     facts = facts_of(name)
     check_place(folder, "`export`")
     if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"`export` {folder}: expected a new or empty folder, found {next(folder.iterdir()).name!r} in it; name another")
+        raise UsageError(
+            f"`export` {folder}: expected a new or empty folder, found "
+            f"{next(folder.iterdir()).name!r} in it; name another"
+        )
     sides, yaml_name = sides_of(name), f"{facts.fields['name']}.yaml"
     with atomic_folder(folder) as made:
         for path, rows in ((made / "train.jsonl", sides.train), (made / "test.jsonl", sides.test)):
-            lines = [json.dumps(columns(row, path_of=lambda picture: _copied(picture, made)), ensure_ascii=False) for row in rows]
+            lines = [
+                json.dumps(
+                    columns(row, path_of=lambda picture: _copied(picture, made)), ensure_ascii=False
+                )
+                for row in rows
+            ]
             path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        fields = {**facts.fields, "metric": facts.metric, "data": {"files": {"train": "train.jsonl", "test": "test.jsonl"}}}
+        fields = {
+            **facts.fields,
+            "metric": facts.metric,
+            "data": {"files": {"train": "train.jsonl", "test": "test.jsonl"}},
+        }
         size = f"{facts.train} training and {facts.test} test rows"
         head = f"# {name}: {facts.asks} {size}.\n# {facts.licence}\n"
-        (made / yaml_name).write_text(head + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        (made / yaml_name).write_text(
+            head + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
     return folder / yaml_name
 
 

@@ -33,4 +33,8 @@ def of_family(icon: Icon, family: str) -> str:
 
 def phrase(icon: Icon) -> str:
     """The statement that an icon's name makes."""
-    return statement(bare_name(icon), style="outlined" if "outline" in icon.modifiers else "", badge=badge_of(icon))
+    return statement(
+        bare_name(icon),
+        style="outlined" if "outline" in icon.modifiers else "",
+        badge=badge_of(icon),
+    )

@@ -16,7 +16,15 @@ from pidep.tasks.by_hash import share
 
 __all__ = ["CATEGORIES", "category", "digits", "family", "filled", "turned"]
 
-CATEGORIES = ("arrows", "communication", "food-beverage", "household", "medical-health", "transportation", "users-people")
+CATEGORIES = (
+    "arrows",
+    "communication",
+    "food-beverage",
+    "household",
+    "medical-health",
+    "transportation",
+    "users-people",
+)
 """The largest of Font Awesome's categories that share few icons. Shared icons are left out."""
 _OF_A_BASE = 6
 TURNS = ("upright", "right", "down", "left")
@@ -41,7 +49,10 @@ def family() -> Sides:
 
 def _of_families(side: Side, count: int) -> list[SuiteRow]:
     icons = (icon for icon in icons_of(side) if icon.style != "brands")
-    return [SuiteRow(icon.family, image=icon) for icon in at_most(icons, count, lambda icon: icon.family)]
+    return [
+        SuiteRow(icon.family, image=icon)
+        for icon in at_most(icons, count, lambda icon: icon.family)
+    ]
 
 
 def filled() -> Sides:
@@ -51,7 +62,9 @@ def filled() -> Sides:
 
 def _of_pairs(side: Side, count: int) -> list[SuiteRow]:
     return [
-        SuiteRow(name, image=icon) for pair in outline_pairs(side)[:count] for name, icon in zip(("filled", "outline"), pair, strict=True)
+        SuiteRow(name, image=icon)
+        for pair in outline_pairs(side)[:count]
+        for name, icon in zip(("filled", "outline"), pair, strict=True)
     ]
 
 
@@ -61,14 +74,22 @@ def category() -> Sides:
 
 
 def _of_categories(side: Side) -> list[SuiteRow]:
-    icons = [icon for icon in icons_of(side) if icon.family in ("material", "octicons", "fontawesome") and icon.style != "brands"]
+    icons = [
+        icon
+        for icon in icons_of(side)
+        if icon.family in ("material", "octicons", "fontawesome") and icon.style != "brands"
+    ]
     of_base: dict[str, set[str]] = {}
     for icon in icons:
         if icon.family == "fontawesome":
             of_base.setdefault(icon.base, set()).update(set(icon.categories) & set(CATEGORIES))
     rows = []
     for icon in at_most(icons, _OF_A_BASE, lambda icon: (icon.family, icon.base)):
-        found = set(icon.categories) & set(CATEGORIES) if icon.family == "fontawesome" else of_base.get(icon.base, set())
+        found = (
+            set(icon.categories) & set(CATEGORIES)
+            if icon.family == "fontawesome"
+            else of_base.get(icon.base, set())
+        )
         # a single letter marks a brand: language-r
         if len(found) == 1 and all(len(word) > 1 for word in icon.modifiers):
             rows.append(SuiteRow(next(iter(found)), image=icon))
@@ -83,7 +104,9 @@ def turned() -> Sides:
 def _of_turns(side: Side, count: int) -> list[SuiteRow]:
     """One icon for each base name, so that a shape occurs once."""
     rows: list[SuiteRow] = []
-    for icon in at_most((icon for icon in icons_of(side) if icon.family == "material"), 1, lambda icon: icon.base):
+    for icon in at_most(
+        (icon for icon in icons_of(side) if icon.family == "material"), 1, lambda icon: icon.base
+    ):
         if len(rows) < count and _has_a_top(icon):
             quarters = len(rows) % len(TURNS)
             rows.append(SuiteRow(TURNS[quarters], image=Turned(icon, quarters)))
@@ -92,4 +115,7 @@ def _of_turns(side: Side, count: int) -> list[SuiteRow]:
 
 def _has_a_top(icon: Icon) -> bool:
     pixels = draw(icon)[..., 0].astype(np.float64)
-    return min(float(np.abs(pixels - np.rot90(pixels, quarters)).mean()) for quarters in (1, 2, 3)) >= _DIFFERENT
+    return (
+        min(float(np.abs(pixels - np.rot90(pixels, quarters)).mean()) for quarters in (1, 2, 3))
+        >= _DIFFERENT
+    )

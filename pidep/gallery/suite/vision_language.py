@@ -47,9 +47,15 @@ def fits() -> Sides:
 
 
 def _names_that_fit(side: Side, count: int) -> list[SuiteRow]:
-    pairs = neighbours(at_most(named(side), 3, group_of), lambda icon: icon.modifiers or icon.label.split()[0])
+    pairs = neighbours(
+        at_most(named(side), 3, group_of), lambda icon: icon.modifiers or icon.label.split()[0]
+    )
     both = [one for pair in pairs[:count] for one in (pair, pair[::-1])]
-    return [SuiteRow(answer, name.label, icon) for icon, other in both for answer, name in (("yes", icon), ("no", other))]
+    return [
+        SuiteRow(answer, name.label, icon)
+        for icon, other in both
+        for answer, name in (("yes", icon), ("no", other))
+    ]
 
 
 def caption() -> Sides:
@@ -58,7 +64,10 @@ def caption() -> Sides:
 
 
 def _captions(side: Side, count: int) -> list[SuiteRow]:
-    return [SuiteRow(right, image=icon, choices=tuple(one.label for one in four)) for icon, four, right in among_four(side, count)]
+    return [
+        SuiteRow(right, image=icon, choices=tuple(one.label for one in four))
+        for icon, four, right in among_four(side, count)
+    ]
 
 
 def find() -> Sides:
@@ -67,7 +76,10 @@ def find() -> Sides:
 
 
 def _phrases(side: Side, count: int) -> list[SuiteRow]:
-    return [SuiteRow(right, phrase(icon), choices=tuple(four)) for icon, four, right in among_four(side, count)]
+    return [
+        SuiteRow(right, phrase(icon), choices=tuple(four))
+        for icon, four, right in among_four(side, count)
+    ]
 
 
 def among_four(side: Side, count: int) -> Iterator[tuple[Icon, list[Icon], int]]:
@@ -77,14 +89,24 @@ def among_four(side: Side, count: int) -> Iterator[tuple[Icon, list[Icon], int]]
     modifiers.
     """
     icons = [icon for icon in named(side) if not _UNSEEN & set(icon.modifiers)]
-    of_base, of_modifiers = _index(icons, lambda icon: [icon.base]), _index(icons, lambda icon: [icon.modifiers])
+    of_base, of_modifiers = (
+        _index(icons, lambda icon: [icon.base]),
+        _index(icons, lambda icon: [icon.modifiers]),
+    )
     of_word = _index(icons, _words)
     number = 0
     for icon in at_most(icons, _OF_A_BASE, group_of):
-        variants, same = _from_somewhere(icon, of_base[icon.base]), _from_somewhere(icon, of_modifiers[icon.modifiers])
-        alike = chain.from_iterable(_from_somewhere(icon, of_word[word]) for word in sorted(_words(icon)))
+        variants, same = (
+            _from_somewhere(icon, of_base[icon.base]),
+            _from_somewhere(icon, of_modifiers[icon.modifiers]),
+        )
+        alike = chain.from_iterable(
+            _from_somewhere(icon, of_word[word]) for word in sorted(_words(icon))
+        )
         hard = _unlike(
-            icon, _unlike(icon, [], variants, _VARIANTS), filter(_stranger_to(icon), [*alike, *(same if icon.modifiers else ())])
+            icon,
+            _unlike(icon, [], variants, _VARIANTS),
+            filter(_stranger_to(icon), [*alike, *(same if icon.modifiers else ())]),
         )
         wrong = _unlike(icon, hard, filter(_stranger_to(icon), same))
         if number < count and len(hard) >= _HARD and len(wrong) == CHOICES - 1:
@@ -93,7 +115,9 @@ def among_four(side: Side, count: int) -> Iterator[tuple[Icon, list[Icon], int]]
             yield icon, [*wrong[:right], icon, *wrong[right:]], right
 
 
-def _index(icons: Iterable[Icon], keys_of: Callable[[Icon], Iterable[Hashable]]) -> dict[Hashable, list[Icon]]:
+def _index(
+    icons: Iterable[Icon], keys_of: Callable[[Icon], Iterable[Hashable]]
+) -> dict[Hashable, list[Icon]]:
     found: dict[Hashable, list[Icon]] = {}
     for icon in icons:
         for key in keys_of(icon):
@@ -109,7 +133,11 @@ def _words(icon: Icon) -> set[str]:
 def _stranger_to(icon: Icon) -> Callable[[Icon], bool]:
     """Whether another icon is called something else: neither name contains the other."""
     own = set(icon.label.split())
-    return lambda other: group_of(other) != group_of(icon) and not own <= set(other.label.split()) and not own >= set(other.label.split())
+    return lambda other: (
+        group_of(other) != group_of(icon)
+        and not own <= set(other.label.split())
+        and not own >= set(other.label.split())
+    )
 
 
 def _from_somewhere(icon: Icon, others: Sequence[Icon]) -> list[Icon]:
@@ -118,7 +146,9 @@ def _from_somewhere(icon: Icon, others: Sequence[Icon]) -> list[Icon]:
     return [*others[start:], *others[:start]]
 
 
-def _unlike(icon: Icon, chosen: list[Icon], others: Iterable[Icon], count: int = CHOICES - 1) -> list[Icon]:
+def _unlike(
+    icon: Icon, chosen: list[Icon], others: Iterable[Icon], count: int = CHOICES - 1
+) -> list[Icon]:
     """The chosen icons and others up to `count`, no two of one name."""
     found = list(chosen)
     for other in others:
@@ -135,11 +165,16 @@ def badge() -> Sides:
 
 
 def _badges(side: Side, count: int) -> list[SuiteRow]:
-    return [SuiteRow(str(badge_of(icon)), bare_name(icon), icon) for icon in at_most(_with_badge(side), count, badge_of)]
+    return [
+        SuiteRow(str(badge_of(icon)), bare_name(icon), icon)
+        for icon in at_most(_with_badge(side), count, badge_of)
+    ]
 
 
 def _with_badge(side: Side) -> list[Icon]:
-    return [icon for icon in icons_of(side) if icon.family == "material" and badge_of(icon) is not None]
+    return [
+        icon for icon in icons_of(side) if icon.family == "material" and badge_of(icon) is not None
+    ]
 
 
 def entail() -> Sides:
@@ -152,7 +187,12 @@ def entail() -> Sides:
 
 
 def _statements(side: Side, count: int) -> list[SuiteRow]:
-    kinds = (_other_style(side), _other_badge(side, count), _other_thing(side), _other_family(side, count))
+    kinds = (
+        _other_style(side),
+        _other_badge(side, count),
+        _other_thing(side),
+        _other_family(side, count),
+    )
     rows = []
     for found in kinds:
         for icon, true, false in islice(found, count):
@@ -168,17 +208,27 @@ def _other_style(side: Side) -> Statements:
     for icon in chain.from_iterable(outline_pairs(side)):
         noun, own = bare_name(icon), style_of(icon)
         other = {"filled": "outlined", "outlined": "filled"}[own]
-        yield icon, statement(noun, style=own, badge=badge_of(icon)), statement(noun, style=other, badge=badge_of(icon))
+        yield (
+            icon,
+            statement(noun, style=own, badge=badge_of(icon)),
+            statement(noun, style=other, badge=badge_of(icon)),
+        )
 
 
 def _other_badge(side: Side, count: int) -> Statements:
     """Badges rotate among the icons, where possible so that no icon gets its own."""
-    few = at_most(at_most(_with_badge(side), _OF_A_BASE, group_of), 1 + count // 5, badge_of)[:count]
+    few = at_most(at_most(_with_badge(side), _OF_A_BASE, group_of), 1 + count // 5, badge_of)[
+        :count
+    ]
     few.sort(key=lambda icon: str(badge_of(icon)))
     step = max(Counter(map(badge_of, few)).values())
     for number, icon in enumerate(few):
         other = badge_of(few[(number + step) % len(few)])
-        yield icon, statement(bare_name(icon), badge=badge_of(icon)), statement(bare_name(icon), badge=other)
+        yield (
+            icon,
+            statement(bare_name(icon), badge=badge_of(icon)),
+            statement(bare_name(icon), badge=other),
+        )
 
 
 def _other_thing(side: Side) -> Statements:

@@ -19,7 +19,15 @@ from pidep.kernels.interpolate import reference
 from pidep.kernels.interpolate.index import GRAIN, ArenaIndex, Span, spans_of
 from pidep.kernels.paths import fusable
 
-__all__ = ["GRAIN", "ArenaIndex", "Span", "interpolate", "interpolate_backward_op", "interpolate_op", "spans_of"]
+__all__ = [
+    "GRAIN",
+    "ArenaIndex",
+    "Span",
+    "interpolate",
+    "interpolate_backward_op",
+    "interpolate_op",
+    "spans_of",
+]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -47,7 +55,11 @@ def interpolate(
         _check_out(out, learned, frozen, alpha_logits)
         with torch.no_grad():
             return _forward(*arguments, out)
-    mixed: Tensor = interpolate_op(*arguments) if torch.compiler.is_compiling() else _Interpolate.apply(*arguments)  # type: ignore[no-untyped-call]
+    mixed: Tensor = (
+        interpolate_op(*arguments)
+        if torch.compiler.is_compiling()
+        else _Interpolate.apply(*arguments)  # type: ignore[no-untyped-call]
+    )
     return mixed
 
 
@@ -55,10 +67,13 @@ def _check(learned: Tensor, frozen: Tensor, logits: Tensor, index: ArenaIndex) -
     size = index.num_elements
     for name, rows in (("learned", learned), ("frozen", frozen)):
         if rows.dim() != 2 or rows.shape[1] != size:
-            raise ValueError(f"interpolate: {name} is {tuple(rows.shape)}, the index needs [experts, {size}]")
+            raise ValueError(
+                f"interpolate: {name} is {tuple(rows.shape)}, the index needs [experts, {size}]"
+            )
         if rows.dtype not in _DTYPES or not rows.is_contiguous() or rows.device != logits.device:
             raise ValueError(
-                f"interpolate: {name} is {rows.dtype} on {rows.device}{'' if rows.is_contiguous() else ', not contiguous'}; "
+                f"interpolate: {name} is {rows.dtype} on "
+                f"{rows.device}{'' if rows.is_contiguous() else ', not contiguous'}; "
                 f"expected contiguous fp32, bf16 or fp16 on {logits.device}, where the logits are"
             )
     count = len(learned) + len(frozen)
@@ -68,16 +83,28 @@ def _check(learned: Tensor, frozen: Tensor, logits: Tensor, index: ArenaIndex) -
             f"column an expert, ({index.num_sites}, {count}), of at least one expert"
         )
     if index.tile_start.device != logits.device:
-        raise ValueError(f"interpolate: the index is on {index.tile_start.device}, the logits on {logits.device}; move it with index.to(…)")
+        raise ValueError(
+            f"interpolate: the index is on {index.tile_start.device}, the logits on "
+            f"{logits.device}; move it with index.to(…)"
+        )
     if frozen.requires_grad:
-        raise ValueError("interpolate: frozen experts are not given a gradient; detach them, or pass them as learned")
+        raise ValueError(
+            "interpolate: frozen experts are not given a gradient; detach them, or pass them as "
+            "learned"
+        )
 
 
 def _check_out(out: Tensor, learned: Tensor, frozen: Tensor, logits: Tensor) -> None:
     rows = learned if len(learned) else frozen
     if torch.is_grad_enabled() and (learned.requires_grad or logits.requires_grad):
-        raise ValueError("interpolate: out is for use without gradients; leave it out, or use torch.no_grad()")
-    if (out.shape, out.dtype, out.device) != (rows.shape[1:], rows.dtype, rows.device) or not out.is_contiguous():
+        raise ValueError(
+            "interpolate: out is for use without gradients; leave it out, or use torch.no_grad()"
+        )
+    if (out.shape, out.dtype, out.device) != (
+        rows.shape[1:],
+        rows.dtype,
+        rows.device,
+    ) or not out.is_contiguous():
         raise ValueError(
             f"interpolate: out is {out.dtype} {tuple(out.shape)} on {out.device}, "
             f"expected contiguous {rows.dtype} {tuple(rows.shape[1:])} on {rows.device}"
@@ -106,8 +133,19 @@ def _backward(gradient: Tensor, saved: tuple[Tensor, ...], *, write: bool) -> tu
     if fusable(gradient, learned, frozen, logits):
         from pidep.kernels.interpolate import fused as kernels
 
-        return kernels.backward(gradient.contiguous(), learned, frozen, logits.contiguous(), tile_start, tile_site, site_tile, write=write)
-    return reference.backward(gradient.contiguous(), learned, frozen, logits, tile_start, site_tile, write=write)
+        return kernels.backward(
+            gradient.contiguous(),
+            learned,
+            frozen,
+            logits.contiguous(),
+            tile_start,
+            tile_site,
+            site_tile,
+            write=write,
+        )
+    return reference.backward(
+        gradient.contiguous(), learned, frozen, logits, tile_start, site_tile, write=write
+    )
 
 
 class _Interpolate(torch.autograd.Function):
@@ -129,7 +167,14 @@ class _Interpolate(torch.autograd.Function):
 
 
 @torch.library.custom_op("pidep::interpolate", mutates_args=())
-def interpolate_op(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, tile_site: Tensor, site_tile: Tensor) -> Tensor:
+def interpolate_op(
+    learned: Tensor,
+    frozen: Tensor,
+    logits: Tensor,
+    tile_start: Tensor,
+    tile_site: Tensor,
+    site_tile: Tensor,
+) -> Tensor:
     return _forward(learned, frozen, logits, tile_start, tile_site, site_tile)
 
 
@@ -144,7 +189,9 @@ def interpolate_backward_op(
     site_tile: Tensor,
     write: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _backward(gradient, (learned, frozen, logits, tile_start, tile_site, site_tile), write=write)
+    return _backward(
+        gradient, (learned, frozen, logits, tile_start, tile_site, site_tile), write=write
+    )
 
 
 @interpolate_op.register_fake
@@ -154,7 +201,9 @@ def _(learned: Tensor, frozen: Tensor, *_: Tensor) -> Tensor:
 
 
 @interpolate_backward_op.register_fake
-def _(gradient: Tensor, learned: Tensor, frozen: Tensor, logits: Tensor, *_: Any, write: bool = True) -> tuple[Tensor, Tensor]:
+def _(
+    gradient: Tensor, learned: Tensor, frozen: Tensor, logits: Tensor, *_: Any, write: bool = True
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(learned) if write else learned.new_empty(0), torch.empty_like(logits)
 
 

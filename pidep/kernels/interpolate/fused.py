@@ -35,14 +35,22 @@ def _softmax_scale(logits, NUM_EXPERTS: tl.constexpr, K_PADDED: tl.constexpr):
 
 
 @triton.jit
-def _add_rows(total, rows, logits, top, at, num_elements, FIRST, COUNT: tl.constexpr, CHUNK: tl.constexpr):
+def _add_rows(
+    total, rows, logits, top, at, num_elements, FIRST, COUNT: tl.constexpr, CHUNK: tl.constexpr
+):
     """total + Σ_k exp(logit_k - top) φ_k over `COUNT` rows, `CHUNK` rows at a time."""
     SIZE: tl.constexpr = _chunk(COUNT, CHUNK)
     for first in tl.static_range(0, COUNT, SIZE):
         k = first + tl.arange(0, SIZE)
         inside = k < COUNT
-        weight = tl.exp(tl.load(logits + FIRST + k, mask=inside, other=float("-inf")).to(tl.float32) - top)
-        tile = tl.load(rows + k.to(tl.int64)[:, None] * num_elements + at[None, :], mask=inside[:, None], other=0.0)
+        weight = tl.exp(
+            tl.load(logits + FIRST + k, mask=inside, other=float("-inf")).to(tl.float32) - top
+        )
+        tile = tl.load(
+            rows + k.to(tl.int64)[:, None] * num_elements + at[None, :],
+            mask=inside[:, None],
+            other=0.0,
+        )
         total += tl.sum(weight[:, None] * tile.to(tl.float32), 0)
     return total
 
@@ -67,11 +75,15 @@ def forward_kernel(
     num_elements = num_elements.to(tl.int64)
     logits += tl.load(tile_site + tile) * (NUM_LEARNED + NUM_FROZEN)
     top, scale = _softmax_scale(logits, NUM_LEARNED + NUM_FROZEN, K_PADDED)
-    for grain in range(tl.load(tile_start + tile).to(tl.int64), tl.load(tile_start + tile + 1).to(tl.int64)):
+    for grain in range(
+        tl.load(tile_start + tile).to(tl.int64), tl.load(tile_start + tile + 1).to(tl.int64)
+    ):
         at = grain * GRAIN + tl.arange(0, GRAIN)
         total = tl.zeros([GRAIN], tl.float32)
         total = _add_rows(total, learned, logits, top, at, num_elements, 0, NUM_LEARNED, CHUNK)
-        total = _add_rows(total, frozen, logits, top, at, num_elements, NUM_LEARNED, NUM_FROZEN, CHUNK)
+        total = _add_rows(
+            total, frozen, logits, top, at, num_elements, NUM_LEARNED, NUM_FROZEN, CHUNK
+        )
         tl.store(out + at, (total * scale).to(out.dtype.element_ty))
 
 
@@ -98,7 +110,12 @@ def _share(
     for first in tl.static_range(0, COUNT, SIZE):
         k = first + tl.arange(0, SIZE)
         inside = k < COUNT
-        alpha = tl.exp(tl.load(logits + FIRST + k, mask=inside, other=float("-inf")).to(tl.float32) - top) * scale
+        alpha = (
+            tl.exp(
+                tl.load(logits + FIRST + k, mask=inside, other=float("-inf")).to(tl.float32) - top
+            )
+            * scale
+        )
         share = tl.zeros([SIZE], tl.float32)
         for grain in range(first_grain, last_grain):
             at = grain * GRAIN + tl.arange(0, GRAIN)
@@ -107,7 +124,11 @@ def _share(
             tile = tl.load(rows + where, mask=inside[:, None], other=0.0).to(tl.float32)
             share += tl.sum(tile * g[None, :], 1)
             if WRITE:
-                tl.store(d_rows + where, (alpha[:, None] * g[None, :]).to(d_rows.dtype.element_ty), mask=inside[:, None])
+                tl.store(
+                    d_rows + where,
+                    (alpha[:, None] * g[None, :]).to(d_rows.dtype.element_ty),
+                    mask=inside[:, None],
+                )
         tl.store(shares + FIRST + k, share, mask=inside)
 
 
@@ -138,9 +159,44 @@ def backward_kernel(
     logits += tl.load(tile_site + tile) * (NUM_LEARNED + NUM_FROZEN)
     shares += tile.to(tl.int64) * (NUM_LEARNED + NUM_FROZEN)
     top, scale = _softmax_scale(logits, NUM_LEARNED + NUM_FROZEN, K_PADDED)
-    first, last = tl.load(tile_start + tile).to(tl.int64), tl.load(tile_start + tile + 1).to(tl.int64)
-    _share(shares, gradient, learned, logits, top, scale, first, last, num_elements, d_learned, 0, NUM_LEARNED, CHUNK, GRAIN, WRITE)
-    _share(shares, gradient, frozen, logits, top, scale, first, last, num_elements, d_learned, NUM_LEARNED, NUM_FROZEN, CHUNK, GRAIN, False)
+    first, last = (
+        tl.load(tile_start + tile).to(tl.int64),
+        tl.load(tile_start + tile + 1).to(tl.int64),
+    )
+    _share(
+        shares,
+        gradient,
+        learned,
+        logits,
+        top,
+        scale,
+        first,
+        last,
+        num_elements,
+        d_learned,
+        0,
+        NUM_LEARNED,
+        CHUNK,
+        GRAIN,
+        WRITE,
+    )
+    _share(
+        shares,
+        gradient,
+        frozen,
+        logits,
+        top,
+        scale,
+        first,
+        last,
+        num_elements,
+        d_learned,
+        NUM_LEARNED,
+        NUM_FROZEN,
+        CHUNK,
+        GRAIN,
+        False,
+    )
 
 
 @triton.jit
@@ -164,11 +220,24 @@ def logits_kernel(
     for first in range(tl.load(site_tile + site), last, BLOCK):
         tile = first + tl.arange(0, BLOCK)
         inside = (tile < last)[:, None] & (k < NUM_EXPERTS)[None, :]
-        total += tl.sum(tl.load(shares + tile.to(tl.int64)[:, None] * NUM_EXPERTS + k[None, :], mask=inside, other=0.0), 0)
-    row = tl.load(logits + site * NUM_EXPERTS + k, mask=k < NUM_EXPERTS, other=float("-inf")).to(tl.float32)
+        total += tl.sum(
+            tl.load(
+                shares + tile.to(tl.int64)[:, None] * NUM_EXPERTS + k[None, :],
+                mask=inside,
+                other=0.0,
+            ),
+            0,
+        )
+    row = tl.load(logits + site * NUM_EXPERTS + k, mask=k < NUM_EXPERTS, other=float("-inf")).to(
+        tl.float32
+    )
     alpha = tl.exp(row - tl.max(row, 0))
     alpha /= tl.sum(alpha, 0)
-    tl.store(d_logits + site * NUM_EXPERTS + k, alpha * (total - tl.sum(alpha * total, 0)), mask=k < NUM_EXPERTS)
+    tl.store(
+        d_logits + site * NUM_EXPERTS + k,
+        alpha * (total - tl.sum(alpha * total, 0)),
+        mask=k < NUM_EXPERTS,
+    )
 
 
 def _constants(learned: Tensor, frozen: Tensor) -> dict[str, int]:
@@ -181,7 +250,14 @@ def _constants(learned: Tensor, frozen: Tensor) -> dict[str, int]:
     }
 
 
-def forward(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, tile_site: Tensor, out: Tensor | None = None) -> Tensor:
+def forward(
+    learned: Tensor,
+    frozen: Tensor,
+    logits: Tensor,
+    tile_start: Tensor,
+    tile_site: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
     """The mixture `[P]`, in the dtype of the learned rows.
 
     In the dtype of the frozen rows if none are learned.
@@ -190,7 +266,14 @@ def forward(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor,
     out = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device) if out is None else out
     if len(tile_site):
         arguments = (out, learned, frozen, logits, tile_start, tile_site, rows.shape[1])
-        launch("interpolate_forward", forward_kernel, (len(tile_site),), arguments, _constants(learned, frozen), rows.dtype)
+        launch(
+            "interpolate_forward",
+            forward_kernel,
+            (len(tile_site),),
+            arguments,
+            _constants(learned, frozen),
+            rows.dtype,
+        )
     return out
 
 
@@ -212,9 +295,37 @@ def backward(
     d_logits = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
     constants = _constants(learned, frozen)
     if len(tile_site):
-        arguments = (d_learned, shares, gradient, learned, frozen, logits, tile_start, tile_site, rows.shape[1])
-        launch("interpolate_backward", backward_kernel, (len(tile_site),), arguments, {**constants, "WRITE": write}, rows.dtype)
+        arguments = (
+            d_learned,
+            shares,
+            gradient,
+            learned,
+            frozen,
+            logits,
+            tile_start,
+            tile_site,
+            rows.shape[1],
+        )
+        launch(
+            "interpolate_backward",
+            backward_kernel,
+            (len(tile_site),),
+            arguments,
+            {**constants, "WRITE": write},
+            rows.dtype,
+        )
     padded = constants["K_PADDED"]
-    sizes = {"NUM_EXPERTS": logits.shape[1], "K_PADDED": padded, "BLOCK": max(16, _SHARES // padded)}
-    launch("interpolate_logits", logits_kernel, (len(logits),), (d_logits, shares, logits, site_tile), sizes, torch.float32)
+    sizes = {
+        "NUM_EXPERTS": logits.shape[1],
+        "K_PADDED": padded,
+        "BLOCK": max(16, _SHARES // padded),
+    }
+    launch(
+        "interpolate_logits",
+        logits_kernel,
+        (len(logits),),
+        (d_logits, shares, logits, site_tile),
+        sizes,
+        torch.float32,
+    )
     return d_learned, d_logits.to(logits.dtype)

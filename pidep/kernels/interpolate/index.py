@@ -51,7 +51,9 @@ class ArenaIndex:
     """First tile of each site, `[S + 1]`."""
 
     @classmethod
-    def of(cls, site_sizes: Sequence[int], *, device: torch.device | str | None = None) -> ArenaIndex:
+    def of(
+        cls, site_sizes: Sequence[int], *, device: torch.device | str | None = None
+    ) -> ArenaIndex:
         """The index of sites with these sizes, in this order.
 
         Raises:
@@ -67,7 +69,10 @@ class ArenaIndex:
             first = starts[-1]
             starts += [first + min(count, length * (tile + 1)) for tile in range(tiles)]
             sites += [site] * tiles
-        tensors = (torch.tensor(values, dtype=torch.int32, device=device) for values in (starts, sites, [0, *accumulate(tiles_of)]))
+        tensors = (
+            torch.tensor(values, dtype=torch.int32, device=device)
+            for values in (starts, sites, [0, *accumulate(tiles_of)])
+        )
         return cls(tuple(site_sizes), *tensors)
 
     @property

@@ -39,12 +39,24 @@ def plain(
     parts, start = [], 0
     for site, size in enumerate(site_sizes):
         stop = start + -(-size // GRAIN) * GRAIN
-        parts.append((torch.softmax(alpha_logits[site].to(experts.dtype), 0)[:, None] * experts[:, start:stop]).sum(0))
+        parts.append(
+            (
+                torch.softmax(alpha_logits[site].to(experts.dtype), 0)[:, None]
+                * experts[:, start:stop]
+            ).sum(0)
+        )
         start = stop
     return torch.cat([*parts, experts.new_empty(0)])
 
 
-def forward(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, site_tile: Tensor, out: Tensor | None = None) -> Tensor:
+def forward(
+    learned: Tensor,
+    frozen: Tensor,
+    logits: Tensor,
+    tile_start: Tensor,
+    site_tile: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
     """As the fused forward; sums in fp32 at least."""
     rows = learned if len(learned) else frozen
     alpha, runs = _alpha(logits, rows), runs_of(tile_start, site_tile)
@@ -59,7 +71,14 @@ def forward(learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor,
 
 
 def backward(
-    gradient: Tensor, learned: Tensor, frozen: Tensor, logits: Tensor, tile_start: Tensor, site_tile: Tensor, *, write: bool
+    gradient: Tensor,
+    learned: Tensor,
+    frozen: Tensor,
+    logits: Tensor,
+    tile_start: Tensor,
+    site_tile: Tensor,
+    *,
+    write: bool,
 ) -> tuple[Tensor, Tensor]:
     """As the fused backward."""
     rows = learned if len(learned) else frozen
@@ -72,7 +91,9 @@ def backward(
         sites = (site for site, run in enumerate(runs) for _ in range(*run, BLOCK))
         for site, (weights, block) in zip(sites, _blocks(alpha, runs), strict=True):
             g = gradient[block].to(alpha.dtype)
-            d_alpha[site] += torch.stack([torch.dot(expert[block].to(alpha.dtype), g) for expert in (*learned, *frozen)])
+            d_alpha[site] += torch.stack(
+                [torch.dot(expert[block].to(alpha.dtype), g) for expert in (*learned, *frozen)]
+            )
             if write:
                 for row, weight in zip(d_learned, weights.tolist(), strict=False):
                     _scaled(g, weight, row[block])
@@ -156,12 +177,21 @@ def _batched(alpha: Tensor, runs: Sequence[Span], learned: Tensor, frozen: Tenso
 
 
 def _batched_backward(
-    alpha: Tensor, runs: Sequence[Span], gradient: Tensor, learned: Tensor, frozen: Tensor, d_learned: Tensor, *, write: bool
+    alpha: Tensor,
+    runs: Sequence[Span],
+    gradient: Tensor,
+    learned: Tensor,
+    frozen: Tensor,
+    d_learned: Tensor,
+    *,
+    write: bool,
 ) -> Tensor:
     # A product and a sum, row by row through the same memory. A batched product of these shapes
     # takes five times as long.
     product = torch.empty_like(gradient)
-    shares = [torch.mul(row, gradient, out=product).view(-1, GRAIN).sum(1) for row in (*learned, *frozen)]
+    shares = [
+        torch.mul(row, gradient, out=product).view(-1, GRAIN).sum(1) for row in (*learned, *frozen)
+    ]
     sites = _site_of(runs, alpha.device)
     if write and len(learned):
         weights = alpha[:, : len(learned)].t()[:, sites].unsqueeze(2)

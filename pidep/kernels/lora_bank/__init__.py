@@ -27,12 +27,21 @@ def lora_bank(
         ValueError: shapes do not fit together; the message names them.
     """
     paired = a.shape[0] == x.shape[0] if expert is None else expert.shape == x.shape[:1]
-    if a.dim() != 3 or b.dim() != 3 or a.shape[:2] != b.shape[:2] or not paired or a.shape[2] != x.shape[-1]:
+    if (
+        a.dim() != 3
+        or b.dim() != 3
+        or a.shape[:2] != b.shape[:2]
+        or not paired
+        or a.shape[2] != x.shape[-1]
+    ):
         raise ValueError(
-            f"lora_bank: x {tuple(x.shape)}, a {tuple(a.shape)} and b {tuple(b.shape)}: expected [B, T, in], [E, R, in] and [E, R, out], "
+            f"lora_bank: x {tuple(x.shape)}, a {tuple(a.shape)} and b {tuple(b.shape)}: expected "
+            "[B, T, in], [E, R, in] and [E, R, out], "
             "where E = B unless experts, [B] of them, are chosen"
         )
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, a, b, base) if tensor is not None)
+    wanted = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (x, a, b, base) if tensor is not None
+    )
     if expert is None or wanted or torch.compiler.is_compiling() or not fusable(x, a, b, expert):
         return reference.lora_bank(x, a, b, expert, base)
     from pidep.kernels.low_rank import MAX_RANK, low_rank
@@ -40,6 +49,10 @@ def lora_bank(
     if not 0 < a.shape[1] <= MAX_RANK:
         return reference.lora_bank(x, a, b, expert, base)
     tokens = (x.unsqueeze(1) if x.dim() == 2 else x).contiguous()
-    added = None if base is None else base.reshape(*tokens.shape[:2], b.shape[2]).to(x.dtype).contiguous()
+    added = (
+        None
+        if base is None
+        else base.reshape(*tokens.shape[:2], b.shape[2]).to(x.dtype).contiguous()
+    )
     y, _, _ = low_rank(tokens, a.to(x.dtype), b.to(x.dtype), base=added, expert=expert)
     return y.reshape(*x.shape[:-1], b.shape[2])

@@ -26,13 +26,22 @@ def lora_fold(
     Raises:
         ValueError: shapes or dtypes do not fit together; the message names them.
     """
-    if w.dim() != 2 or a.shape != (len(a), w.shape[1]) or b.shape != (w.shape[0], len(a)) or weight.shape != (len(a),):
+    if (
+        w.dim() != 2
+        or a.shape != (len(a), w.shape[1])
+        or b.shape != (w.shape[0], len(a))
+        or weight.shape != (len(a),)
+    ):
         raise ValueError(
-            f"lora_fold: w {tuple(w.shape)}, a {tuple(a.shape)}, b {tuple(b.shape)} and weight {tuple(weight.shape)}: "
+            f"lora_fold: w {tuple(w.shape)}, a {tuple(a.shape)}, b {tuple(b.shape)} and weight "
+            f"{tuple(weight.shape)}: "
             "expected [out, in], [R, in], [out, R] and [R]"
         )
     if out is not None and (out.shape != w.shape or out.dtype != w.dtype):
-        raise ValueError(f"lora_fold: out is {out.dtype} {tuple(out.shape)}, expected w's {w.dtype} {tuple(w.shape)}")
+        raise ValueError(
+            f"lora_fold: out is {out.dtype} {tuple(out.shape)}, expected w's {w.dtype} "
+            f"{tuple(w.shape)}"
+        )
     with torch.no_grad():
         out = torch.empty_like(w) if out is None else out
         if not fusable(w, a, b, weight, out) or w.dtype == torch.float64:

@@ -40,12 +40,31 @@ def fold_kernel(
     for first in range(0, RANK, R_BLOCK):
         r = first + tl.arange(0, R_BLOCK)
         scale = tl.load(weight + r, mask=r < RANK, other=0.0)
-        left = tl.load(b + m[:, None] * RANK + r[None, :], mask=(m < OUT)[:, None] & (r < RANK)[None, :], other=0.0)
-        right = tl.load(a + r.to(tl.int64)[:, None] * IN + n[None, :], mask=(r < RANK)[:, None] & (n < IN)[None, :], other=0.0)
-        total = tl.dot(left.to(tl.float32) * scale[None, :], right.to(tl.float32), total, input_precision=PRECISION)
+        left = tl.load(
+            b + m[:, None] * RANK + r[None, :],
+            mask=(m < OUT)[:, None] & (r < RANK)[None, :],
+            other=0.0,
+        )
+        right = tl.load(
+            a + r.to(tl.int64)[:, None] * IN + n[None, :],
+            mask=(r < RANK)[:, None] & (n < IN)[None, :],
+            other=0.0,
+        )
+        total = tl.dot(
+            left.to(tl.float32) * scale[None, :],
+            right.to(tl.float32),
+            total,
+            input_precision=PRECISION,
+        )
     inside = (m < OUT)[:, None] & (n < IN)[None, :]
-    total += tl.load(w + m[:, None] * w_row + n[None, :] * w_column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + m[:, None] * out_row + n[None, :] * out_column, total.to(out.dtype.element_ty), mask=inside)
+    total += tl.load(w + m[:, None] * w_row + n[None, :] * w_column, mask=inside, other=0.0).to(
+        tl.float32
+    )
+    tl.store(
+        out + m[:, None] * out_row + n[None, :] * out_column,
+        total.to(out.dtype.element_ty),
+        mask=inside,
+    )
 
 
 def lora_fold(w: Tensor, a: Tensor, b: Tensor, weight: Tensor, out: Tensor) -> Tensor:

@@ -39,31 +39,56 @@ def lora_mixture(
         return reference.lora_mixture(x, a, b, weight, base)
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     added = None if base is None else base.reshape(-1, base.shape[-1]).to(x.dtype).contiguous()
-    arguments = (flat, a.to(x.dtype).contiguous(), b.to(x.dtype).contiguous(), weight.float(), added)
-    y = lora_mixture_op(*arguments)[0] if torch.compiler.is_compiling() else _LoraMixture.apply(*arguments)  # type: ignore[no-untyped-call]
+    arguments = (
+        flat,
+        a.to(x.dtype).contiguous(),
+        b.to(x.dtype).contiguous(),
+        weight.float(),
+        added,
+    )
+    y = (
+        lora_mixture_op(*arguments)[0]
+        if torch.compiler.is_compiling()
+        else _LoraMixture.apply(*arguments)  # type: ignore[no-untyped-call]
+    )
     return y.reshape(*x.shape[:-1], b.shape[0])  # type: ignore[no-any-return]
 
 
 def _check(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> None:
     rank = a.shape[0]
-    if a.dim() != 2 or b.dim() != 2 or x.shape[-1] != a.shape[1] or b.shape[1] != rank or weight.shape != (rank,):
+    if (
+        a.dim() != 2
+        or b.dim() != 2
+        or x.shape[-1] != a.shape[1]
+        or b.shape[1] != rank
+        or weight.shape != (rank,)
+    ):
         raise ValueError(
-            f"lora_mixture: x {tuple(x.shape)}, a {tuple(a.shape)}, b {tuple(b.shape)} and weight {tuple(weight.shape)}: "
+            f"lora_mixture: x {tuple(x.shape)}, a {tuple(a.shape)}, b {tuple(b.shape)} and weight "
+            f"{tuple(weight.shape)}: "
             "expected [..., in], [R, in], [out, R] and [R]"
         )
     if base is not None and base.shape != (*x.shape[:-1], b.shape[0]):
-        raise ValueError(f"lora_mixture: base is {tuple(base.shape)}, expected {(*x.shape[:-1], b.shape[0])}")
+        raise ValueError(
+            f"lora_mixture: base is {tuple(base.shape)}, expected {(*x.shape[:-1], b.shape[0])}"
+        )
 
 
-def forward_pass(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
+def forward_pass(
+    x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None
+) -> tuple[Tensor, Tensor]:
     from pidep.kernels.low_rank import low_rank
 
     added = None if base is None else base.unsqueeze(0)
-    y, hidden, _ = low_rank(x.unsqueeze(0), a.unsqueeze(0), b.t().unsqueeze(0), base=added, weight=weight, keep=True)
+    y, hidden, _ = low_rank(
+        x.unsqueeze(0), a.unsqueeze(0), b.t().unsqueeze(0), base=added, weight=weight, keep=True
+    )
     return y.squeeze(0), hidden.squeeze(0)
 
 
-def _backward(gradient: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(
+    gradient: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, hidden: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from pidep.kernels.low_rank import outer
 
     dx, inner, d_weight = _to_the_ranks(gradient, a, b, weight, hidden)
@@ -72,12 +97,16 @@ def _backward(gradient: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor,
     return dx, da.to(a.dtype), db.to(b.dtype).contiguous(), d_weight
 
 
-def _to_the_ranks(gradient: Tensor, a: Tensor, b: Tensor, weight: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _to_the_ranks(
+    gradient: Tensor, a: Tensor, b: Tensor, weight: Tensor, hidden: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """dx, (g B) ∘ w, and dw."""
     from pidep.kernels.low_rank import low_rank
 
     down, up = b.t().unsqueeze(0), a.unsqueeze(0)
-    dx, inner, d_weight = low_rank(gradient.unsqueeze(0), down, up, weight=weight, hidden=hidden.unsqueeze(0))
+    dx, inner, d_weight = low_rank(
+        gradient.unsqueeze(0), down, up, weight=weight, hidden=hidden.unsqueeze(0)
+    )
     return dx.squeeze(0), inner.squeeze(0), d_weight
 
 
@@ -85,7 +114,9 @@ class _LoraMixture(torch.autograd.Function):
     """The eager path."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None
+    ) -> Tensor:
         y, hidden = forward_pass(x, a, b, weight, base)
         ctx.save_for_backward(x, a, b, weight, hidden)
         return y
@@ -102,7 +133,9 @@ class _LoraMixture(torch.autograd.Function):
 
 
 @torch.library.custom_op("pidep::lora_mixture", mutates_args=())
-def lora_mixture_op(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
+def lora_mixture_op(
+    x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None
+) -> tuple[Tensor, Tensor]:
     return forward_pass(x, a, b, weight, base)
 
 
@@ -114,12 +147,16 @@ def lora_mixture_backward_op(
 
 
 @lora_mixture_op.register_fake
-def _(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None
+) -> tuple[Tensor, Tensor]:
     return x.new_empty(len(x), len(b)), x.new_empty(len(x), len(a), dtype=torch.float32)
 
 
 @lora_mixture_backward_op.register_fake
-def _(gradient: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    gradient: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, hidden: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(a), torch.empty_like(b), torch.empty_like(weight)
 
 
@@ -129,7 +166,10 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
 
 
 def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*lora_mixture_backward_op(gradient.contiguous(), *ctx.saved_tensors), gradient if ctx.needs_input_grad[4] else None)
+    return (
+        *lora_mixture_backward_op(gradient.contiguous(), *ctx.saved_tensors),
+        gradient if ctx.needs_input_grad[4] else None,
+    )
 
 
 lora_mixture_op.register_autograd(_differentiate, setup_context=_save)

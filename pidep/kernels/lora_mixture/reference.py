@@ -9,7 +9,9 @@ from torch.nn.functional import linear
 __all__ = ["lora_mixture"]
 
 
-def lora_mixture(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None = None) -> Tensor:
+def lora_mixture(
+    x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None = None
+) -> Tensor:
     """Two products; the second adds to `base` in place."""
     inner = linear(x, a.to(x.dtype)) * weight.to(x.dtype)
     up = b.to(x.dtype)

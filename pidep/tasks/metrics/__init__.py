@@ -12,7 +12,9 @@ from pidep.errors import TaskError
 
 __all__ = ["METRICS", "Metric", "score", "score_texts"]
 
-Metric = Literal["accuracy", "macro_f1", "acc@0.5", "vqa_score", "bleu4", "cider", "meteor", "spice"]
+Metric = Literal[
+    "accuracy", "macro_f1", "acc@0.5", "vqa_score", "bleu4", "cider", "meteor", "spice"
+]
 METRICS: Mapping[str, tuple[Metric, ...]] = {
     "labels": ("accuracy", "macro_f1"),
     "boxes": ("acc@0.5",),
@@ -30,7 +32,9 @@ def score(metric: str, labels: Sequence[int], predictions: Sequence[int]) -> flo
     return float(accuracy_score(labels, predictions))
 
 
-def score_texts(metric: str, references: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
+def score_texts(
+    metric: str, references: Sequence[Sequence[str]], predictions: Sequence[str]
+) -> float:
     """A metric of generated texts, each with its references, in [0, 1]; `cider` goes to 10.
 
     `accuracy` counts texts that equal a reference, white space apart.
@@ -43,10 +47,14 @@ def score_texts(metric: str, references: Sequence[Sequence[str]], predictions: S
     0.5
     """
     if metric not in (*METRICS["texts"], *METRICS["boxes"]):
-        raise TaskError(f"metric {metric!r}: expected one for texts, {', '.join((*METRICS['texts'], *METRICS['boxes']))}")
+        raise TaskError(
+            f"metric {metric!r}: expected one for texts, "
+            f"{', '.join((*METRICS['texts'], *METRICS['boxes']))}"
+        )
     if len(references) != len(predictions) or not predictions:
         raise TaskError(
-            f"metric {metric!r}: expected as many texts as references and at least one, found {len(predictions)}, {len(references)}"
+            f"metric {metric!r}: expected as many texts as references and at least one, found "
+            f"{len(predictions)}, {len(references)}"
         )
     for number, row in enumerate(references, 1):
         if not row:
@@ -69,5 +77,8 @@ def _scorer(metric: str) -> Callable[[Sequence[Sequence[str]], Sequence[str]], f
 
 
 def _exact(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
-    right = sum(text.split() in [one.split() for one in row] for row, text in zip(references, predictions, strict=True))
+    right = sum(
+        text.split() in [one.split() for one in row]
+        for row, text in zip(references, predictions, strict=True)
+    )
     return right / len(predictions)

@@ -30,7 +30,9 @@ def acc_at_half(references: Sequence[Sequence[str]], predictions: Sequence[str])
     A text without a box is wrong. ≥ is used in OFA's and MDETR's evaluation. References are
     location tokens, too, so their edges are exact to 1/1000 of the image.
     """
-    return sum(_right(row, text) for row, text in zip(references, predictions, strict=True)) / len(predictions)
+    return sum(_right(row, text) for row, text in zip(references, predictions, strict=True)) / len(
+        predictions
+    )
 
 
 def _right(references: Sequence[str], text: str) -> bool:
@@ -39,4 +41,7 @@ def _right(references: Sequence[str], text: str) -> bool:
     except TaskError:  # any text of a model that is not a box
         return False
     # An IoU of a half counts as right, whatever rounding does to it.
-    return any(iou(found, text_to_box(reference, where="reference")) >= 0.5 - 1e-9 for reference in references)
+    return any(
+        iou(found, text_to_box(reference, where="reference")) >= 0.5 - 1e-9
+        for reference in references
+    )

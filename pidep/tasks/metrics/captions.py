@@ -52,7 +52,9 @@ def bleu4(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> fl
                 most |= _grams(one, n + 1)
             right[n] += (_grams(words, n + 1) & most).total()
             made[n] += max(0, len(words) - n)
-    precision = math.prod((hit + 1e-15) / (count + 1e-9) for hit, count in zip(right, made, strict=True)) ** (1 / _LONGEST)
+    precision = math.prod(
+        (hit + 1e-15) / (count + 1e-9) for hit, count in zip(right, made, strict=True)
+    ) ** (1 / _LONGEST)
     ratio = (length_made + 1e-15) / (length_wanted + 1e-9)
     return precision * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)
 
@@ -62,29 +64,42 @@ def cider(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> fl
 
     Document frequencies come from these references. A single caption has none and scores 0.
     """
-    wanted = [[[_grams(tokens(one), n + 1) for n in range(_LONGEST)] for one in row] for row in references]
+    wanted = [
+        [[_grams(tokens(one), n + 1) for n in range(_LONGEST)] for one in row] for row in references
+    ]
     seen_in: Grams = Counter()
     for row in wanted:
         seen_in.update({gram for one in row for grams in one for gram in grams})
     log_rows = math.log(len(wanted))
 
     def weigh(grams: Grams) -> dict[tuple[str, ...], float]:
-        return {gram: count * (log_rows - math.log(max(1, seen_in[gram]))) for gram, count in grams.items()}
+        return {
+            gram: count * (log_rows - math.log(max(1, seen_in[gram])))
+            for gram, count in grams.items()
+        }
 
     total = 0.0
     for row, text in zip(wanted, predictions, strict=True):
         made = [_grams(tokens(text), n + 1) for n in range(_LONGEST)]
-        alike = [_alike(weigh(made[n]), weigh(one[n]), made[1].total() - one[1].total()) for one in row for n in range(_LONGEST)]
+        alike = [
+            _alike(weigh(made[n]), weigh(one[n]), made[1].total() - one[1].total())
+            for one in row
+            for n in range(_LONGEST)
+        ]
         total += 10 * sum(alike) / len(alike)
     return total / len(wanted)
 
 
-def _alike(made: dict[tuple[str, ...], float], wanted: dict[tuple[str, ...], float], longer: int) -> float:
+def _alike(
+    made: dict[tuple[str, ...], float], wanted: dict[tuple[str, ...], float], longer: int
+) -> float:
     """Cosine of two weighted counts, with a penalty for another length.
 
     Counts are clipped at the reference's.
     """
-    dot = sum(min(weight, wanted[gram]) * wanted[gram] for gram, weight in made.items() if gram in wanted)
+    dot = sum(
+        min(weight, wanted[gram]) * wanted[gram] for gram, weight in made.items() if gram in wanted
+    )
     lengths = _length(made.values()) * _length(wanted.values())
     return dot / lengths * math.exp(-(longer**2) / (2 * _SIGMA**2)) if lengths else 0.0
 

@@ -28,25 +28,39 @@ def meteor(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> f
 def spice(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
     """SPICE (Anderson et al., 2016)."""
     try:
-        return float(_scorer("spice", "Spice").compute_score(*_numbered(references, predictions))[0])
+        return float(
+            _scorer("spice", "Spice").compute_score(*_numbered(references, predictions))[0]
+        )
     except TaskError:
         raise
     except Exception as error:  # it fetches Stanford CoreNLP 3.6.0 on first use
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TaskError(f"metric 'spice': {reason}; pycocoevalcap needs Java 8 and fetches Stanford CoreNLP 3.6.0 once") from error
+        raise TaskError(
+            f"metric 'spice': {reason}; pycocoevalcap needs Java 8 and fetches Stanford CoreNLP "
+            "3.6.0 once"
+        ) from error
 
 
 def _scorer(metric: str, name: str) -> Any:
     if shutil.which("java") is None:
-        raise TaskError(f"metric {metric!r}: needs Java, and no 'java' is on the path; install a Java runtime, or use bleu4 or cider")
+        raise TaskError(
+            f"metric {metric!r}: needs Java, and no 'java' is on the path; install a Java runtime, "
+            "or use bleu4 or cider"
+        )
     try:
         module: Any = importlib.import_module(f"pycocoevalcap.{metric}.{metric}")
     except ImportError as error:
-        raise TaskError(f"metric {metric!r}: {error}; pip install pycocoevalcap, or use bleu4 or cider") from error
+        raise TaskError(
+            f"metric {metric!r}: {error}; pip install pycocoevalcap, or use bleu4 or cider"
+        ) from error
     return getattr(module, name)()
 
 
-def _numbered(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+def _numbered(
+    references: Sequence[Sequence[str]], predictions: Sequence[str]
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
     """Captions as COCO's evaluation passes them on: tokens joined by blanks."""
-    wanted = {number: [" ".join(tokens(one)) for one in row] for number, row in enumerate(references)}
+    wanted = {
+        number: [" ".join(tokens(one)) for one in row] for number, row in enumerate(references)
+    }
     return wanted, {number: [" ".join(tokens(text))] for number, text in enumerate(predictions)}

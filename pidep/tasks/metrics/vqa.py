@@ -22,7 +22,12 @@ _CONTRACTIONS = """
     who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll
     y'all'd've you'd you'd've you'll you're you've
 """
-_SPELLED = {word[:at] + word[at + 1 :]: word for word in _CONTRACTIONS.split() for at, letter in enumerate(word) if letter == "'"}
+_SPELLED = {
+    word[:at] + word[at + 1 :]: word
+    for word in _CONTRACTIONS.split()
+    for at, letter in enumerate(word)
+    if letter == "'"
+}
 """Contractions without one apostrophe to their spelling: `dont` to `don't`, and so on."""
 _PERIOD = re.compile(r"\.(?!\d)")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -46,7 +51,9 @@ def _without_punctuation(text: str) -> str:
     found = text
     grouped = _COMMA_IN_NUMBER.search(text) is not None
     for mark in _PUNCTUATION:
-        found = found.replace(mark, "" if grouped or f"{mark} " in text or f" {mark}" in text else " ")
+        found = found.replace(
+            mark, "" if grouped or f"{mark} " in text or f" {mark}" in text else " "
+        )
     return _PERIOD.sub("", found)
 
 
@@ -55,7 +62,9 @@ def vqa_score(references: Sequence[Sequence[str]], predictions: Sequence[str]) -
 
     As in the official code, texts are normalised only where people disagree.
     """
-    return sum(_of_one(row, text) for row, text in zip(references, predictions, strict=True)) / len(predictions)
+    return sum(_of_one(row, text) for row, text in zip(references, predictions, strict=True)) / len(
+        predictions
+    )
 
 
 def _of_one(people: Sequence[str], answer: str) -> float:

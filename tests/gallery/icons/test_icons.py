@@ -63,34 +63,55 @@ def test_no_variant_is_on_both_sides_in_any_family(seed: int) -> None:
     for part, icons in sides.items():
         for icon in icons:
             for base in (icon.base, *icon.kin):
-                assert seen.setdefault(base, part) == part, f"{icon.key}: {base} is in {seen[base]} and {part}"
+                assert seen.setdefault(base, part) == part, (
+                    f"{icon.key}: {base} is in {seen[base]} and {part}"
+                )
     family_of: dict[str, set[str]] = {}
     for icon in catalog():
         family_of.setdefault(icon.base, set()).add(icon.family)
-    assert sum(len(families) > 1 for families in family_of.values()) > 300  # so the test had something to find
+    assert (
+        sum(len(families) > 1 for families in family_of.values()) > 300
+    )  # so the test had something to find
 
 
 def test_the_variants_of_account_stay_together() -> None:
     sides = parts(catalog("material"), shares=SHARES, seed=0)
     holding = [
-        part for part, icons in sides.items() if any(icon.name.split("-")[0] == "account" and icon.base == "account" for icon in icons)
+        part
+        for part, icons in sides.items()
+        if any(icon.name.split("-")[0] == "account" and icon.base == "account" for icon in icons)
     ]
     assert len(holding) == 1
     variants = {icon.name for icon in sides[holding[0]]}
-    assert {"account", "account-outline", "account-plus", "account-plus-outline", "account-off"} <= variants
+    assert {
+        "account",
+        "account-outline",
+        "account-plus",
+        "account-plus-outline",
+        "account-off",
+    } <= variants
 
 
 def test_a_split_depends_on_the_seed_and_not_on_what_is_asked_for() -> None:
     whole = parts(catalog(), shares=SHARES, seed=0)
     only = parts(catalog("material"), shares=SHARES, seed=0)
     assert {icon.key for icon in only["test"]} <= {icon.key for icon in whole["test"]}
-    assert {icon.key for icon in parts(catalog(), shares=SHARES, seed=1)["test"]} != {icon.key for icon in whole["test"]}
+    assert {icon.key for icon in parts(catalog(), shares=SHARES, seed=1)["test"]} != {
+        icon.key for icon in whole["test"]
+    }
     for part, share in SHARES.items():
         assert abs(len(whole[part]) / len(catalog()) - share) < 0.05
 
 
 def test_names_of_one_icon_join_their_groups() -> None:
-    of_base = groups([made("house", kin=("home",)), made("home-outline"), made("cottage", kin=("house",)), made("anchor")])
+    of_base = groups(
+        [
+            made("house", kin=("home",)),
+            made("home-outline"),
+            made("cottage", kin=("house",)),
+            made("anchor"),
+        ]
+    )
     assert of_base["house"] == of_base["home"] == of_base["cottage"] != of_base["anchor"]
 
 
@@ -105,12 +126,19 @@ def test_an_unknown_family() -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TaskError, match="no-such-package is not installed; run: pip install --no-deps no-such-package"):
+    with pytest.raises(
+        TaskError,
+        match="no-such-package is not installed; run: pip install --no-deps no-such-package",
+    ):
         catalog_module.package_folder("no_such_package", "icons", "no-such-package")
 
 
-@pytest.mark.parametrize("key", ["material/default/anchor", "fontawesome/solid/wifi", "octicons/default/alert"])
-def test_an_icon_is_drawn_in_the_middle_and_kept(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "key", ["material/default/anchor", "fontawesome/solid/wifi", "octicons/default/alert"]
+)
+def test_an_icon_is_drawn_in_the_middle_and_kept(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("resvg_py")
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path))
     icon = next(icon for icon in catalog() if icon.key == key)
@@ -130,7 +158,9 @@ def test_an_icon_is_drawn_in_the_middle_and_kept(key: str, tmp_path: Path, monke
     np.testing.assert_array_equal(draw(icon, size=64), pixels)
 
 
-def test_a_damaged_svg_and_a_tiny_size_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_svg_and_a_tiny_size_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("resvg_py")
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path))
     (tmp_path / "x.svg").write_text("<svg")

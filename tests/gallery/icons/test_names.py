@@ -29,7 +29,13 @@ def test_base_and_modifiers(name: str, base: str, modifiers: tuple[str, ...]) ->
     assert base_and_modifiers(name) == (base, modifiers)
 
 
-@given(st.lists(st.sampled_from(["account", "box", "seven", "plus", "outline", "3", "q", "horn"]), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.sampled_from(["account", "box", "seven", "plus", "outline", "3", "q", "horn"]),
+        min_size=1,
+        max_size=5,
+    )
+)
 def test_nothing_is_lost_and_the_base_has_no_more_to_strip(parts: list[str]) -> None:
     base, modifiers = base_and_modifiers("-".join(parts))
     assert [*base.split("-"), *modifiers] == parts

@@ -1,4 +1,6 @@
-"""The sixteen tasks: stated sizes, the same rows on every machine, nothing on both sides, no answer given away."""
+"""The sixteen tasks: stated sizes, the same rows on every machine, nothing on both sides, no answer
+given away.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ from pidep.tasks.task import load_task
 for package in ("material", "fontawesomefree", "resvg_py", "sklearn"):
     pytest.importorskip(package)
 
-PINNED = {"mkdocs-material": "9.8.1", "fontawesomefree": "6.6.0", "resvg-py": "0.5.0", "scikit-learn": "1.9.1"}
+PINNED = {
+    "mkdocs-material": "9.8.1",
+    "fontawesomefree": "6.6.0",
+    "resvg-py": "0.5.0",
+    "scikit-learn": "1.9.1",
+}
 """Versions that the digests and sizes below are stated for."""
 GOLDEN = {
     "vision/digits": ("2fbd109fa51c907e", "edfbffa091aa85e0"),
@@ -47,7 +54,9 @@ GOLDEN = {
 """First digits of the digests of training and test rows: labels, texts, choices and pixels."""
 SLOW = {"vision/turned", *(name for name in FACTS if FACTS[name].modality == "language")}
 """Rows that need drawing to be chosen, or sentences that pip fetches the first time."""
-WITH_ICONS = [name for name in DRAWN if name != "vision/digits" and not name.startswith("language/")]
+WITH_ICONS = [
+    name for name in DRAWN if name != "vision/digits" and not name.startswith("language/")
+]
 
 
 def some(names: Iterable[str]) -> list[ParameterSet]:
@@ -56,7 +65,8 @@ def some(names: Iterable[str]) -> list[ParameterSet]:
 
 
 as_stated = pytest.mark.skipif(
-    any(version(package) != pinned for package, pinned in PINNED.items()), reason="stated for the packages of constraints.txt"
+    any(version(package) != pinned for package, pinned in PINNED.items()),
+    reason="stated for the packages of constraints.txt",
 )
 
 
@@ -102,7 +112,11 @@ def test_there_are_sixteen() -> None:
 def test_sizes_are_as_stated_and_every_label_has_rows(name: str) -> None:
     found, facts = sides(name), FACTS[name]
     assert (len(found.train), len(found.test)) == (facts.train, facts.test)
-    labels = set(facts.fields["labels"]) if "labels" in facts.fields else set(range(vision_language.CHOICES))
+    labels = (
+        set(facts.fields["labels"])
+        if "labels" in facts.fields
+        else set(range(vision_language.CHOICES))
+    )
     train = Counter(row.label for row in found.train)
     assert set(train) == labels == {row.label for row in found.test}
     assert min(train.values()) >= 32
@@ -116,20 +130,31 @@ def test_sizes_are_as_stated_and_every_label_has_rows(name: str) -> None:
 def test_the_same_rows_on_every_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pidep.gallery.suite.row.digest_of", digest)
     found = sides(name)
-    assert tuple(rows_digest(rows).removeprefix("sha256:")[:16] for rows in (found.train, found.test)) == GOLDEN[name]
+    assert (
+        tuple(rows_digest(rows).removeprefix("sha256:")[:16] for rows in (found.train, found.test))
+        == GOLDEN[name]
+    )
 
 
 @pytest.mark.slow
 def test_no_icon_base_name_or_file_is_on_both_sides_of_the_suite() -> None:
-    train, test = (set().union(*(icons(getattr(sides(name), side)) for name in WITH_ICONS)) for side in ("train", "test"))
+    train, test = (
+        set().union(*(icons(getattr(sides(name), side)) for name in WITH_ICONS))
+        for side in ("train", "test")
+    )
     assert train
     assert not {group_of(icon) for icon in train} & {group_of(icon) for icon in test}
-    assert not {icon.path.read_bytes() for icon in train} & {icon.path.read_bytes() for icon in test}
+    assert not {icon.path.read_bytes() for icon in train} & {
+        icon.path.read_bytes() for icon in test
+    }
 
 
 @pytest.mark.slow
 def test_no_picture_is_on_both_sides_of_the_suite() -> None:
-    train, test = ({digest(picture) for name in DRAWN for picture in pictures(getattr(sides(name), side))} for side in ("train", "test"))
+    train, test = (
+        {digest(picture) for name in DRAWN for picture in pictures(getattr(sides(name), side))}
+        for side in ("train", "test")
+    )
     assert len(train) > 8000
     assert not train & test
 
@@ -159,17 +184,29 @@ def test_a_sentence_is_on_the_same_side_in_every_task() -> None:
 def test_sizes_of_sentences_as_they_come(name: str) -> None:
     data = load_data(load_task(name))
     assert (len(data.train.rows), len(data.test.rows)) == (FACTS[name].train, FACTS[name].test)
-    assert [row.text for row in sides(name).test] == data.test.rows, "the rule that divides them is that of task files"
+    assert [row.text for row in sides(name).test] == data.test.rows, (
+        "the rule that divides them is that of task files"
+    )
 
 
 @pytest.mark.parametrize("name", ["vl/fits", "vl/entail"])
 @pytest.mark.parametrize("side", ["train", "test"])
 def test_neither_words_nor_picture_alone_give_the_answer(name: str, side: str) -> None:
-    """Every picture has both answers equally often; so has every name, and every word of the statements."""
+    """Every picture has both answers equally often; so has every name, and every word of the
+    statements.
+    """
     rows: list[SuiteRow] = getattr(sides(name), side)
     answers = Counter((row.image, row.label) for row in rows)
-    assert all(answers[image, "yes"] == answers[image, "no"] and answers[image, "true"] == answers[image, "false"] for image, _ in answers)
-    said = Counter((word, row.label in ("yes", "true")) for row in rows for word in ([row.text] if name == "vl/fits" else row.text.split()))
+    assert all(
+        answers[image, "yes"] == answers[image, "no"]
+        and answers[image, "true"] == answers[image, "false"]
+        for image, _ in answers
+    )
+    said = Counter(
+        (word, row.label in ("yes", "true"))
+        for row in rows
+        for word in ([row.text] if name == "vl/fits" else row.text.split())
+    )
     articles = {"a", "an"} if name == "vl/entail" else set()
     assert not {word for word, _ in said if said[word, True] != said[word, False]} - articles
 
@@ -186,7 +223,11 @@ def test_choices_are_four_different_ones_and_hard(name: str) -> None:
         assert four[right] == icon
         assert len({one.label for one in four}) == 4
         others = [one for one in four if one != icon]
-        hard = [one for one in others if one.base == icon.base or (set(one.label.split()) & set(icon.label.split()))]
+        hard = [
+            one
+            for one in others
+            if one.base == icon.base or (set(one.label.split()) & set(icon.label.split()))
+        ]
         assert len(hard) >= 2
         assert sum(one.base == icon.base for one in others) <= 2
 
@@ -207,13 +248,18 @@ def test_filled_comes_in_pairs_of_which_the_filled_has_more_ink() -> None:
         assert isinstance(row.image, Icon)
         return 255.0 - float(np.asarray(Image.open(drawn_file(row.image)).convert("L")).mean())
 
-    more = [ink(filled) > ink(outline) for filled, outline in zip(rows[::2], rows[1::2], strict=True)]
+    more = [
+        ink(filled) > ink(outline) for filled, outline in zip(rows[::2], rows[1::2], strict=True)
+    ]
     assert sum(more) >= 0.9 * len(more)
 
 
 def test_statements_read_well() -> None:
     assert statement("account") == "an account"
-    assert statement("bell", style="outlined", badge="off") == "an outlined bell with a slash across it"
+    assert (
+        statement("bell", style="outlined", badge="off")
+        == "an outlined bell with a slash across it"
+    )
     assert statement("bell", style="filled") == "a filled bell"
 
 
@@ -223,13 +269,21 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sides:
     from pidep.gallery.suite import files
 
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path / "cache"))
-    few = next(icon for icon in icons_of("test") if icon.family == "material"), next(icon for icon in icons_of("train"))
-    found = Sides([SuiteRow("right", image=Turned(few[1], 1))], [SuiteRow(1, "which?", choices=(few[0], few[1]))])
+    few = (
+        next(icon for icon in icons_of("test") if icon.family == "material"),
+        next(icon for icon in icons_of("train")),
+    )
+    found = Sides(
+        [SuiteRow("right", image=Turned(few[1], 1))],
+        [SuiteRow(1, "which?", choices=(few[0], few[1]))],
+    )
     monkeypatch.setitem(files.CHOOSE, "vision/turned", lambda: found)
     return found
 
 
-def test_rows_are_written_once_and_pictures_lie_beside_them(small: Sides, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rows_are_written_once_and_pictures_lie_beside_them(
+    small: Sides, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from pidep.gallery.suite import files
 
     paths = packaged_files("vision/turned")
@@ -255,7 +309,9 @@ def test_pictures_that_went_missing_are_drawn_again(small: Sides) -> None:
     assert picture.is_file()
 
 
-def test_a_digest_does_not_depend_on_where_pictures_lie(small: Sides, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_digest_does_not_depend_on_where_pictures_lie(
+    small: Sides, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     before = rows_digest(small.train), rows_digest(small.test)
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path / "another"))
     assert (rows_digest(small.train), rows_digest(small.test)) == before
@@ -263,11 +319,17 @@ def test_a_digest_does_not_depend_on_where_pictures_lie(small: Sides, monkeypatc
 
 
 def test_unknown_names_and_missing_packages_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TaskError, match=r"packaged task 'vl/fit': expected one of sentiment/amazon.*did you mean 'vl/fits'\?"):
+    with pytest.raises(
+        TaskError,
+        match=r"packaged task 'vl/fit': expected one of sentiment/amazon.*did you mean 'vl/fits'\?",
+    ):
         packaged_files("vl/fit")
 
     def missing(*_: object) -> None:
-        raise TaskError("icons: package fontawesomefree is not installed; run: pip install --no-deps fontawesomefree")
+        raise TaskError(
+            "icons: package fontawesomefree is not installed; run: pip install --no-deps "
+            "fontawesomefree"
+        )
 
     from pidep.gallery.suite import icons as suite_icons
 
