@@ -132,7 +132,8 @@ def main() -> int:
             "validation": recalls(mini, data, ask(data, "validation", per_base=True)),
             "validation_by_part": parts_of(mini, data, ask(data, "validation", per_base=True)),
             "test": recalls(mini, data, ask(data, "test", per_base=True)),
-            "test_measured_before": "one time with the first connector (17.00, 41.50, 16.75, 40.25), "
+            "test_measured_before": "one time with the first connector "
+            "(17.00, 41.50, 16.75, 40.25), "
             "three times with the second"
             " (30.75, 59.00, 32.50, 59.50); this one, the third, was settled on the other parts "
             "before its one measurement",
