@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import networkx
 import numpy as np
@@ -32,14 +32,12 @@ from pidep.similarity.measures import (
     similarity,
 )
 
-if TYPE_CHECKING:
-    from pidep.tuning.run_folder import TuneResult
-
 __all__ = [
     "COMPLETE_UP_TO",
     "DEFAULT_TOP_K",
     "INDEXED_FROM",
     "Explanation",
+    "HasRun",
     "Pool",
     "PoolEntry",
     "explain_task",
@@ -52,6 +50,14 @@ COMPLETE_UP_TO = 50
 INDEXED_FROM = 256
 """Tasks from which `Pool.nearest` uses the index instead of reading every embedding."""
 DEFAULT_TOP_K = 3
+
+
+class HasRun(Protocol):
+    """Something that wrote a run folder, such as the result of `pidep.tune`."""
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,7 @@ class Pool:
 
     def nearest(
         self,
-        target: Embedding | str | Path | TuneResult,
+        target: Embedding | str | Path | HasRun,
         top_k: int = DEFAULT_TOP_K,
         *,
         exclude: Collection[str] = (),
@@ -174,9 +180,7 @@ class Pool:
             return self.index.top_k(embedding, top_k, exclude=left_out)
         return most_similar(embedding, {name: self.embedding(name) for name in names}, top_k=top_k)
 
-    def _target(
-        self, target: Embedding | str | Path | TuneResult
-    ) -> tuple[Embedding, frozenset[str]]:
+    def _target(self, target: Embedding | str | Path | HasRun) -> tuple[Embedding, frozenset[str]]:
         """The target's embedding, and its name where it has one."""
         if isinstance(target, Mapping):
             return target, frozenset()

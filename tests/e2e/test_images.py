@@ -225,7 +225,7 @@ def test_candidates_are_chosen_by_the_bare_backbone(served) -> None:  # type: ig
 def test_a_merged_model_needs_labels(served, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     _, _, _, backbone, _ = served
     with pytest.raises(
-        UsageError, match=r"its rows bring their own candidates, .* use --form bank"
+        UsageError, match=r"its rows bring their own candidates, .* use `form=bank`"
     ):
         export_merged(
             choosing(backbone, ("encoder.layer.5.attention.*",)),

@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +16,7 @@ import torch
 
 from benchmarks.bench_aot import claims_of, vectors
 from pidep.kernels.launch_table import DEFAULTS
-from tools import ahead_of_time
-from tools.ahead_of_time import TARGETS, Case, Resources, cases, compile_case, main
+from tools.ahead_of_time import TARGETS, Case, Resources, cases, compile_case
 
 KERNELS = {name.split()[0] for name in DEFAULTS}
 HARDEST = {
@@ -45,16 +47,34 @@ def test_what_interprets_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None
         compile_case(next(cases([torch.float32])), 90)
 
 
-def compiled(
-    target: int, chosen: Sequence[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> list[Resources]:
-    """What the command reports of these cases; nothing spills and the arena is read 128 bits at a
-    time.
+RUN = """
+import json, sys
+from tools import ahead_of_time
+
+names = {tuple(one) for one in json.loads(sys.argv[1])}
+chosen = [one for one in ahead_of_time.cases() if (one.kernel, one.constants, one.dtype) in names]
+ahead_of_time.cases = lambda: iter(chosen)
+sys.exit(ahead_of_time.main(sys.argv[2:]))
+"""
+
+
+def compiled(target: int, chosen: Sequence[Case], tmp_path: Path) -> tuple[list[Resources], str]:
+    """What the command reports of these cases, and what it prints.
+
+    Nothing spills, and the arena is read 128 bits at a time. The command runs in a process of its
+    own: Triton's interpreter, which other tests use, leaves its marks on Triton's library.
     """
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(ahead_of_time, "cases", lambda: iter(chosen))
-    assert main(["--json", str(tmp_path / "resources.json"), "--target", str(target)]) == 0
-    found = [Resources(**one) for one in json.loads((tmp_path / "resources.json").read_text())]
+    names = json.dumps([(case.kernel, case.constants, case.dtype) for case in chosen])
+    path = tmp_path / "resources.json"
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, names, "--json", str(path), "--target", str(target)],
+        cwd=Path(__file__).parents[2],
+        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [Resources(**one) for one in json.loads(path.read_text())]
     assert [(one.kernel, one.constants, one.dtype, one.target) for one in found] == [
         (case.kernel, case.constants, case.dtype, f"sm_{target}") for case in chosen
     ]
@@ -63,18 +83,12 @@ def compiled(
     assert [
         one for one in passes if one.loads["128"] < vectors(one) or set(one.loads) != {"32", "128"}
     ] == []
-    return found
+    return found, done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "dtype"), [(80, "float16"), (90, "float32"), (100, "bfloat16")])
-def test_nothing_spills_and_loads_are_wide(
-    target: int,
-    dtype: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_nothing_spills_and_loads_are_wide(target: int, dtype: str, tmp_path: Path) -> None:
     """Each kernel where it takes the most registers, for each target, each dtype once."""
     chosen = [
         case
@@ -82,18 +96,16 @@ def test_nothing_spills_and_loads_are_wide(
         if HARDEST[case.kernel] == case.constants and case.dtype in (dtype, LOGITS.get(case.kernel))
     ]
     assert {case.kernel for case in chosen} == KERNELS
-    found = compiled(target, chosen, tmp_path, monkeypatch)
-    assert capsys.readouterr().out.endswith(f"{len(found)} compiled, 0 spill\n")
+    found, printed = compiled(target, chosen, tmp_path)
+    assert printed.endswith(f"{len(found)} compiled, 0 spill\n")
     assert all(claim["met"] for claim in claims_of(found))
 
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("target", TARGETS)
-def test_no_case_spills_and_all_loads_are_wide(
-    target: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = compiled(target, list(cases()), tmp_path, monkeypatch)
+def test_no_case_spills_and_all_loads_are_wide(target: int, tmp_path: Path) -> None:
+    found, _ = compiled(target, list(cases()), tmp_path)
     assert {one.kernel for one in found} == KERNELS
     assert all(claim["met"] for claim in claims_of(found))
 
