@@ -17,6 +17,7 @@ experts from the new bank. In the other order it would refuse the new manifest a
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from pidep.serving.store import ExpertStore
 from pidep.tasks.task import Task
 
 __all__ = ["Form", "release_bank", "release_runs"]
+
+_LOG = logging.getLogger(__name__)
 
 Form = Literal["bank", "merged"]
 """`bank`: experts are inputs that can be swapped. `merged`: one expert in the weights."""
@@ -104,6 +107,8 @@ def release_bank(
         published=held.published(before),
     ) as entry:
         # `since`: an expert that was published while the graph was compiled may not fit it.
+        _LOG.info("export: %d experts passed the parity gate", len(experts))
         with held.staged(experts, since=before) as name_versions, entry.in_place():
             name_versions()
+        _LOG.info("export: published %s with %s", repo / BANK, ", ".join(sorted(experts)))
         return entry.exported

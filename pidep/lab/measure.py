@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from pidep.training.own_expert import train_own_expert
 
 __all__ = ["Measurement", "OnCell"]
 
+_LOG = logging.getLogger(__name__)
+
 OnCell = Callable[[int, int, str], None]
 """Called with finished cells, cells to measure, and the next piece of work."""
 
@@ -32,9 +35,15 @@ class Measurement:
 
     def __init__(self, files: CellFiles, *, total: int, on_cell: OnCell | None) -> None:
         self.files, self.grid, self.total = files, files.grid, total
-        self._say = on_cell or (lambda *_: None)
+        self._on_cell = on_cell
         self._done = 0
         self._scores: dict[tuple[str, str], float] = {}
+
+    def _say(self, done: int, total: int, work: str) -> None:
+        """Tell the log and the caller which piece of work begins."""
+        _LOG.info("compare: %d of %d cells measured; %s", done, total, work)
+        if self._on_cell is not None:
+            self._on_cell(done, total, work)
 
     def _own(
         self, key: Key, train: Split, validation: Split | None

@@ -99,6 +99,13 @@ def test_a_release_publishes_the_bank_and_its_experts_in_one_revision(
     assert digests == list(exported.experts.values())
 
 
+def test_a_release_is_logged(work: Path, backbone: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="pidep")
+    release_bank([source(backbone)], work / "repo", RECIPE)
+    assert caplog.messages[0] == "export: 1 experts passed the parity gate"
+    assert caplog.messages[-1] == f"export: published {work / 'repo' / 'pidep_bank'} with film"
+
+
 def test_a_later_release_keeps_room_for_what_is_served(work: Path, backbone: Any) -> None:
     release(work, source(backbone))
     release(work, source(backbone, name="book", seed=1))

@@ -129,7 +129,12 @@ def test_every_method_in_every_cell(tiny, tasks: list[str], tmp_path: Path) -> N
     assert json.loads((tmp_path / "summary.json").read_text()) == result.summary
 
 
-def test_finished_cells_are_not_measured_again(tiny, tasks: list[str], tmp_path: Path) -> None:
+def test_finished_cells_are_not_measured_again(
+    tiny,
+    tasks: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     first = run(tiny, tasks, tmp_path)
     before = contents(tmp_path)
     said: list[str] = []
@@ -138,8 +143,10 @@ def test_finished_cells_are_not_measured_again(tiny, tasks: list[str], tmp_path:
     assert contents(tmp_path) == before
     assert second.cells == first.cells
     (tmp_path / Key("lora", "two", 2, 1).path).unlink()
+    caplog.set_level("INFO", logger="pidep")
     run(tiny, tasks, tmp_path, on_cell=lambda done, total, what: said.append(what))
     assert said[-1] == "lora, two, 2 shots, seed 1"
+    assert f"compare: 1 of 1 cells measured; {said[-1]}" in caplog.messages
     assert all("two" in what for what in said)
     assert [cell["methods"]["own"]["score"] for cell in run(tiny, tasks, tmp_path).cells] == [
         cell["methods"]["own"]["score"] for cell in first.cells
