@@ -182,7 +182,9 @@ class Mini(EmbeddingBackbone):
             # The widest feature map takes 1.5 MB per image. glibc maps blocks above 32 MB anew for
             # every layer, and the page faults cost as much CPU time as the convolutions.
             parts = pixels.tensor_split(max(1, len(pixels) // _IMAGES_AT_ONCE))
-            tokens = torch.cat([self.connector(*self.stem(part)) for part in parts])
+            maps = zip(*(self.stem(part) for part in parts), strict=True)
+            # One pass for all images: the bits of a matrix product depend on its number of rows.
+            tokens: Tensor = self.connector(*map(torch.cat, maps))
         return tokens
 
     def _tokens_of(self, images: Sequence[tuple[str, ImageSource]]) -> Tensor:

@@ -136,6 +136,21 @@ def test_nothing_to_encode(mini: Mini) -> None:
     assert mini.encode([], max_length=LENGTH).shape == (0, 16)
 
 
+def test_many_images_go_through_the_stem_in_parts(mini: Mini) -> None:
+    size = mini.preprocess.size
+    pixels = torch.randn(40, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = mini.connector(*mini.stem(pixels))
+    seen: list[int] = []
+    hook = mini.stem.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    try:
+        found = mini.visual(pixels)
+    finally:
+        hook.remove()
+    assert seen == [20, 20]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
 def test_images_seen_before_are_not_computed_again(mini: Mini) -> None:
     rows = mixed()
     expected = mini.encode(rows, max_length=LENGTH)
