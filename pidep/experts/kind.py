@@ -1,9 +1,11 @@
-"""What one kind of expert is on disk and in a bank. No torch; `pidep.adapters` has the half that
-acts.
+"""What one kind of expert is on disk and in a bank. No torch.
+
+`pidep.adapters` has the other half: how the kind acts on a model.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +77,7 @@ class Truncated:
         return site, self.errors[site]
 
 
-class ExpertKind:
+class ExpertKind(ABC):
     """One kind of expert.
 
     A kind is a subclass in `pidep/experts/kinds/NAME.py`, which ends with its instance `KIND`.
@@ -94,9 +96,9 @@ class ExpertKind:
     in_bank: bool = False
     """Whether a bank can hold the kind."""
 
+    @abstractmethod
     def size_of(self, tensors: Tensors) -> int:
         """Rank, bottleneck width or number of virtual tokens of an expert's tensors at a site."""
-        raise NotImplementedError
 
     def scaling(self, alpha: float, size: int, *, rank_stabilized: bool = False) -> float:
         """The factor s of an expert's change; 1 for kinds that have none."""
@@ -120,11 +122,11 @@ class ExpertKind:
 
     def peft_config(self, sites: Sites, *, scaling: float, rank_stabilized: bool) -> dict[str, Any]:
         """The kind's own part of `adapter_config.json`."""
-        raise NotImplementedError
+        raise self._refusal("PEFT has no format for it")
 
     def peft_tensors(self, sites: Sites) -> dict[str, Array]:
         """The content of `adapter_model.safetensors`."""
-        raise NotImplementedError
+        raise self._refusal("PEFT has no format for it")
 
     def read_peft(self, folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
         """A PEFT folder whose config was read.
@@ -132,7 +134,7 @@ class ExpertKind:
         Raises:
             ExpertError: a value or tensor is missing, damaged or of another shape.
         """
-        raise NotImplementedError
+        raise self._refusal("PEFT has no format for it")
 
     def truncate(self, sites: Sites, *, scaling: float, rank: int, max_error: float) -> Truncated:
         """The nearest expert of a smaller rank.
@@ -149,15 +151,15 @@ class ExpertKind:
         Args:
             shapes: site to the shapes of its tensors, in the backbone's order.
         """
-        raise ExpertError(f"{self.name} experts: no bank holds them; export with `form=merged`")
+        raise self._refusal("no bank holds it; export it with `form=merged`")
 
     def bank_shape(self, group: BankGroup, *, count: int, max_rank: int) -> tuple[int, ...]:
         """Shape of a group's input for `count` experts; the first axis is the experts'."""
-        raise NotImplementedError
+        raise self._refusal("no bank holds it; export it with `form=merged`")
 
     def fill_bank_row(self, row: Array, group: BankGroup, sites: Sites, *, scaling: float) -> None:
         """Write an expert into one zeroed row of a group's input."""
-        raise NotImplementedError
+        raise self._refusal("no bank holds it; export it with `form=merged`")
 
     def check_bank(
         self, sites: Sites, groups: Sequence[BankGroup], *, max_rank: int, where: str
@@ -167,4 +169,7 @@ class ExpertKind:
         Raises:
             ExpertError: unknown site, rank over the bank's, or a wrong width; begins with `where`.
         """
-        raise NotImplementedError
+        raise self._refusal("no bank holds it; export it with `form=merged`")
+
+    def _refusal(self, why: str) -> ExpertError:
+        return ExpertError(f"expert kind {self.name!r}: {why}")

@@ -24,8 +24,8 @@ __all__ = ["KIND", "AdapterSite"]
 # fc2. Florence-2's vision: proj, fc2. BLIP's vision: projection, fc2. GPT-NeoX: attention.dense,
 # dense_4h_to_h.
 _WRITES = re.compile(
-    r"(^|\.)(output\.dense|out_proj|o_proj|out_lin|o|wo|Wo|fc2|lin2|down_proj|c_proj|proj|w2|projection"
-    r"|(self_)?att(entio)?n\.dense|dense_4h_to_h)$"
+    r"(^|\.)(output\.dense|out_proj|o_proj|out_lin|o|wo|Wo|fc2|lin2|down_proj|c_proj|proj|w2"
+    r"|projection|(self_)?att(entio)?n\.dense|dense_4h_to_h)$"
 )
 _FEED_FORWARD = re.compile(
     r"(^|\.)((ffn|mlp|feed_forward)\.\w+|fc2|lin2|wo|down_proj|w2|dense_4h_to_h"
