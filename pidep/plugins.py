@@ -70,4 +70,5 @@ def load(group: Group, name: str) -> Any:
 
 @cache
 def _others(group: Group) -> dict[str, EntryPoint]:
+    # `entry_points` reads the metadata of every installed package.
     return {found.name: found for found in entry_points(group=group)}

@@ -66,6 +66,7 @@ class Arena(nn.Module):
                 "`rank`"
             )
         index = ArenaIndex.of(sizes)
+        # Zeros, not empty memory: the padding takes part in every pass, and NaN times zero is NaN.
         rows = torch.zeros(len(experts), index.num_elements)
         for row, expert in zip(rows, experts, strict=True):
             for slots, tensors in zip(self.layout, expert, strict=True):
@@ -74,9 +75,12 @@ class Arena(nn.Module):
                         np.asarray(tensors[name], dtype=np.float32)
                     ).reshape(-1)
         count = len(experts) if num_learned is None else num_learned
+        # Copies, so that the matrix of all rows can be freed. Frozen rows get neither a gradient
+        # nor optimizer state.
         self.learned = nn.Parameter(rows[:count].clone())
         self.register_buffer("frozen", rows[count:].clone())
         for name in ("tile_start", "tile_site", "site_tile"):
+            # Buffers, so that `module.to(device)` moves them with the rows.
             self.register_buffer(name, getattr(index, name), persistent=False)
         self.site_sizes = index.site_sizes
         # A plain attribute, not a submodule: the logits are parameters of the sites.
@@ -120,6 +124,7 @@ class Arena(nn.Module):
     def _state(self) -> tuple[Any, ...]:
         """Cache key of `_interpolated()`."""
         tensors = (self.learned, self.frozen, *self.alpha_logits)
+        # A mixture made without a graph cannot serve a pass that needs gradients.
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         # Moving a module to another device or precision replaces a tensor's memory and keeps its
         # version, so the key holds both.
@@ -131,6 +136,7 @@ class Arena(nn.Module):
 
     def _interpolated(self) -> Tensor:
         """The mixture of all sites, `[P]`. A single expert is returned as it is."""
+        # No pass for one expert: its softmax is 1, and an exported graph stays free of the kernel.
         if len(self.learned) + len(self.frozen) == 1:
             mixed = self.rows()[0] if len(self.frozen) else self.learned[0]
         else:
@@ -180,6 +186,7 @@ class Arena(nn.Module):
 
 
 def _layout(expert: Sequence[Mapping[str, Any]]) -> list[dict[str, Slot]]:
+    # Sorted, so that the layout does not depend on the order in which a file lists its tensors.
     shapes = [{name: tuple(tensors[name].shape) for name in sorted(tensors)} for tensors in expert]
     sizes = [
         {name: int(np.prod(shape, dtype=np.int64)) for name, shape in site.items()}

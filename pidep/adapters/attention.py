@@ -34,6 +34,7 @@ def configs(model: nn.Module) -> list[Any]:
     for module in model.modules():
         if hasattr(module, "config") and hasattr(module.config, "_attn_implementation"):
             for config in walk(module.config):
+                # By identity: two parts of a model may have equal configs, and each must be set.
                 found.setdefault(id(config), config)
     return list(found.values())
 
@@ -63,6 +64,8 @@ def _register(name: str, attention: Attention) -> None:
     def whole_mask(*arguments: Any, **options: Any) -> Any:
         return sdpa_mask(
             *arguments,
+            # transformers drops a mask that sdpa could build itself. A dropped mask cannot be
+            # widened.
             **{**options, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False},
         )
 

@@ -45,6 +45,7 @@ def as_linear(module: nn.Module) -> nn.Linear:
     if isinstance(module, nn.Linear):
         return module
     found: Any = module
+    # On the meta device: the weight is replaced at once, and no memory is filled for nothing.
     linear = nn.Linear(found.nx, found.nf, device="meta")
     linear.weight = nn.Parameter(found.weight.detach().T, requires_grad=False)
     linear.bias = nn.Parameter(found.bias.detach(), requires_grad=False)

@@ -22,5 +22,6 @@ def folded_or_attached(
     """
     fold = adapter_kind(kind).fold
     if fold is None:
+        # A bottleneck or a prefix has no equal among the backbone's weights.
         return attached(model, Mixture([sites], [scaling], kind=kind))
     return fold(model, sites, scaling)

@@ -20,6 +20,7 @@ from pidep.adapters.dense import is_dense
 
 __all__ = ["ForwardFacts", "forward_facts"]
 
+# Weak, so that the cache does not keep a backbone in memory that nobody else uses.
 _CACHE: WeakKeyDictionary[nn.Module, ForwardFacts] = WeakKeyDictionary()
 _TOKENS = 5
 
@@ -62,6 +63,8 @@ def _probe(model: nn.Module) -> ForwardFacts:
         except Exception as error:
             problem = (str(error).splitlines() or [type(error).__name__])[0]
             continue
+        # Exactly twice as long with two samples: the first axis is the batch, or the batch times a
+        # constant.
         apart = frozenset(
             name
             for name, rows in one.rows.items()
@@ -109,6 +112,7 @@ def _run(model: Any, attempt: _Attempt, *, batch: int) -> _Seen:
         _NOW.append((names, seen))
         back = route(model, "pidep_probe", _look)
         try:
+            # Dropout would draw random numbers, and batch statistics would change the model.
             model.eval()
             with torch.no_grad():
                 model(
@@ -147,6 +151,7 @@ def _look(
             value.shape[1] * value.shape[3],
         )
     batch, heads, length, _size = query.shape
+    # The shapes alone matter here, so the attention itself is not computed.
     return value.new_zeros(batch, length, heads, value.shape[3]), None
 
 
@@ -166,6 +171,7 @@ def _watched(model: nn.Module, seen: _Seen) -> Iterator[None]:
             def measure(
                 _: nn.Module, arguments: tuple[Any, ...], output: Any, *, name: str = name
             ) -> None:
+                # An image has four axes, `[B, C, H, W]`. Word embeddings of the same name read two.
                 image = arguments and isinstance(arguments[0], Tensor) and arguments[0].dim() == 4
                 if image and isinstance(output, Tensor) and output.dim() == 3:
                     seen.patches[name] = output.shape[2]

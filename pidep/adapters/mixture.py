@@ -65,6 +65,7 @@ class Mixture(nn.Module):
             _same_shapes(experts, kind),
             on_outputs or _only_on_outputs(experts, kind),
         )
+        # Sorted, so that α's order does not depend on the order in a file.
         self.site_names = sorted(experts[0])
         self.num_experts = len(experts)
         learned = len(experts) if num_learned is None else num_learned
@@ -159,6 +160,7 @@ class Mixture(nn.Module):
             ExpertError: a site is missing, or a tensor has another shape than the backbone needs.
         """
         kind = adapter_kind(self.kind)
+        # Everything is checked before the first site is attached.
         candidates = set(kind.candidates(model))
         apart = forward_facts(model).apart
         for name, site in self.by_name():
@@ -168,6 +170,7 @@ class Mixture(nn.Module):
                     "belongs to another backbone"
                 )
             part = site.part(0)
+            # The names do not depend on the size, so any size will do.
             needed = kind.shapes(model, name, 1).keys()
             if not needed <= part.keys() <= {*needed, *kind.optional}:
                 found, expected = (", ".join(sorted(names)) for names in (part, needed))
@@ -255,6 +258,8 @@ def _fresh_graphs(model: nn.Module, arena: Arena) -> Undo:
 
     def back() -> None:
         hook.remove()
+        # The mixture of this pass must not outlive the attachment: it holds the graph and its
+        # memory.
         arena.forget()
 
     return back

@@ -83,6 +83,7 @@ def find_sites(
         raise ExpertError(
             f"{kind} experts: {type(model).__name__} has no {found.needs}; use another kind"
         )
+    # An expert at a layer that never runs would train without effect, and nothing would say so.
     heads = _heads(model) | forward_facts(model).idle
     chosen: set[str] = set()
     for pattern in patterns:
@@ -120,6 +121,7 @@ def _heads(model: nn.Module) -> set[str]:
 
 
 def _is_head(name: str, pattern: str, heads: set[str]) -> bool:
+    # BERT calls its pooler, and mean pooling does not read it. An expert there would not act.
     return name in heads or ("pooler" in name and "pooler" not in pattern)
 
 
@@ -183,6 +185,7 @@ def skeleton(
     try:
         config: Any = AutoConfig.from_pretrained(source)
         name = class_of(config)
+        # Sites and shapes need no weights: a large model is surveyed in seconds.
         with torch.device("meta"):
             model: nn.Module = (
                 AutoModel.from_config(config)  # type: ignore[no-untyped-call]

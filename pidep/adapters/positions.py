@@ -34,6 +34,7 @@ def shift(model: nn.Module, by: int) -> Undo:
                 )
             )
     for module in model.modules():
+        # By class name: every model of transformers has a class of its own for it.
         if type(module).__name__.endswith("RotaryEmbedding"):
             hooks.append(module.register_forward_pre_hook(_later(by), with_kwargs=True))
 

@@ -56,6 +56,7 @@ class ExpertSite(nn.Module, ABC):
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()
+        # Equal logits: a mixture starts uniform.
         self.alpha_logits = nn.Parameter(torch.zeros(num_experts))
         # Set by the mixture. Not a submodule, because all of its sites share one arena.
         self.arena_and_site: tuple[Arena, int] | None = None
@@ -144,6 +145,7 @@ class WrappedSite(ExpertSite):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            # Through `__dict__`: a plain attribute would call `__getattr__` again, without end.
             base = self.__dict__.get("_modules", {}).get("base")
             if base is None:
                 raise
@@ -156,6 +158,7 @@ class WrappedSite(ExpertSite):
         model.set_submodule(name, self)
 
         def detach() -> None:
+            # The same object, so that its weights and hooks are what they were.
             model.set_submodule(name, base)
             self.base = None
 
@@ -232,6 +235,7 @@ class LayerSite(WrappedSite):
 
 def to_array(tensor: Tensor) -> Array:
     """A copy in fp32 on the host, from any device and precision."""
+    # A copy: the numpy view of a CPU tensor would change with the next optimizer step.
     return np.array(tensor.detach().float().cpu().numpy(), order="C")
 
 
@@ -250,6 +254,7 @@ def _with_idle_units(_: str, parts: Sequence[Tensors]) -> Sequence[Tensors]:
     shapes = {name: np.max([part[name].shape for part in parts], axis=0) for name in parts[0]}
 
     def padded(name: str, value: Array) -> Array:
+        # A unit of zeros adds nothing: relu(0) times a zero column of `up`.
         missing = shapes[name] - value.shape
         return np.pad(value, [(0, int(more)) for more in missing]) if missing.any() else value
 

@@ -45,6 +45,8 @@ def check_place(folder: Path, what: str) -> None:
 
 def fsync_folder(folder: Path) -> None:
     """Flush a folder's entries to the disk."""
+    # A rename changes the folder, not the file. It survives a power cut only once the folder is
+    # flushed.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -84,6 +86,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`write_bytes` of indented JSON with a final newline; NaN and Inf are refused."""
+    # Python would write NaN, which is no JSON: other readers refuse the file.
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -92,6 +95,7 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
     """An empty folder beside `target` on the same file system; it is removed at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    # mkdtemp makes folders that only their owner can enter; the server may run as another user.
     os.chmod(temporary, 0o755)
     try:
         yield temporary
@@ -105,12 +109,15 @@ def in_place(target: Path, new: Path) -> Iterator[None]:
 
     An error inside the block restores both folders. After the block, the old content is gone.
     """
+    # The content reaches the disk before the name does. Otherwise a power cut could leave a whole
+    # name with half a content.
     _flush(new)
     old = _put(new, target)
     try:
         fsync_folder(target.parent)
         yield
     except BaseException:
+        # A Ctrl-C inside the block must restore both folders as well.
         _take_back(old, target, new)
         raise
     if old is not None:
@@ -134,6 +141,7 @@ def _put(new: Path, target: Path) -> Path | None:
     if not os.path.lexists(target):
         os.rename(new, target)
         return None
+    # One step: a reader sees the old folder or the new one, never none.
     if _exchange(new, target):
         return new
     # Two renames. Between them `target` does not exist: if the second fails, the first is undone.

@@ -28,8 +28,10 @@ def read_cached(path: Path, *, key: str) -> dict[str, npt.NDArray[Any]] | None:
     """The tensors written for `key`; None if the file is absent, damaged, or for another key."""
     try:
         tensors = read_tensors(path)
+    # A cache is allowed to fail: the caller computes the tensors again.
     except (ExpertError, OSError):
         return None
+    # The checksum covers the key: a file that was renamed or copied belongs to no other key.
     found = tensors.pop(_CHECKSUM, None)
     return tensors if found is not None and found.tobytes() == _digest(tensors, key) else None
 
@@ -48,6 +50,7 @@ def write_cached(path: Path, tensors: Mapping[str, npt.NDArray[Any]], *, key: st
 
 def _digest(tensors: Mapping[str, npt.NDArray[Any]], key: str) -> bytes:
     sha = hashlib.sha256(key.encode())
+    # Sorted, with dtype and shape: equal bytes of another shape are another content.
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         sha.update(f"\n{name} {array.dtype.str} {array.shape} ".encode())

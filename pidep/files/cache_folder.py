@@ -13,6 +13,7 @@ __all__ = ["cache_folder", "locked"]
 
 def cache_folder() -> Path:
     """`$PIDEP_CACHE`, else `$XDG_CACHE_HOME/pidep`, else `~/.cache/pidep`."""
+    # An empty variable counts as unset, as the XDG specification says.
     if os.environ.get("PIDEP_CACHE"):
         return Path(os.environ["PIDEP_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pidep"

@@ -52,6 +52,7 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
             "train it again"
         )
     (header_bytes,) = struct.unpack("<Q", data[:8])
+    # The header is JSON of a size that the file itself claims. A wrong claim would parse gigabytes.
     if header_bytes > min(_MAX_HEADER_BYTES, len(data) - 8):
         raise ExpertError(
             f"{path}: safetensors header claims {header_bytes} bytes, the file has {len(data) - 8} "
@@ -77,6 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise ExpertError(f"{path}: not readable as JSON ({error})") from error
+    # Valid JSON may be a list or a number, on which every key would fail.
     if not isinstance(value, dict):
         raise ExpertError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

@@ -79,6 +79,7 @@ def auto(
     """The best of average, own expert, uniform mixture and joint training by held-out losses."""
     names, confidence = candidate_names(train, validation), confidence_in(len(train.labels))
     if validation is not None:
+        # Held-back rows judge the very mixtures that are returned, so nothing is trained twice.
         found, reports = trainer.train(names, own, train, validation, keep=True)
         decision, weights = _decide(
             trainer,
@@ -161,6 +162,8 @@ def _by_folds(
     A candidate at the high rate that diverges on all shots is taken out, and the folds decide
     again.
     """
+    # Every shot has trained the own expert, so its loss on the shots says nothing. Folds hold some
+    # out.
     held_out = trainer.train_on_folds(names, train)
     # Folds judge experts of fewer rows than those that are averaged, on rows chosen to be
     # balanced. That is far less evidence than held-back rows, hence the square root.
@@ -218,6 +221,7 @@ def _decide(
     for name in trained:
         logits = held_out_logits(scorer, held_out, partial(_learned, name=name))
         losses[name] = calibrated_losses(logits, labels)
+    # The best of the untrained candidates is the bar: a trained one must beat them all.
     untrained = [average, averaged["own_expert"], averaged["uniform"]]
     baseline = min(
         (calibrated_losses(logits, labels) for logits in untrained),

@@ -74,6 +74,7 @@ class Candidates:
         # sum of its shares in the three candidates.
         relearned = replace(self.own, sites=dict(in_context.part(0)))
         mixture = Mixture.of([self.own, relearned, *helpers], on_outputs=True)
+        # The uniform mixture's share goes to its K experts in equal parts.
         uniform = weights["uniform"] / (1 + len(helpers))
         sites = zip(mixture.by_name(), in_context.by_name(), strict=True)
         with torch.no_grad():
@@ -141,6 +142,7 @@ class CandidateTrainer:
 
         A candidate at the high rate that diverges is left out of its fold.
         """
+        # The run's seed: the same run always has the same folds.
         seed = self.settings.schedule.seed
         folds = stratified_folds(train.labels, count=self.settings.folds, seed=seed)
         held_out = []

@@ -78,6 +78,8 @@ def guard(
         **dict.fromkeys(untrained, losses[default]),
         **dict.fromkeys(trained, losses[default] if baseline is None else baseline),
     }
+    # Differences row by row: hard rows are hard for every candidate, and the noise they share
+    # cancels.
     gaps = {name: loss - losses[name] for name, loss in compared_with.items()}
     needed = {
         # One row has no standard error, so no evidence is enough.

@@ -37,6 +37,7 @@ def stratified_folds(labels: Sequence[int], *, count: int, seed: int) -> list[li
     count = max(2, min(count, smallest))
     folds: list[list[int]] = [[] for _ in range(count)]
     shuffler, dealt = random.Random(seed), 0
+    # Sorted: the order of the rows must not decide the order of the shuffles.
     for label in sorted(classes):
         shuffler.shuffle(classes[label])
         # Dealing on from the last fold leaves no fold empty where every class has one row.

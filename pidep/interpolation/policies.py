@@ -105,6 +105,7 @@ def train_jointly(
 
 def _start_from_similarities(mixture: Mixture, similarities: Sequence[float]) -> None:
     """Set α proportional to the similarities; the target's similarity to itself is 1."""
+    # As logits: the softmax of log s is s over the sum.
     start = torch.tensor([1.0, *similarities]).clamp(min=NEGLIGIBLE).log()
     with torch.no_grad():
         for parameter in mixture.alpha_parameters():

@@ -209,6 +209,7 @@ def _remember(key: str, settings: Settings) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tuned_settings.cache_clear()  # Another process may have written the file meanwhile.
     whole = {**tuned_settings(), key: settings}
+    # The name has the process's number, and the rename is atomic: two processes may tune at once.
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(partial, path)

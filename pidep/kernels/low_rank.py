@@ -103,6 +103,7 @@ def low_rank_kernel(
         chosen = tl.load(expert + row).to(tl.int64)
         down += chosen * down_e
         up += chosen * up_e
+    # The sum over IN is in fp32. A bf16 sum keeps 8 bits and drifts with many columns.
     inner = tl.zeros([BLOCK_M, R_PADDED], tl.float32)
     for first in range(0, IN, BLOCK_C):
         column = first + c
@@ -123,11 +124,17 @@ def low_rank_kernel(
     if HAS_WEIGHT:
         scaled = inner * tl.load(weight + r, mask=r < RANK, other=0.0)[None, :]
     if BACKWARD:
+        # dw is the sum over tokens of (g B) ∘ hidden, both without the weight. So `inner` is right
+        # here, and `scaled` is not.
         share = tl.sum(inner * tl.load(hidden + at, mask=known, other=0.0), 0)
+        # Each program stores a share of its own. An atomic sum would add in another order each
+        # time.
         tl.store(shares + program * RANK + r, share, mask=r < RANK)
         tl.store(hidden_out + at, scaled.to(hidden_out.dtype.element_ty), mask=known)
     elif KEEP:
+        # Without the weight: backward needs it so for dw, and `outer` applies the weight for dB.
         tl.store(hidden_out + at, inner.to(hidden_out.dtype.element_ty), mask=known)
+    # `tl.dot` takes two operands of one dtype.
     scaled = scaled.to(x.dtype.element_ty)
     for first in range(0, OUT, BLOCK_C):
         column = first + c
@@ -168,7 +175,10 @@ def outer_kernel(
     total = tl.zeros([R_PADDED, BLOCK_C], tl.float32)
     stop = tl.minimum((split + 1) * tokens_per_split, TOKENS)
     for first in range(split * tokens_per_split, stop, BLOCK_M):
+        # int64: the offset of a token may pass 2³¹ elements.
         m = (first + tl.arange(0, BLOCK_M)).to(tl.int64)
+        # Masked by the end of the part, not of the tokens: the next tokens belong to another
+        # program.
         a = tl.load(
             left + m[None, :] * RANK + r[:, None],
             mask=(r < RANK)[:, None] & (m < stop)[None, :],
@@ -213,6 +223,8 @@ def low_rank(
     rank, outputs = down.shape[1], up.shape[2]
     y = torch.empty(rows, tokens, outputs, dtype=x.dtype, device=x.device)
     backward = hidden is not None
+    # Backward's result goes into `outer`, which multiplies in x's dtype. Forward's goes into a sum
+    # for dw.
     kept_dtype = x.dtype if backward else torch.float32
     kept = torch.empty(
         (rows, tokens, rank) if keep or backward else (0,), dtype=kept_dtype, device=x.device
@@ -259,6 +271,7 @@ def outer(left: Tensor, right: Tensor, scale: Tensor | None = None) -> Tensor:
     """
     tokens, rank = left.shape
     columns = right.shape[1]
+    # A multiple of the largest BLOCK_M, so that the end of a part never cuts a block.
     per_split = max(64, triton.cdiv(triton.cdiv(tokens, _SPLITS), 64) * 64)
     splits = max(1, triton.cdiv(tokens, per_split))
     parts = torch.empty(splits, rank, columns, dtype=torch.float32, device=left.device)

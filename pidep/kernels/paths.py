@@ -57,6 +57,7 @@ def fusable(*tensors: Tensor) -> bool:
 
 @cache
 def _known(index: int) -> bool:
+    # Cached, because every kernel call asks. So PIDEP_KERNELS is read once in a process.
     return report(index).path == "fused"
 
 
@@ -82,6 +83,7 @@ def report(index: int = 0) -> PathReport:
         )
     name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
     device = f"{name} (compute capability {capability[0]}.{capability[1]})"
+    # PyTorch for AMD answers `torch.cuda.is_available()` with True as well.
     if torch.version.hip is not None:
         return PathReport("torch", "the fused kernels are for NVIDIA GPUs", device, found)
     if os.environ.get(CHOICE) == "torch":

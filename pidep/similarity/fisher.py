@@ -120,6 +120,7 @@ def _check(expert: Expert, rows: Sequence[Input], labels: Sequence[int] | None, 
             f"expert {expert.name!r}: a task embedding needs at least one row, found none"
         )
     if kind == "true":
+        # Drawing a text takes a pass per token; a label takes one number.
         if expert.max_answer_length is not None:
             raise UsageError(
                 f"expert {expert.name!r}: answers with free texts, which the true Fisher does not "
@@ -169,6 +170,7 @@ def _row_leaves(mixture: Mixture, expert: Expert, *, num_rows: int) -> dict[str,
     for name, site in mixture.by_name():
         own = {tensor: torch.from_numpy(array) for tensor, array in expert.sites[name].items()}
         site.rows = {
+            # A view without memory: all rows share the numbers, and each has its own gradient.
             tensor: value.expand(num_rows, *value.shape).requires_grad_()
             for tensor, value in own.items()
         }

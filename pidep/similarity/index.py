@@ -51,6 +51,7 @@ def task_folders(pool: Path) -> dict[str, Path]:
     return {
         name: pool / name
         for name in names
+        # An expert without an embedding can be served and cannot be compared.
         if (pool / name / EXPERT_RECORD).is_file() and (pool / name / TASK_EMBEDDING).is_file()
     }
 
@@ -164,6 +165,7 @@ class TaskIndex:
         tasks, others = self._shortlist(self._sketches, k + 1)
         low, high = np.minimum(tasks, others), np.maximum(tasks, others)
         low, high = np.divmod(
+            # Pairs as single numbers: numpy removes duplicates of numbers faster than of rows.
             np.unique(low[low != high] * len(self) + high[low != high]), len(self)
         )
         found = np.array(
@@ -200,6 +202,7 @@ class TaskIndex:
             )
         far, near = self._search.kneighbors(sketches, n_neighbors=min(WIDEST + k, len(self)))
         limit = (
+            # Small pools are compared as a whole, so the sketches cost them nothing.
             MARGIN * far[:, [min(k, near.shape[1]) - 1]] + SLACK if len(self) > WIDEST else np.inf
         )
         queries, places = np.nonzero(far <= limit)
@@ -261,6 +264,7 @@ class TaskIndex:
 
     def _save(self) -> None:
         stamps = np.array([self._tasks[name].stamp for name in self.names], np.int64)
+        # safetensors holds arrays only, so the names go in as bytes.
         names = np.frombuffer(json.dumps(self.names).encode(), np.uint8)
         write_cached(
             self.pool / _SKETCH_FILE,

@@ -70,6 +70,7 @@ class TensorLayout:
         """
         if not embedding:
             raise ExpertError("a task embedding holds no tensors; train the expert again")
+        # Sorted, because two files may list the same tensors in another order.
         return cls(tuple((name, embedding[name].shape) for name in sorted(embedding)))
 
     @cached_property

@@ -29,8 +29,10 @@ def draw(graph: networkx.Graph, path: Path) -> None:
             f"{path}: draws up to {DRAWN_UP_TO} tasks, the graph has {len(graph)}; write `graphml` "
             "for a program made for it"
         )
+    # Imported here: a task graph without a picture needs no matplotlib.
     import matplotlib
 
+    # A file is written, so no display is needed. Servers have none.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -176,6 +176,7 @@ class Pool:
         names = [name for name in self if name not in left_out]
         if top_k < 1 or not names:
             return []
+        # Below that, the index's short list holds every task and would save nothing.
         if len(names) >= INDEXED_FROM:
             return self.index.top_k(embedding, top_k, exclude=left_out)
         return most_similar(embedding, {name: self.embedding(name) for name in names}, top_k=top_k)

@@ -44,6 +44,7 @@ class Sketcher:
     @property
     def key(self) -> str:
         """Cache key of sketches; changes with everything that changes a sketch."""
+        # The first number is the version of this code; raise it with every change of the numbers.
         parts = repr((1, WIDTH, CLIP, FLOOR, self.layout.shapes))
         return hashlib.sha256(parts.encode()).hexdigest()
 
@@ -55,6 +56,8 @@ class Sketcher:
             mean = part.mean()
             # A share of the mean, so that a sketch does not depend on the scale of the Fisher.
             own = np.log(part + FLOOR * mean) if mean > 0 else np.zeros(len(part))
+            # Divided by the root of its length, so that every tensor counts alike, as in the
+            # similarity.
             logs[span] = np.clip(own - own.mean(), -CLIP, CLIP) / np.sqrt(
                 len(part) * len(self.layout.spans)
             )

@@ -74,5 +74,6 @@ def similarity_weights(
             f"and {len(similarities)}"
         )
     scores = np.asarray(similarities, np.float64)
+    # The largest score is subtracted, so that a small temperature does not overflow.
     shares = np.exp((scores - scores.max()) / temperature)
     return np.asarray(shares / shares.sum())

@@ -30,6 +30,7 @@ def shuffled_batches(
     step = start
     while True:
         epoch, within = divmod(step, per_epoch)
+        # A generator per epoch: batch n is found without drawing the batches before it.
         generator = torch.Generator().manual_seed(seed * _EPOCH_STRIDE + epoch)
         order = torch.randperm(len(split.rows), generator=generator).tolist()
         window = batch_size * _WINDOW
@@ -40,6 +41,7 @@ def shuffled_batches(
         ]
         flat = [row for group in grouped for row in group]
         batches = [flat[at : at + batch_size] for at in range(0, len(flat), batch_size)]
+        # Otherwise every window would begin with its short texts.
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
         yield batches[shuffled[within]]
         step += 1

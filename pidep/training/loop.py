@@ -165,6 +165,7 @@ def snapshot(mixture: Mixture) -> dict[str, Tensor]:
     return {
         name: value.detach().clone()
         for name, value in mixture.state_dict().items()
+        # An attached site holds the backbone's module as `base`. It is frozen and far larger.
         if ".base." not in name
     }
 

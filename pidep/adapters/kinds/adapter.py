@@ -23,6 +23,7 @@ __all__ = ["KIND", "AdapterSite"]
 # o, wo. GPT-2: c_proj. Llama, Qwen, ViT, DINOv2, Swin: o_proj. OPT, BART, CLIP, SigLIP: out_proj,
 # fc2. Florence-2's vision: proj, fc2. BLIP's vision: projection, fc2. GPT-NeoX: attention.dense,
 # dense_4h_to_h.
+# transformers has no attribute for this role, so names are the only clue.
 _WRITES = re.compile(
     r"(^|\.)(output\.dense|out_proj|o_proj|out_lin|o|wo|Wo|fc2|lin2|down_proj|c_proj|proj|w2"
     r"|projection|(self_)?att(entio)?n\.dense|dense_4h_to_h)$"
@@ -40,6 +41,8 @@ class AdapterSite(LayerSite):
         """y + up(relu(down(y)))."""
         own = self.side_by_side() if self.on_outputs and self.rows is None else self.tensors()
         # transpose and unsqueeze instead of F.linear: the tensors may have a leading batch axis.
+        # The adapter reads the layer's output, so it comes after the bias and before the residual
+        # sum.
         hidden = torch.relu(y @ own["down"].transpose(-1, -2) + own["down_bias"].unsqueeze(-2))
         return y + hidden @ own["up"].transpose(-1, -2) + own["up_bias"].unsqueeze(-2)
 
@@ -53,6 +56,7 @@ class AdapterSite(LayerSite):
         return {
             "down": all_of["down"].flatten(0, 1),
             "down_bias": all_of["down_bias"].flatten(),
+            # α goes into `up`, after relu: outputs are mixed here.
             "up": (alpha[:, None, None] * all_of["up"]).transpose(0, 1).flatten(1),
             "up_bias": alpha @ all_of["up_bias"],
         }
@@ -67,6 +71,7 @@ class AdapterSite(LayerSite):
 
 def _candidates(model: nn.Module) -> list[str]:
     """Dense layers that write to the residual stream inside a stack of layers."""
+    # Inside a stack only: SigLIP's pooling head has an `mlp.fc2` as well.
     stacks = tuple(
         f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
     )

@@ -28,6 +28,7 @@ def _candidates(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if name
         and (is_dense(module) or isinstance(module, nn.LayerNorm))
+        # Llama's and T5's layers have no bias that an offset could join.
         and isinstance(module.bias, nn.Parameter)
     ]
 

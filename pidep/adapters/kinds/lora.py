@@ -71,6 +71,7 @@ class LoraSite(LayerSite):
         """A `[R, in]` and B `[out, R]` of all experts; R = Σ rank_k."""
         if not len(self.frozen_a):
             return self.a, self.b
+        # Stacked along the rank: Σ BₖAₖ is then one product, whatever K is.
         return torch.cat([self.a, self.frozen_a]), torch.cat([self.b, self.frozen_b], 1)
 
     def parameters_of_experts(self) -> list[nn.Parameter]:
@@ -99,6 +100,7 @@ class LoraSite(LayerSite):
         """One LoRA of rank Σ rank_k whose ΔW is exactly Σ αₖ sₖ BₖAₖ. B holds α and s."""
         with torch.no_grad():
             a, b = self.factors()
+            # α and s go into B alone. In both factors they would act twice.
             return {"lora_A": to_array(a), "lora_B": to_array(b * self.rank_weights())}
 
 
@@ -124,6 +126,7 @@ def _fold(model: nn.Module, sites: Mapping[str, Tensors], scaling: float) -> Ite
     The old weights come back bit for bit.
     """
     linears = {site: linear_at(model, site) for site in sites}
+    # A copy, not a subtraction afterwards: in floating point, w + d - d is not w.
     kept = {site: linear.weight.detach().clone() for site, linear in linears.items()}
     try:
         with torch.no_grad():
@@ -149,6 +152,8 @@ def _shapes(model: nn.Module, site: str, rank: int) -> dict[str, tuple[int, ...]
 def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """A Kaiming-uniform as in PEFT, B zero."""
     if name == "lora_B":
+        # B is zero, so an untrained expert changes nothing. With both zero, neither would have a
+        # gradient.
         return torch.zeros(shape)
     bound = shape[1] ** -0.5
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)

@@ -60,6 +60,7 @@ class PrefixSite(ExpertSite):
         softmax sees αₖ·exp(q·k) beside exp(q·k) of the text. A one-hot α is that expert.
         """
         all_of = self.experts
+        # log α is added to scores: the attention's softmax turns the sum into a factor α.
         strength = torch.log_softmax(self.alpha_logits, 0).to(all_of["key"].dtype)[:, None, None]
         bias = (
             all_of["bias"]
@@ -81,6 +82,7 @@ class PrefixSite(ExpertSite):
             return super().folded()
         with torch.no_grad():
             whole = self.side_by_side()
+        # Half of the bias is far from both sides: log α of a live token never comes near -5000.
         acts = (whole["bias"] > IDLE_BIAS / 2).any(1)
         tokens = acts.repeat_interleave(self.positions)
         return {
@@ -107,6 +109,7 @@ def _around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
 
     A text behind PEFT's kind of prefix is moved P positions.
     """
+    # The whole model, not single layers: the implementation is an entry of its config.
     undo = [route(model, "pidep_prefix", attention_with_prefix)]
     first = next(iter(sites.values()))
     if isinstance(first, PrefixSite) and _in_peft(model, list(sites)):
@@ -146,6 +149,7 @@ def attention_with_prefix(
         )
         attention_mask = _widened(attention_mask, key, prefix)
         if options.get("position_bias") is not None:
+            # Virtual tokens have no distance to the text, so their position bias is zero.
             options["position_bias"] = nn.functional.pad(
                 options["position_bias"], (prefix["key"].shape[-2], 0)
             )
@@ -272,6 +276,8 @@ def _in_peft(model: nn.Module, sites: Sequence[str]) -> bool:
     It needs one stack of layers with a KV cache, and a prefix in every layer.
     """
     found = forward_facts(model).keys_and_values
+    # PEFT stores one tensor for all layers of a stack, of one width, and hands it over as a KV
+    # cache.
     one_stack = len({re.sub(r"\d+", "#", name) for name in found}) == 1
     one_width = len({width for pair in found.values() for width in pair}) == 1
     takes_cache = "past_key_values" in inspect.signature(model.forward).parameters

@@ -39,10 +39,13 @@ class PromptSite(ExpertSite):
         body = _reader(model, name)
         if body is None:
             owner = model.get_submodule(name.rpartition(".")[0])
+            # Behind the patches, so that [CLS] stays first, where poolers read it.
             hooks = [place.register_forward_hook(self._append), *self._cut(owner, at_end=True)]
         elif _is_encoder_decoder(body):
             encoder, decoder = cast(nn.Module, body.encoder), cast(nn.Module, body.decoder)
             hooks = [
+                # The encoder's output keeps the virtual tokens, because the decoder attends to
+                # them.
                 encoder.register_forward_pre_hook(_Before(self, encoder), with_kwargs=True),
                 decoder.register_forward_pre_hook(self._uncover, with_kwargs=True),
             ]
@@ -98,6 +101,7 @@ class PromptSite(ExpertSite):
                     "prompt experts: the backbone must return a dictionary; call it without "
                     "return_dict=False"
                 )
+            # Callers pool over the text's own mask, which does not know the virtual tokens.
             output["last_hidden_state"] = keep(output["last_hidden_state"])
             if output.get("hidden_states") is not None:
                 output["hidden_states"] = tuple(keep(hidden) for hidden in output["hidden_states"])
@@ -128,6 +132,8 @@ class _Before:
     def __call__(
         self, reader: nn.Module, arguments: tuple[Any, ...], given: Mapping[str, Any]
     ) -> tuple[tuple[()], dict[str, Any]]:
+        # By name, because `input_ids` must go and `inputs_embeds` must come, and both may be
+        # positional.
         options = {**dict(zip(self.names, arguments, strict=False)), **given}
         # transformers before 5.20 passes it, and derives it from the cache where it is missing.
         # Left as it is, it would count the tokens without the prompt.
@@ -140,6 +146,7 @@ class _Before:
         )
         if mask is not None:
             options["attention_mask"] = _widened(mask, length)
+        # Later steps of `generate` pass the position of the new token only. It moves as well.
         if positions is not None:
             positions = positions + length
             if self.added:
@@ -150,12 +157,14 @@ class _Before:
             ids = options.pop("input_ids", None)
             inputs = options.get("inputs_embeds")
             if inputs is None:
+                # Looked up here, because a model takes either ids or embeddings, not both.
                 inputs = reader.get_input_embeddings()(ids)  # type: ignore[operator]
             check_room(reader, length=inputs.shape[1], added=length)
             options["inputs_embeds"] = torch.cat(
                 [self.site.prompt(inputs.shape[0]).to(inputs.dtype), inputs], 1
             )
             if types is not None:
+                # Type 0, the first segment: every model that has types has this one.
                 options["token_type_ids"] = nn.functional.pad(types, (length, 0))
         return (), options
 

@@ -48,11 +48,14 @@ def interpolate(
     Raises:
         ValueError: shapes, dtypes or devices do not fit together; the message names them.
     """
+    # Zero rows instead of None: every function below can then count and read rows.
     frozen = learned.new_empty(0, learned.shape[1]) if frozen is None else frozen
     _check(learned, frozen, alpha_logits, index)
     arguments = (learned, frozen, alpha_logits, index.tile_start, index.tile_site, index.site_tile)
     if out is not None:
         _check_out(out, learned, frozen, alpha_logits)
+        # Autograd does not see a write into memory of the caller, so `_check_out` refuses
+        # gradients.
         with torch.no_grad():
             return _forward(*arguments, out)
     mixed: Tensor = (
@@ -70,6 +73,7 @@ def _check(learned: Tensor, frozen: Tensor, logits: Tensor, index: ArenaIndex) -
             raise ValueError(
                 f"interpolate: {name} is {tuple(rows.shape)}, the index needs [experts, {size}]"
             )
+        # The kernels compute an address as row · P + element, without strides.
         if rows.dtype not in _DTYPES or not rows.is_contiguous() or rows.device != logits.device:
             raise ValueError(
                 f"interpolate: {name} is {rows.dtype} on "
@@ -87,6 +91,7 @@ def _check(learned: Tensor, frozen: Tensor, logits: Tensor, index: ArenaIndex) -
             f"interpolate: the index is on {index.tile_start.device}, the logits on "
             f"{logits.device}; move it with index.to(…)"
         )
+    # Without this check the caller would get no gradient and no message.
     if frozen.requires_grad:
         raise ValueError(
             "interpolate: frozen experts are not given a gradient; detach them, or pass them as "
@@ -162,6 +167,7 @@ class _Interpolate(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # Where α alone is learned, the largest write of the pass is left out.
         d_learned, d_logits = _backward(gradient, ctx.saved_tensors, write=ctx.needs_input_grad[0])
         return d_learned if ctx.needs_input_grad[0] else None, None, d_logits, None, None, None
 
@@ -204,6 +210,7 @@ def _(learned: Tensor, frozen: Tensor, *_: Tensor) -> Tensor:
 def _(
     gradient: Tensor, learned: Tensor, frozen: Tensor, logits: Tensor, *_: Any, write: bool = True
 ) -> tuple[Tensor, Tensor]:
+    # An operator has a fixed number of results. An empty tensor stands for the gradient left out.
     return torch.empty_like(learned) if write else learned.new_empty(0), torch.empty_like(logits)
 
 

@@ -30,6 +30,7 @@ def _softmax_scale(logits, NUM_EXPERTS: tl.constexpr, K_PADDED: tl.constexpr):
     """Maximum and 1 / Σ exp of one row of logits."""
     k = tl.arange(0, K_PADDED)
     row = tl.load(logits + k, mask=k < NUM_EXPERTS, other=float("-inf")).to(tl.float32)
+    # The largest logit is subtracted, so that exp never overflows. Padding is -inf, whose exp is 0.
     top = tl.max(row, 0)
     return top, 1.0 / tl.sum(tl.exp(row - top), 0)
 
@@ -72,6 +73,7 @@ def forward_kernel(
 ):
     """out = Σ_k softmax(logits)_k φ_k, one tile per program, fp32 inside."""
     tile = tl.program_id(0)
+    # K rows of P elements may pass 2³¹, the end of int32.
     num_elements = num_elements.to(tl.int64)
     logits += tl.load(tile_site + tile) * (NUM_LEARNED + NUM_FROZEN)
     top, scale = _softmax_scale(logits, NUM_LEARNED + NUM_FROZEN, K_PADDED)
@@ -84,6 +86,8 @@ def forward_kernel(
         total = _add_rows(
             total, frozen, logits, top, at, num_elements, NUM_LEARNED, NUM_FROZEN, CHUNK
         )
+        # The sum is normalised once per element, not once per expert. No mask is needed: a grain
+        # belongs to one site, with its padding.
         tl.store(out + at, (total * scale).to(out.dtype.element_ty))
 
 
@@ -129,6 +133,8 @@ def _share(
                     (alpha[:, None] * g[None, :]).to(d_rows.dtype.element_ty),
                     mask=inside[:, None],
                 )
+        # One share per tile; `logits_kernel` adds them in a fixed order. Atomic sums would not
+        # repeat.
         tl.store(shares + FIRST + k, share, mask=inside)
 
 
@@ -245,6 +251,7 @@ def _constants(learned: Tensor, frozen: Tensor) -> dict[str, int]:
     return {
         "NUM_LEARNED": len(learned),
         "NUM_FROZEN": len(frozen),
+        # `tl.arange` needs a power of two.
         "K_PADDED": triton.next_power_of_2(count),
         "GRAIN": GRAIN,
     }
@@ -314,6 +321,7 @@ def backward(
             {**constants, "WRITE": write},
             rows.dtype,
         )
+    # This launch runs for an empty arena too: `d_logits` is uninitialised, and it writes the zeros.
     padded = constants["K_PADDED"]
     sizes = {
         "NUM_EXPERTS": logits.shape[1],

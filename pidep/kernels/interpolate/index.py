@@ -33,6 +33,7 @@ def spans_of(sizes: Sequence[int]) -> list[Span]:
     return [Span(start, start + size) for start, size in zip(starts, sizes, strict=False)]
 
 
+# eq=False: a comparison of tensors is a tensor, which has no truth value.
 @dataclass(frozen=True, eq=False)
 class ArenaIndex:
     """The sites of an arena, as the kernels read them.
@@ -62,6 +63,8 @@ class ArenaIndex:
         if any(size < 0 for size in site_sizes):
             raise ValueError(f"arena: site sizes are numbers of elements, found {min(site_sizes)}")
         grains = [-(-size // GRAIN) for size in site_sizes]
+        # A long tile reads its site's softmax once for more elements. Few tiles would leave parts
+        # of a GPU idle.
         length = min(_MAX_GRAINS, max(1, sum(grains) // _TILES))
         tiles_of = [-(-count // length) for count in grains]
         starts, sites = [0], []
@@ -98,5 +101,6 @@ class ArenaIndex:
 
 def runs_of(tile_start: Tensor, site_tile: Tensor) -> list[Span]:
     """Elements of each site with padding, from the index's tensors."""
+    # Read from the tensors: a custom operator takes tensors, and no `ArenaIndex`.
     bounds = (tile_start.long()[site_tile.long()] * GRAIN).tolist()
     return [Span(start, stop) for start, stop in pairwise(bounds)]

@@ -61,6 +61,7 @@ def forward(
     rows = learned if len(learned) else frozen
     alpha, runs = _alpha(logits, rows), runs_of(tile_start, site_tile)
     if _small(runs) and alpha.dtype == rows.dtype == frozen.dtype:
+        # A batched product takes one dtype. Mixed dtypes go block by block.
         mixed = _batched(alpha, runs, learned, frozen)
         return mixed if out is None else out.copy_(mixed)
     out = _empty_like(rows, (rows.shape[1],)) if out is None else out
@@ -87,6 +88,8 @@ def backward(
     if _small(runs) and alpha.dtype == rows.dtype == frozen.dtype:
         d_alpha = _batched_backward(alpha, runs, gradient, learned, frozen, d_learned, write=write)
     else:
+        # A site may have many blocks. Their shares are summed in float64, so that late ones are not
+        # rounded away.
         d_alpha = torch.zeros_like(alpha, dtype=torch.float64)
         sites = (site for site, run in enumerate(runs) for _ in range(*run, BLOCK))
         for site, (weights, block) in zip(sites, _blocks(alpha, runs), strict=True):
@@ -110,6 +113,7 @@ def _empty_like(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     size = math.prod(shape) * like.element_size()
     if size < HUGE or like.device.type != "cpu":
         return torch.empty(shape, dtype=like.dtype, device=like.device)
+    # Aligned to 64 bytes, as torch's own memory is.
     raw = np.empty(size + 64, np.uint8)
     first = -raw.ctypes.data % 64
     return torch.from_numpy(raw[first : first + size]).view(like.dtype).view(shape)
@@ -140,12 +144,14 @@ def _blocks(alpha: Tensor, runs: Sequence[Span]) -> Iterator[tuple[Tensor, slice
 
 def _weighted_sum(parts: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
     precise = torch.promote_types(out.dtype, torch.float32)
+    # 16-bit experts are summed in fp32 and rounded once, not after every expert.
     total = out if out.dtype == precise else torch.empty_like(out, dtype=precise)
     if parts[0].dtype == precise:
         torch.mul(parts[0], weights[0], out=total)
     else:
         total.copy_(parts[0]).mul_(weights[0])
     for part, weight in zip(parts[1:], weights[1:], strict=True):
+        # `alpha=` scales and adds in one pass over memory, without a temporary.
         total.add_(part, alpha=weight)
     if total is not out:
         out.copy_(total)

@@ -39,6 +39,7 @@ def lora_bank(
             "[B, T, in], [E, R, in] and [E, R, out], "
             "where E = B unless experts, [B] of them, are chosen"
         )
+    # The fused path has no backward pass.
     wanted = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (x, a, b, base) if tensor is not None
     )

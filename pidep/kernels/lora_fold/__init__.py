@@ -46,6 +46,7 @@ def lora_fold(
         out = torch.empty_like(w) if out is None else out
         if not fusable(w, a, b, weight, out) or w.dtype == torch.float64:
             return reference.lora_fold(w, a, b, weight, out)
+        # Imported where it runs: OpenAI Triton may be absent on a machine without a GPU.
         from pidep.kernels.lora_fold import fused
 
         return fused.lora_fold(w, a.contiguous(), b.contiguous(), weight.float(), out)

@@ -34,6 +34,7 @@ def fold_kernel(
     PRECISION: tl.constexpr,
 ):
     """One tile of W per program; fp32 inside, rounded once."""
+    # int64: offsets in a large W pass 2³¹ elements.
     m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -57,6 +58,7 @@ def fold_kernel(
             input_precision=PRECISION,
         )
     inside = (m < OUT)[:, None] & (n < IN)[None, :]
+    # W's tile is read by the program that writes it, and before the write. So `out` may be `w`.
     total += tl.load(w + m[:, None] * w_row + n[None, :] * w_column, mask=inside, other=0.0).to(
         tl.float32
     )

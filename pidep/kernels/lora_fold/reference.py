@@ -20,6 +20,7 @@ def lora_fold(w: Tensor, a: Tensor, b: Tensor, weight: Tensor, out: Tensor) -> T
     up, down = b.to(precise) * weight.to(precise), a.to(precise)
     if out.dtype == precise:
         return torch.addmm(w, up, down, out=out)
+    # The block is cast, added to and rounded. A cast of the whole W would need twice its memory.
     rows = max(1, BLOCK // max(1, w.shape[1]))
     for first in range(0, len(w), rows):
         block = slice(first, first + rows)

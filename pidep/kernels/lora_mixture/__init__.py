@@ -33,6 +33,7 @@ def lora_mixture(
     _check(x, a, b, weight, base)
     if not fusable(x, a, b, weight):
         return reference.lora_mixture(x, a, b, weight, base)
+    # Imported where it runs: the module imports OpenAI Triton.
     from pidep.kernels.low_rank import MAX_RANK
 
     if len(a) > MAX_RANK or len(a) == 0:
@@ -46,6 +47,8 @@ def lora_mixture(
         weight.float(),
         added,
     )
+    # As for `interpolate`: the operator is for the compiler, and its dispatch is too slow for eager
+    # mode.
     y = (
         lora_mixture_op(*arguments)[0]
         if torch.compiler.is_compiling()
@@ -91,6 +94,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from pidep.kernels.low_rank import outer
 
+    # `inner` and `hidden` are [tokens, R], so both factors' gradients need no second pass to the
+    # ranks.
     dx, inner, d_weight = _to_the_ranks(gradient, a, b, weight, hidden)
     da = outer(inner, x)
     db = outer(hidden, gradient, weight).t()
@@ -124,6 +129,7 @@ class _LoraMixture(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # `base` is added as it is, so its gradient is y's.
         through = gradient if ctx.needs_input_grad[4] else None
         # Only α is learned, so no pass over the tokens for dA and dB is needed.
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
