@@ -18,6 +18,7 @@ __all__ = ["ExpertRecord"]
 class ExpertRecord(BaseModel):
     """One expert, without its tensors."""
 
+    # Not strict: JSON has lists where the fields are tuples.
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=False)
 
     schema_version: int = Field(alias="schema")
@@ -47,6 +48,8 @@ class ExpertRecord(BaseModel):
             ExpertError: missing, malformed, or of a schema that this pidep does not read.
         """
         values = read_json(path)
+        # Checked first: a file of another schema would fail at its first unknown key, which
+        # explains nothing.
         schema = values.get("schema")
         if schema not in (SCHEMA, TEXT_SCHEMA):
             raise ExpertError(
@@ -66,6 +69,7 @@ class ExpertRecord(BaseModel):
     def write(self, path: Path) -> None:
         """Write the file, keys in the order of the fields."""
         values = self.model_dump(by_alias=True)
+        # A release that knows schema 1 alone refuses the key.
         if self.schema_version == SCHEMA:
             del values["max_answer_length"]
         path.write_text(

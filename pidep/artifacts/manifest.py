@@ -56,7 +56,9 @@ class Manifest(Record):
 
     def naming(self, digests: dict[str, str]) -> Manifest:
         """The next manifest, with these names and digests; this one where nothing changes."""
+        # Sorted, so that equal states are equal bytes, whatever the order of the publications.
         aliases = dict(sorted({**self.aliases, **digests}.items()))
         if aliases == self.aliases:
             return self
+        # A new revision only for a change: running servers rebuild their experts on each.
         return Manifest(revision=self.revision + 1, aliases=aliases)

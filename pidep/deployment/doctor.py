@@ -94,6 +94,7 @@ def _kernels() -> dict[str, str]:
 
 
 def _providers() -> str:
+    # Not by the package's name: onnxruntime and onnxruntime-gpu install the same module.
     if importlib.util.find_spec("onnxruntime") is None:
         return "not installed; pip install 'pidep[cpu]' or 'pidep[gpu]'"
     import onnxruntime

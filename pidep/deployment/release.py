@@ -92,6 +92,7 @@ def release_bank(
 ) -> Exported:
     """Compile a bank and publish it with its experts; arguments and errors as `release_runs`."""
     folder = store or repo.resolve().parent / "expert_store"
+    # Before the compilation, which takes minutes.
     check_place(folder, "`store`")
     held = ExpertStore(folder)
     before = held.manifest()

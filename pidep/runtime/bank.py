@@ -76,6 +76,7 @@ class Bank:
         rows = {name: row for row, name in enumerate(names, 1)}
         factors = {}
         for group in self._groups:
+            # Zeros first: a site that an expert lacks must add nothing.
             nobody = [None] * (len(names) + 1)
             packed = pack(group, nobody, max_rank=self.record.max_rank)
             for name, row in rows.items():
@@ -101,6 +102,7 @@ class Bank:
         answers: list[Answer | PidepError] = [_unknown(residents, name) for name in names]
         good: list[tuple[int, Array | None]] = []
         for at, (name, visual) in enumerate(zip(names, self.reader.visual(rows), strict=True)):
+            # A damaged image costs its own row, not the requests that share the batch.
             if isinstance(visual, PidepError):
                 answers[at] = visual
             elif name in known:
@@ -134,6 +136,7 @@ class Bank:
         # Its rows bring candidates, which the client embeds and compares (`Client.choose`).
         if not expert.labels:
             return Answer((), none, none, digest, embedding)
+        # Outside the graph: every expert has its own number of labels, and one graph serves all.
         logits = expert.logit_scale * (expert.label_embeddings @ embedding)
         return Answer(expert.labels, logits, softmax(logits), digest, embedding)
 

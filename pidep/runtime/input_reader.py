@@ -31,6 +31,8 @@ class InputReader:
         """
         path = version_folder / TOKENIZER
         try:
+            # The tokenizer of training, from the entry itself: a shared one could change under the
+            # graph.
             self._tokenize = Tokenize(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ServingError(f"{path}: not readable ({error}); export the model again") from error
@@ -44,6 +46,8 @@ class InputReader:
             return self.vision.tokens(rows)
         return [
             ImageError(f"{row.where or f'row {number}'}: has an image; {_TEXT_ONLY}")
+            # Refused, not ignored: an answer to the text alone would look like an answer about the
+            # image.
             if row.image is not None
             else None
             for number, row in enumerate(map(as_row, rows), 1)

@@ -43,6 +43,7 @@ class Merged:
             for row, visual in zip(rows, seen, strict=True)
             if not isinstance(visual, PidepError)
         ]
+        # Good rows run as one batch; an error keeps its row's place.
         answers = iter(self._answers(good))
         return [visual if isinstance(visual, PidepError) else next(answers) for visual in seen]
 

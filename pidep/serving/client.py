@@ -123,6 +123,7 @@ class Client:
         found = (InferenceServerException, OSError, RuntimeError)
         if self._protocol == "grpc":
             return found
+        # tritonclient's HTTP client lets this one through unwrapped.
         from geventhttpclient.response import HTTPParseError
 
         return (*found, HTTPParseError)

@@ -19,6 +19,7 @@ def find_wheel() -> Path:
     Raises:
         ServingError: it is not installed.
     """
+    # Found without an import: pytriton's own code is not used, only the files of its wheel.
     spec = importlib.util.find_spec("pytriton")
     if spec is not None and spec.origin is not None:
         folder = Path(spec.origin).parent
@@ -62,6 +63,7 @@ def stage_backend(wheel: Path, folder: Path) -> Path:
 
 def server_environment(wheel: Path) -> dict[str, str]:
     """Environment variables of the server's process."""
+    # The server's shared libraries lie there, and only LD_LIBRARY_PATH leads to them.
     libraries = wheel.parent / "nvidia_pytriton.libs"
     more = os.environ.get("LD_LIBRARY_PATH", "")
     return {

@@ -39,6 +39,7 @@ def _require_complete(model: Path) -> None:
     if not any((version / name).is_file() for name in (BANK_RECORD, MERGED_RECORD)):
         raise UsageError(f"{model}: no bank.json or merged.json in version 1; export it again")
     needed = [GRAPH]
+    # Triton Server's own backends read the graph; only the Python backend loads `model.py`.
     if 'backend: "python"' in (model / CONFIG).read_text():
         needed.append(SHIM)
     for name in needed:

@@ -151,6 +151,7 @@ def chosen(row: Request, batches: Sequence[Sequence[Array]]) -> Result:
         batches: `CHOICE` of each batch of `with_candidates`.
     """
     embeddings = np.concatenate([embedded for embedded, _ in batches])
+    # Embeddings have unit length, so the product is the cosine.
     cosines = embeddings[1:] @ embeddings[0]
     scores = {str(number): float(value) for number, value in enumerate(cosines)}
     return Result(row.expert, str(int(cosines.argmax())), scores, batches[0][1][0, 0].decode())

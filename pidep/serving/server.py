@@ -142,6 +142,7 @@ class TritonServer:
         try:
             self._launch(wheel, stage_backend(wheel, self._staged))
             self._wait_ready()
+        # Also on Ctrl-C: nothing else would end a server that is half started.
         except BaseException:
             self.stop()
             raise
@@ -154,6 +155,7 @@ class TritonServer:
         """End the server; requests in flight are answered first. Idempotent."""
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
+            # SIGTERM lets requests in flight finish. A server that hangs is killed after that.
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(timeout=_STOP_WITHIN_S)
@@ -196,6 +198,7 @@ class TritonServer:
             *("--backend-directory", str(backends)),
             # Only what is named here is loaded; nothing is reloaded because a file has changed.
             *("--model-control-mode", "explicit"),
+            # Every configuration is written in full, so nothing is left to complete.
             "--disable-auto-complete-config",
             *(f"--load-model={name}" for name in self.models),
         ]
@@ -232,6 +235,7 @@ class TritonServer:
                     f"{self.last_error()}"
                 )
             try:
+                # A ready server may still load its models, so each one is asked as well.
                 url = f"http://{self.http_url}/{pending[0]}"
                 urllib.request.urlopen(url, timeout=1).close()
                 pending.pop(0)

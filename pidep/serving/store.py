@@ -101,6 +101,8 @@ class ExpertStore:
                     f"{self.manifest_path}: changed meanwhile, expected revision {since.revision}, "
                     f"found {before.revision}; run the command again"
                 )
+            # Versions that existed before may be named by a running server, so only new ones are
+            # removed.
             new = [digest for digest in digests.values() if not self.version(digest).exists()]
 
             def commit() -> Manifest:
@@ -122,6 +124,8 @@ class ExpertStore:
             self.load(expert.digest)
         except ExpertError:
             write_expert(expert, self.version(expert.digest))
+            # Read back before the manifest names it: the version must be readable, not only
+            # written.
             self.load(expert.digest)
 
     def _remove_unnamed(self, digests: list[str]) -> None:

@@ -47,6 +47,7 @@ def publish_expert(name: str, expert: Expert, repo: Path) -> tuple[str | None, s
     """
     version = repo / BANK / VERSION
     record = BankRecord.read(version)
+    # The server would refuse it too, but only in its log, after the manifest has changed.
     check_expert(record, expert)
     store = ExpertStore(record.store(version))
     old = store.manifest().aliases.get(name)

@@ -146,6 +146,7 @@ def _respond(answers: Sequence[Answer | PidepError], wanted: Sequence[str]) -> A
         names.LABEL: np.array([[answer.label.encode()] for answer in good], dtype=object),
         names.DIGEST: np.array([[answer.digest.encode()] for answer in good], dtype=object),
     }
+    # Only where asked for: an embedding is far larger than the scores.
     if names.EMBEDDING in wanted:
         embeddings = [answer.embedding for answer in good]
         tensors[names.EMBEDDING] = np.array(embeddings, dtype=np.float32)

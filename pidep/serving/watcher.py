@@ -29,6 +29,7 @@ class Watcher:
         self._served: Manifest | None = None
         self._refused: Manifest | None = None
         self.residents = Residents()
+        # A daemon thread: the process can end even where `stop` was never called.
         self._thread = threading.Thread(target=self._watch, name="pidep-watcher", daemon=True)
 
     def start(self) -> None:

@@ -166,7 +166,8 @@ class TaskIndex:
         low, high = np.minimum(tasks, others), np.maximum(tasks, others)
         low, high = np.divmod(
             # Pairs as single numbers: numpy removes duplicates of numbers faster than of rows.
-            np.unique(low[low != high] * len(self) + high[low != high]), len(self)
+            np.unique(low[low != high] * len(self) + high[low != high]),
+            len(self),
         )
         found = np.array(
             [
