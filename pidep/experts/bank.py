@@ -61,6 +61,7 @@ def check_fits(
         ExpertError: another backbone, another kind, an unknown site, a rank over the bank's, or a
             wrong width.
     """
+    # By digest, not by name: a name says nothing about the weights.
     if expert.backbone_digest not in backbones:
         raise ExpertError(
             f"expert {expert.name!r}: made for another backbone ({expert.backbone!r}, "

@@ -120,10 +120,13 @@ class Expert:
         if self.scores_texts:
             head |= {"label_texts": self.label_texts, "max_answer_length": self.max_answer_length}
         sha = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+        # Label texts of schema 1 stay outside: their embeddings decide the answers, and they are
+        # inside.
         named = {**self.tensors(), "label_embeddings": self.label_embeddings}
         for name in sorted(named):
             # Little-endian fp32 in C order, so that every machine hashes the same bytes.
             array = np.ascontiguousarray(named[name], dtype="<f4")
+            # The shape too: the same bytes as [2, 8] and [4, 4] are different experts.
             sha.update(f"\n{name} {array.shape} ".encode())
             sha.update(array.tobytes())
         return "sha256:" + sha.hexdigest()
@@ -226,6 +229,7 @@ def read_expert(folder: str | Path) -> Expert:
         )
     if not np.isfinite(expert.label_embeddings).all():
         raise ExpertError(f"{folder / 'labels.safetensors'}: label_embeddings holds NaN or Inf")
+    # Over the content as it was read, so that any damage shows, in whichever file.
     if expert.digest != record.digest:
         raise ExpertError(
             f"{folder}: digest mismatch, {where.name} says {record.digest}, the tensors give "
@@ -258,6 +262,7 @@ def _read_peft_sites(
         )
     # PEFT keeps s as lora_alpha, and s · r / r is not always s again. expert.json has the exact s.
     scaling = adapter.scaling if record.scaling is None else record.scaling
+    # PEFT reads that file. With two scalings it would run another expert than pidep.
     if not math.isclose(scaling, adapter.scaling, rel_tol=1e-9):
         raise ExpertError(
             f"{folder / 'adapter_config.json'}: lora_alpha and r make a scaling of "
@@ -275,6 +280,7 @@ def check_expert_place(folder: Path) -> None:
         ExpertError: it holds something other than an expert.
     """
     check_place(folder, "expert folder")
+    # `--out .` in a full folder would otherwise replace it.
     if folder.is_dir() and any(folder.iterdir()) and not (folder / EXPERT_RECORD).is_file():
         raise ExpertError(
             f"{folder}: holds something, and no expert.json; an expert would replace it all, "
@@ -327,6 +333,7 @@ def write_expert(
             )
         else:
             name, tensors = "expert.safetensors", expert.tensors()
+        # As transformers writes it: its older releases refuse a file without this entry.
         (temporary / name).write_bytes(tensor_bytes(tensors, metadata={"format": "pt"}))
         if not expert.scores_texts:
             (temporary / "labels.safetensors").write_bytes(

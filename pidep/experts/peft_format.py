@@ -150,6 +150,7 @@ def read_virtual_tokens(
     where, path = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     tensors = read_tensors(path)
     array = tensors.get("prompt_embeddings")
+    # A second tensor, such as a projection's, would change the answers if it were ignored.
     if array is None or len(tensors) != 1:
         raise ExpertError(
             f"{path}: expected one tensor 'prompt_embeddings', "

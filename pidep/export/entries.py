@@ -111,6 +111,7 @@ def staged_merged(
             "which a merged graph has no input for; use `form=bank`"
         )
     check_place(repo, "`repo`")
+    # Beside its place: the last step is a rename, which is atomic within one file system only.
     with temporary_sibling(repo / model) as temporary:
         version = _new_version(temporary, backbone, shim=platform == "python")
         export_merged_graph(backbone, expert, version / GRAPH, opset=recipe.opset)
@@ -165,6 +166,7 @@ def staged_bank(
     check_place(repo, "`repo`")
     backbone, every = _checked_bank(sources, published)
     rank = _bank_rank(every, max_rank)
+    # Room for the published experts too: the new bank serves them from its first batch on.
     groups = bank_groups(backbone.model, _bank_sites(backbone, every))
     with temporary_sibling(repo / BANK) as temporary:
         version = _new_version(temporary, backbone, shim=True)
@@ -233,6 +235,7 @@ def _new_version(entry: Path, backbone: Backbone, *, shim: bool) -> Path:
     """The entry's version folder with what does not depend on the expert."""
     version = entry / VERSION
     version.mkdir()
+    # A copy in every entry: the entry must serve where the backbone's folder is not.
     (version / TOKENIZER).write_text(backbone.tokenizer_json, encoding="utf-8")
     if shim:
         shutil.copyfile(shipped(SHIM), version / SHIM)
@@ -316,4 +319,5 @@ def _bank_rank(experts: Sequence[Expert], max_rank: int | None) -> int:
 def _bank_sites(backbone: Backbone, experts: Sequence[Expert]) -> list[str]:
     """The union of the experts' sites, in the backbone's order."""
     wanted = {site for expert in experts for site in expert.sites}
+    # The backbone's order, not the experts': the graph must not depend on the order of the runs.
     return [name for name, _ in backbone.model.named_modules() if name in wanted]

@@ -66,6 +66,7 @@ def _bank_logits(bank: Bank, residents: Residents, source: Source) -> list[Array
 
     rows, expert = source.rows.rows, source.expert
     candidates = _candidates(rows)
+    # By the graph under test, because a client embeds its candidates with it as well.
     embedded = answers_of(list(candidates.values()), BACKBONE)
     known = dict(zip(candidates, (answer.embedding for answer in embedded), strict=True))
     found = []
@@ -116,6 +117,7 @@ def _torch_logits(backbone: Backbone, source: Source) -> Array:
     labels = torch.from_numpy(expert.label_embeddings)
     choices = Choices(backbone, labels, logit_scale=expert.logit_scale)
     choices.learn(rows)  # before anything is attached: the bare backbone embeds candidates
+    # Attached, so that an error in folding shows as a difference.
     with attached(backbone.model, Mixture.of([expert])):
         logits = choices.all_logits(rows, max_length=expert.max_length)
     return np.nan_to_num(logits.numpy(), neginf=_NO_CANDIDATE)

@@ -71,6 +71,8 @@ def export_bank_graph(
     count = torch.export.Dim("experts")
     index = names.GRAPH_EXPERT_INDEX
     signature = _Signature(
+        # Four experts, three rows: torch.export fixes sizes 0 and 1 as constants, and may take
+        # equal sizes for one axis.
         {"inputs": inputs, index: torch.tensor([1, 2, 3]), "factors": factors},
         {
             "inputs": axes,
@@ -97,6 +99,7 @@ def export_vision_graph(backbone: Backbone, path: Path, *, opset: int) -> None:
     assert backbone.preprocess is not None
     size = backbone.preprocess.size
     signature = _Signature(
+        # Two images: torch.export fixes an axis of size 1 as a constant.
         {names.GRAPH_PIXELS: torch.zeros(2, 3, size, size)},
         {names.GRAPH_PIXELS: {0: torch.export.Dim("images")}},
         [names.GRAPH_PIXELS],
@@ -156,12 +159,14 @@ def _bank_site(group: BankGroup, site: str) -> WrappedSite:
 
 def _example(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
     """Inputs of a batch, and which of their axes are dynamic."""
+    # Different lengths, so that the example has padding and the mask matters.
     rows: list[Input] = ["an example of some length", "short", "and one in between"]
     if backbone.image_graph is not None:
         # One row with an image, so that the inputs for images are there and not empty.
         rows[2] = Row("and one in between", np.zeros((8, 8), np.uint8))
     inputs = backbone.prepare(rows, max_length=32)
     batch = torch.export.Dim("batch")
+    # torch.export refuses a length beyond the table of positions.
     length = torch.export.Dim("length", max=backbone.max_positions)
     places = torch.export.Dim("places", max=1024)  # of visual tokens; a batch without images has 0
 
@@ -175,6 +180,7 @@ def _to_onnx(
     module: nn.Module, signature: _Signature, path: Path, *, opset: int, form: str
 ) -> None:
     """`torch.onnx.export`, quiet, into one self-contained file."""
+    # The exporter logs and warns about each of its steps, also where all went well.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -194,4 +200,5 @@ def _to_onnx(
             first = (str(error).splitlines() or ["?"])[0]
             raise PidepError(f"export of the {form} graph failed: {first}") from error
         assert program is not None
+        # One file, because the record has one digest for it.
         program.save(str(path), external_data=False)

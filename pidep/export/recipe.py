@@ -66,6 +66,7 @@ def load_recipe(reference: str) -> Recipe:
         example = shipped("export") / "bank-onnx-fp32.yaml"
         found = type(values).__name__
         raise UsageError(f"{path}: expected a mapping such as that of {example}, found {found}")
+    # Before pydantic, whose message for an unknown key has no suggestion.
     _require_known(str(path), values, Recipe)
     if isinstance(values.get("tolerance"), dict):
         _require_known(f"{path}: tolerance", values["tolerance"], Tolerance)

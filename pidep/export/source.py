@@ -53,6 +53,7 @@ def read_source(run: Path | Expert, *, rows: int, task: str | Path | Task | None
         raise UsageError(
             f"{where}: no task.json, so there are no real rows for the parity gate; give `task`"
         )
+    # In the same order too: the gate compares label numbers.
     if tuple(found.labels) != expert.labels:
         raise UsageError(
             f"{where}: expert has the labels {', '.join(expert.labels)}, "

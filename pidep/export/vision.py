@@ -38,6 +38,7 @@ def export_vision(backbone: Backbone, folder: Path, recipe: Recipe) -> VisionRec
     (found,) = open_session(path, digest).run([GRAPH_VISUAL], {GRAPH_PIXELS: pixels})
     with torch.no_grad():
         expected = backbone.image_graph(torch.from_numpy(pixels)).numpy()
+    # Relative: visual tokens have no scale of their own, unlike logits.
     error = float(np.abs(found - expected).max() / np.abs(expected).max())
     bound = recipe.tolerance.max_abs
     if not error <= bound:  # NaN fails, too

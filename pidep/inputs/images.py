@@ -145,6 +145,7 @@ def _existing(path: Path, where: str) -> Path:
 
 def _opened(file: Path | io.BytesIO, where: str, max_pixels: int) -> Image.Image:
     try:
+        # `open` reads the header only. The size is checked before `load` allocates the pixels.
         with Image.open(file, formats=FORMATS) as image:
             _check_size(image.size, where, max_pixels)
             return _decoded(image, where)
@@ -258,6 +259,8 @@ def _eight_bits(values: npt.NDArray[Any], where: str) -> Bytes:
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.uint16:
+        # 65535 = 257 · 255, so this rounds to the nearest of 256 levels. A shift by 8 would round
+        # down.
         return np.asarray((values.astype(np.uint32) + 128) // 257, dtype=np.uint8)
     if np.issubdtype(values.dtype, np.floating):
         low, high = float(values.min()), float(values.max())
@@ -350,6 +353,7 @@ class Preprocess:
             return image.resize(
                 (self.size, self.size),
                 Image.Resampling.BICUBIC,
+                # `box` crops while it resizes: parts of a pixel count, and no second image is made.
                 box=(left, top, left + side, top + side),
             )
         if self.fit == "stretch":

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 
+# eq=False: an image may be an array, and comparing arrays gives an array.
 @dataclass(frozen=True, eq=False)
 class Row:
     """A text, an image, or both."""
@@ -85,6 +86,7 @@ def image_key(image: ImageSource) -> str:
         if not path.is_file():
             return f"file {path}"
         stat = path.stat()
+        # Reading thousands of files for a key would cost more than the cache behind it saves.
         return f"file {path} {stat.st_size} {stat.st_mtime_ns}"
     if isinstance(image, bytes | bytearray | memoryview):
         return "bytes " + hashlib.sha256(image).hexdigest()

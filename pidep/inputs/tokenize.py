@@ -55,6 +55,7 @@ class Tokenize:
 
         A row that is cut keeps its closing tokens.
         """
+        # A limit for each row: a batch may name experts of different `max_length`.
         limits = [max_length] * len(texts) if isinstance(max_length, int) else list(max_length)
         rows = [
             self._cut(encoding.ids, limit)
@@ -77,4 +78,5 @@ class Tokenize:
     def _cut(self, ids: list[int], limit: int) -> list[int]:
         if len(ids) <= limit:
             return ids
+        # Models read the closing token as the end of a text, so the cut is before it.
         return ids[: limit - self._suffix] + ids[len(ids) - self._suffix :]

@@ -93,6 +93,7 @@ class _Lora(ExpertKind):
             of_width.setdefault(("B", tensors["lora_B"][0]), []).append(site)
         return [
             BankGroup(f"lora_{factor.lower()}_{width}", factor, width, tuple(sites))
+            # Sorted, so that the graph's inputs have the same order at every export.
             for (factor, width), sites in sorted(of_width.items())
         ]
 

@@ -28,6 +28,7 @@ def truncate(
     errors: dict[str, float] = {}
     enough = rank
     for site, lora in sites.items():
+        # fp64: the error of the truncation is reported, and must not be that of the arithmetic.
         a, b = lora["lora_A"].astype(np.float64), lora["lora_B"].astype(np.float64) * scaling
         # Two thin QR and an SVD of [q, p] give the SVD of BA without forming [out, in].
         left, upper = np.linalg.qr(b)  # [out, q], [q, R]

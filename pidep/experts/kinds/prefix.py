@@ -43,6 +43,7 @@ class _Prefix(ExpertKind):
 
     def peft_tensors(self, sites: Sites) -> dict[str, Array]:
         """One tensor, a layer's keys before its values."""
+        # PEFT stores layers by position, so layer 10 must come after layer 9.
         ordered = [sites[name] for name in in_layer_order(list(sites))]
         return joined([tensors[name] for tensors in ordered for name in ("key", "value")])
 
