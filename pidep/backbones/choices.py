@@ -53,6 +53,7 @@ class Choices:
         ]
         counts = torch.tensor([len(some) for some in choices])
         padded = nn.utils.rnn.pad_sequence(choices, batch_first=True)
+        # Every batch has the same width, so that the batches of a split can be joined.
         padded = nn.functional.pad(
             padded, (0, 0, 0, max(self._most, len(self.labels)) - padded.shape[1])
         )

@@ -101,10 +101,13 @@ class Past(nn.Module):
 
     def standard(self, summary: Tensor) -> Tensor:  # [B, F]
         """The summary standardised by the training icons, outliers clipped."""
+        # A picture unlike any icon has features far outside; unclipped, they would decide the
+        # distance alone.
         return ((summary - self.mean) / self.deviation).clamp(-5.0, 5.0)
 
     def near(self, turned: Tensor) -> Tensor:  # [B, N]
         """Nearness to each point; 1 at the point itself."""
+        # ‖a - b‖² written out: one matrix product, and no tensor [B, N, Q] of differences.
         lengths = turned.square().sum(1, keepdim=True) + self.points.square().sum(1)
         return torch.exp(-self.sharpness * (lengths - 2.0 * turned @ self.points.T).clamp(min=0.0))
 
@@ -167,6 +170,8 @@ def read_connector(connector: Connector, path: Path, *, expected: Mapping[str, s
             "make mini-backbone"
         )
     for part, value in expected.items():
+        # The connector translates between exactly these parts; with another stem its vectors mean
+        # nothing.
         if record.get(part) != value:
             raise BackboneError(
                 f"{path}: trained with {part} {record.get(part)}, found {value}; run: make "

@@ -150,6 +150,7 @@ def pool(
     `beside` [B, D] is added to the sum over tokens; it bypassed the model.
     """
     weight = attention_mask.to(hidden.dtype).unsqueeze(-1)
+    # A text of no tokens would divide by zero.
     total = weight.sum(1).clamp(min=1.0)
     pooled = hidden[:, 0] if pooling == "cls" else (hidden * weight).sum(1) / total
     return nn.functional.normalize(pooled if beside is None else pooled + beside / total, dim=-1)
@@ -179,6 +180,8 @@ def load_encoder(source: str | Path, *, name: str | None = None) -> Encoder:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     name = name or str(source)
     try:
+        # dtype is named: without it, transformers takes the precision that the checkpoint was saved
+        # in.
         model: Any = AutoModel.from_pretrained(source, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -211,11 +214,13 @@ def encoder_of(
             f"backbone {name or found!r}: expected a text encoder with a fast tokenizer, "
             f"found {found}"
         )
+    # The digest covers the bytes, so other precisions would be other backbones.
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise BackboneError(
             f"backbone {name or found!r}: expected weights in float32; load it with "
             "dtype=torch.float32"
         )
+    # Evaluation mode: dropout would give a frozen model another answer each time.
     model.requires_grad_(False).eval()
     digest = weights_digest(model)
     name = name or f"{found}-{digest.removeprefix('sha256:')[:12]}"

@@ -299,6 +299,7 @@ class EncoderDecoder:
         if mode == "beam":
             beams = num_beams or 4
         if own is not None:
+            # As many beams as candidates: none can be lost, so the choice is exact.
             beams = num_beams or min(max(len(each) for each in own), _BEAMS)
             # No length penalty: beams must compare sums, as `score` does.
             limit, penalty = max(len(ids) for each in own for ids in each), 0.0
@@ -368,6 +369,7 @@ class EncoderDecoder:
         self, candidates: Candidates, num_rows: int, *, limit: int | None = None
     ) -> list[list[list[int]]]:
         """Tokens of every row's candidates."""
+        # Rows often share their candidates, so each text is tokenized once.
         kept: dict[str, list[int]] = {}
         for text in (text for own in candidates_by_row(candidates, num_rows) for text in own):
             if text not in kept:
@@ -435,6 +437,7 @@ class EncoderDecoder:
         )
         if self._kept is None:
             return self.calls.see(pixels)
+        # By the pixels, not by the file: two files may hold one picture, and one file may change.
         keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in pixels]
         missing = {key: place for place, key in enumerate(keys) if key not in self._kept}
         # The tower is below every expert, so no gradient is needed. Plain no_grad: cached states
@@ -450,6 +453,7 @@ class EncoderDecoder:
 
     def _log_likelihood(self, encoded: Encoded, labels: Sequence[Sequence[int]]) -> Tensor:
         """log p of each token to decode, `[B, T]`; 0 for padding."""
+        # Shifted by one: the decoder reads each token and predicts the next.
         given = [[*prompt, *ids[:-1]] for prompt, ids in zip(encoded.prompts, labels, strict=True)]
         wanted = [
             [_IGNORED] * (len(prompt) - 1) + list(ids)
@@ -459,7 +463,11 @@ class EncoderDecoder:
         logits = self.calls.logits(encoded, padded(given, value=self.calls.special.pad)[0])
         targets = padded(wanted, value=_IGNORED)[0]
         return -cross_entropy(
-            logits.transpose(1, 2).float(), targets, ignore_index=_IGNORED, reduction="none"
+            # fp32: the logarithm of a softmax over a large vocabulary loses digits in 16 bits.
+            logits.transpose(1, 2).float(),
+            targets,
+            ignore_index=_IGNORED,
+            reduction="none",
         )
 
     def _check_decoder_room(self, given: Sequence[Sequence[int]]) -> None:

@@ -91,6 +91,7 @@ class LayerCache:
         mask = nn.utils.rnn.pad_sequence(
             [torch.ones(len(row), dtype=torch.int64) for row in rows], batch_first=True
         )
+        # Kept without padding: the next batch may have other neighbours and another length.
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), mask
 
     def _run_below(self, run: Callable[[], object]) -> Tensor:

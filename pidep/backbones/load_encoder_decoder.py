@@ -64,6 +64,7 @@ def load_encoder_decoder(name: str) -> EncoderDecoder:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BackboneError(f"backbone {name!r}: {_EXPECTED}; {reason}") from error
     missing = sorted(report["missing_keys"])
+    # transformers fills missing weights with random numbers and only warns.
     if missing:
         raise BackboneError(
             f"backbone {name!r}: {len(missing)} weights of {maker} are not there, e.g. "
@@ -77,6 +78,7 @@ def load_encoder_decoder(name: str) -> EncoderDecoder:
     model.requires_grad_(False).eval()
     preprocess = read_preprocess(name)
     digest = weights_digest(model)
+    # Another resizing gives other answers, so it is another backbone.
     if preprocess is not None:
         digest = (
             "sha256:"
@@ -97,6 +99,7 @@ def class_of(config: Any) -> str | None:
     """Name of the transformers class that generates with a config; None for other models."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
+    # Neither is in transformers' table of sequence-to-sequence models.
     if config.model_type == "florence2":
         return "Florence2ForConditionalGeneration"
     if config.model_type == "blip":

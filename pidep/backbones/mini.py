@@ -130,7 +130,12 @@ class Mini(EmbeddingBackbone):
         ]
         if not seen:
             return _inputs(
-                ids, mask, torch.zeros(len(ids), 0, self.hidden_size), mask.new_zeros(len(ids), 0)
+                # An empty axis, not a missing input: one exported graph serves rows with and
+                # without images.
+                ids,
+                mask,
+                torch.zeros(len(ids), 0, self.hidden_size),
+                mask.new_zeros(len(ids), 0),
             )
         tokens = self._tokens_of([(where, image) for _, where, image in seen])
         places = torch.tensor([place for place, _, _ in seen])

@@ -60,6 +60,8 @@ def preprocess_of(
     wanted = {"do_resize": True, "do_rescale": True, "resample": _BICUBIC, "do_pad": False}
     for key, expected in wanted.items():
         found = values.get(key)
+        # Refused, not approximated: another filter gives other pixels than the model was trained
+        # on.
         if found is not None and found != expected:
             raise BackboneError(
                 f"{where}: {key} is {found!r}, expected {expected!r}: images are resized "
@@ -69,6 +71,7 @@ def preprocess_of(
     if factor is not None and not math.isclose(float(factor), 1 / 255, rel_tol=1e-6):
         raise BackboneError(f"{where}: rescale_factor is {factor}, expected 1/255")
     size, fit, share = _size(values, where)
+    # A file that does not say normalises, as transformers' processors do.
     normal = values.get("do_normalize") is not False
     mean, std = (
         values.get(key) if normal else [default] * 3

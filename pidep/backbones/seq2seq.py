@@ -103,6 +103,7 @@ class ModelCalls:
                 f"eos_token_id {end}; "
                 "expected numbers, add them to config.json"
             )
+        # A model without a padding token: padding is masked, so any token will do.
         pad = end if pad is None else pad
         frame = {start, end, pad, getattr(config, "bos_token_id", None)} - {None}
         return Special(start, end, pad, frozenset(frame))
