@@ -102,6 +102,7 @@ class _Facade(ModuleType):
         super().__setattr__(name, value)
 
 
+# A module's own `__setattr__` is found on its class only.
 sys.modules[__name__].__class__ = _Facade
 
 

@@ -235,6 +235,7 @@ def interpolate(
     fixed = {"kind": first.kind, "sites": tuple(first.sites), "rank": first.rank}
     chosen = backbone or first.backbone
     given = {"backbone": _backbone_name(chosen), "shots": shots, **fixed, **settings}
+    # Rows in memory become files, because `interpolate_experts` reads a task by its reference.
     with TemporaryDirectory() as folder:
         found = interpolate_experts(
             _tune_settings(task, Path(folder), given, where="interpolate"),

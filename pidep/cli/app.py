@@ -77,6 +77,7 @@ class _Commands(MutableMapping[str, Any]):
 
 def _build(name: str, entry: Entry) -> Any:
     function = getattr(import_module(f"pidep.cli.{entry.module or name}"), entry.module or name)
+    # rich_markup_mode=None: typer would import rich for the help of every command.
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
     alone.command(name, cls=PanelCommand, context_settings=HELP)(function)
     return typer.main.get_command(alone)
@@ -117,6 +118,7 @@ app = typer.Typer(
         "compile them, and swap them on a running server."
     ),
     invoke_without_command=True,
+    # A traceback is for developers: `main` turns each error into a line.
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings=HELP,
@@ -146,6 +148,7 @@ def main() -> None:
     A mistake or a failure is one line on stderr and an exit code, never a traceback.
     """
     try:
+        # standalone_mode=False: typer would print its errors in its own form and exit by itself.
         code = app(standalone_mode=False, prog_name="pidep")
     except PidepError as error:
         code = _fail(str(error), error.exit_code)
@@ -154,7 +157,9 @@ def main() -> None:
         path = context.command_path if context is not None else "pidep"
         code = _fail(f"{error.format_message().rstrip('.')} (see {path} --help)", error.exit_code)
     except (Abort, KeyboardInterrupt):
+        # 130 is 128 + SIGINT, the exit code that shells expect.
         code = _fail("stopped", 130)
+    # The reader, such as `head`, has gone. There is nobody to tell.
     except BrokenPipeError:
         code = 1
     except OSError as error:
@@ -163,6 +168,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> int:
+    # Results that were printed before the error must stand above it.
     sys.stdout.flush()
     typer.echo(f"pidep: {' '.join(message.split())}", err=True)
     return code

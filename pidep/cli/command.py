@@ -48,6 +48,7 @@ class PanelCommand(TyperCommand):
         try:
             return super().invoke(ctx)
         except PidepError as error:
+            # In place: the error keeps its type, its exit code and its traceback.
             error.args = (with_flags(str(error), {one.name: _shown(one) for one in self.params}),)
             raise
 

@@ -87,6 +87,7 @@ def compare(
     require_columns(settings)
     share = None if part is None else share_of(part)
     again = check_methods(redo or [])
+    # Imported after the checks: torch takes seconds, and a wrong option should not wait for it.
     from pidep.lab.compare import compare as run
     from pidep.lab.compare_grid import Part
 
@@ -167,6 +168,7 @@ def _progress() -> Iterator[OnCell | None]:
         TimeRemainingColumn,
     )
 
+    # On stderr, so that `--json > file` holds nothing but JSON.
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None

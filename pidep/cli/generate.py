@@ -99,6 +99,7 @@ def _lines() -> Iterator[Row]:
     """Rows from standard input."""
     from pidep.inputs.row import Row
 
+    # Bytes, so that a line that is not UTF-8 is an error of that line and not of the stream.
     for number, line in enumerate(sys.stdin.buffer, 1):
         if not line.strip():
             continue

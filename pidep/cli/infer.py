@@ -26,6 +26,7 @@ __all__ = ["infer"]
 def _rows(expert: str | None) -> Iterator[Request]:
     from pidep.serving.client import Request
 
+    # Bytes, so that a line that is not UTF-8 is an error of that line and not of the stream.
     for number, line in enumerate(sys.stdin.buffer, 1):
         if not line.strip():
             continue
@@ -103,6 +104,7 @@ def infer(
     asked = _asked(texts or [], image or [])
     if asked and model == BANK and not expert:
         raise UsageError("`expert`: expected a name, found none; name the expert that answers")
+    # Arguments that are not UTF-8 arrive as lone surrogates, which gRPC cannot send.
     for text in texts or ():
         try:
             text.encode()

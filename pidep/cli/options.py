@@ -68,6 +68,7 @@ def options(
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [context, *made, *([config] if yaml else []), *own]
         )
+        # typer would otherwise look for the types of `run`'s own parameters.
         run.__annotations__ = {}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__module__ = command.__module__
@@ -148,6 +149,7 @@ def _given(
         aliases = [_alias(setting, number) for number, _ in enumerate(setting.shown.aliases)]
         for name in (setting.name, *aliases):
             source = context.get_parameter_source(name)
+            # Only what was typed: a default would otherwise replace the YAML file's value.
             if source is not None and source.name != "DEFAULT":
                 found[setting.name] = _value(setting, values[name])
     return found

@@ -46,6 +46,7 @@ def progress() -> Iterator[Step | None]:
         TimeRemainingColumn,
     )
 
+    # On stderr, so that `--json > file` holds nothing but JSON.
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None

@@ -33,6 +33,7 @@ def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             # A second signal must not interrupt the clean stop.
             signal.signal(number, signal.SIG_IGN)
+        # An exception, so that the `with` block below stops the server on its way out.
         raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGINT):

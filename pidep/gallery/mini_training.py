@@ -125,6 +125,7 @@ def stem_features(icons: Sequence[Icon], mini: Mini) -> tuple[Any, Tensor]:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial.npy")
         np.save(beside, _compute(icons, mini, partial))
+        # Renamed last: an interrupted run leaves no file that looks complete.
         partial.replace(path)
     return np.load(path, mmap_mode="r"), torch.from_numpy(np.load(beside)).float()
 
@@ -139,6 +140,7 @@ def _compute(icons: Sequence[Icon], mini: Mini, path: Path) -> Any:
         pixels = torch.from_numpy(PREPROCESS([render(icon, size=PREPROCESS.size) for icon in some]))
         with torch.inference_mode():
             last, middle, summary = mini.stem(pixels.contiguous(memory_format=torch.channels_last))
+        # fp16 and a memory map: half a gigabyte of features, of which a step reads one batch.
         found = gathered(last, middle).half().numpy()
         summaries.append(summary.half().numpy())
         if table is None:
@@ -248,6 +250,7 @@ def train(mini: Mini, data: Data, settings: Settings) -> list[float]:
     seen, target_of = torch.unique(data.name_of[rows], return_inverse=True)
     names = data.names[:, seen]
     scale = nn.Parameter(torch.tensor(settings.logit_scale).log())
+    # As usual, norms, biases and scales are not decayed.
     decayed = [mini.connector.project.weight]
     others = [parameter for parameter in mini.connector.parameters() if parameter is not decayed[0]]
     optimizer = torch.optim.AdamW(
@@ -304,8 +307,11 @@ def fit_past(mini: Mini, data: Data, settings: Settings) -> None:
     summary = data.summary[rows]
     past.mean, past.deviation = summary.mean(0), summary.std(0) + 1e-3
     standard, num_features = past.standard(summary), summary.shape[1]
+    # `svd_lowrank` draws from the global generator and takes no other.
     torch.manual_seed(settings.seed)
     past.axes = torch.svd_lowrank(standard, q=past.axes.shape[1], niter=2)[2]
+    # Rounded as the file rounds them, before the fit: the vectors belong to these points (decision
+    # 006).
     past.points = as_kept(past.turned(summary))
     past.sharpness = torch.tensor(settings.sharpness / num_features)
     group = torch.tensor(
@@ -313,6 +319,8 @@ def fit_past(mini: Mini, data: Data, settings: Settings) -> None:
     )
     near, ease = past.near(past.points), group.bincount()[group].sqrt()
     names = data.names[0, data.name_of[rows]]
+    # The kernel matrix with its ridge is positive definite, so one factorisation serves both the
+    # fit and the left-out errors.
     factor = torch.linalg.cholesky(near + settings.ridge * torch.diag(ease))
     vectors = torch.cholesky_solve(names - names.mean(0), factor)
     past.vectors = vectors @ whitening(left_out_errors(factor, vectors, group), settings)

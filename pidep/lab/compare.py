@@ -92,6 +92,7 @@ def compare(
                     measurement.measure(key, record)
     cells = [cell for key in grid.cells if (cell := files.finished(key)) is not None]
     result = CompareResult(out, cells, len(grid.cells) - len(cells), summarise(cells))
+    # A summary of some cells would compare methods on different tasks.
     if not result.missing:
         write_json(out / "summary.json", result.summary)
     return result

@@ -323,6 +323,7 @@ def _target(task: Task, config: CompareSettings, backbone: Backbone) -> Target:
             f"{list(task.labels)[min(missing)]!r}; drop the label"
         )
     for shots in config.shots:
+        # Drawn once to see that every class has enough rows, before hours of measuring.
         few_shot(train, shots=shots, seed=0)
     length = min(config.max_length or task.max_length, backbone.max_positions)
     return Target(task, TaskData(train, test), scorer_for_task(backbone, task, max_length=length))

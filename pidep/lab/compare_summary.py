@@ -65,6 +65,7 @@ def differences(scores: Scores, method: str, other: str) -> dict[str, float]:
     """Mean of one method minus mean of another, by task, over their common seeds."""
     found = {}
     for task, methods in scores.items():
+        # Common seeds only: both methods then had the same rows, and their noise cancels.
         seeds = methods.get(method, {}).keys() & methods.get(other, {}).keys()
         if seeds:
             found[task] = statistics.fmean(

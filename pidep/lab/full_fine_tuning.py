@@ -47,6 +47,7 @@ class _AllWeights(Mixture):
     """All weights of a backbone in the form of a mixture, so that `fit` can train them."""
 
     def __init__(self, model: nn.Module) -> None:
+        # `Mixture.__init__` would want experts; `fit` needs the parameters and the state alone.
         nn.Module.__init__(self)
         self.kind, self.model, self.arena = "lora", model, None
 

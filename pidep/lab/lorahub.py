@@ -61,6 +61,7 @@ def _nevergrad(num_weights: int, *, budget: int, seed: int) -> Any:
         ) from error
     bound = np.full(num_weights, _BOUND)
     weights = nevergrad.p.Array(init=np.zeros(num_weights), lower=-bound, upper=bound)
+    # nevergrad has a generator of its own, which torch's and numpy's seeds do not reach.
     weights.random_state.seed(seed)
     return nevergrad.optimizers.NGOpt(parametrization=weights, budget=budget)
 

@@ -89,6 +89,7 @@ def _box(task: Task, box: Any, asked: Input, place: str) -> str:
         raise TaskError(
             f"{place}: box: expected four numbers, {task.box_format}, found {str(box)[:60]!r}"
         )
+    # COCO's and RefCOCO's annotations have left, top, width, height; everything below has corners.
     if task.box_format == "xywh":
         box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
     return box_to_text(box, size=_size(asked.image, place), where=f"{place}: box")

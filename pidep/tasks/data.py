@@ -88,11 +88,13 @@ def _read_file(path: Path) -> Iterator[Any]:
         if kind == ".jsonl":
             yield from _jsonl(path)
         elif kind in (".csv", ".tsv"):
+            # newline="": the csv module itself handles line breaks inside quotation marks.
             with path.open(encoding="utf-8", newline="") as stream:
                 yield from csv.DictReader(stream, delimiter="," if kind == ".csv" else "\t")
         elif kind == ".parquet":
             import pyarrow.parquet
 
+            # In batches: a file of images may be larger than memory.
             for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
                 yield from batch.to_pylist()
         else:
@@ -367,6 +369,7 @@ def data_digest(split: Split) -> str:
         sha.update(f"{label}".encode())
         if split.targets:
             sha.update("".join(f"\t{len(part)}\t{part}" for part in split.targets[number]).encode())
+        # Each part with its length: without it, "ab" + "c" and "a" + "bc" would be one content.
         sha.update("".join(f"\t{len(part)}\t{part}" for part in _content(row)).encode() + b"\n")
     return "sha256:" + sha.hexdigest()
 
@@ -376,6 +379,7 @@ def _by_class(split: Split, seed: int) -> dict[int, list[int]]:
     for row, label in enumerate(split.labels):
         classes.setdefault(label, []).append(row)
     shuffler = random.Random(seed)
+    # Sorted: the draw must not depend on which label happens to come first in the file.
     for label in sorted(classes):
         shuffler.shuffle(classes[label])
     return classes
@@ -412,4 +416,5 @@ def limit(split: Split, rows: int | None, *, seed: int) -> Split:
     """At most `rows` rows, drawn by the seed."""
     if rows is None or rows >= len(split.rows):
         return split
+    # Sorted back into the file's order, so that a larger limit only adds rows between.
     return split.take(sorted(random.Random(seed).sample(range(len(split.rows)), rows)))

@@ -31,6 +31,8 @@ def hub_rows(task: Task, split: str, *, dataset: str) -> Iterator[Any]:
         if type(feature).__name__ == "Image":
             import datasets
 
+            # Without decoding: pixels are many times larger than files, and `pidep.inputs` decodes
+            # them.
             table = table.cast_column(column, datasets.Image(decode=False))
     folder = images_folder(task)
     for row in table:
@@ -120,6 +122,7 @@ def _on_disk(image: Any, folder: Path) -> Any:
 
 def _kept(data: bytes) -> Path:
     digest = hashlib.sha256(data).hexdigest()
+    # Two letters as a folder: a folder of a million files is slow to list.
     path = cache_folder() / "hub-images" / digest[:2] / digest
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

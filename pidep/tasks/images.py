@@ -36,6 +36,7 @@ def image_folder(folder: Path) -> list[dict[str, Any]]:
             f"{'a file' if folder.exists() else 'nothing'}; check the path"
         )
     rows: dict[str, dict[str, Any]] = {}
+    # Sorted: file systems list their files in different orders.
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if (
@@ -122,6 +123,7 @@ def parquet_images(path: Path, *, column: str = "image") -> Iterator[dict[str, A
         if column not in schema.names:
             raise TaskError(f"{path}: no column {column!r}; it has {', '.join(schema.names)}")
         _check_type(path, column, schema.field(column).type, pyarrow.types)
+        # Few rows at a time, because each holds whole image files.
         for batch in file.iter_batches(batch_size=32):
             for row in batch.to_pylist():
                 yield {**row, column: _absolute(row[column], path.parent)}

@@ -250,6 +250,7 @@ def load_task(reference: str | Path) -> Task:
             f"on a hub){similar}"
         )
     try:
+        # `safe_load`: YAML's full loader builds arbitrary Python objects.
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TaskError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error

@@ -66,6 +66,7 @@ def generate(
         )
     asked = backbone or (expert.backbone if expert else source)
     model = load_encoder_decoder(asked) if isinstance(asked, str) else asked
+    # By digest: the shapes may fit another model of the same size, and the answers would be noise.
     if expert is not None and expert.backbone_digest != model.digest:
         raise ExpertError(
             f"expert {expert.name!r}: made for backbone {expert.backbone!r} "

@@ -56,6 +56,7 @@ def import_peft(
         max_length=min(found.max_length, encoder.max_positions),
         provenance={"imported_from": "peft"},
     )
+    # Checked against the model itself: PEFT's files name a base, and say nothing about its shapes.
     Mixture.of([expert]).check(encoder.model)
     write_expert(expert, out)
     return expert

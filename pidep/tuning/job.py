@@ -64,6 +64,7 @@ class Job:
     def fingerprint(self) -> str:
         """SHA-256 of everything the own expert depends on; a resumed run must have the same."""
         keep = self.config.model_dump(mode="json", exclude=_UNRELATED_TO_OWN_EXPERT)
+        # The settings alone are not enough: a data file can change under the same name.
         content = [
             keep,
             self.task.model_dump(mode="json"),

@@ -19,6 +19,7 @@ class PhaseTimes:
 
     def end(self, phase: str) -> None:
         """Count the time since the last call, or since the start, for this phase."""
+        # Monotonic: the wall clock can be set while a run goes on.
         now = time.monotonic()
         self.seconds[phase] = round(self.seconds.get(phase, 0.0) + now - self._last, 3)
         self._last = now

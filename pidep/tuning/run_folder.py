@@ -212,6 +212,7 @@ def write_run(
     write_json(out / "similarity.json", {near.name: near.similarity for near in result.neighbours})
     write_json(out / "metrics.json", {"metric": result.metric, "test_rows": test_rows, **metrics})
     write_json(out / "provenance.json", _provenance(job, result, reports, seconds))
+    # Last: `is_run_folder` takes this file for the sign of a complete run.
     write_json(out / "result.json", result.to_json())
 
 

@@ -83,6 +83,7 @@ def tune(
         _train_helper(config, name, task, backbone, resume=resume, on_step=on_step)
     if missing:
         pool = pool_of(job)
+    # Every phase below reads the same rows, so the frozen layers run once per row for all of them.
     with backbone.cached_below(job.sites):
         if config.policy == "zero-shot":
             return zero_shot.mix(job, pool, started)
@@ -120,6 +121,7 @@ def _train_helper(
 ) -> None:
     assert config.pool is not None
     own: dict[str, Any] = {"task": task, "name": None, "helpers": (), "add_to_pool": True}
+    # A hidden folder: a pool lists the folders without a leading dot as experts.
     out = config.pool / ".runs" / name
     tune(
         config.model_copy(update={**own, **_HELPER_SETTINGS}),

@@ -129,6 +129,7 @@ def _rows(run: Run) -> _Rows:
         ) from error
     test = limit(data.test, config.get("test_limit"), seed=0)
     given: Any = run.provenance.get("data", {})
+    # A data file may have changed since. Figures of other rows would contradict the run's own.
     if data_digest(test) != given.get("test"):
         raise TaskError(
             f"{run.folder}: the task's test rows are not those of the run; pidep report "

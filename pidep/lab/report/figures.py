@@ -178,6 +178,7 @@ def graph(near: Neighbourhood) -> str:
         turn = [2 * math.pi * row / count + math.pi / 2 for row in range(count)]
         xs, ys = [math.cos(angle) for angle in turn], [math.sin(angle) for angle in turn]
         own = near.names.index(near.target)
+        # The target's lines are drawn last, above the others.
         for (left, right), weight in sorted(weights.items(), key=lambda item: own in item[0]):
             color = SERIES[0] if own in (left, right) else MUTED
             width = 0.8 + 4 * (weight - low) / span

@@ -123,6 +123,8 @@ def _arranged(
             matrix[left, right] = matrix[right, left] = layout.similarity(
                 vectors[names[left]], vectors[names[right]]
             )
+    # checks=False: rounding leaves 1 - 1 a little off zero on the diagonal, and scipy would refuse
+    # it.
     tree = linkage(squareform(1 - matrix, checks=False), "average", optimal_ordering=True)
     # scipy numbers the leaves as they were given; the picture needs them as they stand in it.
     order = leaves_list(tree)

@@ -49,6 +49,8 @@ def bleu4(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> fl
         for n in range(_LONGEST):
             most: Grams = Counter()
             for one in wanted:
+                # `|` of counters is the larger count: a repeated word counts at most as often as in
+                # one reference.
                 most |= _grams(one, n + 1)
             right[n] += (_grams(words, n + 1) & most).total()
             made[n] += max(0, len(words) - n)
@@ -81,6 +83,7 @@ def cider(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> fl
     total = 0.0
     for row, text in zip(wanted, predictions, strict=True):
         made = [_grams(tokens(text), n + 1) for n in range(_LONGEST)]
+        # COCO's evaluation takes the difference in bigrams for the length penalty, not in words.
         alike = [
             _alike(weigh(made[n]), weigh(one[n]), made[1].total() - one[1].total())
             for one in row

@@ -19,6 +19,7 @@ def meteor(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> f
     try:
         return float(scorer.compute_score(*_numbered(references, predictions))[0])
     finally:
+        # pycocoevalcap leaves its Java process and three pipes open.
         scorer.meteor_p.kill()
         scorer.meteor_p.wait()
         for pipe in (scorer.meteor_p.stdin, scorer.meteor_p.stdout, scorer.meteor_p.stderr):
