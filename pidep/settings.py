@@ -249,7 +249,12 @@ def _message(model: type[Settings], error: Any, sources: Mapping[Any, str], wher
         return f"{source}: {shown}: expected at least {least} values, found {found}"
     choices = {setting.name: setting.choices for setting in settings_of(model)}[name]
     near = did_you_mean(str(error["input"]), choices)
-    return f"{source}: {shown}: {_expected(error['msg'])}, found {error['input']!r}{near}"
+    return f"{source}: {shown}: {_expected(error['msg'])}, found {_found(error['input'])}{near}"
+
+
+def _found(value: Any) -> str:
+    """A value as a message shows it."""
+    return repr(str(value) if isinstance(value, Path) else value)
 
 
 _WORDS = (

@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from pidep.cli.options import OUTPUT
+from pidep.cli.options import options
+from pidep.tuning.settings import ImportSettings
 
 __all__ = ["adopt"]
 
 
-def adopt(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FOLDER",
-            help="Folder written by PEFT's save_pretrained (LoRA, prompt or prefix tuning).",
-        ),
-    ],
-    task: Annotated[
-        str,
-        typer.Option(
-            metavar="TEXT", help="Task file or packaged task the adapter was trained for."
-        ),
-    ],
-    out: Annotated[
-        Path,
-        typer.Option(metavar="PATH", help="Expert folder to write.", rich_help_panel=OUTPUT),
-    ],
-    name: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="Name of the expert. Without it, the task's name."),
-    ] = None,
-    backbone: Annotated[
-        str, typer.Option(metavar="TEXT", help="Backbone the adapter was trained on.")
-    ] = "minilm",
-) -> None:
+@options(ImportSettings)
+def adopt(settings: ImportSettings) -> None:
     """Turn an adapter trained by PEFT into an expert.
 
     Checks that the adapter fits the backbone, and adds labels and digests.
     """
-    from pidep.tuning.import_peft import import_peft as run
+    from pidep.tuning.import_peft import import_peft
 
-    expert = run(folder, task=task, out=out, name=name, backbone=backbone)
-    typer.echo(f"{out}  {expert.digest}")
+    expert = import_peft(settings)
+    typer.echo(f"{settings.out}  {expert.digest}")

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from pidep.cli import render
-from pidep.cli.options import OUTPUT, Json, options
-from pidep.errors import UsageError
-from pidep.lab.settings import CompareSettings, check_methods, require_columns
+from pidep.cli.options import Json, options
+from pidep.lab.settings import CompareSettings, GridSettings, require_columns
 
 if TYPE_CHECKING:
     from pidep.lab.compare import OnCell
 
-__all__ = ["compare", "draw_tables", "share_of"]
+__all__ = ["compare", "draw_tables"]
 
 NAMES = {
     "backbone": "bare backbone",
@@ -38,55 +35,14 @@ NAMES = {
 }
 
 
-@options(CompareSettings, yaml=True)
-def compare(
-    settings: CompareSettings,
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Run folder. Cells that are finished in it are not measured again.",
-            rich_help_panel=OUTPUT,
-            metavar="PATH",
-        ),
-    ] = Path("compare"),
-    prepare: Annotated[
-        bool,
-        typer.Option("--prepare", help="Train the helpers and stop.", rich_help_panel="Run"),
-    ] = False,
-    part: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Measure one of N shares of the cells, such as 0/2. Run --prepare before.",
-            rich_help_panel="Run",
-        ),
-    ] = None,
-    redo: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="METHOD",
-            help="Measure this method again in every cell. Repeat for several.",
-            rich_help_panel="Run",
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            help="Measure cells of other settings again, instead of refusing them.",
-            rich_help_panel="Run",
-        ),
-    ] = False,
-    json: Json = False,
-) -> None:
+@options(CompareSettings, GridSettings, yaml=True)
+def compare(settings: CompareSettings, grid: GridSettings, json: Json = False) -> None:
     """Measure π-Tuning against its baselines on the same rows and seeds.
 
     Each task is the target once and the other tasks help it. Every method has the same rows, seeds
     and steps. The grid continues cell by cell where an earlier run stopped.
     """
     require_columns(settings)
-    share = None if part is None else share_of(part)
-    again = check_methods(redo or [])
     # Imported after the checks: torch takes seconds, and a wrong option should not wait for it.
     from pidep.lab.compare import compare as run
     from pidep.lab.compare_grid import Part
@@ -94,11 +50,11 @@ def compare(
     with _progress() as on_cell:
         result = run(
             settings,
-            out,
-            part=share and Part(*share),
-            prepare=prepare,
-            overwrite=overwrite,
-            redo=again,
+            grid.out,
+            part=Part.of_text(grid.part) if grid.part else None,
+            prepare=grid.prepare,
+            overwrite=grid.overwrite,
+            redo=grid.redo,
             on_cell=on_cell,
         )
     if json:
@@ -111,18 +67,6 @@ def compare(
             f"{result.missing} of {result.missing + len(result.cells)} cells are not measured yet"
         )
     typer.echo(str(result.out))
-
-
-def share_of(text: str) -> tuple[int, int]:
-    """(I, N) of a `--part` I/N.
-
-    Raises:
-        UsageError: it is of another form.
-    """
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if found is None or not int(found[1]) < int(found[2]):
-        raise UsageError(f"`part` {text!r}: expected I/N with I from 0 to N - 1, such as 0/2")
-    return int(found[1]), int(found[2])
 
 
 def draw_tables(summary: dict[str, Any]) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from pidep.cli import render
-from pidep.cli.options import OUTPUT, Json
-from pidep.errors import UsageError
+from pidep.cli.options import Json, options
+from pidep.similarity.settings import GraphSettings
 
 if TYPE_CHECKING:
     from pidep.similarity.measures import SiteAgreement
@@ -20,81 +18,29 @@ __all__ = ["graph"]
 SITES_SHOWN = 3
 
 
-def graph(
-    pool: Annotated[
-        Path, typer.Argument(metavar="POOL", help="Folder of experts with task embeddings.")
-    ],
-    explain: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TASK", help="List the sites where this task and its neighbours agree."
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Neighbours shown of each task. Without it, all pairs up to 50 tasks, else 3.",
-        ),
-    ] = None,
-    png: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Draw the graph as a picture.", rich_help_panel=OUTPUT),
-    ] = None,
-    graphml: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Write the graph as GraphML.", rich_help_panel=OUTPUT),
-    ] = None,
-    json: Json = False,
-) -> None:
+@options(GraphSettings)
+def graph(settings: GraphSettings, json: Json = False) -> None:
     """Show which tasks of a pool are similar, and why."""
-    if explain is not None:
-        if png is not None or graphml is not None:
-            raise UsageError(
-                "`explain`: is about one task; `png` and `graphml` draw the whole graph, "
-                "run them without it"
-            )
-        _explain(pool, explain, top_k, json=json)
+    if settings.explain is not None:
+        _explain(settings.pool, settings.explain, settings.top_k, json=json)
         return
     import networkx
 
-    from pidep.similarity.pool import task_graph
+    from pidep.similarity.graph_files import write_graph
 
-    _check_target("`png`", png, (".png",))
-    _check_target("`graphml`", graphml, (".graphml", ".xml"))
-
-    found = task_graph(pool, top_k=top_k)
-    if png is not None:
-        from pidep.similarity.picture import draw
-
-        draw(found, png)
-    if graphml is not None:
-        graphml.parent.mkdir(parents=True, exist_ok=True)
-        networkx.write_graphml(found, graphml)
+    found = write_graph(settings)
     if json:
         render.as_json(networkx.node_link_data(found, edges="edges"))
     elif "top_k" in found.graph:
-        _nearest_table(pool, found, found.graph["top_k"])
+        _nearest_table(settings.pool, found, found.graph["top_k"])
     else:
         names = sorted(found)
         rows = [[left, *(_similarity(found, left, right) for right in names)] for left in names]
-        render.table(f"task similarity in {pool}", ["task", *names], rows)
+        render.table(f"task similarity in {settings.pool}", ["task", *names], rows)
 
 
 def _similarity(found: Any, left: str, right: str) -> str:
     return "" if left == right else f"{found.edges[left, right]['similarity']:.4f}"
-
-
-def _check_target(setting: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Refuse a file that cannot be written, before anything is written."""
-    from pidep.files.atomic_write import check_place
-
-    if path is None:
-        return
-    if path.suffix.lower() not in suffixes or path.is_dir():
-        raise UsageError(f"{setting} {path}: expected a file that ends in {' or '.join(suffixes)}")
-    check_place(path.parent, setting)
 
 
 def _nearest_table(pool: Path, found: Any, top_k: int) -> None:

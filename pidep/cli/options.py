@@ -8,7 +8,7 @@ with commas, or the option again.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,35 +38,41 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def options(
-    model: type[Settings], *, yaml: bool = False
+    *models: type[Settings], yaml: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the settings of a model.
+    """Give a command the settings of some models.
 
-    The command's first parameter receives the settings; the other parameters stay its own options.
+    The command's first parameters receive the settings, one for each model. The other parameters
+    stay its own options.
 
     Args:
-        model: the settings.
-        yaml: whether `--config` reads them from a file, too.
+        models: the settings.
+        yaml: whether `--config` reads the first model's settings from a file, too.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        _, *own = inspect.signature(command, eval_str=True).parameters.values()
-        settings = settings_of(model)
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(models) :]
 
         def run(context: typer.Context, **values: Any) -> None:
-            config = values.pop("config", None) if yaml else None
-            given = _given(context, settings, values)
-            name = context.info_name or model.__name__
-            rest = {parameter.name: values[parameter.name] for parameter in own}
-            command(read_settings(model, config, given, where=name), **rest)
+            config = values.pop("config", None)
+            name = context.info_name or command.__name__
+            found = [
+                read_settings(
+                    model,
+                    config if model is models[0] else None,
+                    _given(context, settings_of(model), values),
+                    where=name,
+                )
+                for model in models
+            ]
+            command(*found, **{parameter.name: values[parameter.name] for parameter in own})
 
-        context = Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
-        flags = {one.name: one.flag for one in settings if one.flag}
-        made = [part for one in settings for part in _parameters(one, flags, yaml=yaml)]
-        config = Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=_CONFIG)
-        own = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in own]
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [context, *made, *([config] if yaml else []), *own]
+            [
+                Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context),
+                *_made(models, yaml=yaml),
+                *(one.replace(kind=Parameter.KEYWORD_ONLY) for one in own),
+            ]
         )
         # typer would otherwise look for the types of `run`'s own parameters.
         run.__annotations__ = {}
@@ -77,17 +83,31 @@ def options(
     return decorate
 
 
+def _made(models: Sequence[type[Settings]], *, yaml: bool) -> list[Parameter]:
+    """The parameters of all models, and `--config` where a file can hold settings."""
+    flags = {one.name: one.flag for model in models for one in settings_of(model) if one.flag}
+    made = [
+        part
+        for model in models
+        for one in settings_of(model)
+        for part in _parameters(one, flags, yaml=yaml and model is models[0])
+    ]
+    config = Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=_CONFIG)
+    return [*made, config] if yaml else made
+
+
 def _parameters(setting: Setting, flags: Mapping[str, str], *, yaml: bool) -> list[Parameter]:
     """The parameter of a setting, and a hidden one for each older spelling."""
     if not setting.shown.flag:
         return []
     annotation = _annotation(setting)
     if setting.shown.argument:
-        info = typer.Argument(help=setting.help, metavar=setting.flag, show_default=False)
+        text = f"{setting.help}{_facts(setting)}" if not setting.required else setting.help
+        info = typer.Argument(help=text, metavar=setting.flag, show_default=False)
         # With --config the file can hold the argument. Then the settings tell that it is missing.
         required = setting.required and not yaml
         return [_parameter(setting.name, annotation, info, Parameter.empty if required else None)]
-    shown = [_parameter(setting.name, annotation, _option(setting, flags), None)]
+    shown = [_parameter(setting.name, annotation, _option(setting, flags, yaml=yaml), None)]
     hidden = [
         _parameter(_alias(setting, number), annotation, typer.Option(spelling, hidden=True), None)
         for number, spelling in enumerate(setting.shown.aliases)
@@ -108,8 +128,10 @@ def _annotation(setting: Setting) -> Any:
     return setting.kind | None if setting.kind in (bool, Path) else str | None
 
 
-def _option(setting: Setting, flags: Mapping[str, str]) -> Any:
-    spelling = f"{setting.flag}/--no-{setting.flag[2:]}" if setting.kind is bool else setting.flag
+def _option(setting: Setting, flags: Mapping[str, str], *, yaml: bool) -> Any:
+    # What is off and cannot be on in a file needs no option that turns it off.
+    both = setting.kind is bool and (yaml or setting.default is not False)
+    spelling = f"{setting.flag}/--no-{setting.flag[2:]}" if both else setting.flag
     return typer.Option(
         spelling,
         help=f"{with_flags(setting.help, flags)}{_facts(setting)}",
@@ -121,9 +143,10 @@ def _option(setting: Setting, flags: Mapping[str, str]) -> Any:
 
 
 def _facts(setting: Setting) -> str:
-    """Default and bounds, in brackets."""
-    default = "" if isinstance(setting.default, bool) else setting.default_text
-    facts = [f"default: {default}" if default else "", setting.bounds_text]
+    """Whether it is required, its default and its bounds, in brackets."""
+    default = "" if setting.default is False else setting.default_text
+    default = "required" if setting.required else f"default: {default}" if default else ""
+    facts = [default, setting.bounds_text]
     shown = "; ".join(fact for fact in facts if fact)
     return f"  [{shown}]" if shown else ""
 

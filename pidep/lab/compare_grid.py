@@ -77,6 +77,12 @@ class Part(NamedTuple):
     first: int
     of: int
 
+    @classmethod
+    def of_text(cls, text: str) -> Part:
+        """The part that `pidep compare --part` calls I/N."""
+        first, _, of = text.partition("/")
+        return cls(int(first), int(of))
+
     def share(self, keys: Sequence[Key]) -> list[Key]:
         """The keys of this part."""
         return list(keys[self.first :: self.of])

@@ -1,22 +1,25 @@
-"""The settings of `pidep compare`. No torch."""
+"""The settings of `pidep compare` and `pidep report`. No torch."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pidep.errors import UsageError, did_you_mean
+from pidep.experts.kind_names import KindName, kind_names
 from pidep.settings import Settings, Shown, checked
-from pidep.tuning.settings import KindName, kind_names
 
 __all__ = [
     "METHODS",
     "ONLY_FOR",
     "CompareSettings",
+    "GridSettings",
     "Method",
+    "ReportSettings",
     "check_methods",
     "compare_settings",
     "require_columns",
@@ -54,6 +57,9 @@ EXPERT = Shown("Expert")
 TRAINING = Shown("Training")
 NEIGHBOURS = Shown("Neighbours")
 BASELINES = Shown("Baselines")
+CELLS = Shown("Cells")
+FIGURES = Shown("Figures")
+OUTPUT = Shown("Output")
 
 
 class CompareSettings(Settings):
@@ -152,6 +158,51 @@ class CompareSettings(Settings):
         if twice:
             raise ValueError(f"expected each value once, {twice[0]!r} is there twice")
         return values
+
+
+class GridSettings(Settings):
+    """Which cells of a grid are measured, and where they are kept."""
+
+    prepare: Annotated[bool, CELLS] = False
+    """Train the helpers and stop."""
+    part: Annotated[str | None, CELLS] = None
+    """Measure one of N shares of the cells, as I/N, such as 0/2. Run with `prepare` before."""
+    redo: Annotated[tuple[Method, ...], CELLS] = ()
+    """Methods that are measured again in every cell."""
+    overwrite: Annotated[bool, CELLS] = False
+    """Measure cells of other settings again, instead of refusing them."""
+    out: Annotated[Path, OUTPUT] = Path("compare")
+    """Run folder. Cells that are finished in it are not measured again."""
+
+    @field_validator("part")
+    @classmethod
+    def _share(cls, part: str | None) -> str | None:
+        if part is not None:
+            found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part)
+            if found is None or int(found[1]) >= int(found[2]):
+                raise ValueError("expected I/N with I from 0 to N - 1, such as 0/2")
+        return part
+
+
+class ReportSettings(Settings):
+    """A run, and what its page shows."""
+
+    run: Annotated[Path, Shown("Data", argument=True)]
+    """Run folder of pidep tune."""
+    pool: Annotated[Path | None, Shown("Data")] = None
+    """Folder of the helpers' experts. Without it, the run's own pool."""
+    evaluate: Annotated[bool, FIGURES] = True
+    """Predict the test rows again, for the confusion matrix. Loads the backbone."""
+    paths: Annotated[bool, Shown("Figures", aliases=("--path",))] = False
+    """Also measure the loss along the lines from the own expert to the others."""
+    out: Annotated[Path | None, OUTPUT] = None
+    """Page to write. Without it, report.html in the run folder."""
+
+    @model_validator(mode="after")
+    def _paths_need_rows(self) -> Self:
+        if self.paths and not self.evaluate:
+            raise ValueError("`paths` measures on rows, and `evaluate` is off; turn it on")
+        return self
 
 
 def check_methods(names: Sequence[str]) -> list[Method]:

@@ -10,6 +10,7 @@ from pidep.errors import ExpertError
 from pidep.experts.folder import read_expert, write_expert
 from pidep.experts.kinds import expert_kind
 from pidep.experts.resolve import resolve_expert_folder
+from pidep.tuning.settings import FoldSettings
 
 __all__ = ["FoldedExpert", "fold_expert"]
 
@@ -29,19 +30,24 @@ class FoldedExpert:
         return {**asdict(self), "out": str(self.out)}
 
 
-def fold_expert(folder: Path, out: Path, *, rank: int, max_error: float) -> FoldedExpert:
-    """Write `out`: the LoRA of a run folder or expert folder, at `rank`.
+def fold_expert(settings: FoldSettings) -> FoldedExpert:
+    """Write `out`: the LoRA of `run`, at `rank`.
 
     Raises:
         ExpertError: the expert is no LoRA, or an update loses more than `max_error`; nothing was
             written.
     """
-    expert = read_expert(resolve_expert_folder(folder))
+    expert = read_expert(resolve_expert_folder(settings.run))
     kind = expert_kind(expert.kind)
     try:
-        found = kind.truncate(expert.sites, scaling=expert.scaling, rank=rank, max_error=max_error)
+        found = kind.truncate(
+            expert.sites,
+            scaling=expert.scaling,
+            rank=settings.rank,
+            max_error=settings.max_error,
+        )
     except ExpertError as error:
-        raise ExpertError(f"{folder}: {error}") from error
+        raise ExpertError(f"{settings.run}: {error}") from error
     facts = {"folded_from": expert.digest, "folded_error": found.worst[1]}
     small = replace(
         expert,
@@ -51,5 +57,5 @@ def fold_expert(folder: Path, out: Path, *, rank: int, max_error: float) -> Fold
         metrics={},
         provenance={**expert.provenance, **facts},
     )
-    write_expert(small, out)
-    return FoldedExpert(out, small.digest, rank, found.errors)
+    write_expert(small, settings.out)
+    return FoldedExpert(settings.out, small.digest, settings.rank, found.errors)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pidep.adapters.mixture import Mixture, find_sites
 from pidep.backbones.load import load_backbone
 from pidep.experts.folder import Expert, check_expert_place, check_name, write_expert
@@ -11,37 +9,27 @@ from pidep.experts.peft_format import at_sites, read_peft
 from pidep.tasks.hub import with_labels
 from pidep.tasks.task import load_task
 from pidep.training.scorer import label_embeddings
+from pidep.tuning.settings import ImportSettings
 
 __all__ = ["import_peft"]
 
 
-def import_peft(
-    folder: Path,
-    *,
-    task: str,
-    out: Path,
-    name: str | None = None,
-    backbone: str = "minilm",
-) -> Expert:
+def import_peft(settings: ImportSettings) -> Expert:
     """Write the expert folder `out` from a folder that PEFT wrote.
-
-    Args:
-        task: a task file or packaged task; gives labels and label texts.
-        name: the expert's name; the task's when absent.
 
     Raises:
         ExpertError: the adapter uses features that pidep lacks, or does not fit the backbone;
             nothing was written.
     """
     # Before the backbone is loaded, which takes seconds.
-    check_expert_place(out)
-    found = with_labels(load_task(task))
-    adapter = read_peft(folder)
-    encoder = load_backbone(backbone)
+    check_expert_place(settings.out)
+    found = with_labels(load_task(settings.task))
+    adapter = read_peft(settings.folder)
+    encoder = load_backbone(settings.backbone)
     # A LoRA names its sites; PEFT's prompts and prefixes belong to all places of the model.
     places = [] if adapter.sites else find_sites(encoder.model, kind=adapter.kind)
     expert = Expert(
-        name=check_name(name or found.name),
+        name=check_name(settings.name or found.name),
         backbone=encoder.name,
         backbone_digest=encoder.digest,
         sites=at_sites(adapter, places),
@@ -58,5 +46,5 @@ def import_peft(
     )
     # Checked against the model itself: PEFT's files name a base, and say nothing about its shapes.
     Mixture.of([expert]).check(encoder.model)
-    write_expert(expert, out)
+    write_expert(expert, settings.out)
     return expert

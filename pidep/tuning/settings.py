@@ -1,18 +1,19 @@
-"""The settings of `pidep tune` and `pidep generate`. No torch."""
+"""The settings of `pidep tune`, `generate`, `import` and `fold`. No torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from pidep import plugins
+from pidep.experts.kind_names import KindName, kind_names
 from pidep.settings import Settings, Shown, read_settings
 
 __all__ = [
+    "FoldSettings",
     "GenerateSettings",
-    "KindName",
+    "ImportSettings",
     "TuneSettings",
     "read_config",
 ]
@@ -23,21 +24,7 @@ TRAINING = Shown("Training")
 NEIGHBOURS = Shown("Neighbours")
 INTERPOLATION = Shown("Interpolation")
 GENERATION = Shown("Generation")
-
-
-def kind_names() -> tuple[str, ...]:
-    """Every kind of expert: pidep's own and those of installed packages."""
-    return plugins.names("pidep.kinds")
-
-
-def _known_kind(name: str) -> str:
-    if name not in kind_names():
-        raise ValueError(f"expected one of {', '.join(kind_names())}")
-    return name
-
-
-# Not a Literal: an installed package can add kinds.
-KindName = Annotated[str, AfterValidator(_known_kind)]
+OUTPUT = Shown("Output")
 
 
 class TuneSettings(Settings):
@@ -161,3 +148,31 @@ class GenerateSettings(Settings):
     """Answers are cut at this many tokens. Without it, at the expert's own limit, or 32."""
     batch_size: Annotated[int, GENERATION] = Field(default=16, ge=1)
     """Rows answered at a time."""
+
+
+class ImportSettings(Settings):
+    """An adapter of PEFT, and what an expert needs beside its tensors."""
+
+    folder: Annotated[Path, Shown("Data", argument=True)]
+    """Folder written by PEFT's save_pretrained (LoRA, prompt or prefix tuning)."""
+    task: Annotated[str, DATA]
+    """Task file or packaged task the adapter was trained for. Labels come from it."""
+    name: Annotated[str | None, EXPERT] = None
+    """Name of the expert. Without it, the task's name."""
+    backbone: Annotated[str, EXPERT] = "minilm"
+    """Backbone the adapter was trained on."""
+    out: Annotated[Path, OUTPUT]
+    """Expert folder to write."""
+
+
+class FoldSettings(Settings):
+    """A LoRA, and how small it becomes."""
+
+    run: Annotated[Path, Shown("Expert", argument=True)]
+    """Run folder or expert folder of a LoRA."""
+    rank: Annotated[int, EXPERT] = Field(ge=1)
+    """Rank of the LoRA to write."""
+    max_error: Annotated[float, EXPERT] = Field(default=0.1, ge=0, le=1)
+    """Refuse a larger relative error of any site's update."""
+    out: Annotated[Path, OUTPUT]
+    """Expert folder to write."""

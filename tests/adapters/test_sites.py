@@ -209,6 +209,19 @@ def test_the_command_lists_every_kind(
     )
 
 
+def test_pattern_is_a_hidden_alias_of_sites(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ZOO["BERT"].config().save_pretrained(tmp_path)
+    old, new = (
+        run(monkeypatch, capfd, tmp_path, "--kind", "lora", option, "*query")
+        for option in ("--pattern", "--sites")
+    )
+    assert old == new
+    assert new[1].count("query") == 2
+    assert "--pattern" not in run(monkeypatch, capfd, "--help")[1]
+
+
 def test_size_is_a_hidden_alias_of_rank(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -302,9 +315,12 @@ def test_one_kind_lists_every_site(
             ["--kind", "bitfit"],
             r"bitfit experts: LlamaModel has no Linear or LayerNorm with a bias; use another kind",
         ),
-        (["--kind", "lorra"], r"expert kind 'lorra': expected one of .* \(did you mean 'lora'\?\)"),
         (
-            ["--kind", "lora", "--pattern", "h.*"],
+            ["--kind", "lorra"],
+            r"sites: --kind: expected one of .*, found 'lorra' \(did you mean 'lora'\?\)",
+        ),
+        (
+            ["--kind", "lora", "--sites", "h.*"],
             r"sites 'h\.\*': matches no Linear; this backbone has e\.g\. layers\.0\.self_attn",
         ),
     ],

@@ -16,14 +16,13 @@ from pidep import errors
 from pidep.artifacts import BankRecord, Manifest, MergedRecord, VisionRecord
 from pidep.artifacts.record import Record
 from pidep.cli.command import with_flags
-from pidep.export.recipe import Recipe, Tolerance
 from pidep.tasks.metrics import METRICS
 from pidep.tasks.task import Data, Task
-from pidep.tuning.settings import TuneSettings
 from tools.docs.cli_reference import commands
 from tools.docs.hooks import GENERATED, generated
 from tools.docs.navigation import DOCS, ROOT, all_pages, configuration, executed_pages
 from tools.docs.run_pages import extract
+from tools.docs.settings_tables import RECORDS, SETTINGS
 
 PAGES = sorted(DOCS.rglob("*.md"))
 READ = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -168,9 +167,7 @@ def test_the_reference_of_commands_has_every_option() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("name", "model"), [("tune", TuneSettings), ("recipe", Recipe), ("tolerance", Tolerance)]
-)
+@pytest.mark.parametrize(("name", "model"), {**SETTINGS, **RECORDS}.items())
 def test_the_tables_of_settings_have_every_key_with_its_meaning(name: str, model: Any) -> None:
     lines = [line for line in generated(name).splitlines() if line.startswith("| `")]
     rows = [[cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in lines]
@@ -180,11 +177,26 @@ def test_the_tables_of_settings_have_every_key_with_its_meaning(name: str, model
     )
 
 
-def test_the_table_of_tuning_has_every_option_of_the_command() -> None:
-    flags = set(re.findall(r"`(--[a-z-]+)`", generated("tune")))
-    beside = {"--out", "--config", "--resume", "--json", "--help"}
-    visible = {flag for flag in _visible(COMMANDS["tune"]) if not flag.startswith("--no-")}
-    assert flags == visible - beside
+OWN_OPTIONS = {
+    "tune": {"--out", "--config", "--resume"},
+    "compare": {"--config"},
+    "generate": {"--text", "--image", "--backbone"},
+    "infer": {"--image"},
+}
+"""Options of a command that are no settings."""
+
+
+@pytest.mark.parametrize("name", SETTINGS.keys() - {"grid"})
+def test_the_table_of_a_command_has_every_option(name: str) -> None:
+    text = generated(name) + (generated("grid") if name == "compare" else "")
+    flags = set(re.findall(r"^\| `\w+` \| `(--[a-z-]+)`", text, re.M))
+    visible = {flag for flag in _visible(COMMANDS[name]) if not flag.startswith("--no-")}
+    assert flags == visible - OWN_OPTIONS.get(name, set()) - {"--json", "--help"}
+
+
+def test_the_page_of_settings_has_every_table() -> None:
+    text = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    assert sorted(GENERATED.findall(text)) == sorted([*SETTINGS, *RECORDS])
 
 
 def test_the_page_of_task_files_has_every_key_and_metric() -> None:

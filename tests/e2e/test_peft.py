@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from pidep.errors import ExpertError
-from pidep.experts.folder import read_expert
+from pidep.experts.folder import Expert, read_expert
 from pidep.serving.client import Client, Request
 from pidep.serving.server import TritonServer, free_ports
 from tests.cli.run import pidep, untouched
@@ -112,6 +112,17 @@ def same(ours: Tensor, theirs: Tensor) -> None:
 # From peft.
 
 
+def adopted(folder: Path, task: Path, backbone: Path) -> Expert:
+    """The expert that `pidep import` makes of an adapter, beside it."""
+    from pidep.tuning.import_peft import import_peft
+    from pidep.tuning.settings import ImportSettings
+
+    out = folder.parent / "expert"
+    return import_peft(
+        ImportSettings(folder=folder, task=str(task), out=out, backbone=str(backbone))
+    )
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -126,13 +137,9 @@ def same(ours: Tensor, theirs: Tensor) -> None:
 def test_a_lora_of_pefts_means_the_same_here(
     peft: Peft, tiny, task_file: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    from pidep.tuning.import_peft import import_peft
-
     model = peft.trained(tmp_path / "lora", **settings)
     bare = peft.logits(peft.loaded(tmp_path / "lora").get_base_model(), TEXTS)
-    import_peft(
-        tmp_path / "lora", task=str(task_file), out=tmp_path / "expert", backbone=str(peft.folder)
-    )
+    adopted(tmp_path / "lora", task_file, peft.folder)
     theirs = peft.logits(model, TEXTS)
     assert bare.shape == theirs.shape
     same(our_logits(tiny, tmp_path / "expert"), theirs)
@@ -154,16 +161,9 @@ def test_a_lora_of_pefts_means_the_same_here(
 def test_what_cannot_be_honoured_is_refused_by_name(
     peft: Peft, task_file: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    from pidep.tuning.import_peft import import_peft
-
     peft.trained(tmp_path / "lora", **settings)
     with untouched(tmp_path), pytest.raises(ExpertError, match=next(iter(settings))):
-        import_peft(
-            tmp_path / "lora",
-            task=str(task_file),
-            out=tmp_path / "expert",
-            backbone=str(peft.folder),
-        )
+        adopted(tmp_path / "lora", task_file, peft.folder)
 
 
 @pytest.mark.server
@@ -222,7 +222,6 @@ def test_virtual_tokens_of_peft_are_taken_over(
     from pidep.adapters.mixture import Mixture, attached
     from pidep.backbones.encoder import pool
     from pidep.backbones.load import load_backbone
-    from pidep.tuning.import_peft import import_peft
 
     config_type = PromptTuningConfig if peft_type == "prompt" else PrefixTuningConfig
     torch.manual_seed(0)
@@ -231,9 +230,7 @@ def test_virtual_tokens_of_peft_are_taken_over(
         config_type(task_type=TaskType.FEATURE_EXTRACTION, num_virtual_tokens=3),
     ).eval()
     theirs.save_pretrained(tmp_path / "peft")
-    expert = import_peft(
-        tmp_path / "peft", task=str(task_file), out=tmp_path / "expert", backbone=str(tiny_folder)
-    )
+    expert = adopted(tmp_path / "peft", task_file, tiny_folder)
     assert expert.kind == peft_type
     backbone = load_backbone(str(tiny_folder))
     ids, mask = (

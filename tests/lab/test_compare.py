@@ -11,13 +11,14 @@ import pytest
 
 from pidep.adapters.kinds import KINDS
 from pidep.cli.app import main
-from pidep.cli.compare import draw_tables, share_of
+from pidep.cli.compare import draw_tables
 from pidep.errors import UsageError
 from pidep.experts.folder import read_expert, write_expert
 from pidep.lab.compare import CompareResult, compare
 from pidep.lab.compare_grid import REVISIONS, Grid, Key, Part, cells_of, methods_of
 from pidep.lab.compare_summary import summarise
-from pidep.lab.settings import METHODS, CompareSettings, compare_settings
+from pidep.lab.settings import METHODS, CompareSettings, GridSettings, compare_settings
+from pidep.settings import checked
 from pidep.similarity.pool import read_pool
 from tests.cli.run import untouched
 
@@ -584,7 +585,11 @@ def test_the_command(
     assert "choose another --out" in err
 
 
-@pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/2"])
+@pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/2", "1/" + "9" * 5001])
 def test_a_part_that_is_none(text: str) -> None:
-    with pytest.raises(UsageError, match=r"`part` .*: expected I/N with I from 0 to N - 1"):
-        share_of(text)
+    with pytest.raises(UsageError, match=r"`part`: expected I/N with I from 0 to N - 1"):
+        checked(GridSettings, {"part": text}, where="compare")
+
+
+def test_a_part_is_a_share_of_the_cells() -> None:
+    assert Part.of_text("1/3").share(list("abcdefg")) == ["b", "e"]

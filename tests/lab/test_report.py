@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from scipy.cluster.hierarchy import dendrogram
 
 from pidep.errors import BackboneError, ExpertError, TaskError, UsageError
 from pidep.experts.folder import write_expert
-from pidep.lab.report import figures, write_report
+from pidep.lab.report import Report, figures, write_report
 from pidep.lab.report.neighbourhood import neighbourhood
 from pidep.lab.report.page import SECTIONS
+from pidep.lab.settings import ReportSettings
+from pidep.settings import checked
 from pidep.similarity.measures import similarity
 from pidep.tuning import tune as tuning
 from pidep.tuning.run_folder import read_run
@@ -38,6 +41,14 @@ TINY = {
 }
 EVIL = "<script>alert('$x$')</script>"
 VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+def report_of(
+    run: Path, out: Path | None = None, *, on_step: Any = None, **settings: object
+) -> Report:
+    """`write_report` with these settings."""
+    values = {"run": run, "out": out, **settings}
+    return write_report(checked(ReportSettings, values, where="report"), on_step=on_step)
 
 
 class Strict(HTMLParser):
@@ -135,7 +146,7 @@ def test_it_can_be_read_on_a_narrow_screen(made: Path, tmp_path: Path) -> None:
     """What a look at it in a browser found: headers beside their figures, heat maps without a
     legend, letters of four pixels.
     """
-    html = write_report(made / "runs" / "few", tmp_path / "few.html").out.read_text()
+    html = report_of(made / "runs" / "few", tmp_path / "few.html").out.read_text()
     for column in ("accuracy", "against own expert", "95 % interval", "similarity", "mean α"):
         assert f'<th scope="col" class="figure">{column}</th>' in html
     assert '<th scope="col" class="words">model</th>' in html
@@ -162,7 +173,7 @@ def test_no_loss_is_drawn_on_the_edge(values: list[float]) -> None:
 
 
 def test_a_run_without_labels(made: Path, tmp_path: Path, undrawn: None) -> None:
-    report = write_report(made / "runs" / "zero", tmp_path / "zero.html")
+    report = report_of(made / "runs" / "zero", tmp_path / "zero.html")
     html = report.out.read_text()
     Strict(html)
     assert [one.model for one in report.evaluation.confusions] == ["zero-shot mixture"]
@@ -177,7 +188,7 @@ def test_a_run_without_labels(made: Path, tmp_path: Path, undrawn: None) -> None
         assert words in html, words
     assert "own expert" not in html.split("</style>")[1].replace("<h2", "")
     with pytest.raises(UsageError, match="no path to walk, a zero-shot run has no own expert"):
-        write_report(made / "runs" / "zero", tmp_path / "zero.html", paths=True)
+        report_of(made / "runs" / "zero", tmp_path / "zero.html", paths=True)
 
 
 def test_a_run_whose_test_rows_have_no_labels(made: Path, tmp_path: Path, undrawn: None) -> None:
@@ -196,7 +207,7 @@ def test_a_run_whose_test_rows_have_no_labels(made: Path, tmp_path: Path, undraw
         read_config(None, {**config, "task": str(tmp_path / "bare.yaml"), "name": "bare"}),
         tmp_path / "run",
     )
-    html = write_report(tmp_path / "run").out.read_text()
+    html = report_of(tmp_path / "run").out.read_text()
     Strict(html)
     assert "Nothing was measured: the test rows have no labels." in html
     assert "Not computed: the test rows have no labels." in html
@@ -204,7 +215,7 @@ def test_a_run_whose_test_rows_have_no_labels(made: Path, tmp_path: Path, undraw
 
 def test_the_page_holds_every_section_and_figure(made: Path, tmp_path: Path) -> None:
     steps: list[str] = []
-    report = write_report(
+    report = report_of(
         made / "runs" / "few",
         tmp_path / "few.html",
         paths=True,
@@ -243,7 +254,7 @@ def test_the_page_holds_every_section_and_figure(made: Path, tmp_path: Path) -> 
 
 
 def test_nothing_is_fetched_and_nothing_runs(made: Path, tmp_path: Path) -> None:
-    html = write_report(made / "runs" / "full", tmp_path / "full.html", paths=True).out.read_text(
+    html = report_of(made / "runs" / "full", tmp_path / "full.html", paths=True).out.read_text(
         encoding="utf-8"
     )
     assert set(re.findall(r"https?://[^\s\"<)]*", html)) == {"https://arxiv.org/abs/2304.14381"}
@@ -259,7 +270,7 @@ def test_the_same_run_gives_the_same_figure(made: Path) -> None:
 
 
 def test_what_comes_from_data_is_text(run: Path, tmp_path: Path) -> None:
-    evaluated = write_report(run, tmp_path / "labels.html").out.read_text()
+    evaluated = report_of(run, tmp_path / "labels.html").out.read_text()
     assert (
         "&lt;script&gt;alert('$x$')" in evaluated
     )  # on the axes of the confusion matrix, not as mathematics
@@ -274,7 +285,7 @@ def test_what_comes_from_data_is_text(run: Path, tmp_path: Path) -> None:
         ),
     )
     change(run / "provenance.json", lambda content: content["versions"].update({EVIL: EVIL}))
-    plain = write_report(run, tmp_path / "names.html", evaluate=False).out.read_text()
+    plain = report_of(run, tmp_path / "names.html", evaluate=False).out.read_text()
     for html in (evaluated, plain):
         assert "<script" not in html
         assert "<b>" not in html
@@ -284,16 +295,14 @@ def test_what_comes_from_data_is_text(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_without_a_pool_or_neighbours_it_says_so(made: Path, run: Path, tmp_path: Path) -> None:
-    alone = write_report(
-        made / "runs" / "one", tmp_path / "one.html", evaluate=False
-    ).out.read_text()
+    alone = report_of(made / "runs" / "one", tmp_path / "one.html", evaluate=False).out.read_text()
     assert "took no neighbours" in alone
     assert "One expert, so α is 1 everywhere" in alone
     assert "parameters: backbone" in alone
     Strict(alone)
     change(run / "config.yaml", lambda content: content.update(pool=str(tmp_path / "gone")))
     (run / "own" / "fisher.safetensors").unlink(missing_ok=True)
-    poor = write_report(run, tmp_path / "few.html", paths=True)
+    poor = report_of(run, tmp_path / "few.html", paths=True)
     assert "No pool with other tasks" in poor.out.read_text()
     assert set(poor.to_json()["paths"]["missing"]) == {"one", "two"}
     assert len(poor.to_json()["paths"]["found"]) == 1
@@ -305,7 +314,7 @@ def test_a_helper_that_changed_since_is_left_out_of_the_paths(
 ) -> None:
     pool = Path(shutil.copytree(made / "pool", tmp_path / "pool"))
     write_expert(make_expert(tiny, name="one"), pool / "one")
-    report = write_report(run, tmp_path / "few.html", pool=pool, paths=True)
+    report = report_of(run, tmp_path / "few.html", pool=pool, paths=True)
     assert report.to_json()["paths"]["missing"] == ["one"]
     assert "Not in the pool as they were mixed: one." in report.out.read_text()
 
@@ -337,7 +346,7 @@ def test_the_similarities_are_those_of_the_pool_in_the_order_of_the_tree(
 def test_seconds_by_phase_are_shown_where_they_are_recorded(run: Path, tmp_path: Path) -> None:
     change(run / "provenance.json", lambda content: content.pop("seconds_by_phase"))
     change(run / "provenance.json", lambda content: content["backbone"].pop("parameters"))
-    older = write_report(run, tmp_path / "a.html", evaluate=False).out.read_text()
+    older = report_of(run, tmp_path / "a.html", evaluate=False).out.read_text()
     assert "not recorded by this run" in older
     assert "not counted" in older
     change(
@@ -345,7 +354,7 @@ def test_seconds_by_phase_are_shown_where_they_are_recorded(run: Path, tmp_path:
         lambda content: content.update(seconds_by_phase={"own_expert": 1.25}),
     )
     change(run / "provenance.json", lambda content: content["backbone"].update(parameters=1_000))
-    html = write_report(run, tmp_path / "b.html", evaluate=False).out.read_text()
+    html = report_of(run, tmp_path / "b.html", evaluate=False).out.read_text()
     assert "seconds: own expert" in html
     assert "% of the backbone" in html
 
@@ -356,29 +365,29 @@ def test_what_does_not_fit_the_run_is_refused_and_nothing_is_written(
 ) -> None:
     out = tmp_path / "out.html"
     with pytest.raises(UsageError, match="no run folder"):
-        write_report(tmp_path, out)
+        report_of(tmp_path, out)
     with pytest.raises(UsageError, match=r"`pool` .*: no such folder"):
-        write_report(run, out, pool=tmp_path / "gone")
+        report_of(run, out, pool=tmp_path / "gone")
     with pytest.raises(UsageError, match="is a folder; give a file"):
-        write_report(run, tmp_path)
-    with pytest.raises(UsageError, match="`path`: walks over rows"):
-        write_report(run, out, paths=True, evaluate=False)
+        report_of(run, tmp_path)
+    with pytest.raises(UsageError, match="`paths` measures on rows"):
+        report_of(run, out, paths=True, evaluate=False)
     with pytest.raises(UsageError, match="no path to walk"):
-        write_report(made / "runs" / "one", out, paths=True)
+        report_of(made / "runs" / "one", out, paths=True)
     change(run / "provenance.json", lambda content: content["data"].update(test="sha256:0"))
     with pytest.raises(
         TaskError, match=r"test rows are not those of the run; pidep report --no-evaluate"
     ):
-        write_report(run, out)
+        report_of(run, out)
     change(run / "task.json", lambda content: content["data"].update(path="gone.jsonl"))
     with pytest.raises(TaskError, match=r"no such data file; pidep report --no-evaluate"):
-        write_report(run, out)
+        report_of(run, out)
     change(run / "alpha.json", lambda content: content.update(experts=["one"]))
     with pytest.raises(UsageError, match=r"malformed \(ValueError: alpha\.json: not 1 weights"):
-        write_report(run, out)
+        report_of(run, out)
     (run / "own" / "expert.json").unlink()
     with pytest.raises(ExpertError, match=r"expert\.json"):
-        write_report(run, out)
+        report_of(run, out)
     assert not out.exists()
 
 
@@ -394,7 +403,7 @@ def test_another_backbone_is_refused(run: Path, tiny_folder: Path, tmp_path: Pat
     model.save_pretrained(folder)
     change(run / "config.yaml", lambda content: content.update(backbone=str(folder)))
     with pytest.raises(BackboneError, match="tuned on sha256:"):
-        write_report(run, tmp_path / "out.html")
+        report_of(run, tmp_path / "out.html")
 
 
 @pytest.mark.parametrize("json_too", [False, True])
@@ -415,7 +424,7 @@ def test_the_command(
         str(made / "runs" / "few"),
         "--out",
         str(out),
-        *(["--json"] if json_too else ["--path"]),
+        *(["--json"] if json_too else ["--paths"]),
     ]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:

@@ -116,7 +116,7 @@ def test_what_cannot_be_shown_is_refused(tiny, pool: Path, tmp_path: Path) -> No
         ExpertError, match=r"no task 'nyr' with a task embedding \(did you mean 'nyt'\?\)"
     ):
         explain_task(pool, "nyr")
-    with pytest.raises(UsageError, match="--explain: is about one task"):
+    with pytest.raises(UsageError, match="--explain is about one task"):
         graph(pool, "--explain", "nyt", "--png", tmp_path / "x.png")
     other = make_expert(tiny, name="wide", rank=3)
     write_expert(other, pool / "wide", fisher=embedding(other, 0))

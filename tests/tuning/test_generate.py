@@ -218,8 +218,8 @@ def test_tune_generate_and_report_from_the_command_line(
     assert inside("report", run).code == 0
     assert "is of the encoder-decoder" not in (run / "report.html").read_text()
     assert_refused(
-        inside("report", run, "--path"),
-        "its answers are free texts, and a path is walked between classifiers; run without --path",
+        inside("report", run, "--paths"),
+        "its answers are free texts, and a path is walked between classifiers; run without --paths",
     )
     assert_refused(
         inside("export", run), "expert 'both': is of the encoder-decoder .*, use pidep generate"

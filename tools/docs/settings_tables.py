@@ -11,14 +11,32 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pidep.backbones.settings import SitesSettings
+from pidep.deployment.settings import ExportSettings, InferSettings, ServeSettings, SwapSettings
 from pidep.export.recipe import Recipe, Tolerance
+from pidep.lab.settings import CompareSettings, GridSettings, ReportSettings
 from pidep.settings import Setting, Settings, settings_of
-from pidep.tuning.settings import TuneSettings
+from pidep.similarity.settings import GraphSettings
+from pidep.tuning.settings import FoldSettings, GenerateSettings, ImportSettings, TuneSettings
 
 __all__ = ["RECORDS", "SETTINGS", "table"]
 
-SETTINGS: dict[str, type[Settings]] = {"tune": TuneSettings}
-"""Settings that are given by flags, YAML and Python: a table for each panel."""
+SETTINGS: dict[str, type[Settings]] = {
+    "tune": TuneSettings,
+    "compare": CompareSettings,
+    "grid": GridSettings,
+    "generate": GenerateSettings,
+    "graph": GraphSettings,
+    "report": ReportSettings,
+    "sites": SitesSettings,
+    "import": ImportSettings,
+    "fold": FoldSettings,
+    "export": ExportSettings,
+    "serve": ServeSettings,
+    "infer": InferSettings,
+    "swap": SwapSettings,
+}
+"""Settings that are given by flags and Python, some also in YAML: a table for each panel."""
 RECORDS: dict[str, type[BaseModel]] = {"recipe": Recipe, "tolerance": Tolerance}
 """Files that are written by hand: one table."""
 
@@ -33,7 +51,7 @@ def _settings(model: type[Settings]) -> str:
     for panel, settings in groupby(settings_of(model), key=lambda setting: setting.panel):
         rows = ["| key | flag | default | meaning |", "| --- | --- | --- | --- |"]
         rows += [f"| {' | '.join(_cells(setting))} |" for setting in settings]
-        panels.append("\n".join([f"### {panel}", "", *rows]))
+        panels.append("\n".join([f"**{panel}**", "", *rows]))
     return "\n\n".join(panels)
 
 

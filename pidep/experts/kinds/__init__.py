@@ -7,13 +7,9 @@ May import `pidep.experts.{kind,peft_format}`, `pidep.files`, `pidep.plugins`, `
 from pidep import plugins
 from pidep.errors import ExpertError, did_you_mean
 from pidep.experts.kind import ExpertKind
+from pidep.experts.kind_names import kind_names
 
 __all__ = ["expert_kind", "kind_names"]
-
-
-def kind_names() -> tuple[str, ...]:
-    """The name of every kind, also of those that other packages add."""
-    return plugins.names("pidep.kinds")
 
 
 def expert_kind(name: str) -> ExpertKind:

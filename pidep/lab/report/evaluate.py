@@ -100,7 +100,7 @@ def evaluate_run(
     if free and paths:
         raise UsageError(
             f"{run.folder}: its answers are free texts, and a path is walked between classifiers; "
-            "run without `path`"
+            "run without `paths`"
         )
     experts = {} if free or UNLABELLED in rows.test.labels else run.experts
     with backbone.cached_below(sorted(run.expert.sites)):
@@ -170,7 +170,7 @@ def _paths(
     if run.own is None:
         raise UsageError(
             f"{run.folder}: no path to walk, a zero-shot run has no own expert to start from; run "
-            "without `path`"
+            "without `paths`"
         )
     ends, missing = _ends(run, pool)
     if not ends:

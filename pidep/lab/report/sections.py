@@ -250,7 +250,7 @@ def alpha_section(run: Run) -> str:
 def path_section(found: Paths | None) -> str:
     """Loss and metric along the lines between experts."""
     if found is None:
-        return paragraph("Not measured; pidep report --path does.")
+        return paragraph("Not measured; pidep report --paths does.")
     rows = [
         [
             f"own expert → {path.end}",

@@ -10,6 +10,7 @@ from pidep.errors import UsageError
 from pidep.files.atomic_write import write_text
 from pidep.lab.report.neighbourhood import neighbourhood
 from pidep.lab.report.page import page
+from pidep.lab.settings import ReportSettings
 from pidep.tuning.run_folder import read_run
 
 if TYPE_CHECKING:
@@ -43,44 +44,29 @@ class Report:
         return found
 
 
-def write_report(
-    folder: Path,
-    out: Path | None = None,
-    *,
-    pool: Path | None = None,
-    evaluate: bool = True,
-    paths: bool = False,
-    on_step: OnStep | None = None,
-) -> Report:
+def write_report(settings: ReportSettings, *, on_step: OnStep | None = None) -> Report:
     """Write the page about a run folder.
 
     Args:
-        out: the file; `report.html` in the run folder when absent.
-        pool: the folder of the helpers; the run's own pool when absent.
-        evaluate: predict the test rows again, for the confusion matrix. Loads the backbone.
-        paths: measure the straight lines from the own expert to each helper and to π.
+        on_step: called after each measured point of a path.
 
     Raises:
         UsageError, ExpertError, TaskError, BackboneError: the folder is no run, or does not fit
             its pool, data or backbone; nothing was written.
     """
-    run = read_run(folder)
-    out = out or folder / "report.html"
+    run = read_run(settings.run)
+    out, pool = settings.out or settings.run / "report.html", settings.pool
     if out.is_dir():
         raise UsageError(f"`out` {out}: is a folder; give a file")
     if pool is not None and not pool.is_dir():
         raise UsageError(f"`pool` {pool}: no such folder; give the pool the run was tuned with")
-    if paths and not evaluate:
-        raise UsageError(
-            "`path`: walks over rows, which `no_evaluate` does without; give one of them"
-        )
     pool = pool or run.pool
     near = neighbourhood(run, pool)
     evaluation = None
-    if evaluate:
+    if settings.evaluate:
         from pidep.lab.report.evaluate import evaluate_run
 
-        evaluation = evaluate_run(run, pool=pool, paths=paths, on_step=on_step)
+        evaluation = evaluate_run(run, pool=pool, paths=settings.paths, on_step=on_step)
     html = page(run, near, evaluation)
     write_text(out, html)
     return Report(out, len(html.encode()), evaluation)

@@ -1,0 +1,55 @@
+"""The settings of `pidep graph`. No torch and no numpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pidep.settings import Settings, Shown
+
+__all__ = ["GraphSettings"]
+
+NEIGHBOURS = Shown("Neighbours")
+OUTPUT = Shown("Output")
+
+
+class GraphSettings(Settings):
+    """A pool, and how its task graph is shown."""
+
+    pool: Annotated[Path, Shown("Neighbours", argument=True)]
+    """Folder of experts with task embeddings."""
+    explain: Annotated[str | None, NEIGHBOURS] = None
+    """Name of a task. Lists the sites where this task and its neighbours agree."""
+    top_k: Annotated[int | None, NEIGHBOURS] = Field(default=None, ge=1)
+    """Neighbours shown of each task. Without it, all pairs up to 50 tasks, else 3."""
+    png: Annotated[Path | None, OUTPUT] = None
+    """Draw the graph as a picture."""
+    graphml: Annotated[Path | None, OUTPUT] = None
+    """Write the graph as GraphML."""
+
+    @field_validator("png")
+    @classmethod
+    def _is_png(cls, path: Path | None) -> Path | None:
+        return _ends_in(path, ".png")
+
+    @field_validator("graphml")
+    @classmethod
+    def _is_graphml(cls, path: Path | None) -> Path | None:
+        return _ends_in(path, ".graphml", ".xml")
+
+    @model_validator(mode="after")
+    def _one_view(self) -> Self:
+        if self.explain is not None and (self.png or self.graphml):
+            raise ValueError(
+                "`explain` is about one task; `png` and `graphml` draw the whole graph, "
+                "run them without it"
+            )
+        return self
+
+
+def _ends_in(path: Path | None, *suffixes: str) -> Path | None:
+    if path is not None and path.suffix.lower() not in suffixes:
+        raise ValueError(f"expected a file that ends in {' or '.join(suffixes)}")
+    return path
