@@ -20,9 +20,9 @@ from tests.cli.run import PLAIN, Done
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
-)  # threads that spin against other processes cost more than they bring here
+)  # spinning threads take more time from other processes than they save here
 
-# The same examples in every run, and fewer than the 100 of the default: more of them reach no other
+# The same examples in every run. Fewer than the default of 100, because more of them reach no other
 # line.
 settings.register_profile("pidep", max_examples=30, derandomize=True, deadline=None)
 settings.load_profile("pidep")
@@ -47,7 +47,7 @@ WORDS = [
 
 
 def save_tiny(folder: Path, *, num_layers: int = 2) -> Path:
-    """A random BERT of 16 features and the words above, in a folder as a hub would hold it."""
+    """A hub folder with a random BERT of 16 features and the words above."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -73,7 +73,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_loaded(tiny_folder: Path):  # type: ignore[no-untyped-def]
-    """The backbone in `tiny_folder`, loaded once. Tests take `tiny`, which they may change."""
+    """The backbone in `tiny_folder`, loaded once. Tests use `tiny` instead, which they
+    may change.
+    """
     from pidep.backbones.load import load_backbone
 
     return load_backbone(str(tiny_folder))
@@ -81,7 +83,7 @@ def tiny_loaded(tiny_folder: Path):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def tiny(tiny_loaded):  # type: ignore[no-untyped-def]
-    """A backbone of its own for each test; a copy takes a fifth of the time of loading."""
+    """A backbone of its own for each test. A copy takes a fifth of the time of loading."""
     return copy.deepcopy(tiny_loaded)
 
 
@@ -95,7 +97,9 @@ def tiny_mini(text):  # type: ignore[no-untyped-def]
     from pidep.inputs.images import Preprocess
 
     class TinyStem(nn.Module):
-        """`[B, 3, 64, 64]` to `[B, 8, 2, 2]`, `[B, 4, 4, 4]` and `[B, 8]`."""
+        """Pixels `[B, 3, 64, 64]` to maps `[B, 8, 2, 2]` and `[B, 4, 4, 4]` and a summary
+        `[B, 8]`.
+        """
 
         def __init__(self) -> None:
             super().__init__()
@@ -211,11 +215,10 @@ def task_file(tmp_path: Path) -> Path:
 def inside(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Done]:
-    """`inside("graph", pool)` runs `pidep graph …` in this process; a traceback is the test's
-    failure.
+    """`inside("graph", pool)` runs `pidep graph …` in this process. A traceback fails the test.
 
-    A process of its own costs seconds of imports. Tests take `tests.cli.run.pidep` where the
-    process itself is tested.
+    A process of its own costs seconds of imports. Tests of the process itself use
+    `tests.cli.run.pidep`.
     """
     from pidep.cli import main
 

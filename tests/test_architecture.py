@@ -1,5 +1,5 @@
-"""Holds the floor plan: imports go down only, siblings do not import each other, what serves never
-imports torch.
+"""Holds the floor plan: imports go down only, siblings do not import each other, serving has no
+torch.
 """
 
 import ast
@@ -103,7 +103,7 @@ ONLY_IN = {
     "tritonclient": {"serving", "export"},
     "triton": {"kernels"},
 }
-"""Heavy packages and the rooms that may import them, at any place in a file."""
+"""Heavy packages, and the rooms that may import them anywhere in a file."""
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -159,7 +159,7 @@ def test_all_names_what_is_there(path: Path) -> None:
     tree = ast.parse(path.read_text())
     there: set[str] = set()
     declared: list[str] | None = None
-    # names that are imported on first use are imported for type checkers under `if TYPE_CHECKING:`
+    # Names that are imported on first use are imported for type checkers under `if TYPE_CHECKING:`.
     inner = [node.body for node in tree.body if isinstance(node, ast.If)]
     for node in [*tree.body, *(node for body in inner for node in body)]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -183,9 +183,7 @@ def lazy_faces() -> list[Path]:
 
 @pytest.mark.parametrize("path", lazy_faces(), ids=lambda path: str(path.parent.relative_to(ROOT)))
 def test_a_lazy_face_is_exact(path: Path) -> None:
-    """`__all__`, the names that type checkers see, and the names that are found on use are the
-    same.
-    """
+    """`__all__`, the names that type checkers see, and the lazily found names are the same."""
     tree = ast.parse(path.read_text())
     declared: list[str] = []
     homes: dict[str, str] = {}
@@ -222,7 +220,8 @@ def private_names() -> set[str]:
                 and getattr(node.value, "id", "") == "self"
             ):
                 found.add(node.attr)
-    return {name for name in found if private(name)} - {"_parameters"}  # every torch module has one
+    # every torch module has this attribute
+    return {name for name in found if private(name)} - {"_parameters"}
 
 
 PRIVATE = private_names()
@@ -235,9 +234,7 @@ USERS = sorted(
 
 @pytest.mark.parametrize("path", USERS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_pidep_uses_its_private_names(path: Path) -> None:
-    """Neither imports, attributes, nor the strings of `monkeypatch.setattr` and its like
-    name one.
-    """
+    """No import, attribute or string of `monkeypatch.setattr` and its like is a private name."""
     used: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (

@@ -1,6 +1,4 @@
-"""Settings models: how they are read, checked, and listed for the command line and the
-documentation.
-"""
+"""Settings models: how they are read, checked, and listed for the command line and the docs."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ DATA = Shown("Data")
 
 
 class Sample(Settings):
-    """One of each."""
+    """A setting of every type."""
 
     task: Annotated[str, Shown("Data", argument=True)]
     """Task

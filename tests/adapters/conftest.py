@@ -1,5 +1,7 @@
-"""Half of the zoo is left to the slow tests; of it, cells that repeat what other cells show are
-left to the exhaustive ones.
+"""Which architectures of the zoo are tested when.
+
+Half of the architectures are left to the slow tests. Combinations that repeat what others show are
+left to the exhaustive tests.
 """
 
 from __future__ import annotations
@@ -23,20 +25,21 @@ SLOW = {
     "Swin",
     "ViLT",
 }
-"""The other half has every family in it."""
+"""Tested by the slow tests only. The other half has an architecture of every family."""
 REPEATED = {
     "test_mixtures": SLOW,
     "test_save_then_load_is_the_identity": SLOW,
     "test_an_expert_for_each_row": SLOW
-    - {"OPT", "Swin"},  # flattened tokens and windows: rows must find their samples
+    - {"OPT", "Swin"},  # samples must be found again in flattened tokens and in windows
     "test_the_command_knows_every_architecture": SLOW,
 }
-"""Tests and the architectures on which they repeat: a site mixes and is saved alike wherever it
-lies, and each kind still acts, learns and has gradients on every architecture.
-`test_a_config_is_enough` surveys each of them for the command.
+"""Tests, and the architectures on which they are exhaustive.
+
+A site is mixed and saved in the same way in every architecture. Each kind still acts, learns and
+has gradients on each of them. `test_a_config_is_enough` surveys each of them for the command.
 """
 CACHED = {"prefix", "prompt"}
-"""Kinds whose virtual tokens meet the cache of a decoder; the others act on each token alone."""
+"""Kinds whose virtual tokens meet the cache of a decoder. The others act on each token alone."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,6 @@
-"""The tables of docs/concepts/experts.md, made from what the tests cover: `python -m
-tests.adapters.doc_tables` writes them anew.
+"""The tables of docs/concepts/experts.md, made from what the tests cover.
+
+`python -m tests.adapters.doc_tables` writes them again.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ WHY_NOT = {
     "attention that goes through transformers' attention interface": "own attention",
     "input embeddings that can be replaced": "windows",
 }
-"""What a backbone is told that it lacks, in the table's words."""
+"""What a message says the backbone lacks, and the table's words for it."""
 
 
 def kinds_table() -> str:
-    """Kinds × what they change, weigh, are in PEFT, learn at, and fit."""
+    """Kinds by what they change, their size, PEFT's format, learning rate and backbones."""
     rows = [
         "| kind | what it changes | numbers a site | PEFT format | default learning rate | where "
         "it fits |",
@@ -65,7 +66,7 @@ def kinds_table() -> str:
 
 
 def architectures_table() -> str:
-    """Architectures × kinds: how many sites the tests' models of two layers have."""
+    """Architectures by kind: the number of sites in the tests' models of two layers."""
     rows = [
         "| architecture | family | " + " | ".join(f"`{name}`" for name in EVERY) + " |",
         "| --- " * (len(EVERY) + 2) + "|",
@@ -90,7 +91,7 @@ def architectures_table() -> str:
 
 
 def minilm_listing() -> str:
-    """`pidep sites minilm`, as it prints."""
+    """The output of `pidep sites minilm`."""
     from typer.testing import CliRunner
 
     from pidep.cli.app import app
@@ -103,14 +104,14 @@ PARTS = {"kinds": kinds_table, "architectures": architectures_table, "minilm": m
 
 
 def part_of(page: str, name: str) -> str:
-    """What stands between `<!-- name -->` and `<!-- /name -->`."""
+    """The text between `<!-- name -->` and `<!-- /name -->`."""
     match = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", page, re.DOTALL)
     assert match, f"{PAGE} has no part {name!r}"
     return match[1]
 
 
 def main() -> None:
-    """Write every part anew."""
+    """Write every part again."""
     page = PAGE.read_text(encoding="utf-8")
     for name, make in PARTS.items():
         old, new = (

@@ -1,6 +1,4 @@
-"""The arena: one pass for all sites, done again whenever anything it depends on has changed, and
-never in a spent graph.
-"""
+"""The arena: one pass for all sites, repeated after each change, never in a spent graph."""
 
 from __future__ import annotations
 
@@ -84,7 +82,7 @@ def test_a_change_is_seen_at_once(changed: str) -> None:
 def test_other_memory_under_a_parameter_is_seen() -> None:
     arena, _ = arena_of(3, num_learned=1)
     before = arena.mixed(0)["up"].detach().clone()
-    arena.learned.data = arena.learned.data + 1  # what Module.to does
+    arena.learned.data = arena.learned.data + 1  # as Module.to does
     assert not torch.equal(arena.mixed(0)["up"], before)
 
 
@@ -97,7 +95,8 @@ def test_what_was_made_without_gradients_is_not_used_with_them() -> None:
     loss = arena.mixed(0)["up"].sum() + arena.mixed(1)["bias"].sum()
     loss.backward()
     assert arena.learned.grad is not None
-    arena.mixed(0)["up"].sum().backward()  # the graph before is spent: a new one
+    # backward has freed the first graph, so this needs a new one
+    arena.mixed(0)["up"].sum().backward()
 
 
 def test_frozen_experts_are_given_no_gradient_and_alpha_is() -> None:

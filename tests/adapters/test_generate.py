@@ -1,4 +1,4 @@
-"""Experts while text is generated: with the KV cache as without it, in a padded batch as alone."""
+"""Experts during text generation: with and without the KV cache, in a padded batch and alone."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def generator(name: str) -> Any:
     model = getattr(transformers, GENERATORS[name])._from_config(config)
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)  # far from uniform: greedy choices are clear
+            torch.nn.init.normal_(parameter, std=0.3)  # large weights make greedy choices clear
     model.generation_config.update(forced_eos_token_id=None, eos_token_id=None, pad_token_id=1)
     return model.requires_grad_(False).eval()
 
 
 def inputs(name: str) -> dict[str, Tensor]:
-    """Texts of 7, 5 and 3 tokens; a decoder's are padded on the left, where the text goes on to the
-    right.
+    """Texts of 7, 5 and 3 tokens. A decoder continues on the right, so its texts are padded on the
+    left.
     """
     found = {key: value for key, value in ZOO[name].inputs().items() if key != "decoder_input_ids"}
-    if name == "BLIP, captions":  # puts its own token first, wherever the text begins
+    if name == "BLIP, captions":  # BLIP puts its own first token before the text
         return {
             key: value if key == "pixel_values" else value[:, :3] for key, value in found.items()
         }
@@ -69,7 +69,7 @@ def third(name: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def generate(name: str, given: dict[str, Tensor], **options: Any) -> Tensor:
-    """`[B, NEW, V]` logits of the tokens chosen."""
+    """`[B, NEW, V]` logits of the chosen tokens."""
     found = generator(name).generate(
         **given,
         max_new_tokens=NEW,

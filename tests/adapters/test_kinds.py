@@ -1,5 +1,7 @@
-"""Every kind on every architecture of the zoo: found, attached, trained, mixed, taken apart by
-rows, saved, and gone without a trace.
+"""Every kind on every architecture of the zoo.
+
+Sites are found, experts attached, trained, mixed, given row by row, saved, and removed without a
+trace.
 """
 
 from __future__ import annotations
@@ -39,20 +41,20 @@ MIXED = [(name, kind, False) for name, kind in CASES] + [
 TEXT_CASES = [(name, kind) for name, kind in CASES if ZOO[name].family in ("encoder", "decoder")]
 SIZE = 3
 KEYS = re.compile(r"(k_lin|k_proj|\.k|\.key)\.bias$")
-"""Biases of attention keys. A key bias shifts all scores of a query by the same number, which a
-softmax ignores.
+"""Biases of attention keys, which have no gradient.
 
-Only rotary and relative positions give a key bias a gradient.
+A key bias shifts all scores of a query by the same number, and a softmax ignores that. Only rotary
+and relative positions give a key bias a gradient.
 """
 SHARED = ("*value_proj", "*dense", "embeddings.LayerNorm")
-"""DeBERTa's sites that read texts only; query_proj, key_proj and encoder.LayerNorm also read
+"""DeBERTa's sites that read texts only. query_proj, key_proj and encoder.LayerNorm also read
 relative positions.
 """
 
 
 @cache
 def model_of(name: str) -> nn.Module:
-    """One model for all tests of an architecture: every test leaves it as it was."""
+    """One model for all tests of an architecture. Every test leaves it unchanged."""
     return ZOO[name].build()
 
 
@@ -70,7 +72,7 @@ def model(name: str) -> Iterator[nn.Module]:
 
 
 def trace_of(model: nn.Module) -> Any:
-    """Everything an attachment could leave behind."""
+    """Everything that an attachment could leave behind."""
     return (
         {
             name: (id(value), value.sum().item(), value.requires_grad)
@@ -111,7 +113,7 @@ def make(
     scale: float = 0.3,
     patterns: tuple[str, ...] = ("*",),
 ) -> dict[str, Tensors]:
-    """A random expert that is far from doing nothing."""
+    """A random expert that clearly changes the output."""
     rng = np.random.default_rng(seed)
     sites = fresh(model, find_sites(model, patterns, kind=kind), kind=kind, rank=SIZE)
     drawn = {
@@ -124,7 +126,7 @@ def make(
     for part in drawn.values():
         if "down_bias" in part:
             part["down_bias"] += (
-                1  # three units are few: a relu that is off everywhere has no gradient
+                1  # of three units, all relus could be off, and then nothing has a gradient
             )
     return drawn
 
@@ -143,15 +145,13 @@ def mixture_of(
 def run(
     architecture: Architecture, model: nn.Module, mixture: Mixture | None = None, **inputs: Tensor
 ) -> Tensor:
-    torch.manual_seed(0)  # ViLT draws the order of its patches
+    torch.manual_seed(0)  # ViLT draws the order of its patches at random
     with attached(model, mixture):
         return architecture.read(model(**{**architecture.inputs(), **inputs}))
 
 
 def gradients(mixture: Mixture) -> Iterator[tuple[str, Tensor]]:
-    """Names and gradients of all tensors that are learned, whether the sites or an arena
-    keep them.
-    """
+    """Names and gradients of all learned tensors, kept by the sites or by an arena."""
     for number, (name, site) in enumerate(mixture.by_name()):
         if mixture.arena is None:
             found = {
@@ -180,7 +180,7 @@ def test_it_acts_and_learns(architecture: Architecture, model: nn.Module, kind: 
     if kind in ("lora", "adapter", "bitfit"):
         assert torch.equal(untrained, bare)
     assert moved.shape == bare.shape
-    assert ((moved - bare).flatten(1).abs().amax(1) > 1e-3).all()  # in every row
+    assert ((moved - bare).flatten(1).abs().amax(1) > 1e-3).all()  # every row has moved
     mixture = mixture_of(make(model, kind, seed=0, scale=0.1), kind=kind)
     target = torch.randn(bare.shape, generator=torch.Generator().manual_seed(4))
     optimizer = torch.optim.Adam(mixture.expert_parameters(), lr=0.01)
@@ -200,9 +200,9 @@ def test_it_acts_and_learns(architecture: Architecture, model: nn.Module, kind: 
 def test_every_tensor_has_a_gradient(
     architecture: Architecture, model: nn.Module, kind: str
 ) -> None:
-    # In float32 a gradient of zero can come out as 1e-10 on one processor and as 0 on another, and
-    # the deepest true ones are hardly larger. In float64 they are far apart: rounding errors stay
-    # below 1e-15 of the largest gradient.
+    # In float32, a gradient of zero is 1e-10 on one processor and 0 on another. The deepest true
+    # gradients are hardly larger. In float64 they are far apart: rounding errors stay below 1e-15
+    # of the largest gradient.
     exact = copy.deepcopy(model).double()
     mixture = mixture_of(make(model, kind, seed=0, scale=0.1), kind=kind).double()
     inputs = {
@@ -265,7 +265,7 @@ def test_an_expert_for_each_row(architecture: Architecture, model: nn.Module, ki
             for tensor in experts[0][name]
         }
     torch.testing.assert_close(run(architecture, model, mixture), looped, atol=2e-5, rtol=1e-5)
-    for name, site in mixture.by_name():  # one row for the whole batch
+    for name, site in mixture.by_name():  # one expert for the whole batch
         site.rows = {
             tensor: torch.from_numpy(experts[1][name][tensor])[None] for tensor in experts[1][name]
         }
@@ -478,7 +478,7 @@ HOULSBY = {
         {"fc2", "spatial_block.ffn.fc2", "channel_block.ffn.fc2"},
     ),
 }
-"""After attention, after the feed-forward: names below the number of the layer."""
+"""Adapters after attention, and after the feed-forward block: names below the layer's number."""
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -493,8 +493,8 @@ def test_adapters_stand_where_houlsby_and_pfeiffer_put_them(model: nn.Module, na
     assert houlsby == find_sites(model, kind="adapter")
     assert below(houlsby) == attention | feed_forward
     assert below(pfeiffer) == feed_forward
-    # every layer has one of each: as many after attention as layers with an attention,
-    # cross-attention counted
+    # Every layer has one adapter of each kind: one after each attention, cross-attention counted,
+    # and one after the feed-forward block.
     assert len(pfeiffer) == len({site.rpartition(".")[0] for site in pfeiffer})
     assert {site for site in houlsby if site not in pfeiffer} == {
         site for site in houlsby if below([site]) <= attention

@@ -94,7 +94,7 @@ def test_mixture_is_of_products_never_of_factors(count: int, seed: int) -> None:
 
 
 def adapters(tiny, count: int) -> Mixture:
-    """A mixture on outputs of random adapters, the first of them learned, α uneven."""
+    """A mixture on outputs of random adapters; the first is learned, and α is uneven."""
     rng = np.random.default_rng(count)
     start = fresh(tiny.model, find_sites(tiny.model, kind="adapter"), kind="adapter", rank=3)
     drawn = [

@@ -1,5 +1,6 @@
-"""The attention that carries a prefix, against the formula: softmax(q · [k_p; k]ᵀ + [0; bias], all
-of the prefix in sight) · [v_p; v].
+"""Attention with a prefix, compared with its formula.
+
+The formula is softmax(q · [k_p; k]ᵀ + [0; bias]) · [v_p; v]. No mask hides the prefix.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ BATCH, HEADS, SIZE, LENGTH, PREFIX = 2, 4, 3, 5, 2
 def formula(
     query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, visible: Tensor, scaling: float
 ) -> Tensor:
-    """In float64, one query head to each of `keys`' heads, `[B, T, heads, size]`."""
+    """The formula in float64, with one query head for each head of `keys`: `[B, T, heads,
+    size]`.
+    """
     scores = query.double() @ keys.double().transpose(2, 3) * scaling + bias.double()
     weights = torch.softmax(scores.masked_fill(~visible, -torch.inf), -1)
     return (weights @ values.double()).transpose(1, 2)
@@ -59,8 +62,8 @@ def test_it_is_the_formula(
         draw(BATCH, heads, LENGTH, SIZE),
         draw(BATCH, heads, LENGTH, SIZE),
     )
-    # the queries are the last of the tokens, as in a step of generate; without a mask sdpa lines
-    # them up with the first
+    # The queries are the last tokens, as in a step of generate. Without a mask, sdpa would align
+    # them with the first tokens.
     visible = torch.ones(queries, LENGTH, dtype=torch.bool)
     if causal and queries > 1:
         visible = visible.tril()
@@ -107,11 +110,11 @@ def test_rows_that_do_not_divide_the_batch_are_refused() -> None:
         attention_with_prefix(module, states, states, states, None)
 
 
-# Side by side, as a mixture on outputs.
+# Prefixes side by side: the mixture on outputs.
 
 
 def layer(*experts: Tensors, logits: list[float] | None = None, on_outputs: bool = True) -> Any:
-    """An attention layer that carries a mixture."""
+    """An attention layer with a mixture attached."""
     mixture = Mixture(
         [{"layer": expert} for expert in experts],
         [1.0] * len(experts),
@@ -310,15 +313,14 @@ def test_a_mixture_side_by_side_goes_through_a_file_which_peft_could_not_read(
     assert not expert.in_peft_format
     again = read_expert(write_expert(expert, tmp_path / "mixed"))
     assert again.digest == expert.digest
-    # the text stands behind P virtual tokens, not behind 3 P of them: where it stood when they were
-    # learned
+    # The text stands behind P virtual tokens, not behind 3 P of them, as it did in training.
     torch.testing.assert_close(
         encoded(tiny, Mixture.of([again])), encoded(tiny, mixture), atol=1e-5, rtol=0
     )
 
 
 def test_every_row_has_its_own_bias(tiny: Any) -> None:
-    """How per-sample gradients are had."""
+    """Per-sample gradients depend on this."""
     experts = [
         Mixture(random_experts(tiny, 2), [1.0] * 2, kind="prefix", on_outputs=True).folded()
         for _ in range(2)

@@ -23,7 +23,7 @@ from tests.adapters.test_kinds import model_of
 from tests.adapters.zoo import FITS, ZOO
 
 BY_CONFIG = [name for name, architecture in ZOO.items() if not architecture.model_type]
-"""Those that AutoModel makes of their config."""
+"""Architectures that AutoModel builds from their config."""
 
 
 @pytest.mark.parametrize("name", BY_CONFIG)
@@ -73,7 +73,7 @@ def test_layers_that_no_forward_pass_calls_are_only_taken_when_named() -> None:
 
 
 def test_attention_over_channels_takes_no_prefix() -> None:
-    """Its keys are as wide as the image has tokens."""
+    """The keys of channel attention are as wide as the image has tokens."""
     assert not [
         site for site in find_sites(model_of("Florence-2"), kind="prefix") if "channel" in site
     ]
@@ -97,7 +97,7 @@ def test_layers_whose_samples_stay_apart() -> None:
     }
     assert "decoder.layers.0.fc1" in (
         forward_facts(model_of("OPT")).apart or ()
-    )  # flattened, but every sample has its share
+    )  # flattened, and each sample still has its share of the rows
 
 
 def test_a_look_at_the_layout_leaves_no_trace() -> None:
@@ -109,14 +109,14 @@ def test_a_look_at_the_layout_leaves_no_trace() -> None:
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert torch.equal(torch.random.get_rng_state(), random)
     assert model.config._attn_implementation == "sdpa"
-    shuffling = ZOO["ViLT"].build()  # draws the order of its patches
+    shuffling = ZOO["ViLT"].build()  # ViLT draws the order of its patches at random
     random = torch.random.get_rng_state()
     forward_facts(shuffling)
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
 class Odd(nn.Module):
-    """Not of transformers' making."""
+    """A model that is not from transformers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def test_a_backbone_that_is_not_of_transformers() -> None:
     assert find_sites(Odd(), ["layers.0.*"]) == [
         "layers.0.linear1",
         "layers.0.linear2",
-    ]  # out_proj is read, never called
+    ]  # nn.MultiheadAttention reads out_proj's weight and never calls it
     assert "layers.0.norm1" in find_sites(Odd(), kind="bitfit")
     with pytest.raises(
         ExpertError,

@@ -1,6 +1,4 @@
-"""Tiny random models of every architecture pidep's experts are tested on, built from their configs:
-no hub, no weights.
-"""
+"""Tiny random models of every tested architecture, built from their configs without a hub."""
 
 from __future__ import annotations
 
@@ -16,26 +14,26 @@ from tests.backbones.tiny_models import DAVIT
 VOCAB, WIDTH, HEADS, LAYERS = 40, 16, 2, 2
 BATCH, LENGTH, IMAGE = 3, 7, 8
 END = 3
-PLACE = 4  # the token an image's features stand in for
+PLACE = 4  # the token whose place an image's features take
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row of the zoo."""
+    """One architecture of the zoo."""
 
     name: str
-    """As the documentation writes it."""
+    """Its name in the documentation."""
     family: str
     """Its heading in the documentation."""
     config: Callable[[], Any]
     inputs: Callable[[], dict[str, Tensor]]
     read: Callable[[Any], Tensor]
-    """The part of an output that every kind of expert should move."""
+    """The part of the output that every kind of expert should change."""
     model_type: str = ""
-    """A transformers class; AutoModel when absent."""
+    """Name of a transformers class; AutoModel when empty."""
 
     def build(self) -> nn.Module:
-        """The same random weights every time."""
+        """The model, with the same random weights every time."""
         import transformers
 
         torch.manual_seed(0)
@@ -64,7 +62,7 @@ def text() -> dict[str, Tensor]:
 
 
 def source_and_target() -> dict[str, Tensor]:
-    """The texts, and four tokens each to decode."""
+    """The texts, and four tokens to decode for each."""
     return {
         **text(),
         "decoder_input_ids": torch.randint(
@@ -91,7 +89,7 @@ def image_and_closed_text() -> dict[str, Tensor]:
     """The images, and texts that end with the end-of-text token.
 
     CLIP reads a text at its first end-of-text token, or at token 0 where it has none. Token 0 of a
-    causal text attends to itself alone: its softmax is the constant 1, so queries and keys would
+    causal text attends to itself alone. Its softmax is the constant 1, so queries and keys would
     have no gradient but rounding errors.
     """
     found = image_and_text()
@@ -101,9 +99,7 @@ def image_and_closed_text() -> dict[str, Tensor]:
 
 
 def places_and_target() -> dict[str, Tensor]:
-    """The images, texts that begin with places for what becomes of them, and four tokens each to
-    decode (Florence-2).
-    """
+    """The images, texts that begin with places for them, and four tokens to decode (Florence-2)."""
     found = source_and_target()
     places = torch.full((BATCH, 5), PLACE)  # 2 × 2 patches and their mean
     return {
@@ -125,21 +121,21 @@ def both_towers(output: Any) -> Tensor:
 
 
 def text_hidden(output: Any) -> Tensor:
-    """The hidden states of the text, which stands first; ViLT returns its patches in an order it
-    draws.
+    """The hidden states of the text, which comes first. ViLT returns its patches in a
+    random order.
     """
     return hidden(output)[:, :LENGTH]
 
 
 def fused(output: Any) -> Tensor:
-    """FLAVA's last hidden states of both, and of each modality alone."""
+    """FLAVA's last hidden states of text and image together, and of each alone."""
     return torch.cat(
         [output.multimodal_embeddings, output.image_embeddings, output.text_embeddings], 1
     )
 
 
 def logits(output: Any) -> Tensor:
-    """Of the output vocabulary."""
+    """The logits over the output vocabulary."""
     return output.logits  # type: ignore[no-any-return]
 
 
@@ -207,7 +203,7 @@ _BLIP = _config(
     vision_config={
         **_VIT,
         "initializer_range": 0.02,
-    },  # the default of 1e-10 leaves a tower of zeros
+    },  # with the default of 1e-10, a tower would hold zeros
     projection_dim=12,
 )
 
@@ -467,4 +463,4 @@ FITS: Mapping[str, Mapping[str, int | str]] = {
     "ViLT": {"lora": 12, "adapter": 4, "prefix": _OWN_ATTENTION, "prompt": 1, "bitfit": 18},
     "FLAVA": {"lora": 38, "adapter": 12, "prefix": _OWN_ATTENTION, "prompt": 1, "bitfit": 54},
 }
-"""How many sites the pattern `*` finds in the tiny model, or what it is told that it lacks."""
+"""The number of sites that `*` finds in the tiny model, or what the message says is missing."""

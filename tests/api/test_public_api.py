@@ -1,6 +1,4 @@
-"""`import pidep` as a notebook uses it: lazy, typed, on rows in memory, from tuning to a
-repository.
-"""
+"""The public API as a notebook uses it: lazy, typed, and on rows in memory."""
 
 from __future__ import annotations
 
@@ -74,7 +72,7 @@ def public_names(path: Path) -> set[str]:
     lazy = [node for part in tree.body if isinstance(part, ast.If) for node in part.body]
     for node in [*tree.body, *lazy]:
         if isinstance(node, ast.ImportFrom):
-            # From other packages it takes helpers, unless it offers the name lazily.
+            # Names from other packages are helpers, unless the package offers them lazily.
             if node in lazy or (node.module or "").startswith(f"{package}."):
                 found |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -192,12 +190,12 @@ def test_one_value_is_a_list_of_one() -> None:
     assert (found.shots, found.methods) == ((8,), ("own",))
 
 
-# From rows in memory to a repository.
+# From rows in memory to a model repository.
 
 
 @pytest.fixture(scope="module")
 def backbone(tiny_folder: Path) -> Any:
-    """A loaded model with its tokenizer, as a notebook has them."""
+    """A loaded model with its tokenizer, as in a notebook."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -252,7 +250,7 @@ def test_predict_answers_texts_dicts_and_results(tuned: TuneResult, backbone: An
     assert pidep.predict(tuned.run, rows) == found
     with pytest.raises(UsageError, match="found 'txt'"):
         pidep.predict(tuned, [{"txt": "a film"}])
-    # One row alone is a list of one.
+    # One row alone counts as a list of one.
     assert pidep.predict(tuned, texts[0]) == pidep.predict(tuned, rows[0]) == found[:1]
     with pytest.raises(UsageError, match="predict: expected texts or dicts as rows, found int"):
         pidep.predict(tuned, [3])  # type: ignore[list-item]
@@ -263,7 +261,7 @@ def test_a_pool_and_given_experts(tuned: TuneResult, backbone: Any) -> None:
     assert list(pool) == ["film"]
     (near,) = pool.nearest(pool.embedding("film"), top_k=1)
     assert near.name == "film"
-    # A task, a folder and a result name themselves, so they are not their own neighbours.
+    # A task, a folder and a result have a name, so they are left out of their own neighbours.
     for target in ("film", tuned, tuned.run, str(tuned.run / "own")):
         assert pool.nearest(target) == []
     copy = tuned.run.parent / "copy"
@@ -343,7 +341,7 @@ def test_a_run_over_rows_in_memory_is_exported_without_them(
     assert exported.experts == {"film": tuned.digest}
     assert exported.parity["film"].argmax_flips == 0
     assert (tmp_path / "model_repo" / "pidep_bank" / "config.pbtxt").is_file()
-    # Nobody listens yet: a swap says so before it publishes anything.
+    # No server is running: the swap fails before it publishes anything.
     with pytest.raises(ServingError):
         pidep.swap("film", tuned, repo=tmp_path / "model_repo", url="127.0.0.1:1", timeout=0.5)
     server = pidep.serve(tmp_path / "model_repo", http_port=18000)

@@ -1,4 +1,6 @@
-"""Records: written files are read back equal, old files are read, wrong ones are one clear line."""
+"""Records: written files are read back equal, old files are read, a wrong file is one
+clear line.
+"""
 
 from __future__ import annotations
 
@@ -73,14 +75,14 @@ def test_what_is_written_is_read_back(tmp_path: Path, name: str, record: Any) ->
 
 @pytest.mark.parametrize(("name", "record"), RECORDS)
 def test_the_bytes_are_golden(tmp_path: Path, name: str, record: Any) -> None:
-    """Servers of other releases read these files: a byte that changes here is a decision."""
+    """Servers of other releases read these files, so a changed byte must be a decision."""
     record.write(tmp_path)
     assert (tmp_path / name).read_bytes() == (GOLDEN / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["bank", "merged"])
 def test_files_of_the_first_release_are_read(name: str, tmp_path: Path) -> None:
-    """As `pidep export` wrote them before there were schemas."""
+    """The files as `pidep export` wrote them before there were schemas."""
     path = tmp_path / f"{name}.json"
     path.write_bytes((GOLDEN / f"old-{name}.json").read_bytes())
     record: Any = (BankRecord if name == "bank" else MergedRecord).read(tmp_path)

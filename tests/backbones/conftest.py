@@ -1,4 +1,4 @@
-"""Cells of models and kinds that repeat what other cells show are left to the exhaustive tests."""
+"""Leaves combinations of models and kinds that repeat others to the exhaustive tests."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ WITH_A_MODEL = {
     "test_it_learns_target_texts": {"prefix"},
     "test_gradients_of_single_rows": {"adapter", "bitfit", "prefix", "prompt"},
 }
-"""Kinds that one model stands for: a LoRA acts on each token alone, and candidates are compared
-with the same scores.
+"""Kinds for which one model is enough. A LoRA acts on each token alone, and all candidates are
+compared by the same scores.
 """
 STANDS_FOR = {"T5"}
 ALSO = {
     ("test_gradients_of_single_rows", "Florence-2"),
     ("test_gradients_of_single_rows", "BLIP captions"),
 }
-"""A batch of images and texts, and a decoder that reads the prompt once for each candidate of a
-row.
+"""Exceptions: a batch of images and texts, and a decoder that reads the prompt once for each
+candidate of a row.
 """
 
 

@@ -1,4 +1,4 @@
-"""One interface for all backbones: what each can do, and what it says where it cannot."""
+"""One interface for all backbones: what each can do, and the error where it cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The connector: tokens of the right places, and a file that is what its record says."""
+"""The connector: each token comes from the right place, and the file matches its record."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_what_goes_past_the_transformer_is_a_sum_of_gaussians() -> None:
     past.enough.fill_(1e-9)
     summary = torch.randn(4, 6)
     summary[:3] *= 0.1
-    summary[3] = 1e4  # an outlier is cut
+    summary[3] = 1e4  # an outlier is clipped
     standard = ((summary - past.mean) / 2.0).clamp(-5.0, 5.0).double()
     near = torch.exp(-0.5 * torch.cdist(standard @ past.axes.double(), past.points.double()) ** 2)
     expected = 7.0 * torch.nn.functional.normalize(near @ past.vectors.double(), dim=1)
@@ -86,7 +86,7 @@ def test_save_then_load_is_the_identity_at_half_precision(tmp_path: Path) -> Non
     )
     for name, value in saved.state_dict().items():
         found = loaded.state_dict()[name]
-        if name == "past.points":  # 127 steps to the largest of every column
+        if name == "past.points":  # 127 steps up to the largest value of each column
             assert (
                 (found - value).abs() <= 0.51 * value.abs().amax(0) / 127.0 + 1e-3 * value.abs()
             ).all()

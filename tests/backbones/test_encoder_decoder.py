@@ -1,5 +1,5 @@
-"""Encoder-decoders: what they score is what transformers' logits say, what they generate is the
-argmax, experts or none.
+"""Encoder-decoders score as transformers' logits say and generate the argmax, with and without
+experts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def backbone(name: str) -> Iterator[EncoderDecoder]:
 
 
 def expert_of(backbone: EncoderDecoder, kind: str, *, seed: int = 0) -> Mixture:
-    """An expert that is far from doing nothing, or a skip."""
+    """An expert that clearly changes the output, or a skip."""
     try:
         return mixture_of(make(backbone.model, kind, seed=seed), kind=kind)
     except ExpertError as error:
@@ -53,8 +53,8 @@ def assert_close(left: Tensor, right: Tensor) -> None:
 
 
 def theirs(backbone: EncoderDecoder, name: str, row: Input, ids: list[int]) -> Tensor:
-    """`[T, V]` transformers' own logits behind decoder tokens, for one row, from its model's
-    `forward`.
+    """`[T, V]` logits of transformers' own `forward` for one row, after the given decoder
+    tokens.
     """
     row, model = as_row(row), backbone.model
     pixels = (
@@ -68,9 +68,7 @@ def theirs(backbone: EncoderDecoder, name: str, row: Input, ids: list[int]) -> T
     source, decoded = torch.tensor([words]), torch.tensor([ids])
     if name == "BLIP captions":
         return model(**pixels, input_ids=decoded, attention_mask=torch.ones_like(decoded)).logits[0]
-    if (
-        name == "BLIP answers"
-    ):  # its forward returns no logits: what goes on inside it, step by step
+    if name == "BLIP answers":  # its forward returns no logits, so its steps are repeated here
         seen = model.vision_model(**pixels).last_hidden_state
         question = model.text_encoder(
             input_ids=source, encoder_hidden_states=seen
@@ -80,8 +78,8 @@ def theirs(backbone: EncoderDecoder, name: str, row: Input, ids: list[int]) -> T
 
 
 def beginning(backbone: EncoderDecoder, name: str, row: Input) -> list[int]:
-    """What the decoder begins with: T5's padding, BART's </s>, BLIP's <s> and the words to go on
-    from.
+    """The tokens that the decoder begins with: T5's padding, BART's </s>, BLIP's <s> and the
+    prompt.
     """
     if name == "BLIP captions":
         return [2, *backbone.tokenize([as_row(row).text], max_length=LENGTH)[0][0].tolist()[1:-1]]
@@ -116,7 +114,7 @@ def test_a_loss_is_minus_the_score_of_the_target(backbone: EncoderDecoder, name:
     losses = backbone.loss(rows, TARGETS, max_length=LENGTH, max_target_length=8)
     assert_close(losses, -backbone.score(rows, TARGETS, max_length=LENGTH).diagonal())
     cut = backbone.loss(rows, ["red " * 9] * 4, max_length=LENGTH, max_target_length=4)
-    kept = 3 - (name in ("BART", "Florence-2"))  # and what opens and closes it
+    kept = 3 - (name in ("BART", "Florence-2"))  # with the opening and the closing token
     assert_close(
         cut, backbone.loss(rows, ["red " * kept] * 4, max_length=LENGTH, max_target_length=8)
     )
@@ -171,7 +169,8 @@ def test_constrained_is_the_likeliest_candidate(
     backbone: EncoderDecoder, name: str, kind: str | None
 ) -> None:
     rows = rows_of(name)
-    choices = [*CANDIDATES, "the", "the big", "red red red red red"]  # beginnings of one another
+    # each is the beginning of another
+    choices = [*CANDIDATES, "the", "the big", "red red red red red"]
     with attached(backbone.model, expert_of(backbone, kind) if kind else None):
         best = backbone.score(rows, choices, max_length=LENGTH).argmax(1)
         assert backbone.generate(
@@ -266,7 +265,7 @@ def test_it_learns_to_choose(backbone: EncoderDecoder, name: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_single_rows(backbone: EncoderDecoder, name: str, kind: str) -> None:
-    """What a Fisher is made of: each row has its own tensors, through encoder and candidates."""
+    """The gradients of a Fisher: each row has its own tensors, through encoder and candidates."""
     rows, mixture = rows_of(name), expert_of(backbone, kind)
     leaves: dict[str, Tensor] = {}
     for site_name, site in mixture.by_name():
@@ -314,7 +313,8 @@ def test_an_image_passes_the_vision_tower_once(
     everything = find_sites(backbone.model, kind="lora")
     words = [site for site in everything if "vision" not in site and "projector" not in site]
     with backbone.cached_below(words):
-        backbone.generate(rows[:2], max_length=LENGTH, max_new_tokens=2)  # in inference mode first
+        # first in inference mode, whose tensors cannot be trained on
+        backbone.generate(rows[:2], max_length=LENGTH, max_new_tokens=2)
         assert_close(backbone.score(rows, CANDIDATES, max_length=LENGTH), before)
         assert sum(calls) == len(rows)
     with backbone.cached_below(everything), torch.no_grad():

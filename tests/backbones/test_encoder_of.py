@@ -1,4 +1,4 @@
-"""A backbone of a model and a tokenizer that are loaded already."""
+"""A backbone from a model and a tokenizer that are loaded already."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoder-decoders from folders: what was saved answers again, what is not whole is refused."""
+"""Encoder-decoders from folders: a saved model answers the same, an incomplete one is refused."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_task_words_are_those_of_florences_processor() -> None:
     from transformers.models.florence2.processing_florence2 import Florence2Processor
 
     class Tables(SimpleNamespace):
-        """What the processor's own method reads, as its __init__ makes it."""
+        """The attributes that the processor's method reads, as its __init__ sets them."""
 
     tables = Tables(
         image_token="<image>", image_token_id=4, image_seq_length=5, all_special_tokens=[]
@@ -122,7 +122,7 @@ def test_task_words_are_those_of_florences_processor() -> None:
     made = object.__new__(Florence2Processor)
     with pytest.raises(
         TypeError
-    ):  # transformers checks what the parts are, after the tables were made
+    ):  # transformers checks the types of the parts after building its tables
         Florence2Processor.__init__(made, image_processor=tables, tokenizer=tables)
     reader = Florence.__new__(Florence)
     for word in made.task_prompts_without_inputs:

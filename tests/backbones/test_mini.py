@@ -1,5 +1,6 @@
-"""One encoder for texts, images and both: text rows as before, images that count, experts on the
-shared transformer.
+"""One encoder for texts, images and both.
+
+Text rows are embedded as before, images count, and experts act on the shared transformer.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def test_rows_of_text_are_embedded_as_the_text_backbone_does(mini: Mini, tiny: A
     assert torch.equal(mini.encode([Row(text) for text in TEXTS], max_length=LENGTH), expected)
     beside = mini.embed([*TEXTS, Row(image=picture(0))], max_length=LENGTH)[
         :3
-    ]  # images elsewhere in the batch change nothing
+    ]  # images elsewhere in the batch do not matter
     torch.testing.assert_close(beside, expected, atol=1e-6, rtol=1e-5)
 
 
@@ -99,7 +100,7 @@ def test_training_and_serving_see_the_same_pixels_whatever_the_source(
 def test_some_of_an_images_places_are_where_they_were(mini: Mini) -> None:
     batch = mini.prepare([Row(image=picture(0))], max_length=LENGTH)
     tokens, mask, places = batch["visual"], batch["visual_mask"], torch.tensor([3, 1])
-    ours, swapped = [3, 1, 4], [1, 3, 4]  # the last goes past the transformer
+    ours, swapped = [3, 1, 4], [1, 3, 4]  # the last vector bypasses the transformer
     words = (batch["input_ids"], batch["attention_mask"])
     every = mini.forward(*words, tokens, mask, places=torch.arange(4))
     torch.testing.assert_close(every, mini.forward(**batch))
@@ -174,7 +175,7 @@ def test_every_kind_of_expert_acts_on_every_row_and_learns(mini: Mini, kind: str
     with mini.cached_images(), attached(mini.model, mixture):
         acting = mini.encode(rows, max_length=LENGTH)
         loss = mini.embed(rows, max_length=LENGTH)[:, 0].sum()
-        loss.backward()  # after `encode`: what it kept of the images must serve here
+        loss.backward()  # the cached images come from `encode` and must be usable here
     assert ((acting - bare).norm(dim=1) > 1e-3).all()
     gradients = [parameter.grad for parameter in mixture.expert_parameters()]
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)

@@ -1,6 +1,4 @@
-"""A model's own preprocessing, done by pidep's: the pixels of transformers' processors, and what is
-refused.
-"""
+"""pidep's preprocessing gives the pixels of transformers' processors, or refuses their settings."""
 
 from __future__ import annotations
 
@@ -43,8 +41,8 @@ def test_pixels_are_those_of_transformers(
     assert ours is not None
     ramp = np.linspace(0, 255, int(np.prod(shape))).reshape(shape).astype(np.uint8)
     expected = np.asarray(theirs(ramp, return_tensors="np")["pixel_values"])[0]
-    # theirs rounds to bytes after scaling, and cuts after it: where proportions are kept, by up to
-    # one level of 255
+    # transformers rounds to bytes after scaling and crops afterwards. So pixels differ by up to one
+    # level of 255 where proportions are kept.
     assert np.abs(ours.one(ramp) - expected).max() <= (
         1.5 if ours.fit == "crop" else 0.01
     ) * 2 / 255 / min(ours.std)

@@ -1,4 +1,4 @@
-"""The visual stem: the package's own network with batch norms folded in."""
+"""The visual stem equals the package's own network, with batch norms folded in."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_it_computes_what_the_package_computes(
     ).eval()
     pixels = torch.randn(
         1, 3, 224, 224, generator=torch.Generator().manual_seed(0)
-    )  # its padding is fixed for 224
+    )  # the package's padding is fixed for 224 pixels
     with torch.inference_mode():
         expected, found = theirs.extract_features(pixels), stem(pixels)[0]
     assert expected.max() > 3.0

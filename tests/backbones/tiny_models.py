@@ -1,6 +1,4 @@
-"""Tiny random encoder-decoders as folders a hub would hold: model, tokenizer, and how images are
-prepared.
-"""
+"""Tiny random encoder-decoders as hub folders: model, tokenizer, and image preprocessing."""
 
 from __future__ import annotations
 
@@ -63,13 +61,13 @@ DAVIT = {
     "num_groups": [1, 2],
     "window_size": 2,
     "drop_path_rate": 0.0,
-    "max_position_embeddings": 60,  # what experts are found with is an image of 224 pixels
+    "max_position_embeddings": 60,  # the probe that finds sites uses an image of 224 pixels
 }
-"""Florence-2's images; its config knows no image size."""
+"""Florence-2's images. Its config does not name an image size."""
 
 
 def words_of(name: str) -> list[str]:
-    """The vocabulary; boxes are Florence-2's alone."""
+    """The vocabulary. Only Florence-2 has box tokens."""
     return [*SPECIAL, *WORDS, *(LOCATIONS if name == "Florence-2" else ())]
 
 
@@ -157,7 +155,7 @@ def save_tokenizer(folder: Path, name: str) -> None:
 
 
 def save_model(folder: Path, name: str) -> Path:
-    """The same random weights every time, large enough that answers are clear."""
+    """The same random weights every time, large enough for clear answers."""
     import transformers
 
     torch.manual_seed(0)
@@ -182,13 +180,13 @@ def save_model(folder: Path, name: str) -> Path:
 
 @cache
 def folder_of(name: str) -> Path:
-    """Saved once a run of the tests."""
+    """A folder with the model, written once per test run."""
     return save_model(Path(mkdtemp(prefix="tiny-")), name)
 
 
 @cache
 def loaded(name: str) -> EncoderDecoder:
-    """One model for all tests: every test leaves it as it was."""
+    """One model for all tests. Every test leaves it unchanged."""
     return load_encoder_decoder(str(folder_of(name)))
 
 
@@ -198,12 +196,12 @@ def picture(seed: int) -> Any:
 
 
 def rows_of(name: str) -> list[Input]:
-    """Four rows of different lengths, with images where the model sees them."""
+    """Four rows of different lengths, with images where the model reads them."""
     texts = ["what colour is the cat", "red", "is the dog big and the cat small", "not one"]
     if name in TEXTS:
         return list(texts)
     images = [picture(seed) for seed in range(4)]
-    if name == "Florence-2":  # an image without a text, and a text without an image
+    if name == "Florence-2":  # one image without a text, and one text without an image
         return [Row(texts[0], images[0]), Row("", images[1]), texts[2], Row(texts[3], images[3])]
     return [Row(text, image) for text, image in zip(texts, images, strict=True)]
 

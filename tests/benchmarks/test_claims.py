@@ -1,4 +1,4 @@
-"""Results carry what a claim needs; a malformed one is an error, an unmet one is shown."""
+"""Result files carry what a claim needs. A malformed file is an error; an unmet claim is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU check cannot run here; its parts can, on the CPU, with the clock stood still."""
+"""The GPU check cannot run here. Its parts can, on the CPU, with a clock that stands still."""
 
 from __future__ import annotations
 

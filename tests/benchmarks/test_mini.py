@@ -1,5 +1,5 @@
-"""The connector's training on a tiny backbone: it learns, the seed decides everything, and recall
-is what it says.
+"""The connector's training on a tiny backbone: it learns, depends on the seed alone, and reports
+recall.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ SETTINGS = Settings(steps=60, batch=12, places=3, warmup=5, learning_rate=1e-2, 
 
 @pytest.fixture
 def data(tiny: Any) -> Data:
-    """Eight things, six noisy pictures of each, a feature of its own for each; three icons of every
-    name are trained on.
+    """Eight names with six noisy pictures each; each name has its own feature. Three icons of every
+    name are training icons.
     """
     rng = np.random.default_rng(0)
     names = [number % len(NAMES) for number in range(48)]
@@ -145,7 +145,8 @@ def test_icons_of_one_name_are_no_negatives_of_each_other() -> None:
     )
     target = torch.tensor([0, 0, 1])
     found, scale = names[target], torch.tensor(200.0)
-    assert loss_of(found, names, target, scale, 0.0) < 1e-3  # the twin would cost log 2
+    # with the twin as a negative, the loss would be log 2
+    assert loss_of(found, names, target, scale, 0.0) < 1e-3
     assert loss_of(found.roll(1, 0), names, target, scale, 0.0) > 1.0
 
 

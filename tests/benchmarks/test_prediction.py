@@ -1,4 +1,4 @@
-"""The figures of the prediction benchmark, on made numbers."""
+"""The figures of the prediction benchmark, on made-up numbers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from benchmarks.transfer_statistics import (
 
 
 def made(count: int = 8, *, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A transfer matrix with levels by target, and a prediction of it that is blind to
-    the levels.
+    """A transfer matrix with a level for each target, and a prediction that does not see the
+    levels.
     """
     rng = np.random.default_rng(seed)
     inside = rng.normal(size=(count, count))
@@ -46,7 +46,7 @@ def test_regret() -> None:
     assert top_regret(np.array([0.0, 1, 9, 2]), transfer) == pytest.approx(0.5)
     assert top_regret(np.array([9.0, 9, 1, 2]), transfer) == pytest.approx(
         0.1
-    )  # one of two, by a coin
+    )  # one of two, at random
     assert top_regret(np.ones(4), transfer) == pytest.approx(0.3 - transfer.mean())
 
 
@@ -100,7 +100,7 @@ def test_the_bootstrap_covers_the_figure_and_is_repeatable() -> None:
     assert {name: figure.interval for name, figure in again.items()} == {
         name: figure.interval for name, figure in found.items()
     }
-    # over targets, not over pairs: one good target among bad ones widens it
+    # The interval is over targets, not over pairs: one good target among bad ones widens it.
     regrets = top_regret(by_target(predicted), by_target(transfer))
     draws = np.random.default_rng(0).integers(8, size=(500, 8))
     assert found["regret"].interval == pytest.approx(

@@ -1,4 +1,4 @@
-"""The figures of the suite benchmark, on made cells."""
+"""The figures of the suite benchmark, on made-up cells."""
 
 from __future__ import annotations
 

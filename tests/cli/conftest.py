@@ -9,6 +9,6 @@ import pytest
 
 @pytest.fixture
 def work(task_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: film.yaml and its rows.jsonl in it, nothing else."""
+    """The working folder: film.yaml and its rows.jsonl, nothing else."""
     monkeypatch.chdir(task_file.parent)
     return task_file.parent

@@ -1,4 +1,4 @@
-"""`pidep` as people run it, what it left on disk, and folders to run it on."""
+"""Runs `pidep` as a user does, and makes the folders to run it on."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Done:
 
 
 PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
-"""No terminal, and lines long enough for a table."""
+"""Environment of a command: no terminal, and lines long enough for a table."""
 
 
 def environment() -> dict[str, str]:
-    """Of a child process: offline, one thread, no terminal."""
+    """Environment of a child process: offline, one thread, no terminal."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **PLAIN}
 
 
 def pidep(*arguments: object, cwd: Path, stdin: str | bytes = "") -> Done:
-    """A real process."""
+    """Run `pidep` in a real process."""
     given = stdin.encode() if isinstance(stdin, str) else stdin
     command = [sys.executable, "-m", "pidep", *map(str, arguments)]
     done = subprocess.run(
@@ -61,7 +61,7 @@ for command in json.loads(sys.argv[1]):
 
 
 def in_turn(*commands: Sequence[object], cwd: Path) -> list[Done]:
-    """One real process for several commands: torch and transformers are imported once."""
+    """One real process for several commands, so that torch and transformers are imported once."""
     given = json.dumps([[str(part) for part in command] for command in commands])
     done = subprocess.run(
         [sys.executable, "-c", IN_TURN, given],
@@ -76,7 +76,7 @@ def in_turn(*commands: Sequence[object], cwd: Path) -> list[Done]:
 
 
 def contents(folder: Path) -> Contents:
-    """Every path below a folder; the bytes of its files."""
+    """Every path below a folder, with the bytes of its files."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -84,8 +84,9 @@ def contents(folder: Path) -> Contents:
 
 
 def assert_refused(done: Done, match: str, *, code: int = 2) -> None:
-    """Exactly one line on stderr, nothing on stdout, the right exit code: 2 for a wrong use, 1 when
-    the work failed.
+    """Exactly one line on stderr, nothing on stdout, and the right exit code.
+
+    The code is 2 for a wrong request and 1 for failed work.
     """
     lines = done.err.splitlines()
     assert len(lines) == 1, f"expected one line, found:\n{done.err}"
@@ -97,7 +98,7 @@ def assert_refused(done: Done, match: str, *, code: int = 2) -> None:
 
 @contextmanager
 def untouched(folder: Path) -> Iterator[None]:
-    """Nothing below the folder is added, removed or changed inside."""
+    """Inside, nothing below the folder is added, removed or changed."""
     before = contents(folder)
     yield
     after = contents(folder)
@@ -113,7 +114,7 @@ def nobody() -> str:
 
 
 def write_run(folder: Path, expert: Any, task_file: Path) -> Path:
-    """A run folder, as far as export and swap read it."""
+    """A run folder with the files that export and swap read."""
     from pidep.experts.folder import write_expert
     from pidep.tasks.task import load_task
 

@@ -1,4 +1,4 @@
-"""`pidep doctor` says what runs here, and changes nothing."""
+"""`pidep doctor` says what this machine can run, and changes nothing."""
 
 from __future__ import annotations
 

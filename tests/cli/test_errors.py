@@ -1,5 +1,5 @@
-"""A mistake is one line on stderr and exit code 2 (1 when the work failed), never a traceback, and
-leaves nothing behind.
+"""A mistake is one line on stderr and an exit code, never a traceback, and leaves nothing
+behind.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ def test_a_graph_that_cannot_be_written(
 
 @pytest.fixture
 def run(work: Path, tiny) -> Path:
-    """A run whose expert acts on two sites only: its graph compiles in half the time."""
+    """A run whose expert acts on two sites only. Its graph compiles in half the time."""
     return write_run(work / "run", make_expert(tiny, sites=["*query"]), work / "film.yaml")
 
 
@@ -423,7 +423,7 @@ def test_a_new_bank_holds_what_is_published_and_a_parity_failure_leaves_it(
 
 @pytest.fixture
 def lora(work: Path, tiny) -> Path:
-    """A folder PEFT could have written."""
+    """A folder as PEFT writes it."""
     write_expert(make_expert(tiny), work / "lora")
     return work / "lora"
 
@@ -500,7 +500,7 @@ def test_an_import_over_what_is_no_expert(
         assert_refused(adopt(inside, tiny_folder, "--out", out), out.replace(".", r"\."))
 
 
-# Real processes too: nothing else may speak on stderr.
+# Real processes: no library may print to stderr.
 
 
 def test_a_real_process_that_draws(work: Path) -> None:

@@ -1,6 +1,4 @@
-"""As test_errors.py, for serving: wrong repositories, ports, addresses and rows, and
-nobody there.
-"""
+"""Errors of serving: wrong repositories, ports, addresses and rows, and no server."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ def test_serving_a_repository_that_is_not_one(
 
 @pytest.fixture
 def complete(work: Path) -> Path:
-    """A repository with every file in its place; what is in them is looked at last."""
+    """A repository with every file in place. Their contents are checked last."""
     version = work / "repo" / "film" / "1"
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text('backend: "python"')

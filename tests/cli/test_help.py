@@ -1,6 +1,6 @@
-"""`--help` of every command: golden files, one source for every setting, and a fast start.
+"""`--help` of every command: golden files, one source for each setting, and a fast start.
 
-Write the golden files again after a change that is wanted:
+After an intended change, write the golden files again:
 
     PIDEP_UPDATE_GOLDEN=1 python -m pytest tests/cli/test_help.py
 """
@@ -30,7 +30,7 @@ HEAVY = {"numpy", "onnxruntime", "pydantic", "rich", "torch", "transformers", "y
 
 
 def shown(inside: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    """Help as people see it in 100 columns."""
+    """The help text at 100 columns."""
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
     done = inside(*arguments, "--help")

@@ -1,4 +1,4 @@
-"""Options made from settings: flags win over YAML, lists take commas, older spellings work."""
+"""Options from settings: flags override YAML, lists take commas, older spellings work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pidep.settings import Settings, Shown
 
 
 class Sample(Settings):
-    """Settings of a command that only this test has."""
+    """Settings of a command that exists in this test only."""
 
     task: Annotated[str, Shown("Data", argument=True)]
     """Task."""
@@ -35,7 +35,7 @@ Run = Callable[..., tuple[Sample, bool]]
 
 @pytest.fixture
 def run() -> Run:
-    """Runs the command with these arguments; what it was called with."""
+    """Run the command with these arguments; gives the settings it was called with."""
     found: list[tuple[Sample, bool]] = []
 
     @options(Sample, yaml=True)

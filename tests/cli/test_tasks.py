@@ -1,5 +1,5 @@
-"""`pidep tasks`: the list needs nothing, one task draws what is shown, an export is a task that
-`pidep tune` reads.
+"""`pidep tasks`: listing needs no package, showing draws few pictures, an export can be
+tuned on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`pidep tune --policy zero-shot` as people run it."""
+"""`pidep tune --policy zero-shot` on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `diagnose` finds is what is installed here."""
+"""`diagnose` finds what is installed here."""
 
 from __future__ import annotations
 

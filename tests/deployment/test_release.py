@@ -1,4 +1,6 @@
-"""A release publishes all or nothing: a failing step leaves bank, versions and manifest alone."""
+"""A release publishes all or nothing: a failing step leaves bank, versions and manifest as they
+were.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +47,17 @@ def backbone(tiny_folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compile]:
-    """Where the graph that all tests here release is kept, and what compiles it."""
+    """A folder for the graph that all tests here release, and a function that compiles
+    the graph.
+    """
     return tmp_path_factory.mktemp("graph") / "model.onnx", entries.export_bank_graph
 
 
 @pytest.fixture
 def work(tmp_path: Path, compiled: tuple[Path, Compile], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder. The graph is compiled once and then copied: all banks here are alike."""
+    """An empty folder. The graph is compiled once and then copied, because all banks here are
+    alike.
+    """
     graph, compile_graph = compiled
 
     def once(backbone: Any, groups: Any, path: Path, **more: Any) -> None:
@@ -116,20 +122,20 @@ def test_a_later_release_keeps_room_for_what_is_served(work: Path, backbone: Any
     assert list(BankRecord.read(work / "repo" / "pidep_bank" / "1").parity) == ["book"]
 
 
-# What can go wrong: every step, with nothing there before and with a release there before.
+# Failures: every step, with an empty folder and with an earlier release.
 
 STEPS = ["gate", "versions", "bank", "manifest"]
 
 
 def break_step(step: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    """Let a step fail as a full disk does; the recipe to release with."""
+    """Let a step fail as on a full disk; gives the recipe to release with."""
     rename, replace = os.rename, os.replace
     full = OSError(28, "No space left on device")
 
     def failing_rename(old: Any, new: Any) -> None:
         if step == "versions" and Path(new).parent.name == "versions":
             raise full
-        # the second of the two renames, where the first has moved the old bank aside
+        # the second of two renames, after the first one has moved the old bank aside
         if step == "bank" and Path(new) == work / "repo" / "pidep_bank" and ".old." not in str(old):
             raise full
         rename(old, new)
@@ -141,7 +147,7 @@ def break_step(step: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe
 
     monkeypatch.setattr(os, "rename", failing_rename)
     monkeypatch.setattr(os, "replace", failing_replace)
-    if step == "bank":  # folders are exchanged by two renames where the system has no call for it
+    if step == "bank":  # two renames replace the folder where the system cannot exchange folders
         monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
     if step != "gate":
         return RECIPE
@@ -162,7 +168,7 @@ def test_a_failing_step_leaves_what_was_there(
         with pytest.raises((OSError, ParityError)):
             release(work, source(backbone, seed=1), source(backbone, name="book"), recipe=recipe)
     assert state(work) == there
-    release(work, source(backbone, seed=1))  # and nothing is in the way of the next try
+    release(work, source(backbone, seed=1))  # the next attempt succeeds
     assert store_of(work).manifest().revision == (2 if before == "a release" else 1)
 
 
@@ -204,7 +210,7 @@ def test_an_expert_published_meanwhile_stops_the_release(
     assert set(store_of(work).manifest().aliases) == {"film", "new"}
 
 
-# What is refused before anything is compiled.
+# Requests that are refused before anything is compiled.
 
 
 def test_forms_and_recipes_must_agree(work: Path) -> None:

@@ -1,4 +1,4 @@
-"""Outputs of pages and runs: what may differ and what may not."""
+"""Output of a page compared with the output of its run: allowed and forbidden differences."""
 
 from __future__ import annotations
 

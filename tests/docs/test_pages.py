@@ -1,4 +1,6 @@
-"""Every command, flag, link, key and message on the pages exists; the navigation is complete."""
+"""Every command, flag, link, key and message on the pages exists, and the navigation is
+complete.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from tools.docs.settings_tables import RECORDS, SETTINGS
 PAGES = sorted(DOCS.rglob("*.md"))
 READ = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 COMMANDS: dict[str, Any] = commands()
-# Flags of other programs that the pages name.
+# Flags of other programs that the pages mention.
 FOREIGN = {
     *("--build-arg", "--rm", "--shm-size", "--no-cache-dir", "--no-deps"),
     *("--retry", "--retry-delay", "--retry-all-errors", "--write"),
@@ -63,7 +65,7 @@ def _visible(command: Any) -> set[str]:
 
 
 def _code(page: Path) -> str:
-    """Fenced blocks and inline code, continuations joined."""
+    """Fenced blocks and inline code, with continued lines joined."""
     text = page.read_text(encoding="utf-8")
     fenced = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.M | re.S)
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
@@ -71,7 +73,7 @@ def _code(page: Path) -> str:
 
 
 def _invocations(page: Path) -> list[tuple[str, str]]:
-    """(command, rest of the line) of every `pidep …` at the start of a line or behind a pipe."""
+    """(command, rest of the line) of each `pidep …` at the start of a line or after a pipe."""
     return re.findall(r"^(?:\$ )?(?:.*\| )?pidep ([a-z]+)\b(.*)$", _code(page), re.M)
 
 
@@ -109,7 +111,7 @@ def test_relative_links_resolve(page: Path) -> None:
 @pytest.mark.parametrize("page", READ, ids=_name)
 def test_prose_has_at_most_100_columns(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    # Markdown cannot break the rows of a table, nor a message that stands as a term.
+    # Markdown cannot break table rows, or a message that is a term.
     long = [
         line
         for line in text.splitlines()
@@ -142,7 +144,7 @@ def test_the_site_is_built_strictly_and_offline() -> None:
 @pytest.mark.parametrize("page", executed_pages(), ids=_name)
 def test_commands_of_start_and_guides_run_or_say_why_not(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    extract(text)  # every block has an end
+    extract(text)  # every block is closed
     for match in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.M | re.S):
         marked = re.search(r"<!-- not run: .+ -->\n$", text[: match.start()])
         runs = match[1] in ("console", "python", "output", "text") or 'title="' in match[0]
@@ -222,9 +224,11 @@ def test_the_error_page_names_every_error_with_its_exit_code() -> None:
 
 @cache
 def _templates() -> list[str]:
-    """Every text in pidep's code as the command line shows it, with `…` for what differs."""
+    """Every message in pidep's code as the command line shows it, with `…` for the
+    variable parts.
+    """
     found = []
-    # The code names settings in backticks; the command line shows options.
+    # The code writes settings in backticks; the command line shows them as options.
     parameters = [one for command in COMMANDS.values() for one in command.params]
     flags = {one.name: one.opts[0] for one in parameters if one.opts[0].startswith("--")}
     for path in (ROOT / "pidep").rglob("*.py"):
@@ -245,11 +249,11 @@ def test_messages_on_the_error_page_are_in_the_code() -> None:
     text = (DOCS / "reference" / "errors.md").read_text(encoding="utf-8")
     terms = re.findall(r"^(`.+`)\n:   ", text, re.M)
     assert len(terms) > 20
-    foreign = "unable to find backend library"  # Triton Server's own
+    foreign = "unable to find backend library"  # a Triton Server message
     for message in (
         part for term in terms for part in re.findall(r"`([^`]+)`", term) if foreign not in part
     ):
-        # A message may be put together from texts; its longest piece stands in one of them.
+        # A message may be composed of several texts. Its longest piece is in one of them.
         piece = max(re.split(r"…|'…'", message), key=len).strip(" ;:(),'")
         assert any(piece in template for template in _templates()), message
 

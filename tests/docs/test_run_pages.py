@@ -1,4 +1,4 @@
-"""The runner of pages runs the right blocks, compares their output, and stops where it should."""
+"""The runner of pages: it runs the right blocks, compares their output, and stops at a failure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The whole line through the command line on a tiny backbone: tune, graph, export, serve, infer,
-swap under traffic, stop.
-"""
+"""All commands in order on a tiny backbone: tune, graph, export, serve, infer, swap, stop."""
 
 from __future__ import annotations
 
@@ -75,7 +73,7 @@ def write_task(folder: Path, name: str, seed: int) -> None:
 
 
 def run(folder: Path, *arguments: object, stdin: str = "") -> str:
-    """Its stdout; a command that succeeds says nothing on stderr."""
+    """The command's stdout. A command that succeeds prints nothing on stderr."""
     done = pidep(*arguments, cwd=folder, stdin=stdin)
     assert (done.code, done.err) == (0, "")
     return done.out
@@ -83,7 +81,7 @@ def run(folder: Path, *arguments: object, stdin: str = "") -> str:
 
 @dataclass
 class Line:
-    """What the commands made, step by step."""
+    """The folders that the commands made, step by step."""
 
     folder: Path
     tuned: dict[str, Any] = field(default_factory=dict)
@@ -130,7 +128,7 @@ def exported(tuned: Line) -> Line:
 
 @contextmanager
 def serving(folder: Path, ports: Ports) -> Iterator[subprocess.Popen[str]]:
-    """`pidep serve repo`, ready; killed at the end if nobody stopped it."""
+    """`pidep serve repo`, ready. It is killed at the end if no test stopped it."""
     options = [
         str(part)
         for name in ("http", "grpc", "metrics")
@@ -308,7 +306,7 @@ def test_a_stock_client_gets_an_answer_without_pidep(served: Line) -> None:
 
 @dataclass
 class Traffic:
-    """Stock clients that count every request sent against every answer."""
+    """Stock clients that count each request and each answer."""
 
     url: str
     sent: list[int] = field(default_factory=lambda: [0] * 3)
@@ -329,7 +327,7 @@ class Traffic:
                 try:
                     answer = client.infer("pidep_bank", inputs, client_timeout=20)
                     self.digests.append(answer.as_numpy("DIGEST")[0, 0].decode())
-                except Exception as error:  # whatever it is, a request was lost
+                except Exception as error:  # whatever the error is, a request was lost
                     self.failures.append(repr(error))
 
     @contextmanager
@@ -432,7 +430,7 @@ def test_an_expert_the_bank_cannot_hold_is_not_swapped_in(
 
 
 def descendants(pid: int) -> list[int]:
-    """Every process below one."""
+    """Every process below another one."""
     children = [
         int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     ]
@@ -440,7 +438,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not reaped yet does not."""
+    """Whether a process is running. A process that has ended and was not reaped is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -1,8 +1,8 @@
-"""What is served, against a golden file: labels, digests, messages and records, but no scores.
+"""Served answers compared with a golden file: labels, digests, messages and records, but no scores.
 
-Scores differ in their last bits from processor to processor. Digests do not, because every
-weight here is a multiple of 1/64 that no random generator has drawn.
-`python -m tests.e2e.test_golden_answers` writes the golden file again.
+Scores differ in their last bits between processors. Digests do not, because every weight here is a
+multiple of 1/64, and none is random. `python -m tests.e2e.test_golden_answers` writes the golden
+file again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GOLDEN = Path(__file__).parent / "golden_answers.json"
 ROWS = ["the film was good", "awful", "a very bad film", "great film", "the the was a a very very"]
 LABELS = {"film": ("bad", "fine", "good"), "book": ("no", "yes")}
 MEASURED = {"backbone", "graph_digest", "parity"}
-"""Keys of a record that depend on the folder, the processor or the versions of torch and onnx."""
+"""Keys of a record that depend on the folder, the processor, or the versions of torch and onnx."""
 
 
 def exact(shape: tuple[int, ...], seed: int) -> npt.NDArray[np.float32]:
@@ -42,7 +42,7 @@ def exact(shape: tuple[int, ...], seed: int) -> npt.NDArray[np.float32]:
 
 
 def weights(name: str, shape: tuple[int, ...], seed: int) -> npt.NDArray[np.float32]:
-    """Exact, without biases and positions, which would give all texts the same label."""
+    """Exact weights. Biases and positions are zero, because they would give all texts one label."""
     if name.endswith("LayerNorm.weight"):
         return np.ones(shape, np.float32)
     same = name.endswith("bias") or "position" in name or "token_type" in name
@@ -73,7 +73,7 @@ def backbone_folder(folder: Path) -> Path:
 
 
 def exact_expert(backbone: Any, name: str, sites: list[str], *, rank: int) -> Expert:
-    """A LoRA with exact factors; its labels are axes of the embedding."""
+    """A LoRA with exact factors. Its labels are axes of the embedding."""
     labels = LABELS[name]
     factors = {
         site: {"lora_A": exact((rank, 16), seed), "lora_B": exact((16, rank), seed + 50)}
@@ -101,7 +101,7 @@ def source(backbone: Any, name: str, sites: list[str], *, rank: int) -> Source:
 
 
 def served(folder: Path) -> dict[str, Any]:
-    """A bank of two experts and a merged one: their answers and their records."""
+    """Answers and records of a bank of two experts and of a merged model."""
     from pidep.backbones.load import load_backbone
 
     backbone = load_backbone(str(backbone_folder(folder / "tiny-bert")))
@@ -139,7 +139,7 @@ def by_expert(rows: list[Request], answers: list[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for row, answer in zip(rows, answers, strict=True):
         best = sorted(answer.scores.values(), reverse=True)
-        # a label that rounding decides is not the same on every processor
+        # Rounding must not decide a label, because it differs between processors.
         assert len(best) < 2 or best[0] - best[1] > 0.01, f"{row}: {answer.scores} are too near"
         of_expert = {"digest": answer.digest, "labels": list(answer.scores)}
         one = found.setdefault(row.expert, {**of_expert, "label": {}})
@@ -149,7 +149,7 @@ def by_expert(rows: list[Request], answers: list[Any]) -> dict[str, Any]:
 
 
 def records(repo: Path) -> dict[str, Any]:
-    """What export and publish wrote, without what differs from machine to machine."""
+    """The files that export and publish wrote, without the parts that depend on the machine."""
     store = repo.parent / "expert_store"
     files = {
         "bank.json": repo / "pidep_bank" / "1" / "bank.json",

@@ -1,6 +1,4 @@
-"""Images through the real Triton Server: text, image and both in one batch, every mode of image,
-and what is refused.
-"""
+"""Images through the real Triton Server: text, image and both in one batch, and wrong images."""
 
 from __future__ import annotations
 
@@ -76,7 +74,7 @@ CANDIDATES: tuple[Input, ...] = ("an anchor", Row("", png(6)), "a fine day")
 
 
 def choosing(backbone: Any, sites: tuple[str, ...]) -> Source:
-    """An expert whose rows bring their own candidates, and so has no labels."""
+    """An expert without labels: its rows bring their own candidates."""
     expert = replace(
         make_expert(backbone, name="chooses", seed=7, scaling=0.5, sites=sites),
         labels=(),
@@ -210,7 +208,8 @@ def test_candidates_are_chosen_by_the_bare_backbone(served) -> None:  # type: ig
     with Client(server.grpc_url) as client:
         found = client.choose(Request("something", "chooses"), asked)
         (plain,) = client.infer([Request("something", "chooses")])
-        many = client.choose(Request("something", "chooses"), asked * 30)  # more than a batch holds
+        # more rows than a batch holds
+        many = client.choose(Request("something", "chooses"), asked * 30)
         with pytest.raises(UsageError, match="expected at least one candidate, found none"):
             client.choose(Request("something", "chooses"), [])
     with attached(backbone.model, Mixture.of([experts["chooses"]])):

@@ -1,5 +1,6 @@
-"""To and from `peft`: its LoRA comes in, is served and answers the same; pidep's LoRA goes out and
-gives the same logits.
+"""LoRAs from PEFT and to PEFT.
+
+PEFT's LoRA is imported, served and answers the same. pidep's LoRA gives the same logits in PEFT.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ LABELS = [1, 0, 0, 1, 0]
 
 
 class Peft:
-    """Scoring with transformers and peft alone: mean-pooled cosine to the bare backbone's label
-    texts, times 20.
+    """Scores from transformers and peft alone.
+
+    20 times the cosines of the mean-pooled rows with the bare backbone's label texts.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +47,7 @@ class Peft:
         ).detach()
 
     def embed(self, model: Any, texts: list[str]) -> Tensor:
-        """`[B, D]` unit rows."""
+        """Embeddings `[B, D]`, unit rows."""
         tokens = self.tokenizer(
             texts, padding=True, truncation=True, max_length=12, return_tensors="pt"
         )
@@ -56,7 +58,7 @@ class Peft:
         return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
     def logits(self, model: Any, texts: list[str]) -> Tensor:
-        """`[B, C]`."""
+        """Logits `[B, C]`."""
         return 20.0 * self.embed(model, texts) @ self.labels.T
 
     def trained(self, out: Path, **settings: Any) -> Any:
@@ -84,7 +86,7 @@ class Peft:
         return model.eval()
 
     def loaded(self, adapter: Path) -> Any:
-        """An adapter on a bare backbone, as anybody would load it."""
+        """An adapter on a bare backbone, loaded as any user of PEFT would."""
         from peft import PeftModel
         from transformers import AutoModel
 

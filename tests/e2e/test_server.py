@@ -1,6 +1,4 @@
-"""The real Triton Server on a bank of a tiny backbone: stock client, curl-like HTTP, swaps under
-traffic.
-"""
+"""The real Triton Server on a bank: stock clients, plain HTTP, swaps under traffic."""
 
 import asyncio
 import json
@@ -88,7 +86,7 @@ def test_the_asyncio_client_gets_the_answers_of_the_blocking_one(served, protoco
 
     async def asked():
         async with AsyncClient(url, protocol=protocol) as client:
-            # one request after the other: a batch of several rounds in another order
+            # One request after the other: a batch of several rounds may answer in another order.
             found = [await client.infer([row]) for row in rows]
             choice = await client.choose(rows[0], candidates)
             streamed = [result.label async for result in client.stream(rows, batch_size=3)]

@@ -120,7 +120,7 @@ def ramp(*shape: int) -> np.ndarray:
 def test_digests_stay_what_they_were(
     kind: str, site: str, shapes: dict[str, tuple[int, ...]], digest: str
 ) -> None:
-    """Golden: published experts and the stores of running servers are named by them."""
+    """Golden digests: published experts and the stores of running servers are named by them."""
     expert = Expert(
         name="e",
         backbone_digest="sha256:0",

@@ -1,4 +1,4 @@
-"""What a kind must have, and what it says about what it lacks."""
+"""What a kind must define, and its errors for what it lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""To and from `peft`: what one writes the other loads, and the answers agree."""
+"""Adapters from PEFT and to PEFT: each loads what the other wrote, and the answers agree."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PROMPTS = [
     "BART",
 ]
 PREFIXES = ["BERT", "RoBERTa", "ELECTRA", "GPT-2", "Llama", "Qwen2", "OPT"]
-"""Where PEFT 0.21 can run a prefix: it hands it over as a filled KV cache."""
+"""Backbones on which PEFT 0.21 can run a prefix: PEFT passes it as a filled KV cache."""
 CASES = [
     *(("prompt", name) for name in PROMPTS),
     *(("prefix", name) for name in PREFIXES),
@@ -69,7 +69,7 @@ def expert_of(model: Any, kind: str, **options: Any) -> Expert:
 
 
 def theirs(architecture: Architecture, model: Any) -> Tensor:
-    """What PEFT's model answers, the virtual tokens cut off, padding left out."""
+    """The answers of PEFT's model, without virtual tokens and padding."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         found = architecture.read(model.eval()(**architecture.inputs()))

@@ -1,4 +1,4 @@
-"""Where the expert of a folder lies."""
+"""The place of the expert in a folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pidep.experts.resolve import holds_expert, resolve_expert_folder
 def test_a_run_folder_holds_its_expert_inside(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "expert").mkdir(parents=True)
-    assert resolve_expert_folder(run) == run  # the folder alone is no expert
+    assert resolve_expert_folder(run) == run  # an `expert` folder without expert.json is no expert
     assert not holds_expert(run)
     (run / "expert" / "expert.json").touch()
     assert resolve_expert_folder(run) == run / "expert"

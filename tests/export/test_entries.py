@@ -1,6 +1,4 @@
-"""What export publishes: Triton Server's configuration, the parity figures, graphs equal to
-PyTorch; and when it refuses.
-"""
+"""Export: Triton Server's configuration, parity figures, graphs equal to PyTorch, and refusals."""
 
 from __future__ import annotations
 
@@ -60,7 +58,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def parsed(text: str) -> Any:
-    """`config.pbtxt` as Triton Server reads it."""
+    """`config.pbtxt` as Triton Server parses it."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
@@ -89,7 +87,7 @@ def backbone(tiny_folder: Path) -> Any:
 def bank(
     backbone: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Exported, dict[str, Any]]:
-    """Two experts of different rank and sites in one bank."""
+    """A bank with two experts of different ranks and sites."""
     repo = tmp_path_factory.mktemp("bank") / "model_repo"
     experts = {
         "film": make_expert(backbone, sites=["encoder.layer.0.*query"]),
@@ -114,7 +112,7 @@ def bank(
 
 
 def golden(name: str) -> Any:
-    """A configuration as it must be."""
+    """The expected configuration."""
     return parsed((GOLDEN / name).read_text())
 
 
@@ -152,7 +150,7 @@ def test_parity_is_recorded_for_every_expert(bank: Any) -> None:
 def test_the_gate_runs_on_the_files_that_are_published(
     backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A graph that is right beside a tokenizer that is wrong does not pass."""
+    """A right graph beside a wrong tokenizer fails the gate."""
     right = entries.export_bank_graph
 
     def beside_a_wrong_tokenizer(*arguments: Any, **more: Any) -> None:
@@ -189,8 +187,8 @@ def test_the_bank_equals_pytorch(bank: Any, backbone: Any) -> None:
 
 @pytest.fixture(scope="module")
 def shallow(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One layer: seconds of each export go into its layers, and every kind acts on each of them
-    alike.
+    """A backbone of one layer. The time of an export is in its layers, and every kind acts on each
+    of them alike.
     """
     from pidep.backbones.load import load_backbone
 
@@ -198,7 +196,7 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def noisy(backbone: Any, kind: str) -> Any:
-    """An expert of a kind, far enough from nothing to be seen."""
+    """An expert of a kind that clearly changes the output."""
     from pidep.adapters.mixture import Mixture, find_sites, fresh
 
     if kind == "prefixes side by side":

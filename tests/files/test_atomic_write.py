@@ -15,7 +15,7 @@ from tests.cli.run import contents
 
 @pytest.fixture(params=["exchange", "renames"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to replace a folder: one system call, or two renames where there is none."""
+    """Both ways to replace a folder: one system call, or two renames where the call is missing."""
     if request.param == "renames":
         monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
     return str(request.param)

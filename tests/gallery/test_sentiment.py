@@ -1,4 +1,4 @@
-"""Packaged sources without a network: a made-up archive in place of the real one."""
+"""Packaged sources without a network: a made-up archive replaces the real one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tar(files: dict[str, bytes]) -> bytes:
 
 @pytest.fixture
 def sdist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
-    """pip replaced by a copy of a made-up archive; returns the commands it was called with."""
+    """Replace pip by a copy of a made-up archive; gives the commands it was called with."""
     inner = tar(
         {f"hutto_ICWSM_2014/{name}": LINES.encode("latin-1") for name in sources.FILES.values()}
     )

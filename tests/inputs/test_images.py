@@ -1,5 +1,6 @@
-"""One way in for images: every mode and source gives the same pixels in training and serving, every
-wrong one a line that helps.
+"""Image loading: every mode and source gives the same pixels in training and in serving.
+
+A wrong image is one line that helps.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def loaded(source: Any) -> np.ndarray:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG header that promises `width` × `height` pixels, in a hundred bytes."""
+    """The header of a PNG that claims `width` × `height` pixels, in a hundred bytes."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = b""
     for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")):
@@ -80,7 +81,7 @@ def test_palette_with_and_without_a_transparent_colour() -> None:
 
 
 def test_cmyk_becomes_rgb() -> None:
-    ink = Image.new("CMYK", (3, 3), (0, 255, 255, 0))  # cyan none, magenta and yellow full: red
+    ink = Image.new("CMYK", (3, 3), (0, 255, 255, 0))  # no cyan, full magenta and yellow: red
     np.testing.assert_array_equal(
         loaded(encoded(ink, "TIFF")), np.broadcast_to([255, 0, 0], (3, 3, 3))
     )
@@ -215,9 +216,9 @@ def test_one_wrong_row_leaves_the_others_unharmed() -> None:
         prepare([good, b"", b"x"], where="batch")
 
 
-# Pixels as pillow 13 makes them: its 8-bit resampling is integer arithmetic, the same on every
-# machine; another version may differ by 1. GOLDEN_PAD is the second column: 7 x 5 in a square of 4
-# is 4 x 3, and a row of white.
+# Pixels of pillow 13. Its 8-bit resampling is integer arithmetic, so they are the same on every
+# machine. Another version may differ by 1. GOLDEN_PAD is the second column: 7 x 5 in a square of 4
+# becomes 4 x 3 and a row of white.
 GOLDEN_CROP = [[34, 48, 102], [34, 132, 157], [126, 48, 142], [126, 132, 129]]
 GOLDEN_PAD = [
     [14, 62, 113],
@@ -286,7 +287,7 @@ def test_any_shape_gives_a_square_and_one_shade_stays_one(
 
 
 @settings(max_examples=60, deadline=None)
-@pytest.mark.filterwarnings("ignore::UserWarning")  # decoders say so when they mend what they can
+@pytest.mark.filterwarnings("ignore::UserWarning")  # decoders warn where they repair an image
 @given(
     cut=st.integers(0, 200),
     flip=st.integers(0, 200),

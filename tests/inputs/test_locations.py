@@ -1,4 +1,4 @@
-"""Boxes as location tokens: transformers' bins, there and back, and errors that say which row."""
+"""Boxes as location tokens: transformers' bins in both directions, and errors that name the row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZES = [(640, 480), (33, 1000), (768, 768), (1919, 1081)]
 
 
 def theirs():  # type: ignore[no-untyped-def]
-    """transformers' own post-processor, without a tokenizer: its two formulas need none."""
+    """transformers' own post-processor without a tokenizer, which its two formulas do not need."""
     from transformers.models.florence2.processing_florence2 import Florence2PostProcessor
 
     found = object.__new__(Florence2PostProcessor)
@@ -25,7 +25,7 @@ def theirs():  # type: ignore[no-untyped-def]
 @given(
     st.sampled_from(SIZES),
     st.lists(st.floats(0, 1), min_size=2, max_size=2).map(sorted),
-    st.lists(st.integers(0, 1000), min_size=2, max_size=2).map(sorted),  # on the bins' edges
+    st.lists(st.integers(0, 1000), min_size=2, max_size=2).map(sorted),  # at the edges of the bins
 )
 def test_the_bins_are_those_of_transformers(
     size: tuple[int, int], across: list[float], down: list[int]

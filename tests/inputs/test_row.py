@@ -1,4 +1,4 @@
-"""Rows told apart, and what rows choose from."""
+"""Rows, their keys, and their candidates."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_choices_are_the_bare_backbones_whatever_is_attached(mini: Any) -> None:
     choices = Choices(mini, labels, logit_scale=1.0)
     choices.learn(rows)
     with attached(mini.model, Mixture.of([make_expert(mini)])):
-        choices.learn(rows)  # nothing new
+        choices.learn(rows)  # nothing is new
         embeddings = mini.encode(rows, max_length=8)
     found = choices.cosines(embeddings, rows)
     assert found.shape == (3, 3)
@@ -90,7 +90,7 @@ def test_choices_are_the_bare_backbones_whatever_is_attached(mini: Any) -> None:
     assert choices.cosines(embeddings[2:], rows[2:]).shape == (
         1,
         2,
-    )  # rows that all have the task's labels
+    )  # no row has candidates of its own
 
 
 def test_candidates_learn_through_gradients(mini: Any) -> None:
@@ -101,4 +101,4 @@ def test_candidates_learn_through_gradients(mini: Any) -> None:
     loss = torch.nn.functional.cross_entropy(
         20 * choices.cosines(embeddings, rows), torch.tensor([1])
     )
-    loss.backward()  # what was embedded in inference mode would refuse
+    loss.backward()  # tensors from inference mode would refuse gradients

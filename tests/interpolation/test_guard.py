@@ -1,4 +1,4 @@
-"""The guard takes another choice than the average on clear evidence only."""
+"""The guard replaces the average on clear evidence only."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Folds, and what held-out losses make of candidates."""
+"""Folds, and the weights that held-out losses give to candidates."""
 
 import pytest
 import torch
@@ -62,6 +62,6 @@ def test_calibration_takes_the_temperature_of_the_least_loss() -> None:
     for logits, loss in ((right, losses["right"]), (wrong_once, losses["wrong"])):
         expected = torch.nn.functional.cross_entropy(logits / temperature, labels, reduction="none")
         torch.testing.assert_close(loss, expected)
-    # Alone, logits that are always right want the lowest temperature.
+    # Taken alone, logits that are always right have the lowest temperature as their best.
     plain = torch.nn.functional.cross_entropy(right, labels, reduction="none")
     torch.testing.assert_close(calibrated_losses(right, labels), plain)

@@ -87,7 +87,7 @@ def test_the_average_has_two_own_experts(parts, monkeypatch) -> None:
 
 
 def in_context(scorer, own, helpers) -> Mixture:
-    """The own expert learned inside the mixture."""
+    """The own expert that was learned inside the mixture."""
     settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-1)
     return (
         CandidateTrainer(scorer, tuple(helpers), settings, lambda _rows, _factor: own)
@@ -188,7 +188,8 @@ def test_adapters_mixed_on_outputs_are_not_those_mixed_on_parameters(parts) -> N
         predict_logits(scorer, ROWS.rows, Mixture.of(experts, on_outputs=on_outputs))
         for on_outputs in (False, True)
     ]
-    # More than the tolerance of the test above, which would accept either otherwise.
+    # The difference exceeds the tolerance of the test above, which could otherwise not tell them
+    # apart.
     assert (logits[0] - logits[1]).abs().max() > 2e-3
 
 
@@ -208,7 +209,7 @@ def test_auto_mixes_adapters_on_outputs(parts) -> None:
     folded = found.mixture.folded()
     assert {len(tensors["down"]) for tensors in folded.values()} == {
         8
-    }  # own, own in context, two helpers
+    }  # own expert, own expert in context, two helpers
     saved = replace(own, sites=folded)
     torch.testing.assert_close(
         predict_logits(scorer, ROWS.rows, Mixture.of([saved])),
@@ -271,7 +272,7 @@ def test_rows_held_back_judge_joint_training_at_the_usual_rate_only(parts, monke
 
 
 def choose(monkeypatch, wanted: str) -> None:
-    """Let the guard see a loss of zero for one choice, and let eight rows suffice."""
+    """Give one choice a loss of zero, and let eight rows suffice."""
     monkeypatch.setattr("pidep.interpolation.candidates.ENOUGH_ROWS", 6)
 
     def biased(losses, *more, **options):
@@ -481,6 +482,6 @@ def test_auto_resumes_what_it_learned(parts, tmp_path, monkeypatch, name: str) -
     second = again(resume=True)
     assert (
         len(steps) == count - SCHEDULE.steps
-    )  # the folds are learned again, what was chosen is not
+    )  # folds are trained again, the chosen candidate is not
     assert first.decision == second.decision
     assert first.mixture.alphas() == second.mixture.alphas()

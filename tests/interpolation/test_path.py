@@ -1,4 +1,4 @@
-"""The line between two experts."""
+"""The straight line between two experts."""
 
 from dataclasses import replace
 

@@ -1,11 +1,11 @@
-"""OpenAI Triton's interpreter: kernels run on CPU tensors.
+"""Runs kernels in OpenAI Triton's interpreter, on CPU tensors.
 
-It multiplies bf16 as if it were integers (so products are upcast there) and cuts bf16 off instead
-of rounding it.
+The interpreter multiplies bf16 as if it were integers, so products are upcast there. It also
+truncates bf16 instead of rounding.
 
-`triton.jit` decides where it decorates whether it compiles or interprets, and transformers imports
-Triton before a test can say which. So what is decorated, in Triton's own library and in ours, is
-exchanged while one of these tests runs, and put back: no other test sees it.
+`triton.jit` decides at the decoration whether it compiles or interprets, and transformers imports
+Triton before a test can choose. So the decorated functions, in Triton's library and in pidep, are
+replaced while one of these tests runs, and restored afterwards. No other test sees them.
 """
 
 from __future__ import annotations

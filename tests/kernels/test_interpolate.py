@@ -1,4 +1,4 @@
-"""Interpolation on both paths against the plain expression in float64."""
+"""Interpolation on both paths, compared with the plain expression in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATHS = ["torch", "fused"]
 
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fused path, in the interpreter."""
+    """Run the fused path in the interpreter."""
     monkeypatch.setattr(module, "fusable", lambda *_: True)
 
 
@@ -59,7 +59,7 @@ def check(sizes: list[int], learned: int, frozen: int, dtype: torch.dtype) -> No
     assert helpers.grad is None
     if learned:
         assert_near(own.grad, own64.grad)
-    # dα = α (Σ g φ - …): a difference of sums, so its error is that of the sums
+    # dα = α (Σ g φ - …) is a difference of sums, so its error is relative to the sums.
     rows = torch.cat([own64.detach(), helpers.double()])
     scale = max(1.0, float((rows.abs() @ gradient.double().abs()).max()))
     assert float((logits.grad.double() - logits64.grad).abs().max()) <= 1e-5 * scale
@@ -74,7 +74,7 @@ def test_it_is_the_plain_expression(
     choose(path, request)
     few = (
         path == "fused" and dtype != torch.float32
-    )  # the interpreter is slow, and a split means the same in every dtype
+    )  # the interpreter is slow, and a split into programs means the same in every dtype
     for learned, frozen in SPLITS[2:5:2] if few else SPLITS:
         check(sizes, learned, frozen, dtype)
 
@@ -197,7 +197,7 @@ def test_out_is_written_and_only_without_gradients() -> None:
 
 
 class Mixed(nn.Module):
-    """What a compiler or an exporter is given."""
+    """What `torch.compile` and an exporter receive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -266,12 +266,13 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_offsets_past_int32(path: str, request: pytest.FixtureRequest) -> None:
-    """The last grains of rows whose elements have numbers above 2³¹; memory is mapped only where it
-    is touched.
+    """The last grains of rows whose elements have numbers above 2³¹.
+
+    Memory is mapped only where it is touched.
     """
     choose(path, request)
     size, count = 2**30 + GRAIN, 3
-    rows = torch.from_numpy(np.zeros((count, size), np.float16))  # zero pages, not memory
+    rows = torch.from_numpy(np.zeros((count, size), np.float16))  # zero pages that take no memory
     rows[:, -GRAIN:] = torch.randn(count, GRAIN).half()
     logits = torch.randn(1, count)
     last = torch.tensor([size // GRAIN - 1, size // GRAIN], dtype=torch.int32)
@@ -317,8 +318,8 @@ def test_gradients_of_learned_rows_past_int32() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_plain_torch_makes_nothing_on_another_device(dtype: torch.dtype) -> None:
-    """It is the path of old GPUs, too: what is made without a device would be on the CPU there, and
-    here on the one of this test.
+    """Old GPUs use this path too. A tensor made without a device would be on the CPU there. In this
+    test, it would be on the meta device.
     """
     own, helpers, logits, index = draw([5, 1030], 1, 2, dtype)
     with torch.device("meta"):

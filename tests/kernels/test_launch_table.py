@@ -1,6 +1,4 @@
-"""Launch settings: shipped, overridden for a while, found by `tune` and kept; and which
-path runs.
-"""
+"""Launch settings: shipped, overridden, tuned and kept; and the path that runs."""
 
 from __future__ import annotations
 
@@ -90,7 +88,7 @@ def test_settings_of_another_version_are_left_alone(cache: Path) -> None:
 
 @pytest.mark.slow
 def test_a_graph_may_ask_which_path_it_takes() -> None:
-    """Without a break in it, and without a warning of the cache behind the answer."""
+    """`torch.compile` has no graph break here, and no warning from the cache behind the answer."""
     asked = torch.compile(
         lambda x: x + (1 if paths.usable(0) else 2), backend="eager", fullgraph=True
     )

@@ -1,4 +1,4 @@
-"""Another LoRA for each row of a batch."""
+"""A different LoRA for each row of a batch."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ def test_more_rows_than_a_second_axis_of_a_grid_takes() -> None:
 
 
 def test_a_bank_of_more_than_two_to_the_31_elements() -> None:
-    """Experts 2³⁰ apart, so that only the product of number and stride is too long; memory is taken
-    only where it is touched.
+    """Experts 2³⁰ elements apart, so that only number times stride exceeds int32.
+
+    Memory is mapped only where it is touched.
     """
     bank = torch.from_numpy(np.zeros(2**31 + 4096, np.float16)).as_strided(
         (3, 2, 24), (2**30 + 1024, 24, 1)

@@ -1,4 +1,6 @@
-"""Folding a mixture of LoRAs into a weight: as good as in fp32 and then rounded, in every dtype."""
+"""Folding a mixture of LoRAs into a weight is as precise as fp32 followed by rounding, in every
+dtype.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +53,8 @@ def test_it_is_the_sum(
 def test_sixteen_bits_are_as_good_as_fp32_then_rounded(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the CPU; the interpreter cuts bf16 off, so a GPU's rounding is checked by `make
-    gpu-check`.
+    """On the CPU only. The interpreter truncates bf16, so `make gpu-check` tests a GPU's
+    rounding.
     """
     monkeypatch.setattr(reference, "BLOCK", 1000)
     given = draw(130, 200, 32, dtype)
@@ -70,7 +72,7 @@ def test_in_place_and_transposed(path: str, monkeypatch: pytest.MonkeyPatch) -> 
     choose(path, monkeypatch)
     w, a, b, weight = draw(65, 129, 16, torch.float32)
     want = exact(w, a, b, weight)
-    turned = w.t().contiguous().t()  # as Conv1D keeps it
+    turned = w.t().contiguous().t()  # the layout of Conv1D
     assert lora_fold(turned, a, b, weight, out=turned) is turned
     assert_near(turned, want)
     assert lora_fold(w, a, b, weight, out=w) is w

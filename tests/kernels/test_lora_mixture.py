@@ -1,4 +1,4 @@
-"""A mixture of LoRA products on both paths, forward and every gradient, against float64."""
+"""A mixture of LoRA products on both paths, forward and every gradient, compared with float64."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draw(tokens: int, inputs: int, outputs: int, rank: int, dtype: torch.dtype) 
 
 
 def exact(leaves: list[Tensor], gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The formula, an expert's rank at a time, in float64."""
+    """The formula in float64, one expert's rank at a time."""
     x, a, b, weight, base = doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
     y = base
     for r in range(len(a)):
@@ -74,7 +74,7 @@ def test_batches_and_no_base(path: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_ranks_that_do_not_fit_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
     choose("fused", monkeypatch)
-    monkeypatch.setattr(module, "forward_pass", None)  # would be called
+    monkeypatch.setattr(module, "forward_pass", None)  # a call would raise here
     for rank in (0, low_rank.MAX_RANK + 1):
         x, a, b, weight, base = draw(6, 8, 9, rank, torch.float32)
         assert_near(

@@ -1,4 +1,6 @@
-"""One table: the largest error of a result, as a share of the largest value of the float64 one."""
+"""One table of tolerances: the largest error relative to the largest value of the float64
+result.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ __all__ = ["DTYPES", "TOLERANCE", "assert_near", "error_of"]
 TOLERANCE = {
     torch.float64: 1e-12,
     torch.float32: 3e-6,  # sums of a few thousand terms, each rounded to 6e-8
-    # one rounding to 8 bits is 4e-3, cut off instead of rounded (interpreter) 8e-3; a second one
-    # inside a product
+    # One rounding to 8 bits is 4e-3. The interpreter truncates instead: 8e-3. A second rounding is
+    # inside a product.
     torch.bfloat16: 1.2e-2,
     torch.float16: 1.5e-3,  # the same with 11 bits
 }
@@ -19,7 +21,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def error_of(found: Tensor, want: Tensor) -> float:
-    """Shapes must agree; NaN and Inf are infinitely wrong."""
+    """The largest error. Shapes must agree; NaN and Inf have an infinite error."""
     assert found.shape == want.shape
     found, want = found.detach(), want.detach()
     if not want.numel():
@@ -33,8 +35,9 @@ def error_of(found: Tensor, want: Tensor) -> float:
 def assert_near(
     found: Tensor, want: Tensor, dtype: torch.dtype | None = None, *, roundings: int = 1
 ) -> None:
-    """A tolerance that zeros would pass is a bug: the error of zeros is 1. `roundings`: to 16 bits,
-    one behind the other.
+    """Assert a tolerance. The error of zeros is 1, so a tolerance that zeros would pass is a bug.
+
+    `roundings`: consecutive roundings to 16 bits.
     """
     dtype = dtype or found.dtype
     limit = TOLERANCE[dtype] * (roundings if dtype.itemsize == 2 else 1)

@@ -1,4 +1,4 @@
-"""Each baseline on a tiny backbone: it runs, and it is what it says."""
+"""Each baseline on a tiny backbone: it runs, and it does what its name says."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from pidep.training.scorer import Scorer, predict_logits
 from pidep.training.settings import TrainingSettings
 from tests.conftest import make_expert
 
-pytestmark = pytest.mark.slow  # peft and nevergrad take seconds to import
+pytestmark = pytest.mark.slow  # importing peft and nevergrad takes seconds
 
 TEXTS = [
     "the film was good",
@@ -199,7 +199,7 @@ def test_full_fine_tuning_changes_every_layer_of_its_copy(tiny) -> None:
     ]
     assert all(
         "pooler" in name or "key.bias" in name for name in same
-    )  # a key's bias shifts all scores alike: no gradient
+    )  # a key's bias shifts all scores alike, so it has no gradient
 
 
 def test_bitfit_acts_on_the_biases_of_the_same_layers(tiny) -> None:

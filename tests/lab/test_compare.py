@@ -1,4 +1,6 @@
-"""Grids on a tiny backbone: resumed, shared, refused; and what cells add up to."""
+"""Grids on a tiny backbone: resumed, shared between processes, and refused; and the summary of
+cells.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture
 def tasks(task_file: Path) -> list[str]:
-    """Three tasks over the same rows, cut differently."""
+    """Three tasks over the same rows, with different splits."""
     text = task_file.read_text()
     files = []
     for seed, name in enumerate(("one", "two", "three")):
@@ -249,7 +251,7 @@ def test_two_parts_are_the_whole_grid(tiny, tasks: list[str], tmp_path: Path) ->
     half = run(tiny, tasks, tmp_path / "parts", part=Part(0, 2))
     assert (
         run(tiny, tasks, tmp_path / "parts", part=Part(1, 2), steps=9, prepare=True).missing == 6
-    )  # the half is of other settings
+    )  # this half belongs to other settings
     assert (len(half.cells), half.missing) == (3, 3)
     assert not (tmp_path / "parts" / "summary.json").exists()
     both, whole = (
@@ -349,7 +351,7 @@ def test_settings_that_make_no_sense(tasks: list[str]) -> None:
         compare_settings({"tasks": tasks, "shots": [2], "seeds": [1, 1]})
 
 
-# What cells add up to.
+# The summary of cells.
 
 
 def cell(task: str, seed: int, *, shots: int | None = 8, **scores: float) -> dict[str, Any]:
@@ -402,7 +404,9 @@ def test_differences_are_over_the_seeds_both_have() -> None:
 
 
 def made_up(kind: str, shots: int | None, *, pi: dict[str, float]) -> list[dict[str, Any]]:
-    """A column of the benchmark: own expert 0.6, uniform mixture 0.7, and π as given."""
+    """A column of the benchmark: 0.6 for the own expert, 0.7 for the uniform mixture, and π as
+    given.
+    """
     same = {"own": 0.6, "uniform": 0.7, "joint": 0.65}
     return [
         {**cell(task, 0, shots=shots, **same, pi=pi.get(task, 0.72)), "kind": kind}
@@ -501,7 +505,9 @@ def test_the_grid_of_the_benchmark() -> None:
     every = set(METHODS) - {
         "pi_trial",
         "uniform_outputs",
-    }  # with three helpers there is nobody to choose; a LoRA's uniform is on outputs
+        # with three helpers in the pool there is no choice, and a LoRA's uniform mixture is on outputs
+        # already
+    }
     assert methods["lora", 8] == methods["lora", 128] == every
     assert every - methods["lora", 32] == {
         "own_tuned",

@@ -1,4 +1,4 @@
-"""The page about a run: everything is in it, nothing is fetched, nothing from data is markup."""
+"""The page about a run: it has every section, fetches nothing, and escapes all data."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def report_of(
 
 
 class Strict(HTMLParser):
-    """Every element is closed in order, every id is used once, every reference leads somewhere."""
+    """Every element is closed in order, every id is unique, and every reference has a target."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Strict(HTMLParser):
 
 @pytest.fixture(scope="module")
 def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pool of two, and a few-shot run and a full run with helpers."""
+    """A pool of two experts, a few-shot run, and a run on all rows with helpers."""
     folder = tmp_path_factory.mktemp("report")
     rng = np.random.default_rng(0)
     rows = []
@@ -126,13 +126,13 @@ def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> Path:
-    """A copy of the few-shot run, to break."""
+    """A copy of the few-shot run that a test may break."""
     return Path(shutil.copytree(made / "runs" / "few", tmp_path / "few"))
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take most of the time; where they are not what is tested they are empty."""
+    """Empty figures, for tests that do not look at them: drawing takes most of the time."""
     monkeypatch.setattr("pidep.lab.report.figures.draw", lambda *_, **__: "<svg></svg>")
 
 
@@ -143,8 +143,8 @@ def change(path: Path, edit: Callable[[dict], object]) -> None:  # type: ignore[
 
 
 def test_it_can_be_read_on_a_narrow_screen(made: Path, tmp_path: Path) -> None:
-    """What a look at it in a browser found: headers beside their figures, heat maps without a
-    legend, letters of four pixels.
+    """Faults that were seen in a browser: shifted headers, heat maps without a legend, tiny
+    letters.
     """
     html = report_of(made / "runs" / "few", tmp_path / "few.html").out.read_text()
     for column in ("accuracy", "against own expert", "95 % interval", "similarity", "mean α"):
@@ -261,7 +261,7 @@ def test_nothing_is_fetched_and_nothing_runs(made: Path, tmp_path: Path) -> None
     found = Strict(html)
     assert not {"script", "iframe", "object", "embed", "link", "img"} & set(found.tags)
     assert not re.search(r"@import|url\((?!#)", html)
-    assert "held-back rows" in html  # full data: there are some
+    assert "held-back rows" in html  # a run on all rows has held-out rows
 
 
 def test_the_same_run_gives_the_same_figure(made: Path) -> None:
@@ -273,7 +273,7 @@ def test_what_comes_from_data_is_text(run: Path, tmp_path: Path) -> None:
     evaluated = report_of(run, tmp_path / "labels.html").out.read_text()
     assert (
         "&lt;script&gt;alert('$x$')" in evaluated
-    )  # on the axes of the confusion matrix, not as mathematics
+    )  # on the axes of the confusion matrix, as text and not as mathematics
     for name in ("task", "result"):
         change(run / f"{name}.json", lambda content: content.update(name=EVIL))
     change(run / "alpha.json", lambda content: content["experts"].__setitem__(1, EVIL))

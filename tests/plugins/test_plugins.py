@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run(tiny_folder: Path, tmp_path: Path) -> Any:
-    """Runs Python where the example package is installed."""
+    """Run Python where the example package is installed."""
     shutil.copytree(tiny_folder, tmp_path / "bert")
     environment = {
         **os.environ,
@@ -100,7 +100,7 @@ def test_a_broken_package_takes_no_task_away(run: Any, tmp_path: Path, entry: st
         "from pidep.tasks.packaged import packaged_tasks\n"
         "from pidep.tasks.task import load_task\n"
         "print(load_task('mine.yaml').name, load_task('sentiment/movie').name)\n"
-        # Neither a file nor pidep's own task needs another package.
+        # Neither a task file nor a task of pidep needs another package.
         "assert 'pidep_example' not in sys.modules\n"
         "print('quiet', file=sys.stderr)\n"
         "print(load_task('example/liked').name, 'example/liked' in packaged_tasks())\n"

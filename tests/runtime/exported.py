@@ -17,7 +17,7 @@ MAX_RANK = 4
 
 
 def export_bank_folder(backbone: Backbone, root: Path) -> Path:
-    """`<root>/pidep_bank/1`."""
+    """The version folder `<root>/pidep_bank/1`."""
     folder = root / "pidep_bank" / "1"
     folder.mkdir(parents=True)
     groups = bank_groups(backbone.model, find_sites(backbone.model))

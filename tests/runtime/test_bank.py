@@ -1,4 +1,4 @@
-"""The bank through a real exported graph of a tiny backbone."""
+"""The bank, through a real exported graph of a tiny backbone."""
 
 from __future__ import annotations
 

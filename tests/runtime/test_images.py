@@ -1,4 +1,6 @@
-"""Images through an exported bank: answers equal to PyTorch's, errors of a row alone."""
+"""Images through an exported bank: answers equal PyTorch's, and a wrong image fails its
+row only.
+"""
 
 from __future__ import annotations
 

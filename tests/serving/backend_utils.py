@@ -1,6 +1,6 @@
-"""`triton_python_backend_utils` as far as the shim uses it.
+"""The parts of `triton_python_backend_utils` that the shim uses.
 
-The real module exists inside Triton Server only; `tests/e2e` runs the shim there.
+The real module exists inside Triton Server only. `tests/e2e` runs the shim there.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the shim import it."""
+    """Let the shim import this module."""
     module: Any = ModuleType("triton_python_backend_utils")
     module.Tensor, module.TritonError = Tensor, TritonError
     module.InferenceResponse = InferenceResponse

@@ -1,4 +1,4 @@
-"""Experts of no backbone, for what only moves their files."""
+"""Experts without a backbone, for tests that only move their files."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A bank and a merged model made in milliseconds: small graphs, and the rest as in real ones.
+"""A bank and a merged model made in milliseconds: small graphs, real records and files.
 
-The bank's embedding of a row is the mean of its expert's `lora_A`, zeros for the bare backbone. A
-hundredth of the sum of the row's token ids is added in the first place. So it depends on the
-expert and on the text.
+The bank's embedding of a row is the mean of its expert's `lora_A`, or zeros for the bare backbone.
+A hundredth of the sum of the row's token ids is added to its first element. So the embedding
+depends on the expert and on the text.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def _write_tokenizer(folder: Path) -> None:
 
 
 def write_small_bank(repo: Path) -> Path:
-    """`<repo>/pidep_bank/1`, with its store beside the repository; its version folder."""
+    """Write `<repo>/pidep_bank/1`, with its store beside the repository; gives the
+    version folder.
+    """
     folder = repo / "pidep_bank" / "1"
     folder.mkdir(parents=True)
     (folder.parent / "config.pbtxt").write_text('name: "pidep_bank" backend: "python"')
@@ -83,7 +85,7 @@ def write_small_bank(repo: Path) -> Path:
 
 
 def write_small_merged(repo: Path) -> Path:
-    """`<repo>/film/1`; its logits are the sum of the token ids, and 0."""
+    """Write `<repo>/film/1`. Its logits are the sum of the token ids, and 0."""
     folder = repo / "film" / "1"
     folder.mkdir(parents=True)
     _write_tokenizer(folder)

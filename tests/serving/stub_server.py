@@ -1,7 +1,7 @@
-"""Triton Server's protocol over gRPC and HTTP in this process; answers tell what was asked.
+"""Triton Server's protocol over gRPC and HTTP in this process. The answers repeat the request.
 
-For clients' requests and errors, where the real server would be slow to start or hard to break.
-`tests/e2e` runs the same clients against the real one.
+It tests clients' requests and errors, for which the real server is slow to start or hard to break.
+`tests/e2e` runs the same clients with the real server.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Asked:
 
 
 class Refused(Exception):
-    """The request is refused with this message."""
+    """Refuses the request with this message."""
 
 
 @dataclass
 class Stub:
-    """Requests so far, and what is wrong with the server."""
+    """The requests so far, and the server's faults."""
 
     protocol: Protocol
     answering: Callable[[Asked], dict[str, np.ndarray]] | None = None
@@ -51,7 +51,9 @@ class Stub:
     released: threading.Event = field(default_factory=threading.Event)
 
     def answer(self, asked: Asked) -> dict[str, np.ndarray]:
-        """The label of a row is its text; its digest names the expert; scores fall by 0.1 a row."""
+        """A row's label is its text, its digest names the expert, and scores fall by 0.1 from row
+        to row.
+        """
         self.asked.append(asked)
         if self.delay_s:
             self.released.wait(self.delay_s)
@@ -103,7 +105,7 @@ class _Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
 
 
 def _http_answer(found: dict[str, np.ndarray], wanted: list[str]) -> tuple[bytes, bytes]:
-    """A JSON head and the tensors' bytes: tritonclient asks for binary outputs."""
+    """A JSON head and the tensors' bytes, because tritonclient asks for binary outputs."""
     raw = [_encoded(found[name]) for name in wanted]
     outputs = [
         {
@@ -146,7 +148,7 @@ def _http_handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(head_out + tail_out)
 
         def log_message(self, *_: Any) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     return Handler
 
@@ -155,7 +157,7 @@ def _http_handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
 def stub_server(
     protocol: Protocol, answering: Callable[[Asked], dict[str, np.ndarray]] | None = None
 ) -> Iterator[Stub]:
-    """A server on a free port; `answering` takes the place of its own answers."""
+    """A server on a free port. `answering` replaces its own answers."""
     stub = Stub(protocol, answering)
     if protocol == "grpc":
         server = grpc.server(ThreadPoolExecutor(4))

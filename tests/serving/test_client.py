@@ -28,7 +28,7 @@ def stub(request: pytest.FixtureRequest) -> Iterator[Stub]:
 
 @pytest.fixture(params=["blocking", "asyncio"])
 def call(request: pytest.FixtureRequest) -> Call:
-    """`call(server, method, *given, options of the client)`: the answer, whichever client."""
+    """`call(server, method, *given, client's options)`: the answer, from either client."""
 
     def blocking(stub: Stub, method: str, *given: Any, batch_size: int = 32, **more: Any) -> Any:
         with Client(stub.url, protocol=stub.protocol, **more) as client:
@@ -137,11 +137,13 @@ def test_a_server_that_is_too_slow_is_an_error(stub: Stub, call: Call) -> None:
 
 @pytest.fixture
 def mute() -> Iterator[str]:
-    """The address of a server that answers each connection with a line of no known protocol."""
+    """The address of a server that answers each connection with a line of an unknown protocol."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            """Read a part of the request, so that the client reads before the reset."""
+            """Read a part of the request, so that the client reads before the connection
+            is reset.
+            """
             self.request.recv(65536)
             self.request.sendall(b"220 mail.example ESMTP\r\n\r\n")
 

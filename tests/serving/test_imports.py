@@ -1,4 +1,4 @@
-"""What the rooms that serve import: never torch, and ONNX Runtime only where a graph is run."""
+"""Imports of the rooms that serve: never torch, and ONNX Runtime only where a graph is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triton Server as `pidep serve` starts it: administration needs a key, everything else is open."""
+"""Triton Server as `pidep serve` starts it: administration needs a key, other calls are open."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ OTHER_CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("load_model", ("double",)),
     ("unload_model", ("double",)),
     ("register_system_shared_memory", ("mine", "/mine", 4)),
-    # Without a GPU the server refuses these three with the key, too.
+    # Without a GPU, the server refuses these three calls with the key as well.
     ("get_cuda_shared_memory_status", ()),
     ("register_cuda_shared_memory", ("mine", b"aGFuZGxl", 0, 4)),
     ("unregister_cuda_shared_memory", ()),
@@ -133,7 +133,9 @@ def native(server: TritonServer, protocol: str) -> Any:
 
 
 def intruder(mark: Path) -> tuple[str, dict[str, bytes]]:
-    """Configuration and files of a model whose code leaves a mark when it is loaded."""
+    """Configuration and files of a model that runs its own code when it is loaded, and leaves a
+    mark.
+    """
     code = INTRUDER.format(mark=str(mark)).encode()
     return json.dumps({"name": "intruder", **CONFIG}), {"file:1/model.py": code}
 

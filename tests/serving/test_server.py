@@ -1,4 +1,4 @@
-"""Checks before Triton Server starts; `tests/e2e` starts it."""
+"""Checks before Triton Server starts. `tests/e2e` starts it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_an_entry_that_is_being_written_is_no_model(repo: Path) -> None:
     ],
 )
 def test_an_incomplete_model_is_refused(repo: Path, lost: str, message: str) -> None:
-    """Triton Server would hang on it."""
+    """Triton Server would hang on this model."""
     (repo / lost).unlink()
     with pytest.raises(UsageError, match=message):
         models_in(repo)

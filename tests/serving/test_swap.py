@@ -1,4 +1,4 @@
-"""A swap publishes what fits, and returns with the server's own answer."""
+"""A swap publishes an expert that fits, and returns with the server's own answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> ExpertStore:
 
 @pytest.fixture
 def served(repo: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
-    """The shim's model behind the protocol."""
+    """The shim's model behind the stub server's protocol."""
     backend_utils.install(monkeypatch)
     model = TritonPythonModel()
     model.initialize({"model_repository": str(repo / "pidep_bank"), "model_version": "1"})
@@ -113,7 +113,7 @@ def test_a_swap_without_a_server_publishes_nothing(repo: Path) -> None:
 def test_a_server_that_goes_on_with_another_version_is_an_error(
     repo: Path, store: ExpertStore
 ) -> None:
-    """A server of another repository: it answers, and never with the published version."""
+    """A server of another repository: it answers, but never with the published version."""
     message = r"swap 'film': published sha256:.* after 0\.3 s the server answered sha256:film"
     with stub_server("grpc") as elsewhere, pytest.raises(ServingError, match=message):
         swap_expert("film", small_expert(), repo, elsewhere.url, timeout_s=0.3)

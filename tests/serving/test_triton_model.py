@@ -1,4 +1,4 @@
-"""The shim's model: one response for each request; an error is of its request alone."""
+"""The shim's model: one response for each request, and an error fails its own request only."""
 
 from __future__ import annotations
 

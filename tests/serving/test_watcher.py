@@ -1,4 +1,4 @@
-"""The watcher serves what the manifest names, and keeps serving where it cannot."""
+"""The watcher serves what the manifest names, and keeps the old experts where it cannot."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def store(bank: Bank) -> ExpertStore:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    """Wait; fail after 20 s."""
+    """Wait until the condition holds; fail after 20 s."""
     deadline = time.monotonic() + 20
     while not holds():
         assert time.monotonic() < deadline
@@ -92,7 +92,7 @@ def test_a_broken_version_leaves_the_old_one_serving(
         watcher.refresh()
         watcher.refresh()
     assert watcher.residents.digests == {"film": old}
-    # said once: the refused manifest is not tried again
+    # logged once: the refused manifest is not tried again
     said = [record.message.split(":")[0] for record in caplog.records]
     assert said == ["store kept at revision 1"]
     weights.write_bytes(whole)
@@ -152,7 +152,7 @@ def test_it_follows_until_it_is_stopped(bank: Bank, store: ExpertStore) -> None:
 
 
 def test_a_change_that_the_clock_hides_is_seen(bank: Bank, store: ExpertStore) -> None:
-    """A manifest of the same size, inode and times, as after a clock was set back."""
+    """A manifest with the same size, inode and times, as after a clock was set back."""
     first, second = small_expert(), small_expert(seed=1)
     store.publish(first, "film")
     store.publish(second, "other")

@@ -40,8 +40,9 @@ def random_expert(backbone: Encoder, kind: str, *, seed: int = 0) -> Expert:
 
 
 def structured_tasks(count: int, *, clusters: int = 8, seed: int = 0) -> dict[str, Embedding]:
-    """Made-up embeddings: clusters of tasks that differ along a few directions each, by a little
-    noise, and in scale.
+    """Made-up embeddings in clusters of tasks.
+
+    Tasks of a cluster differ along a few directions each, by a little noise, and in scale.
     """
     rng = np.random.default_rng(seed)
     shapes = {

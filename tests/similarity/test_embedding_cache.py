@@ -15,7 +15,7 @@ TEXTS, LABELS = ["good film", "bad film", "a great film"], [1, 0, 1]
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The name of every expert whose Fisher was really computed."""
+    """The names of the experts whose Fisher was really computed."""
     names: list[str] = []
 
     def spy(backbone, expert, *arguments, **options):
@@ -50,7 +50,7 @@ def test_whatever_decides_the_numbers_is_part_of_the_key(
         cached_fisher(tmp_path, tiny, expert, texts, labels, data_digest=data_digest, **options)
 
     ask()
-    ask(batch_size=1)  # changes nothing but the time
+    ask(batch_size=1)  # the batch size changes only the time here
     assert len(computed) == 1
     ask(expert=make_expert(tiny, seed=1))
     ask(data_digest="other")
@@ -83,7 +83,7 @@ def test_damage_is_computed_again_never_trusted(
     first = cached_fisher(tmp_path, tiny, expert, TEXTS, LABELS, data_digest="d")
     (path,) = tmp_path.iterdir()
     data = path.read_bytes()
-    if damage == "swapped":  # a sound file under the name of another
+    if damage == "swapped":  # a sound file under another file's name
         cached_fisher(tmp_path, tiny, expert, TEXTS, LABELS, data_digest="e")
         (other,) = set(tmp_path.iterdir()) - {path}
         path.write_bytes(other.read_bytes())

@@ -13,8 +13,9 @@ LABELS = [1, 0, 0, 1, 1]
 
 
 def gradients(backbone, expert, text: str, label: int) -> dict[str, np.ndarray]:
-    """Of -log p(label | text), through the mixture's own parameters: nothing is shared with the
-    rows that are tested.
+    """Gradient of -log p(label | text) through the mixture's own parameters.
+
+    It shares nothing with the code for rows, which is tested.
     """
     mixture = Mixture.of([expert])
     found = {}
@@ -49,8 +50,8 @@ def assert_close(
     found: dict[str, np.ndarray], expected: dict[str, np.ndarray], rtol: float = 1e-3
 ) -> None:
     assert found.keys() == expected.keys()
-    # a bias of keys shifts all scores of a softmax alike: its gradient is rounding noise, far below
-    # the others
+    # A bias of keys shifts all scores of a softmax alike. Its gradient is rounding noise, far below
+    # the others.
     atol = 1e-10 * max(value.max() for value in expected.values())
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=rtol, atol=atol, err_msg=name)

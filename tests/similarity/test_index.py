@@ -19,7 +19,7 @@ TASKS = structured_tasks(MANY)
 
 @pytest.fixture(scope="session")
 def large_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More tasks than are ever looked at exactly. Not to be changed."""
+    """A pool with more tasks than a query compares exactly. Tests must not change it."""
     pool = tmp_path_factory.mktemp("pool")
     for name, embedding in TASKS.items():
         write_task(pool, name, embedding)
@@ -36,7 +36,7 @@ def pool(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sketched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A number for every sketch that is made."""
+    """A list that gets an entry for every sketch that is made."""
     calls: list[int] = []
     original = Sketcher.__call__
 
@@ -49,7 +49,7 @@ def sketched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def exact(target: dict[str, np.ndarray], leave_out: str) -> dict[str, float]:
-    """The three most similar tasks, by the formula, over all of them at once."""
+    """The three most similar tasks, by the formula, over all tasks at once."""
     cosines = []
     for tensor, own in target.items():
         others = np.stack([embedding[tensor].ravel() for embedding in TASKS.values()]).astype(
@@ -176,7 +176,7 @@ def test_adding_a_task_costs_one_sketch(pool: Path, sketched: list[int]) -> None
     assert index.top_k(own, 1)[0].similarity < 0.999
     write_task(pool, "twin", own)
     index.add("twin")
-    assert len(sketched) == 14  # twelve, the query, the new one
+    assert len(sketched) == 14  # the short list of twelve, the query, and the new task
     near = index.top_k(own, 1)[0]
     assert (near.name, near.similarity) == ("twin", pytest.approx(1))
     write_task(pool, "twin", TASKS["task-0201"])
@@ -184,7 +184,8 @@ def test_adding_a_task_costs_one_sketch(pool: Path, sketched: list[int]) -> None
     assert len(index) == 13
     assert index.top_k(own, 1)[0].similarity < 0.999
     assert TaskIndex.open(pool).names == index.names
-    assert len(sketched) == 17  # two queries and one sketch more: opening again made none
+    # two queries and one new sketch: opening the index again made no other
+    assert len(sketched) == 17
 
 
 def test_a_stale_sketch_never_changes_a_figure(pool: Path) -> None:

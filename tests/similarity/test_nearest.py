@@ -1,4 +1,4 @@
-"""`Pool`: a folder of experts that is read as far as it is needed."""
+"""`Pool`: a folder of experts that is read as far as needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task graph over a pool: what is in it, its four outputs, and pools that are refused."""
+"""The task graph over a pool: its content, its four outputs, and refused pools."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pool(tiny, tmp_path: Path) -> Path:
 def shown(
     pool: Path, inside: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Done]:
-    """`pidep graph pool …` beside the pool."""
+    """Run `pidep graph pool …` beside the pool."""
     monkeypatch.chdir(pool.parent)
 
     def run(*arguments: str) -> Done:
@@ -143,7 +143,7 @@ def test_the_picture_shows_the_graph(pool: Path, tmp_path: Path) -> None:
     assert (tmp_path / "one.png").read_bytes() != (tmp_path / "other.png").read_bytes()
 
 
-# Pools that are refused.
+# Refused pools.
 
 
 def cut(name: str) -> Callable[[Path], None]:

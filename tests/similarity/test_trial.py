@@ -1,4 +1,6 @@
-"""Neighbours by trial: who answers the rows, better than the bare backbone, alone."""
+"""Neighbours by trial: helpers that answer the rows better than the bare backbone, and no
+others.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.slow  # experts are trained
 
 
 def trained(cell: Any, *, turned: bool = False) -> Expert:
-    """An expert of the rows, or of the rows with every label turned round."""
+    """An expert of the rows, or of the same rows with every label reversed."""
     rows = replace(ROWS, labels=[1 - label for label in ROWS.labels]) if turned else ROWS
     torch.manual_seed(0)
     expert, _ = train_own_expert(

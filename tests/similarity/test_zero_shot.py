@@ -37,7 +37,7 @@ def test_it_is_one_where_target_and_helper_are_the_same(tiny) -> None:
     for factor in (
         1,
         1e-9,
-    ):  # an embedding's scale says how well its expert was trained, not on what
+    ):  # an embedding's scale says how well its expert was trained, and nothing about its task
         entry = PoolEntry(
             expert, {name: array * np.float32(factor) for name, array in stored.items()}
         )

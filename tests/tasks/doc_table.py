@@ -1,5 +1,6 @@
-"""The table of docs/guides/datasets.md, made from the task files: `python -m tests.tasks.doc_table`
-writes it anew.
+"""The table of docs/guides/datasets.md, made from the task files.
+
+`python -m tests.tasks.doc_table` writes it again.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ TABLE = re.compile(r"<!-- datasets -->\n(.*?)\n<!-- /datasets -->", re.DOTALL)
 
 
 def table() -> str:
-    """One line a task."""
+    """One line per task."""
     rows = [
         "| task | what it is | answers | metric | dataset, test split | licence |",
         "| --- " * 6 + "|",
@@ -74,7 +75,7 @@ def _answers(task: Task) -> str:
 
 
 def main() -> None:
-    """Write the table anew."""
+    """Write the table again."""
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(
         TABLE.sub(lambda _: f"<!-- datasets -->\n{table()}\n<!-- /datasets -->", page),

@@ -1,4 +1,4 @@
-"""What falls where depends on the text and the seed alone."""
+"""The side and the order of a row depend on its text and the seed alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows to splits: every fault named, no text on both sides, exact shots."""
+"""Rows to splits: every fault is named, no text is on both sides, shots are exact."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_no_text_on_both_sides(
     try:
         data = load_data(task(data={"path": path}, split_seed=seed, test_fraction=0.5))
     except TaskError:
-        return  # all texts fell on one side
+        return  # all texts are on one side
     assert not set(data.train.rows) & set(data.test.rows)
     assert set(data.train.rows) | set(data.test.rows) == {text.strip() for text in texts}
 

@@ -1,5 +1,6 @@
-"""Tasks with images and with candidates of each row: where they come from, what is wrong with them,
-no picture on both sides.
+"""Tasks with images, and with candidates in each row.
+
+Their sources, their faults, and no picture on both sides.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def test_paths_are_relative_to_the_data_and_the_split_sees_pictures_alone(tmp_pa
     assert isinstance(first.image, Path)
     assert first.image.is_file()
     assert first.where.startswith(f"{tmp_path / 'rows.jsonl'}, row ")
-    # the same pictures under other names and with other texts fall on the same sides
+    # The same pictures under other names and with other texts are on the same sides.
     for row in rows:
         name = Path(row["image"]).stem
         (tmp_path / "images" / f"copy-{name}.bmp").write_bytes(as_bmp(tmp_path / row["image"]))
@@ -141,7 +142,7 @@ def test_a_training_row_that_is_also_a_test_row_is_dropped(tmp_path: Path) -> No
         "test": jsonl(tmp_path / "test.jsonl", rows[:3]),
     }
     assert len(load_data(task(data={"files": files})).train.rows) == 9
-    # another question about the same picture is another row
+    # Another question about the same picture is another row.
     assert (
         len(
             load_data(
@@ -225,7 +226,7 @@ def test_rows_choose_among_their_own_candidates(tmp_path: Path, images: bool) ->
     shots = few_shot(data.train, shots=2, seed=0)
     assert sorted(shots.labels) == [0, 0, 1, 1, 2, 2]
     if images:
-        return  # those have numbers only
+        return  # these sources have class numbers only
     by_name = [{**row, "label": row["choices"][row["label"]]} for row in rows]
     again = load_data(
         found.model_copy(
@@ -289,7 +290,9 @@ def test_what_a_task_file_says_of_its_answers(tmp_path: Path, fields: str, messa
 
 
 def test_an_image_is_tuned_on_end_to_end(tmp_path: Path, mini: Any) -> None:
-    """Dark and light pictures: a few steps on a tiny backbone learn what it could not tell."""
+    """Dark and light pictures, which a tiny backbone tells apart after a few steps and
+    not before.
+    """
     from pidep.tuning.settings import TuneSettings
     from pidep.tuning.tune import tune
 

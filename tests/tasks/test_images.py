@@ -1,4 +1,4 @@
-"""ImageFolder and Parquet columns of images."""
+"""Images from ImageFolder folders and Parquet columns."""
 
 from __future__ import annotations
 

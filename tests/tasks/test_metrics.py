@@ -1,4 +1,4 @@
-"""Metrics against numbers worked out by hand, and against those of the official evaluations."""
+"""Metrics compared with figures worked out by hand and with the official evaluations."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_a_text_is_right_when_it_is_one_of_its_references() -> None:
     [
         ((0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0), 1.0),
         ((0.0, 0.0, 0.5, 1.0), (0.25, 0.0, 0.75, 1.0), 1 / 3),
-        ((0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0), 0.0),  # a corner in common
-        ((0.1, 0.1, 0.2, 0.2), (0.8, 0.8, 0.9, 0.9), 0.0),  # both sides negative: no area
-        ((0.2, 0.2, 0.2, 0.8), (0.0, 0.0, 1.0, 1.0), 0.0),  # a line
+        ((0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0), 0.0),  # one corner in common
+        ((0.1, 0.1, 0.2, 0.2), (0.8, 0.8, 0.9, 0.9), 0.0),  # both sides are negative: no area
+        ((0.2, 0.2, 0.2, 0.8), (0.0, 0.0, 1.0, 1.0), 0.0),  # a line has no area
     ],
 )
 def test_intersection_over_union(
@@ -99,21 +99,21 @@ def test_a_reference_that_is_no_box_is_the_tasks_mistake() -> None:
         ("none", "0"),
         ("ten", "10"),
         ("eleven", "eleven"),
-        ("yes, it is", "yes it is"),  # a blank beside the mark: gone
-        ("black,white", "black white"),  # none: a blank
+        ("yes, it is", "yes it is"),  # a blank beside the mark: the mark is removed
+        ("black,white", "black white"),  # no blank beside the mark: it becomes a blank
         ("black-and-white", "black and white"),
         ("1,000", "1000"),  # a comma in a number
         (
             "1,000 black-and-white",
             "1000 blackandwhite",
-        ),  # and with it every mark goes, as officially
+        ),  # with such a comma every mark is removed, as in the official code
         ("3.5", "3.5"),
         ("5.", "5"),
         ("u.s.", "us"),
         ("dont know", "don't know"),
         ("couldnt've", "couldn't've"),
         ("oclock", "o'clock"),
-        ("don't", "don't"),  # no apostrophe is a mark
+        ("don't", "don't"),  # the apostrophe is no such mark
         ("well", "well"),
         ("shes", "shes"),
     ],
@@ -126,7 +126,7 @@ def test_answers_are_normalised_as_officially(answer: str, expected: str) -> Non
     ("said", "expected"),
     [
         (0, 0.0),
-        (1, 0.3),  # nine times of ten the one who said it is asked: 9/10 · 1/3
+        (1, 0.3),  # nine times of ten, the one who said it is among those asked: 9/10 · 1/3
         (2, 0.6),  # 8/10 · 2/3 + 2/10 · 1/3
         (3, 0.9),  # 7/10 · 1 + 3/10 · 2/3
         (4, 1.0),
@@ -145,7 +145,7 @@ def test_where_all_people_say_the_same_nothing_is_normalised() -> None:
     assert vqa_score([["two"] * 10], [" two\n"]) == 1.0
 
 
-# Captions: numbers of pycocoevalcap 1.2 (its tokenizer, Bleu(4), Cider) on the same texts
+# Captions: figures of pycocoevalcap 1.2 (its tokenizer, Bleu(4), Cider) on the same texts
 
 REFERENCES = [
     [

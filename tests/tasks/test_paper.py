@@ -1,5 +1,6 @@
-"""The paper's datasets, each on a few made rows in the schema of its hub: loaded, split, labelled,
-boxed and scored.
+"""The paper's datasets, each on a few made-up rows in the schema of its hub.
+
+They are loaded, split, labelled, boxed and scored.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def encoded(seed: int) -> dict[str, Any]:
 def of_classes(
     name: str, columns: dict[str, Any], row: Callable[[int], dict[str, Any]]
 ) -> tuple[Any, Callable[[int], list[dict[str, Any]]]]:
-    """Features with a class column, and rows of two examples a class."""
+    """Features with a class column, and rows with two examples of each class."""
     classes = CLASSES[name]
     features = datasets.Features({**columns, "label": datasets.ClassLabel(names=classes)})
     return features, lambda first: [
@@ -110,7 +111,7 @@ def of_classes(
 
 
 def schema(name: str) -> tuple[Any, Callable[[int], list[dict[str, Any]]]]:
-    """Features as on the hub, and made rows that begin with a number of their own."""
+    """Features as on the hub, and made-up rows, each beginning with its number."""
     value, image = datasets.Value, datasets.Image()
     if name in VISION:
         more = {
@@ -218,7 +219,9 @@ def schema(name: str) -> tuple[Any, Callable[[int], list[dict[str, Any]]]]:
 def write_split(
     folder: Path, config: str, split: str, features: Any, rows: list[dict[str, Any]]
 ) -> None:
-    """As a hub holds it: Parquet files, and which of them are what in the README."""
+    """A dataset as a hub holds it: Parquet files, and a README that says which file is
+    which split.
+    """
     (folder / config).mkdir(parents=True, exist_ok=True)
     datasets.Dataset.from_list(rows, features=features).to_parquet(
         folder / config / f"{split}-00000-of-00001.parquet"
@@ -232,14 +235,14 @@ def write_split(
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caches of this test alone."""
+    """Cache folders of this test alone."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("PIDEP_IMAGES", raising=False)
 
 
 def made(name: str, folder: Path) -> Task:
-    """The paper's task over a folder of made rows instead of the hub."""
+    """The paper's task over a folder of made-up rows instead of the hub."""
     task = load_task(f"paper/{name}")
     features, rows = schema(name)
     config = task.data.config or "default"
@@ -342,7 +345,7 @@ def test_class_names_become_phrases(name: str, expected: str, tmp_path: Path) ->
     assert list(task.labels) == CLASSES[name]
     assert expected in task.labels.values()
     assert with_labels(task) is task
-    assert Task.model_validate(task.model_dump(mode="json")) == task  # as a run keeps it
+    assert Task.model_validate(task.model_dump(mode="json")) == task  # as a run folder keeps it
 
 
 @pytest.mark.slow
@@ -392,7 +395,7 @@ def test_a_target_without_labels_has_no_answers_to_train_on(tmp_path: Path) -> N
 
 
 def test_an_image_is_kept_once_as_a_file(tmp_path: Path) -> None:
-    load_data(made("snli_ve", tmp_path))  # two statements or three about one image
+    load_data(made("snli_ve", tmp_path))  # two or three statements about one image
     kept = [path for path in (tmp_path / "cache" / "hub-images").rglob("*") if path.is_file()]
     assert len(kept) == 2 + 3
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in kept)

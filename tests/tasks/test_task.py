@@ -1,4 +1,4 @@
-"""Task files: what is accepted, and one clear line for what is not."""
+"""Task files: what is accepted, and one clear line for everything else."""
 
 from __future__ import annotations
 

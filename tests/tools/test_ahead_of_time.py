@@ -1,5 +1,5 @@
-"""Every kernel compiles for GPUs that are not here, without a spilled register, and reads the arena
-128 bits at a time.
+"""Every kernel compiles for GPUs that are not here, spills no register, and loads 128 bits at a
+time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HARDEST = {
 }
 """The case of each kernel that takes the most registers."""
 LOGITS = {"interpolate_logits": "float32"}
-"""Logits are float32 whatever the arena holds."""
+"""Logits are float32, whatever the dtype of the arena."""
 
 
 def test_the_cases_are_every_kernel_in_every_dtype() -> None:
@@ -59,10 +59,10 @@ sys.exit(ahead_of_time.main(sys.argv[2:]))
 
 
 def compiled(target: int, chosen: Sequence[Case], tmp_path: Path) -> tuple[list[Resources], str]:
-    """What the command reports of these cases, and what it prints.
+    """The command's report of these cases, and its output.
 
     Nothing spills, and the arena is read 128 bits at a time. The command runs in a process of its
-    own: Triton's interpreter, which other tests use, leaves its marks on Triton's library.
+    own, because Triton's interpreter, which other tests use, changes Triton's library.
     """
     names = json.dumps([(case.kernel, case.constants, case.dtype) for case in chosen])
     path = tmp_path / "resources.json"
@@ -89,7 +89,7 @@ def compiled(target: int, chosen: Sequence[Case], tmp_path: Path) -> tuple[list[
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "dtype"), [(80, "float16"), (90, "float32"), (100, "bfloat16")])
 def test_nothing_spills_and_loads_are_wide(target: int, dtype: str, tmp_path: Path) -> None:
-    """Each kernel where it takes the most registers, for each target, each dtype once."""
+    """Each kernel where it takes the most registers, for each target, with each dtype once."""
     chosen = [
         case
         for case in cases()

@@ -1,4 +1,4 @@
-"""An own expert: what it records, its checkpoints, and training on other rows."""
+"""An own expert: its record, its checkpoints, and training on other rows."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_kept_state_is_that_of_the_least_held_out_loss(
     wrong = replace(ROWS, labels=[1 - label for label in ROWS.labels])
     expert, report = train_own_expert(scorer, TASK, settings.at_rate(10.0), ROWS, wrong)
     held_out = [entry["validation_loss"] for entry in report.history]
-    # Held-out rows with the labels swapped get worse with every step: training stops early.
+    # With swapped labels, held-out rows get worse at every step, so training stops early.
     assert report.best_step == 2
     assert report.validation_loss == min(held_out)
     first = train_own_expert(

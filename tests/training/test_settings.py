@@ -50,7 +50,7 @@ def test_the_schedule_validates_within_its_steps_and_names_its_phase() -> None:
     assert (schedule.steps, schedule.eval_every, schedule.seed) == (10, 10, 7)
     assert schedule.fingerprint == "film: own expert:abc"
     assert SETTINGS.schedule("mix", steps=40).eval_every == 25
-    assert SETTINGS.schedule("mix", steps=0).eval_every == 1  # a step count of 0 trains nothing
+    assert SETTINGS.schedule("mix", steps=0).eval_every == 1  # no steps, no training
 
 
 def test_batches_are_the_same_from_any_step() -> None:

@@ -1,7 +1,7 @@
 """Golden losses: the first steps of every way to train are those of `ten_step_losses.json`.
 
-The weights come from numpy, because torch draws normal numbers differently on different
-processors. For the same reason the kinds here are those whose fresh tensors are zero or uniform.
+The weights come from numpy, because torch draws normal numbers differently on different processors.
+For the same reason, the kinds here start from zeros or uniform numbers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pidep.tuning.tune import tune
 from tests.conftest import WORDS, make_expert
 
 GOLDEN = Path(__file__).parent / "ten_step_losses.json"
-# Processors add the same numbers in different orders (AVX2, AVX-512, oneDNN). The difference
-# grows with each step. The most seen after ten steps is 3e-6 of the loss (bitfit, AVX2).
+# Processors add the same numbers in different orders (AVX2, AVX-512, oneDNN). The difference grows
+# with each step. The largest seen after ten steps is 3e-6 of the loss (bitfit, AVX2).
 TOLERANCE = 2e-5
 KINDS = ["lora", "adapter", "bitfit"]
 PARAMETERS: dict[str, object] = {

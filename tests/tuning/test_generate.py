@@ -1,6 +1,4 @@
-"""Answers of runs, experts and bare encoder-decoders, from the library and from the
-command line.
-"""
+"""Answers of runs, experts and bare encoder-decoders, from the library and the command line."""
 
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ def expert_of(name: str, *, labels: tuple[str, ...] = (), texts: tuple[str, ...]
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """A run of free answers, as far as it is read."""
+    """A run with free answers: the files that are read."""
     write_expert(expert_of("T5"), tmp_path / "run" / "expert")
     return tmp_path / "run"
 

@@ -1,4 +1,6 @@
-"""Which pools a run takes, when it looks, and that a large one is not read as a whole."""
+"""The pools that a run accepts, the moment of the check, and large pools that are not read as a
+whole.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,7 @@ def fisher_of(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "count", [12, pytest.param(260, marks=pytest.mark.slow)]
-)  # up to 256 the index looks at everybody
+)  # up to 256 tasks, the index compares all of them
 def test_a_large_pool_gives_the_same_run_and_only_its_neighbours_are_read(
     run: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
@@ -197,7 +199,7 @@ def test_resume_does_not_hang_on_the_fisher(
 
 @pytest.fixture
 def mixed(tiny: Any, tmp_path: Path) -> Path:
-    """A pool with embeddings of two Fishers."""
+    """A pool with task embeddings of two Fishers."""
     experts = [make_expert(tiny, name=name, seed=seed) for seed, name in enumerate("abc")]
     return write_pool(
         tmp_path / "pool", *experts[:2], replace(experts[2], provenance={"fisher": "true"})
@@ -217,8 +219,8 @@ def test_a_graph_of_two_fishers_is_refused(mixed: Path) -> None:
 
 
 def test_sketches_of_another_fisher_are_forgotten(mixed: Path) -> None:
-    """The first of the pool changes after the others were sketched: they are looked at again, not
-    taken from the cache.
+    """The first task changes after the others were sketched, so the cached sketches must not be
+    used.
     """
     write_expert(
         replace(read_expert(mixed / "c"), provenance={}),

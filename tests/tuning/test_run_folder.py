@@ -1,4 +1,4 @@
-"""The run folder is read as it was written; tests/lab/test_report.py damages one."""
+"""The run folder is read as it was written. tests/lab/test_report.py damages one."""
 
 from __future__ import annotations
 

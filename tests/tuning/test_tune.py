@@ -44,7 +44,7 @@ def test_a_run_with_neighbours(tiny_folder: Path, task_file: Path, tmp_path: Pat
     assert [near.name for near in result.neighbours] == ["one", "two"]
     assert not (pool / "target").exists()
     expert = read_expert(tmp_path / "run" / "expert")
-    assert expert.rank == 8  # own, own in context, one, two
+    assert expert.rank == 8  # own expert, own expert in context, helpers one and two
     assert expert.digest == result.digest
     alpha = json.loads((tmp_path / "run" / "alpha.json").read_text())
     assert alpha["experts"] == ["target", "target (in context)", "one", "two"]

@@ -1,5 +1,6 @@
-"""Tuning encoder-decoders: labels by the likelihood of their texts, free answers by target texts, π
-over both.
+"""Tuning encoder-decoders.
+
+Labels by the likelihood of their texts, free answers by target texts, and π over both.
 """
 
 from __future__ import annotations
@@ -147,8 +148,9 @@ def test_a_run_is_the_same_again(t5: EncoderDecoder, tmp_path: Path) -> None:
 
 
 def test_logits_of_a_free_answer_are_a_softmax(t5: EncoderDecoder) -> None:
-    """Cross-entropy at label 0 is the mean negative log-likelihood a token, and its gradient is
-    finite where a text is certain.
+    """The cross-entropy at label 0 is the mean negative log-likelihood per token.
+
+    Its gradient is finite where a text is certain.
     """
     rows = [
         Row("the red cat", candidates=("red cat",)),

@@ -1,4 +1,4 @@
-"""The policy `zero-shot`: what it writes, and that no label of the target is read."""
+"""The policy `zero-shot`: what it writes, and that it reads no label of the target."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def without_labels(found: Rows) -> Rows:
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    """A run folder but for its seconds."""
+    """The content of a run folder, without its seconds."""
     timed = ("result.json", "provenance.json")
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -202,8 +202,9 @@ def test_an_empty_pool(mix: Callable[..., tuning.TuneResult], tmp_path: Path) ->
 def test_it_is_exported_like_any_other(
     mix: Callable[..., tuning.TuneResult], tmp_path: Path, test: Rows
 ) -> None:
-    """A bank with labels, a merged model without: where the rows come from does not depend on the
-    form.
+    """A bank with labels and a merged model without.
+
+    The source of the gate's rows does not depend on the form.
     """
     digest = mix(without_labels(TRAIN), test).digest
     source = read_source(tmp_path / "run", rows=8)
@@ -217,6 +218,6 @@ def test_it_is_exported_like_any_other(
     parity = exported.parity["film"]
     assert (parity.rows, parity.argmax_flips) == (8, 0)
     assert parity.metric_torch == parity.metric_exported
-    # Without labels the metric is the agreement with PyTorch's own answers.
+    # Without labels, the metric is the agreement with PyTorch's own answers.
     assert (parity.metric_torch == 1) == (test is not TEST)
     assert Mixture.of([source.expert]).num_experts == 1

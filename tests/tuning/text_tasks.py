@@ -14,7 +14,7 @@ ANIMALS = ("cat", "dog")
 
 
 def rows_of(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Texts that name a colour and an animal, and what is asked about them."""
+    """Texts that name a colour and an animal, and questions about them."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(count):
@@ -38,7 +38,7 @@ def write_task(folder: Path, name: str, *, count: int = 80, seed: int = 0, **fie
 
 
 def labelled(folder: Path, name: str = "colour", *, seed: int = 0, **fields: Any) -> Path:
-    """Which colour: one of two labels."""
+    """The colour: one of two labels."""
     return write_task(
         folder, name, seed=seed, label="colour", labels={"red": "red", "blue": "blue"}, **fields
     )
@@ -52,7 +52,7 @@ def answered(folder: Path, name: str = "both", *, seed: int = 0, **fields: Any) 
 
 
 def pictured(folder: Path, *, count: int = 24, target: str = "{colour}", **fields: Any) -> Path:
-    """Images of one colour and a question; the target may be a box instead."""
+    """Images of one colour, and a question. The target may be a box instead."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

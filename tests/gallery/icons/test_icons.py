@@ -1,4 +1,4 @@
-"""The catalogue, the drawings, and above all: no variant of an icon on both sides of a split."""
+"""The catalogue, the drawings, and the split: no variant of an icon is on both sides."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_no_variant_is_on_both_sides_in_any_family(seed: int) -> None:
         family_of.setdefault(icon.base, set()).add(icon.family)
     assert (
         sum(len(families) > 1 for families in family_of.values()) > 300
-    )  # so the test had something to find
+    )  # otherwise this test would compare nothing
 
 
 def test_the_variants_of_account_stay_together() -> None:

@@ -1,4 +1,4 @@
-"""Names taken apart."""
+"""Names of icons and their parts."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The sixteen tasks: stated sizes, the same rows on every machine, nothing on both sides, no answer
-given away.
+"""The sixteen tasks: stated sizes, the same rows everywhere, no row on both sides, no leaked
+answer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PINNED = {
     "resvg-py": "0.5.0",
     "scikit-learn": "1.9.1",
 }
-"""Versions that the digests and sizes below are stated for."""
+"""Package versions that the digests and sizes below belong to."""
 GOLDEN = {
     "vision/digits": ("2fbd109fa51c907e", "edfbffa091aa85e0"),
     "vision/family": ("03f437c34428e400", "27918290ed9895d5"),
@@ -53,14 +53,14 @@ GOLDEN = {
 }
 """First digits of the digests of training and test rows: labels, texts, choices and pixels."""
 SLOW = {"vision/turned", *(name for name in FACTS if FACTS[name].modality == "language")}
-"""Rows that need drawing to be chosen, or sentences that pip fetches the first time."""
+"""Tasks whose rows are drawn to be chosen, or whose sentences pip fetches the first time."""
 WITH_ICONS = [
     name for name in DRAWN if name != "vision/digits" and not name.startswith("language/")
 ]
 
 
 def some(names: Iterable[str]) -> list[ParameterSet]:
-    """Names as parameters, those that take long marked so."""
+    """Names as parameters; slow tasks are marked slow."""
     return [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in names]
 
 
@@ -95,7 +95,7 @@ def icons(rows: list[SuiteRow]) -> set[Icon]:
 
 
 def test_what_is_stated_is_of_the_pinned_packages() -> None:
-    """Otherwise the tests of stated digests and sizes would never run again."""
+    """Without this test, the tests of digests and sizes could be skipped for ever."""
     lines = (Path(__file__).parents[3] / "constraints.txt").read_text().splitlines()
     assert {f"{package}=={pinned}" for package, pinned in PINNED.items()} <= set(lines)
 
@@ -192,9 +192,7 @@ def test_sizes_of_sentences_as_they_come(name: str) -> None:
 @pytest.mark.parametrize("name", ["vl/fits", "vl/entail"])
 @pytest.mark.parametrize("side", ["train", "test"])
 def test_neither_words_nor_picture_alone_give_the_answer(name: str, side: str) -> None:
-    """Every picture has both answers equally often; so has every name, and every word of the
-    statements.
-    """
+    """Every picture, every name and every word of a statement has both answers equally often."""
     rows: list[SuiteRow] = getattr(sides(name), side)
     answers = Counter((row.image, row.label) for row in rows)
     assert all(

@@ -1,4 +1,4 @@
-"""What another package needs to add a task, a backbone and a kind of expert to pidep."""
+"""Everything that another package needs to add a task, a backbone and a kind of expert to pidep."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pidep.experts.kind import ExpertKind, Tensors
 from pidep.tasks.packaged import PackagedTask
 
 FOLDER = Path(os.environ["PIDEP_EXAMPLE"])
-"""Where the rows and the backbone lie; a real package has them inside."""
+"""The folder of the rows and the backbone. A real package has them inside."""
 
 
 def write_rows() -> Path:
@@ -22,7 +22,7 @@ def write_rows() -> Path:
         for _ in range(20)
         for word, label in (("good", "yes"), ("bad", "no"), ("great", "yes"), ("awful", "no"))
     ]
-    # equal texts fall on one side of the split, so they are made different
+    # equal texts are on one side of the split, so each text is different
     for number, row in enumerate(rows):
         row["text"] = f"{'a ' * (number % 5)}{'very ' * (number // 5 % 4)}{row['text']}"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -37,14 +37,14 @@ TASKS = {
 
 
 def load_bert() -> Any:
-    """A backbone by a name of the package's own."""
+    """A backbone under a name of this package."""
     from pidep.backbones.encoder import load_encoder
 
     return load_encoder(FOLDER / "bert", name="example-bert")
 
 
 class _Ia3(ExpertKind):
-    """(IA)³ (Liu et al., 2022): a factor 1 + s for every output of a layer."""
+    """(IA)³ (Liu et al., 2022): a factor 1 + s on every output of a layer."""
 
     name = "ia3"
     adapter = "pidep_example_adapter:IA3_ADAPTER"

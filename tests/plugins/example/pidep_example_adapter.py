@@ -1,4 +1,4 @@
-"""How the example's kind acts on a torch module; imported only where torch is."""
+"""How the example's kind acts on a torch module. Imported only where torch is installed."""
 
 from __future__ import annotations
 
