@@ -27,9 +27,9 @@ SLOW = {
 }
 """Tested by the slow tests only. The other half has an architecture of every family."""
 REPEATED = {
-    "test_mixtures": SLOW,
+    "test_a_mixture_selects_permutes_and_folds": SLOW,
     "test_save_then_load_is_the_identity": SLOW,
-    "test_an_expert_for_each_row": SLOW
+    "test_each_row_can_have_its_own_expert": SLOW
     - {"OPT", "Swin"},  # samples must be found again in flattened tokens and in windows
     "test_the_command_knows_every_architecture": SLOW,
 }

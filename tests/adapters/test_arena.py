@@ -69,7 +69,7 @@ def test_all_sites_are_interpolated_in_one_pass(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("changed", ["learned", "frozen", "alpha"])
-def test_a_change_is_seen_at_once(changed: str) -> None:
+def test_a_change_is_noticed_at_once(changed: str) -> None:
     arena, _ = arena_of(3, num_learned=1)
     before = arena.mixed(0)["down"].detach().clone()
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_a_change_is_seen_at_once(changed: str) -> None:
     assert not torch.equal(arena.mixed(0)["down"], before)
 
 
-def test_other_memory_under_a_parameter_is_seen() -> None:
+def test_replaced_memory_of_a_parameter_is_noticed() -> None:
     arena, _ = arena_of(3, num_learned=1)
     before = arena.mixed(0)["up"].detach().clone()
     arena.learned.data = arena.learned.data + 1  # as Module.to does

@@ -88,7 +88,7 @@ def assert_same(left: Tensor, right: Tensor) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 @torch.no_grad()
-def test_with_a_cache_as_without_and_in_a_batch_as_alone(name: str, kind: str) -> None:
+def test_with_a_cache_the_same_as_without_and_as_alone(name: str, kind: str) -> None:
     model, given = generator(name), inputs(name)
     bare = generate(name, given)
     with attached(model, mixture_of(make(model, kind, seed=0, scale=1.0), kind=kind)):

@@ -223,7 +223,7 @@ def test_every_tensor_has_a_gradient(
 
 @pytest.mark.parametrize(("name", "kind", "on_outputs"), MIXED)
 @torch.no_grad()
-def test_mixtures(
+def test_a_mixture_selects_permutes_and_folds(
     architecture: Architecture, model: nn.Module, kind: str, on_outputs: bool
 ) -> None:
     experts = [make(model, kind, seed=seed) for seed in range(3)]
@@ -245,7 +245,9 @@ def test_mixtures(
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 @torch.no_grad()
-def test_an_expert_for_each_row(architecture: Architecture, model: nn.Module, kind: str) -> None:
+def test_each_row_can_have_its_own_expert(
+    architecture: Architecture, model: nn.Module, kind: str
+) -> None:
     patterns = (
         SHARED if architecture.name == "DeBERTa-v2" and kind in ("lora", "bitfit") else ("*",)
     )
@@ -321,7 +323,7 @@ def test_where_it_does_not_fit_it_says_why(model: nn.Module, kind: str, name: st
 
 @pytest.mark.parametrize(("name", "kind"), TEXT_CASES)
 @torch.no_grad()
-def test_padding_and_company_do_not_matter(
+def test_padding_and_other_rows_do_not_matter(
     architecture: Architecture, model: nn.Module, kind: str
 ) -> None:
     mixture = mixture_of(make(model, kind, seed=0), kind=kind)
@@ -417,7 +419,7 @@ def test_the_gradient_of_alpha_in_float64(architecture: Architecture, kind: str)
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @torch.no_grad()
-def test_the_order_of_experts_is_nothing(
+def test_the_order_of_experts_does_not_matter(
     architecture: Architecture, model: nn.Module, kind: str, order: list[int], logits: list[float]
 ) -> None:
     experts = [make(model, kind, seed=seed) for seed in range(4)]

@@ -54,7 +54,7 @@ def test_one_hot_alpha_is_that_expert(tiny) -> None:
         )
 
 
-def test_permuting_experts_is_nothing(tiny) -> None:
+def test_permuting_experts_changes_nothing(tiny) -> None:
     first, second = make_expert(tiny, seed=1), make_expert(tiny, seed=2)
     torch.testing.assert_close(
         embed(tiny, Mixture.of([first, second])),

@@ -42,7 +42,7 @@ def formula(
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("queries", [1, LENGTH])
 @pytest.mark.parametrize("own_bias", [False, True])
-def test_it_is_the_formula(
+def test_it_equals_the_formula(
     mask: str, causal: bool, biased: bool, groups: int, queries: int, own_bias: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -202,7 +202,7 @@ def test_prefixes_of_different_numbers_side_by_side_can_be_mixed() -> None:
     assert not torch.allclose(attend(found), attend(flat), atol=1e-3)
 
 
-def test_what_is_idle_is_not_folded() -> None:
+def test_idle_tokens_are_not_folded() -> None:
     folded = layer(layer(drawn(0), drawn(1)).pidep_prefix.folded(), drawn(2)).pidep_prefix.folded()
     assert folded["key"].shape == (3 * PREFIX, HEADS * SIZE)
     assert folded["bias"].shape == (3, PREFIX)
@@ -253,7 +253,7 @@ def test_prefixes_side_by_side_are_never_mixed_on_parameters() -> None:
     assert not layer(drawn(2), drawn(3), on_outputs=False).pidep_prefix.on_outputs
 
 
-def test_a_tensor_nobody_knows_is_refused(tiny: Any) -> None:
+def test_an_unknown_tensor_is_refused(tiny: Any) -> None:
     start = fresh(tiny.model, find_sites(tiny.model, kind="prefix"), kind="prefix", rank=PREFIX)
     broken = {
         site: {**tensors, "weight": np.zeros(PREFIX, np.float32)} for site, tensors in start.items()

@@ -100,7 +100,7 @@ def test_layers_whose_samples_stay_apart() -> None:
     )  # flattened, and each sample still has its share of the rows
 
 
-def test_a_look_at_the_layout_leaves_no_trace() -> None:
+def test_probing_a_model_leaves_no_trace() -> None:
     model = ZOO["BERT"].build()
     model.get_submodule("encoder.layer.0").train()
     modes = {name: module.training for name, module in model.named_modules()}
@@ -341,7 +341,7 @@ def test_a_mistake_is_one_line(
 @pytest.mark.parametrize(
     "content", ["", "{}", '{"model_type": "nonsense"}', '{"model_type": "bert", "hidden_size": 7}']
 )
-def test_a_config_that_is_none(content: str, tmp_path: Path) -> None:
+def test_a_folder_without_a_usable_config(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(
         BackboneError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 WITH_A_MODEL = {
-    "test_in_a_batch_as_alone": {"lora"},
+    "test_a_row_is_scored_in_a_batch_as_alone": {"lora"},
     "test_greedy_is_the_argmax_step_by_step_without_a_cache": {"lora"},
     "test_constrained_is_the_likeliest_candidate": {"lora", "prefix"},
     "test_it_learns_target_texts": {"prefix"},

@@ -41,7 +41,7 @@ def test_every_place_is_a_token_with_the_four_finer_places_over_it() -> None:
     torch.testing.assert_close(found[:, 4], connector.past(summary))
 
 
-def test_what_goes_past_the_transformer_is_a_sum_of_gaussians() -> None:
+def test_the_bypassing_vector_is_a_sum_of_gaussians() -> None:
     past = made().past
     past.deviation.fill_(2.0)
     past.size.fill_(7.0)
@@ -56,7 +56,7 @@ def test_what_goes_past_the_transformer_is_a_sum_of_gaussians() -> None:
     torch.testing.assert_close(past.near(past.points).diagonal(), torch.ones(5))
 
 
-def test_what_is_far_from_every_point_is_shorter_and_keeps_its_direction() -> None:
+def test_a_picture_far_from_every_point_is_shorter_and_keeps_its_direction() -> None:
     past = made().past
     past.size.fill_(7.0)
     past.enough.fill_(0.1)
@@ -71,7 +71,7 @@ def test_what_is_far_from_every_point_is_shorter_and_keeps_its_direction() -> No
     )
 
 
-def test_what_was_not_fitted_says_nothing() -> None:
+def test_an_unfitted_part_gives_zeros() -> None:
     empty = Connector(
         channels=8, channels_middle=4, channels_summary=6, width=16, num_tokens=4, axes=3
     )

@@ -122,7 +122,9 @@ def test_a_loss_is_minus_the_score_of_the_target(backbone: EncoderDecoder, name:
 
 @pytest.mark.parametrize("kind", [None, "lora", "prefix", "prompt"])
 @torch.no_grad()
-def test_in_a_batch_as_alone(backbone: EncoderDecoder, name: str, kind: str | None) -> None:
+def test_a_row_is_scored_in_a_batch_as_alone(
+    backbone: EncoderDecoder, name: str, kind: str | None
+) -> None:
     rows = rows_of(name)
     with attached(backbone.model, expert_of(backbone, kind) if kind else None):
         together = backbone.score(rows, CANDIDATES, max_length=LENGTH)
@@ -435,14 +437,12 @@ WRONG: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "call", "message"), WRONG)
-def test_what_cannot_be_read_is_told_by_row(
-    backbone: EncoderDecoder, call: Any, message: str
-) -> None:
+def test_unreadable_rows_are_named(backbone: EncoderDecoder, call: Any, message: str) -> None:
     with pytest.raises((BackboneError, UsageError), match=message):
         call(backbone)
 
 
-def test_a_damaged_image_is_told_by_its_row_in_the_whole() -> None:
+def test_a_damaged_image_is_named_by_its_row_in_the_whole_input() -> None:
     rows = [Row("red", picture(seed)) for seed in range(5)] + [Row("a", b"no image")]
     with pytest.raises(ImageError, match=r"^row 6: "):
         loaded("Florence-2").generate(rows, max_length=8, batch_size=2)

@@ -36,7 +36,7 @@ def test_the_default_name_has_the_class_and_the_digest(loaded: tuple[Any, Any]) 
     assert found.name == f"BertModel-{found.digest.removeprefix('sha256:')[:12]}"
 
 
-def test_what_is_no_text_encoder_is_refused(loaded: tuple[Any, Any]) -> None:
+def test_other_models_are_refused(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     with pytest.raises(BackboneError, match="fast tokenizer"):
         encoder_of(model, object())
@@ -44,7 +44,7 @@ def test_what_is_no_text_encoder_is_refused(loaded: tuple[Any, Any]) -> None:
         encoder_of(model.to(torch.float16), tokenizer)
 
 
-def test_it_is_found_by_its_name_while_the_caller_keeps_it(loaded: tuple[Any, Any]) -> None:
+def test_a_backbone_is_found_by_name_while_the_caller_keeps_it(loaded: tuple[Any, Any]) -> None:
     found = encoder_of(*loaded, name="kept")
     remember_backbone(found)
     assert load_any_backbone("kept") is found

@@ -50,7 +50,7 @@ def test_how_images_are_prepared_is_in_the_digest(name: str, tmp_path: Path) -> 
         load_encoder_decoder(str(tmp_path))
 
 
-def test_what_is_no_encoder_decoder(tiny_folder: Path, tmp_path: Path) -> None:
+def test_other_models_are_no_encoder_decoder(tiny_folder: Path, tmp_path: Path) -> None:
     assert not is_encoder_decoder(tiny_folder)
     assert not is_encoder_decoder(tmp_path)
     with pytest.raises(
@@ -73,7 +73,7 @@ def test_what_is_no_encoder_decoder(tiny_folder: Path, tmp_path: Path) -> None:
         load_encoder_decoder(str(tmp_path))
 
 
-def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path) -> None:
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
     path = save_model(tmp_path, "T5") / "model.safetensors"
     kept = load_file(path)
     del kept["encoder.block.1.layer.0.SelfAttention.q.weight"]
@@ -88,7 +88,7 @@ def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path) -> None:
         load_encoder_decoder(str(tmp_path))
 
 
-def test_weights_cut_short(tmp_path: Path) -> None:
+def test_truncated_weights_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path, "T5")
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

@@ -71,7 +71,7 @@ def test_the_image_the_words_and_the_places_count(mini: Mini) -> None:
     assert distance.min() > 1e-4
 
 
-def test_wrong_rows_are_called_by_their_number_whatever_the_order_of_work(mini: Mini) -> None:
+def test_wrong_rows_are_named_by_their_number_in_any_order_of_work(mini: Mini) -> None:
     rows: list[str | Row] = ["the film was very very good", Row(image=b""), "bad"]
     with pytest.raises(ImageError, match="row 2: expected an encoded image, found 0 bytes"):
         mini.encode(rows, max_length=LENGTH, batch_size=1)
@@ -110,7 +110,7 @@ def test_some_of_an_images_places_are_where_they_were(mini: Mini) -> None:
     assert (some - mini.forward(*words, tokens[:, ours], mask[:, :3])).abs().max() > 1e-4
 
 
-def test_what_goes_past_the_transformer_is_shared_among_words_and_seen_by_none(mini: Mini) -> None:
+def test_the_bypassing_vector_is_shared_among_words_and_seen_by_none(mini: Mini) -> None:
     batch = mini.prepare([Row("good film", picture(0)), "bad"], max_length=LENGTH)
     words, visual, mask = (
         (batch["input_ids"], batch["attention_mask"]),
@@ -189,7 +189,7 @@ def test_an_expert_of_the_text_backbone_fits(mini: Mini, tiny: Any) -> None:
         )
 
 
-def test_it_stands_where_a_text_encoder_stands(mini: Mini, tiny: Any) -> None:
+def test_it_has_everything_that_a_text_encoder_has(mini: Mini, tiny: Any) -> None:
     used = (
         "name",
         "model",

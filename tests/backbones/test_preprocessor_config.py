@@ -100,7 +100,7 @@ GOOD = {"size": 8, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         ({"image_std": None}, "image_std None: expected three numbers each"),
     ],
 )
-def test_what_is_not_done_here_is_refused(values: dict[str, Any], message: str) -> None:
+def test_unsupported_preprocessing_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(BackboneError, match=message):
         preprocess_of({**GOOD, **values}, where="here")
 

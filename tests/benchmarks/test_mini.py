@@ -92,9 +92,7 @@ def test_it_learns_and_the_seed_decides_everything(mini: Mini, data: Data) -> No
     assert not any(parameter.grad is not None for parameter in mini.model.parameters())
 
 
-def test_what_goes_past_the_transformer_is_fitted_to_names_of_training_icons(
-    mini: Mini, data: Data
-) -> None:
+def test_the_bypassing_part_is_fitted_to_names_of_training_icons(mini: Mini, data: Data) -> None:
     fit_past(mini, data, SETTINGS)
     first = mini.connector.past.vectors.clone()
     assert len(first) == len(data.rows("train"))
@@ -150,7 +148,7 @@ def test_icons_of_one_name_are_no_negatives_of_each_other() -> None:
     assert loss_of(found.roll(1, 0), names, target, scale, 0.0) > 1.0
 
 
-def test_who_is_asked(data: Data) -> None:
+def test_icons_are_asked_once_per_base_name(data: Data) -> None:
     once = ask(data, "test", per_base=True)
     assert len(once) == len({data.group[row] for row in once}) == 8
     assert {data.part[row] for row in once} == {"test"}

@@ -60,7 +60,7 @@ def test_overlap_and_its_ties() -> None:
     )  # the third place is one of four
 
 
-def test_levels_of_the_targets_do_not_count() -> None:
+def test_levels_of_the_targets_do_not_matter() -> None:
     predicted, transfer = made()
     found = statistics(predicted[None], transfer, resamples=50)
     assert found["spearman"].value == pytest.approx(1)

@@ -95,7 +95,7 @@ def test_modalities_name_the_tasks_that_lose_and_the_spread_of_their_means() -> 
     assert by[16, "language"]["scores"]["pi"] == {"mean": 0.9, "sd": None}
 
 
-def test_helpers_of_other_modalities_are_counted_and_what_they_brought() -> None:
+def test_helpers_of_other_modalities_are_counted_with_their_gain() -> None:
     cells = [
         cell("digits", helpers=("family", "nyt", "fits"), pi=0.8),
         cell("family", helpers=("digits", "filled", "turned"), pi=0.4),
@@ -141,7 +141,7 @@ def test_the_ceiling_is_the_best_helper_chosen_on_the_test_rows() -> None:
     assert ceiling([]) == {"best_helper": None, "or_none": None}
 
 
-def test_predictions_are_held_against_what_helpers_bring() -> None:
+def test_predictions_are_compared_with_the_gain_of_helpers() -> None:
     tasks = list(MODALITY)
     assert prediction([]) == {}
     pairs = []

@@ -155,7 +155,7 @@ def test_a_command_line_that_does_not_parse(
         (("--backbone", "."), r"backbone '\.': expected"),
     ],
 )
-def test_a_run_that_cannot_be(
+def test_impossible_requests_to_tune(
     work: Path, inside: Inside, tiny_folder: Path, arguments: tuple[object, ...], message: str
 ) -> None:
     (work / "other" / "film").mkdir(parents=True)
@@ -234,7 +234,7 @@ SICK = {
 
 
 @pytest.mark.parametrize("damage", list(SICK))
-def test_tuning_beside_a_sick_expert_in_the_pool(
+def test_tuning_with_a_damaged_expert_in_the_pool(
     work: Path, inside: Inside, tiny, tiny_folder: Path, damage: str
 ) -> None:
     write_pool(work / "pool", sick_expert(tiny, damage, name="other"))
@@ -259,7 +259,7 @@ def test_tuning_beside_a_task_embedding_that_does_not_fit(
 
 
 @pytest.mark.parametrize("damage", [damage for damage in SICK if damage != "stranger"])
-def test_a_graph_with_a_sick_expert(work: Path, inside: Inside, tiny, damage: str) -> None:
+def test_a_graph_with_a_damaged_expert(work: Path, inside: Inside, tiny, damage: str) -> None:
     write_pool(work / "pool", make_expert(tiny, name="well"), sick_expert(tiny, damage))
     damaged(work / "pool" / "film", damage)
     with untouched(work):
@@ -268,7 +268,9 @@ def test_a_graph_with_a_sick_expert(work: Path, inside: Inside, tiny, damage: st
 
 @pytest.mark.parametrize("form", ["bank", "merged"])
 @pytest.mark.parametrize("damage", list(SICK))
-def test_exporting_a_sick_expert(work: Path, inside: Inside, tiny, damage: str, form: str) -> None:
+def test_exporting_a_damaged_expert(
+    work: Path, inside: Inside, tiny, damage: str, form: str
+) -> None:
     write_run(work / "run", sick_expert(tiny, damage), work / "film.yaml")
     damaged(work / "run" / "expert", damage)
     with untouched(work):
@@ -276,7 +278,7 @@ def test_exporting_a_sick_expert(work: Path, inside: Inside, tiny, damage: str, 
 
 
 @pytest.mark.parametrize("damage", [damage for damage in SICK if damage != "stranger"])
-def test_swapping_in_a_sick_expert(work: Path, inside: Inside, tiny, damage: str) -> None:
+def test_swapping_in_a_damaged_expert(work: Path, inside: Inside, tiny, damage: str) -> None:
     write_run(work / "run", sick_expert(tiny, damage), work / "film.yaml")
     damaged(work / "run" / "expert", damage)
     with untouched(work):
@@ -287,7 +289,7 @@ def test_swapping_in_a_sick_expert(work: Path, inside: Inside, tiny, damage: str
 
 
 @pytest.mark.parametrize("pool", ["empty", "absent"])
-def test_a_graph_of_nothing(work: Path, inside: Inside, pool: str) -> None:
+def test_a_graph_of_an_empty_pool(work: Path, inside: Inside, pool: str) -> None:
     (work / "empty").mkdir()
     with untouched(work):
         assert_refused(
@@ -347,7 +349,7 @@ def run(work: Path, tiny) -> Path:
         (("run", "--store", "rows.jsonl"), r"rows\.jsonl"),
     ],
 )
-def test_an_export_that_cannot_be(
+def test_impossible_requests_to_export(
     work: Path, inside: Inside, run: Path, arguments: tuple[object, ...], message: str
 ) -> None:
     with untouched(work):
@@ -362,7 +364,7 @@ def test_a_run_whose_task_is_damaged(work: Path, inside: Inside, run: Path, reco
 
 
 @pytest.mark.parametrize("kind", ["adapter", "prefix", "prompt", "bitfit"])
-def test_a_bank_of_what_it_cannot_hold(work: Path, inside: Inside, tiny, kind: str) -> None:
+def test_a_bank_of_experts_it_cannot_hold(work: Path, inside: Inside, tiny, kind: str) -> None:
     from pidep.adapters.mixture import find_sites, fresh
 
     sites = fresh(tiny.model, find_sites(tiny.model, kind=kind), kind=kind, rank=2)
@@ -476,7 +478,7 @@ def test_a_lora_of_another_backbone(work: Path, inside: Inside, lora: Path) -> N
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_path_the_disk_refuses(
+def test_a_path_that_cannot_be_written(
     work: Path, inside: Inside, lora: Path, tiny_folder: Path, arguments: tuple[str, ...]
 ) -> None:
     with untouched(work):
@@ -485,7 +487,7 @@ def test_a_path_the_disk_refuses(
         )
 
 
-def test_a_settings_file_the_disk_refuses(work: Path, inside: Inside) -> None:
+def test_a_settings_file_that_cannot_be_opened(work: Path, inside: Inside) -> None:
     with untouched(work):
         assert_refused(inside("tune", "film.yaml", "--config", LONG), "xxx")
 

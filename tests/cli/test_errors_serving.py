@@ -64,9 +64,7 @@ def test_serving_on_a_taken_port(work: Path, inside: Inside, complete: Path, wha
 
 
 @pytest.mark.parametrize("port", [99999, -1])
-def test_serving_on_a_port_that_is_none(
-    work: Path, inside: Inside, complete: Path, port: int
-) -> None:
+def test_serving_on_an_invalid_port(work: Path, inside: Inside, complete: Path, port: int) -> None:
     with untouched(work):
         done = inside("serve", complete, "--http-port", port)
         assert_refused(done, rf"serve: --http-port: expected at (least 1|most 65535), found {port}")
@@ -84,12 +82,12 @@ def test_asking_where_nobody_listens(inside: Inside, protocol: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:port"])
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_asking_at_what_is_no_address(inside: Inside, protocol: str, url: str) -> None:
+def test_asking_at_an_invalid_address(inside: Inside, protocol: str, url: str) -> None:
     done = inside("infer", "a film", "--expert", "film", "--url", url, "--protocol", protocol)
     assert_refused(done, url)
 
 
-def test_asking_nobody_in_particular(inside: Inside) -> None:
+def test_asking_without_naming_an_expert(inside: Inside) -> None:
     assert_refused(
         inside("infer", "a film"), r"--expert: expected a name, found none; name the expert"
     )
@@ -107,7 +105,7 @@ def test_asking_nobody_in_particular(inside: Inside) -> None:
         b'{"text": "\\ud800"}',
     ],
 )
-def test_rows_that_are_none(inside: Inside, line: bytes) -> None:
+def test_invalid_rows(inside: Inside, line: bytes) -> None:
     rows = b'{"text": "a film"}\n' + line + b"\n"
     done = inside("infer", "--expert", "film", "--url", nobody(), stdin=rows)
     assert_refused(
@@ -117,7 +115,7 @@ def test_rows_that_are_none(inside: Inside, line: bytes) -> None:
     )
 
 
-def test_a_text_that_is_no_text(inside: Inside) -> None:
+def test_a_text_that_is_not_utf8(inside: Inside) -> None:
     done = inside("infer", "\udcff", "--expert", "film", "--url", nobody())
     assert_refused(done, "text")
 

@@ -145,7 +145,7 @@ def test_an_export_brings_the_pictures_to_choose_from(
     )
 
 
-def test_what_cannot_be(inside: Inside, tmp_path: Path) -> None:
+def test_impossible_requests(inside: Inside, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")

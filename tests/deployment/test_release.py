@@ -221,7 +221,7 @@ def test_forms_and_recipes_must_agree(work: Path) -> None:
             release_runs([work / "a"], work / "repo", form="merged", recipe="bank-onnx-fp32")
 
 
-def test_a_run_that_is_none_is_refused(work: Path) -> None:
+def test_a_folder_without_a_run_is_refused(work: Path) -> None:
     with untouched(work), pytest.raises(ExpertError, match="no such expert folder"):
         release_runs([work / "gone"], work / "repo")
 

@@ -19,7 +19,7 @@ def test_a_kind_must_know_its_size() -> None:
         Sizeless()  # type: ignore[abstract]
 
 
-def test_a_kind_without_a_format_of_pefts_says_so() -> None:
+def test_a_kind_without_a_peft_format_says_so() -> None:
     with pytest.raises(ExpertError, match="expert kind 'adapter': PEFT has no format for it"):
         expert_kind("adapter").read_peft(Path("nowhere"), {})
 

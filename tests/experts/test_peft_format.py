@@ -112,7 +112,7 @@ def test_peft_loads_what_pidep_writes(kind: str, name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["Florence-2", "ViLT"])
-def test_prompts_of_models_that_also_read_images_are_not_pefts(name: str) -> None:
+def test_prompts_of_models_that_also_read_images_are_not_in_peft(name: str) -> None:
     model = ZOO[name].build()
     assert not peft_can(model, find_sites(model, kind="prompt"), kind="prompt")
 
@@ -202,7 +202,7 @@ def test_a_prefix_that_peft_cannot_run_keeps_pideps_own_file(name: str, tmp_path
     assert written == {"expert.safetensors", "labels.safetensors", "expert.json"}
 
 
-def test_a_prefix_at_some_layers_is_not_pefts(tmp_path: Path) -> None:
+def test_a_prefix_at_some_layers_is_not_in_peft(tmp_path: Path) -> None:
     model = ZOO["BERT"].build()
     every = find_sites(model, kind="prefix")
     assert peft_can(model, every, kind="prefix")

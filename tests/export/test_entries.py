@@ -389,7 +389,7 @@ def test_a_recipe_that_is_wrong(tmp_path: Path, old: str, new: str, message: str
         load_recipe(str(path))
 
 
-def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
+def test_a_recipe_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"mine\.yaml: not readable as YAML"):
         load_recipe(str(tmp_path / "mine.yaml"))

@@ -52,7 +52,7 @@ def test_the_middle_of_a_bin_as_transformers_gives_it() -> None:
             )[0].tolist()
 
 
-def test_there_and_back_and_there_is_there() -> None:
+def test_encoding_a_decoded_box_is_the_identity() -> None:
     for place in range(1000):
         text = f"<loc_{place}><loc_{place // 2}><loc_999><loc_{place}>"
         assert box_to_text(text_to_box(text, size=(640, 480)), size=(640, 480)) == text
@@ -99,7 +99,9 @@ def test_labelled_boxes() -> None:
         ((0, 0, 1, 1), (0, 5), "image size 0 × 5: expected numbers above 0"),
     ],
 )
-def test_what_is_no_box(box: tuple[float, ...], size: tuple[float, float], message: str) -> None:
+def test_text_without_a_box_is_refused(
+    box: tuple[float, ...], size: tuple[float, float], message: str
+) -> None:
     with pytest.raises(TaskError, match=message):
         box_to_text(box, size=size, where="row 3")
 

@@ -61,7 +61,7 @@ def test_the_path_is_the_same_through_the_layer_cache(tiny) -> None:
     )
 
 
-def test_no_barrier_to_oneself(tiny) -> None:
+def test_no_barrier_between_an_expert_and_itself(tiny) -> None:
     one = make_expert(tiny, seed=1)
     assert evaluate_path(
         scorer_of(tiny, one), one, one, ROWS, "accuracy", num_points=5
@@ -87,7 +87,7 @@ def test_the_barrier_is_measured_from_the_line_between_the_ends(
     assert path.to_json()["points"][0] == {"t": 0, "loss": losses[0], "accuracy": 0.5}
 
 
-def test_what_cannot_be_walked_is_refused(tiny) -> None:
+def test_an_impossible_path_is_refused(tiny) -> None:
     one = make_expert(tiny, seed=1)
     with pytest.raises(UsageError, match="needs three points and a row, found 2 and 6"):
         evaluate_path(scorer_of(tiny, one), one, one, ROWS, "accuracy", num_points=2)

@@ -68,7 +68,7 @@ def check(sizes: list[int], learned: int, frozen: int, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", SITES, ids=str)
-def test_it_is_the_plain_expression(
+def test_it_equals_the_plain_expression(
     path: str, dtype: torch.dtype, sizes: list[int], request: pytest.FixtureRequest
 ) -> None:
     choose(path, request)
@@ -87,7 +87,9 @@ def test_any_number_of_experts(path: str, count: int, request: pytest.FixtureReq
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
-def test_long_sites_go_block_by_block(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_sites_are_processed_block_by_block(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reference, "BLOCK", 8 * GRAIN)
     monkeypatch.setattr(reference, "HUGE", 1 << 16)
     check([70 * GRAIN + 3, 40 * GRAIN], 2, 3, dtype)
@@ -151,7 +153,7 @@ def test_one_hot_is_that_expert(seed: int, count: int, chosen: int) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10**6), order=st.permutations(range(5)), shift=st.floats(-5, 5))
-def test_order_and_a_common_shift_of_the_logits_mean_nothing(
+def test_order_and_a_common_shift_of_the_logits_do_not_matter(
     seed: int, order: list[int], shift: float
 ) -> None:
     own, helpers, logits, index = draw([7, 1500], 2, 3, torch.float32, seed)
@@ -317,7 +319,7 @@ def test_gradients_of_learned_rows_past_int32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_plain_torch_makes_nothing_on_another_device(dtype: torch.dtype) -> None:
+def test_plain_torch_allocates_on_the_device_of_its_arguments(dtype: torch.dtype) -> None:
     """Old GPUs use this path too. A tensor made without a device would be on the CPU there. In this
     test, it would be on the meta device.
     """
@@ -328,7 +330,7 @@ def test_plain_torch_makes_nothing_on_another_device(dtype: torch.dtype) -> None
     assert {one.device.type for one in (found, own.grad, logits.grad)} == {"cpu"}
 
 
-def test_no_learned_expert_that_asks_for_a_gradient() -> None:
+def test_without_a_learned_expert_gradients_are_empty() -> None:
     own, helpers, logits, index = draw([5, 1030], 0, 2, torch.float32)
     interpolate(own, helpers, logits, index).sum().backward()
     assert own.grad.shape == (0, index.num_elements)

@@ -37,7 +37,7 @@ def exact(w: Tensor, a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_is_the_sum(
+def test_it_equals_the_sum(
     path: str, dtype: torch.dtype, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose(path, monkeypatch)

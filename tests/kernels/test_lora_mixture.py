@@ -42,7 +42,7 @@ def exact(leaves: list[Tensor], gradient: Tensor) -> tuple[Tensor, list[Tensor]]
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_is_the_formula(
+def test_it_equals_the_formula(
     path: str, dtype: torch.dtype, shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose(path, monkeypatch)
@@ -72,7 +72,7 @@ def test_batches_and_no_base(path: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert_near(lora_mixture(transposed, a, b, weight), want)
 
 
-def test_ranks_that_do_not_fit_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_do_not_fit_use_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     choose("fused", monkeypatch)
     monkeypatch.setattr(module, "forward_pass", None)  # a call would raise here
     for rank in (0, low_rank.MAX_RANK + 1):

@@ -125,7 +125,7 @@ def test_adapters_mixed_on_outputs_are_not_those_mixed_on_parameters(tiny) -> No
     assert not torch.equal(on_parameters.logits(TEXTS), on_outputs.logits(TEXTS))
 
 
-def test_the_cache_changes_nothing_but_full_fine_tuning_goes_without(tiny) -> None:
+def test_the_cache_changes_nothing_and_full_fine_tuning_uses_none(tiny) -> None:
     cell = make_cell(tiny)
     for method in ("own", "uniform", "peft_cat", "full"):
         without = logits_of(cell, method)

@@ -471,7 +471,7 @@ def test_a_revision_is_of_a_method_and_a_kind() -> None:
     assert prefix["own_tuned"] == lora["own_tuned"]
 
 
-def test_what_could_be_had_in_hindsight() -> None:
+def test_the_best_method_in_hindsight() -> None:
     from benchmarks.bench_method import in_hindsight
 
     cells = [
@@ -505,8 +505,8 @@ def test_the_grid_of_the_benchmark() -> None:
     every = set(METHODS) - {
         "pi_trial",
         "uniform_outputs",
-        # with three helpers in the pool there is no choice, and a LoRA's uniform mixture is on outputs
-        # already
+        # with three helpers in the pool there is no choice, and a LoRA's uniform mixture is on
+        # outputs already
     }
     assert methods["lora", 8] == methods["lora", 128] == every
     assert every - methods["lora", 32] == {
@@ -592,7 +592,7 @@ def test_the_command(
 
 
 @pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/2", "1/" + "9" * 5001])
-def test_a_part_that_is_none(text: str) -> None:
+def test_an_invalid_part(text: str) -> None:
     with pytest.raises(UsageError, match=r"`part`: expected I/N with I from 0 to N - 1"):
         checked(GridSettings, {"part": text}, where="compare")
 

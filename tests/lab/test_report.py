@@ -163,7 +163,7 @@ def test_it_can_be_read_on_a_narrow_screen(made: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [[0.5, 0.4], [0.0, 0.0]])
-def test_no_loss_is_drawn_on_the_edge(values: list[float]) -> None:
+def test_losses_are_drawn_inside_the_axes(values: list[float]) -> None:
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
@@ -269,7 +269,7 @@ def test_the_same_run_gives_the_same_figure(made: Path) -> None:
     assert figures.curves(phases) == figures.curves(phases)
 
 
-def test_what_comes_from_data_is_text(run: Path, tmp_path: Path) -> None:
+def test_data_is_escaped_as_text(run: Path, tmp_path: Path) -> None:
     evaluated = report_of(run, tmp_path / "labels.html").out.read_text()
     assert (
         "&lt;script&gt;alert('$x$')" in evaluated

@@ -130,7 +130,7 @@ def test_a_picture_passes_the_stem_once(folder: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_what_was_prepared_otherwise_is_refused(folder: Path) -> None:
+def test_other_preprocessing_is_refused(folder: Path) -> None:
     record = Bank(folder).record.vision
     assert record is not None
     smaller = record.model_copy(update={"preprocess": replace(record.preprocess, size=32)})

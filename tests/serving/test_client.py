@@ -170,7 +170,7 @@ def test_nobody_there_is_an_error_that_says_so(call: Call, protocol: str) -> Non
 
 @pytest.mark.parametrize("url", ["localhost", "http://127.0.0.1:8001", "a:port", ":1", "a:0"])
 @pytest.mark.parametrize("client", [Client, AsyncClient])
-def test_what_is_no_address_is_refused_at_once(client: Any, url: str) -> None:
+def test_an_invalid_address_is_refused_at_once(client: Any, url: str) -> None:
     with pytest.raises(UsageError, match=r"not a server address, expected host:port"):
         client(url)
 

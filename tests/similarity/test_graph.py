@@ -111,7 +111,7 @@ def test_the_picture_and_the_graphml(pool: Path, tmp_path: Path) -> None:
     assert len(networkx.read_graphml(tmp_path / "made" / "graph.graphml").edges) == 6
 
 
-def test_what_cannot_be_shown_is_refused(tiny, pool: Path, tmp_path: Path) -> None:
+def test_an_impossible_view_is_refused(tiny, pool: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ExpertError, match=r"no task 'nyr' with a task embedding \(did you mean 'nyt'\?\)"
     ):

@@ -95,7 +95,7 @@ def test_precise_however_far_apart_the_scales(seed: int, exponent: int) -> None:
     assert normalised_cosine(left, right) == pytest.approx(expected, rel=1e-9)
 
 
-def test_nothing_agrees_with_nothing_and_with_nothing_else() -> None:
+def test_zeros_agree_with_zeros_only() -> None:
     nothing, something = np.zeros(4, np.float32), np.ones(4, np.float32)
     assert normalised_cosine(nothing, nothing) == 1
     assert normalised_cosine(nothing, something) == 0

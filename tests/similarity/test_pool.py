@@ -75,7 +75,7 @@ def test_a_task_is_most_like_its_twin(pool: Path) -> None:
     assert found[frozenset({"film", "book"})] == pytest.approx(found[frozenset({"meal", "book"})])
 
 
-def test_what_is_no_expert_is_left_out(tiny, pool: Path) -> None:
+def test_folders_without_an_expert_are_left_out(tiny, pool: Path) -> None:
     write_expert(make_expert(tiny, name="imported", seed=9), pool / "imported")
     (pool / "notes.txt").write_text("not an expert")
     (pool / "empty").mkdir()

@@ -108,7 +108,7 @@ def test_a_task_of_files_is_written_too(tmp_path: Path, task_file: Path) -> None
         (ROWS, {"metric": "bleu4"}, "metric 'bleu4'"),
     ],
 )
-def test_what_makes_no_task(rows: Any, fields: dict[str, Any], message: str) -> None:
+def test_rows_and_fields_that_make_no_task(rows: Any, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(TaskError, match=message):
         Task.from_rows(rows, **fields)
 

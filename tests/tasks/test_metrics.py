@@ -65,7 +65,7 @@ def test_acc_at_half_counts_a_half_as_right(side: int) -> None:
     assert score_texts("acc@0.5", [(reference,)], [less]) == 0.0
 
 
-def test_what_is_no_box_is_wrong_and_the_first_box_counts() -> None:
+def test_text_without_a_box_is_wrong_and_the_first_box_counts() -> None:
     right, wrong = box_to_text((0.0, 0.0, 1.0, 1.0)), box_to_text((0.0, 0.0, 0.1, 0.1))
     texts = [
         "",
@@ -213,7 +213,7 @@ def test_bleu_punishes_what_is_too_short() -> None:
 
 
 @given(seed=st.integers(0, 1000))
-def test_the_order_of_captions_and_of_references_is_nothing(seed: int) -> None:
+def test_the_order_of_captions_and_references_does_not_matter(seed: int) -> None:
     shuffler = random.Random(seed)
     order = list(range(len(CAPTIONS)))
     shuffler.shuffle(order)

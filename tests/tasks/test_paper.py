@@ -520,7 +520,7 @@ def test_a_target_may_take_one_key_of_every_answer(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_boxes_that_are_none(box: list[Any], message: str, tmp_path: Path) -> None:
+def test_invalid_boxes(box: list[Any], message: str, tmp_path: Path) -> None:
     picture(0).save(tmp_path / "0.png")
     task = made_boxes(tmp_path, box, box_format="xyxy")
     with pytest.raises(TaskError, match=rf"rows\.jsonl, row 1: {message}"):
@@ -607,7 +607,7 @@ def test_a_test_dataset_goes_with_a_split(tmp_path: Path) -> None:
         load_task(tmp_path / "task.yaml")
 
 
-def test_a_paper_task_that_is_none() -> None:
+def test_an_unknown_paper_task() -> None:
     with pytest.raises(
         TaskError, match=r"paper/NAME for data on a hub\) \(did you mean 'paper/food101'\?\)"
     ):

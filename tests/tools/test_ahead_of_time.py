@@ -41,7 +41,7 @@ def test_the_cases_are_every_kernel_in_every_dtype() -> None:
     assert all(axis <= 65535 for case in found for axis in case.launch.grid[1:])
 
 
-def test_what_interprets_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interpreted_kernel_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set"):
         compile_case(next(cases([torch.float32])), 90)

@@ -102,7 +102,7 @@ def test_boxes_are_in_pixels_of_the_image(monkeypatch: pytest.MonkeyPatch) -> No
     assert found[2].to_json() == {"text": "cat"}
 
 
-def test_what_cannot_answer(run_folder: Path, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_sources_that_cannot_answer(run_folder: Path, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     write_expert(make_expert(tiny), tmp_path / "embeds")
     with pytest.raises(
         ExpertError,
@@ -304,7 +304,7 @@ def test_what_is_refused_is_one_line(
     assert_refused(inside("generate", run_folder, *arguments, stdin=stdin), message)
 
 
-def test_nothing_is_there(inside: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_source_that_does_not_exist(inside: Callable[..., Done], tmp_path: Path) -> None:
     assert_refused(
         inside("generate", tmp_path / "nowhere", "--text", "a"),
         "backbone '.*nowhere': expected a folder or a hub id of an encoder-d",

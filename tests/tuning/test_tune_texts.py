@@ -248,7 +248,7 @@ def test_a_fisher_is_the_mean_of_squared_gradients_of_single_rows(
         diagonal_fisher(t5, expert, rows, kind="true")
 
 
-def test_what_does_not_go_together_is_refused(
+def test_settings_that_contradict_each_other_are_refused(
     t5: EncoderDecoder, tiny: Any, tmp_path: Path
 ) -> None:
     free = answered(tmp_path)

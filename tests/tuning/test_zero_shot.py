@@ -184,7 +184,7 @@ def test_the_pool_and_its_own_old_expert_are_left_alone(
         ({"add_to_pool": True}, "policy zero-shot: trains no own expert"),
     ],
 )
-def test_what_does_not_go_with_it(
+def test_settings_that_zero_shot_refuses(
     mix: Callable[..., tuning.TuneResult], tmp_path: Path, more: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):

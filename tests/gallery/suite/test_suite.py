@@ -159,7 +159,7 @@ def test_no_picture_is_on_both_sides_of_the_suite() -> None:
     assert not train & test
 
 
-def test_test_icons_are_none_the_connector_was_trained_on() -> None:
+def test_the_connector_was_trained_on_no_test_icon() -> None:
     from pidep.gallery.icons.catalog import catalog
     from pidep.gallery.icons.split import parts
 
@@ -316,7 +316,7 @@ def test_a_digest_does_not_depend_on_where_pictures_lie(
     assert rows_digest([SuiteRow("right", image=Turned(small.train[0].image.icon, 2))]) != before[0]  # type: ignore[union-attr]
 
 
-def test_unknown_names_and_missing_packages_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_names_and_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         TaskError,
         match=r"packaged task 'vl/fit': expected one of sentiment/amazon.*did you mean 'vl/fits'\?",
