@@ -5,8 +5,8 @@ answer rows with an expert; `fold` and `import_peft` make experts from experts. 
 `pidep.interpolation`, `pidep.similarity`, `pidep.training` and the rooms below them.
 
 Names are imported on first use: settings and run folders need no torch. The functions `tune`,
-`predict`, `generate` and `import_peft` are in the modules of their names, whose names they would
-hide here; `pidep` itself offers them as well.
+`predict`, `generate` and `import_peft` must be imported from the modules of the same names: here, a
+function would hide its module. `pidep` itself offers `tune` and `predict` as well.
 """
 
 from typing import TYPE_CHECKING
