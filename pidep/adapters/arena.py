@@ -85,6 +85,7 @@ class Arena(nn.Module):
         self.site_sizes = index.site_sizes
         # A plain attribute, not a submodule: the logits are parameters of the sites.
         self.alpha_logits: list[Tensor] = list(alpha_logits)
+        # The mixture of the last pass, with the state that it belongs to.
         self.kept: tuple[Any, dict[int, Tensor]] | None = None
 
     @property

@@ -70,5 +70,6 @@ def _register(name: str, attention: Attention) -> None:
         )
 
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        # Once per process: transformers' registry is global and has no call that removes a name.
         ALL_ATTENTION_FUNCTIONS.register(name, attention)
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, whole_mask)

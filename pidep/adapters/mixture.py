@@ -136,6 +136,7 @@ class Mixture(nn.Module):
         at_sites = [
             parameter for _, site in self.by_name() for parameter in site.parameters_of_experts()
         ]
+        # One parameter for all sites: the optimizer updates the arena in one step.
         return at_sites if self.arena is None else [self.arena.learned]
 
     def alphas(self) -> dict[str, list[float]]:

@@ -28,7 +28,7 @@ class AnswerScorer(Protocol):
         """Prepare for rows with candidates of their own. Call it before an expert is attached."""
 
     def logits(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
-        """`[B, C]` with gradients to whatever is attached.
+        """`[B, C]` with gradients to the attached experts.
 
         Rows with fewer candidates than others have -inf in the places left over.
         """
@@ -38,7 +38,7 @@ class AnswerScorer(Protocol):
 
 
 class Backbone(Protocol):
-    """A frozen model. Experts are attached to `model`, whatever the rows hold."""
+    """A frozen model. Experts are attached to `model`, for texts and images alike."""
 
     name: str
     digest: str
@@ -104,7 +104,7 @@ class Backbone(Protocol):
         """
 
     def embed(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
-        """Rows to unit vectors `[B, D]` fp32, with gradients to whatever is attached.
+        """Rows to unit vectors `[B, D]` fp32, with gradients to the attached experts.
 
         Raises:
             BackboneError: the backbone does not embed, or as `prepare`.
@@ -116,7 +116,7 @@ class Backbone(Protocol):
         """
 
     def score(self, rows: Sequence[Input], candidates: Candidates, *, max_length: int) -> Tensor:
-        """Rows against candidates, `[B, C]`, with gradients to whatever is attached.
+        """Rows against candidates, `[B, C]`, with gradients to the attached experts.
 
         Cosines where the backbone embeds, log p(candidate | row) in nats where it generates. Rows
         with fewer candidates of their own have -inf in the places left over.
@@ -137,7 +137,7 @@ class Backbone(Protocol):
         length_penalty: float = 1.0,
         batch_size: int = 16,
     ) -> list[str]:
-        """One answer a row, with whatever is attached.
+        """One answer per row, with the attached experts.
 
         Raises:
             BackboneError: the backbone does not generate, or as `prepare`.

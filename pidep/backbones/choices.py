@@ -61,7 +61,7 @@ class Choices:
         return cosines.masked_fill(torch.arange(padded.shape[1]) >= counts.unsqueeze(1), -torch.inf)
 
     def logits(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
-        """Scaled cosines `[B, C]` with gradients to whatever is attached."""
+        """Scaled cosines `[B, C]` with gradients to the attached experts."""
         return self._scale * self.cosines(self._backbone.embed(rows, max_length=max_length), rows)
 
     def all_logits(self, rows: Sequence[Input], *, max_length: int) -> Tensor:

@@ -72,7 +72,7 @@ class Encoder(EmbeddingBackbone):
         input_ids: Tensor,  # [B, T] int64
         attention_mask: Tensor,  # [B, T] int64
     ) -> Tensor:  # [B, D] fp32, unit rows
-        """Embed tokens, with whatever expert is attached to `model`."""
+        """Embed tokens, with the expert that is attached to `model`."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return pool(hidden, attention_mask, self.pooling)
 
@@ -82,7 +82,7 @@ class Encoder(EmbeddingBackbone):
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
     def embed(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
-        """Texts to `[B, D]` with gradients to whatever is attached, through an open layer cache.
+        """Texts to `[B, D]` with gradients to the attached experts, through an open layer cache.
 
         Raises:
             BackboneError: a row has an image.

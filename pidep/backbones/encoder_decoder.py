@@ -158,7 +158,7 @@ class EncoderDecoder:
     ) -> Tensor:
         """-log p(target | row) in nats `[B]`, summed over tokens.
 
-        Gradients go to whatever is attached.
+        Gradients go to the attached experts.
 
         Raises:
             BackboneError, ImageError: the backbone cannot read a row; the message names it.
@@ -179,7 +179,7 @@ class EncoderDecoder:
         normalise: Normalise = "none",
         max_target_length: int | None = None,
     ) -> Tensor:
-        """log p(candidate | row) in nats, `[B, C]`, with gradients to whatever is attached.
+        """log p(candidate | row) in nats, `[B, C]`, with gradients to the attached experts.
 
         The encoder runs once a row. Rows with fewer candidates of their own have -inf in the places
         left over. Candidates are cut at `max_target_length` tokens, if given.
@@ -230,7 +230,7 @@ class EncoderDecoder:
         length_penalty: float = 1.0,
         batch_size: int = 16,
     ) -> list[str]:
-        """One answer a row, with whatever is attached.
+        """One answer per row, with the attached experts.
 
         `beam` divides a sum of log-probabilities by length ** length_penalty, as transformers does;
         4 beams by default. `constrained` gives the candidate with the largest sum. It is exact with

@@ -48,7 +48,7 @@ class Likelihoods:
         )
 
     def logits(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
-        """`[B, C]` with gradients to whatever is attached; places left over are -inf."""
+        """`[B, C]` with gradients to the attached experts; places left over are -inf."""
         own = [
             tuple(row.candidates) if isinstance(row, Row) and row.candidates else self._label_texts
             for row in rows

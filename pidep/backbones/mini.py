@@ -247,7 +247,7 @@ class Mini(EmbeddingBackbone):
     def embed(
         self, rows: Sequence[Input], *, max_length: int, numbers: Sequence[int] | None = None
     ) -> Tensor:
-        """Rows to `[B, D]` with gradients to whatever is attached; raises as `prepare`."""
+        """Rows to `[B, D]` with gradients to the attached experts; raises as `prepare`."""
         if self._cache is None:
             return self.forward(**self.prepare(rows, max_length=max_length, numbers=numbers))
         called = numbers or range(1, len(rows) + 1)

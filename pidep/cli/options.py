@@ -129,7 +129,7 @@ def _annotation(setting: Setting) -> Any:
 
 
 def _option(setting: Setting, flags: Mapping[str, str], *, yaml: bool) -> Any:
-    # What is off and cannot be on in a file needs no option that turns it off.
+    # A flag that no file can turn on needs no option that turns it off.
     both = setting.kind is bool and (yaml or setting.default is not False)
     spelling = f"{setting.flag}/--no-{setting.flag[2:]}" if both else setting.flag
     return typer.Option(

@@ -1,4 +1,4 @@
-"""What this machine can do: which path the kernels take, what is installed, what serves."""
+"""What this machine can do: the kernels' path, the installed packages, the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is exported: an expert, with real rows of its task for the parity gate."""
+"""The source of an export: an expert, with real rows of its task for the parity gate."""
 
 from __future__ import annotations
 

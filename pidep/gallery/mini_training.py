@@ -57,7 +57,7 @@ _WORDS = 24
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of the training, beside the data."""
+    """All settings of the training, without the data."""
 
     steps: int = 1400
     batch: int = 64

@@ -1,4 +1,4 @@
-"""What lies in a model repository, looked at before Triton Server is started on it."""
+"""The models of a repository, checked before Triton Server is started on it."""
 
 from __future__ import annotations
 

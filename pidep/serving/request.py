@@ -77,7 +77,7 @@ class Result:
 
 
 def check_address(url: str) -> None:
-    """Refuse what is not host:port.
+    """Refuse an address that is not host:port.
 
     Raises:
         UsageError: it is not.

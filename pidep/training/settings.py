@@ -1,4 +1,4 @@
-"""How one expert is trained, whatever the task and its rows."""
+"""How one expert is trained, for any task and any rows."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ from pidep.tuning.settings import TuneSettings
 __all__ = ["TuneResult", "tune"]
 
 _HELPER_SETTINGS: dict[str, Any] = {"shots": None, "top_k": 0, "policy": "auto"}
-"""A helper learns from all of its rows, whatever its target asks for."""
+"""Settings of a helper's run: it learns from all of its rows, also for a few-shot target."""
 
 
 def tune(

@@ -264,6 +264,7 @@ def _same_shapes(site: str, parts: Sequence[Tensors]) -> list[Tensors]:
 def _filled_up(part: Tensors, more: int) -> Tensors:
     tokens = more * part["bias"].shape[1]
     return {
+        # Zeros with the idle bias: the attention gives them no weight.
         "key": np.pad(part["key"], [(0, tokens), (0, 0)]),
         "value": np.pad(part["value"], [(0, tokens), (0, 0)]),
         "bias": np.pad(part["bias"], [(0, more), (0, 0)], constant_values=IDLE_BIAS),

@@ -174,7 +174,7 @@ def graph(near: Neighbourhood) -> str:
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
-        # A circle and no force layout: the same tasks always lie in the same places.
+        # A circle and no force layout: the same tasks are always in the same places.
         turn = [2 * math.pi * row / count + math.pi / 2 for row in range(count)]
         xs, ys = [math.cos(angle) for angle in turn], [math.sin(angle) for angle in turn]
         own = near.names.index(near.target)

@@ -1,4 +1,4 @@
-"""Pieces of HTML. Whatever comes from data passes through `escape`."""
+"""Pieces of HTML. All text from data passes through `escape`."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Tasks and their similarities; similar tasks stand beside each other."""
+    """Tasks and their similarities; similar tasks are next to each other."""
 
     target: str
     names: tuple[str, ...]

@@ -118,7 +118,7 @@ def _inline(svg: ElementTree.Element, name: str, title: str) -> str:
 
 
 def _sized(width_px: float) -> str:
-    """A style that never enlarges the figure, nor makes it unreadable: a narrow screen scrolls."""
+    """A style with bounds: a figure is never enlarged, and a narrow screen scrolls."""
     return f"max-width:{width_px:.0f}px;min-width:{SMALLEST * width_px:.0f}px"
 
 
