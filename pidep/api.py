@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from pidep.deployment.settings import ExportSettings, ServeSettings, SwapSettings
 from pidep.errors import UsageError, did_you_mean
-from pidep.lab.settings import CompareSettings, require_columns
+from pidep.lab.settings import CompareSettings
 from pidep.settings import Settings, checked, parameters_of
 from pidep.tuning.settings import TuneSettings
 
@@ -310,7 +310,6 @@ def compare(
     # Tasks in memory are written last, so that a wrong request leaves no files behind.
     names = [str(task) if isinstance(task, str | Path) else task.name for task in several]
     config = checked(CompareSettings, {"tasks": names, **values, **settings}, where="compare")
-    require_columns(config)
     check_place(Path(out), "`out`")
     loaded = _loaded(backbone) or load_backbone(config.backbone)
     references = [_reference(task, Path(out) / "data" / _name_of(task)) for task in several]

@@ -26,6 +26,7 @@ __all__ = [
     "Undo",
     "WrappedSite",
     "bank_rows",
+    "drawn_first",
     "everywhere",
     "nowhere",
     "to_array",
@@ -237,6 +238,22 @@ def to_array(tensor: Tensor) -> Array:
     """A copy in fp32 on the host, from any device and precision."""
     # A copy: the numpy view of a CPU tensor would change with the next optimizer step.
     return np.array(tensor.detach().float().cpu().numpy(), order="C")
+
+
+def drawn_first(name: str) -> Callable[[str, tuple[int, ...], torch.Generator], Tensor]:
+    """A start that draws one factor, Kaiming-uniform as in PEFT, and sets the others to zero.
+
+    A product with a zero factor is zero, so an untrained expert changes nothing.
+    """
+
+    def start(factor: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        # Only one is zero: with both zero, neither would have a gradient.
+        if factor != name:
+            return torch.zeros(shape)
+        bound = shape[1] ** -0.5
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+    return start
 
 
 def everywhere(_: nn.Module, __: Sequence[str]) -> bool:

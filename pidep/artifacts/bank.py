@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pidep.artifacts.names import BANK_RECORD
 from pidep.artifacts.parity import Parity
-from pidep.artifacts.record import Record, read_record, write_record
+from pidep.artifacts.record import EntryRecord, Record
 from pidep.artifacts.vision import VisionRecord
-from pidep.errors import ServingError
 
 __all__ = ["BankRecord", "GroupRecord"]
 
@@ -35,8 +34,11 @@ class GroupRecord(Record):
         return {k: v for k, v in values.items() if (k, v) != ("kind", "lora")}
 
 
-class BankRecord(Record):
+class BankRecord(EntryRecord):
     """A bank, without its graph and its experts."""
+
+    file_name: ClassVar[str] = BANK_RECORD
+    form: ClassVar[str] = "bank"
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     backbone: str = ""
@@ -61,24 +63,6 @@ class BankRecord(Record):
     def backbones(self) -> tuple[str, ...]:
         """Digests of the backbones whose experts this bank holds; its own comes first."""
         return (self.backbone_digest, *self.also_fitting)
-
-    @classmethod
-    def read(cls, version_folder: Path) -> BankRecord:
-        """The record of a bank's version folder.
-
-        Raises:
-            ServingError: missing or malformed.
-        """
-        path = version_folder / BANK_RECORD
-        try:
-            return read_record(path, cls, fault="malformed", remedy="export the bank again")
-        except FileNotFoundError as error:
-            message = f"{path}: no such file; make the bank with pidep export --form bank"
-            raise ServingError(message) from error
-
-    def write(self, version_folder: Path) -> None:
-        """Write `bank.json` into a version folder."""
-        write_record(version_folder / BANK_RECORD, self)
 
     def store(self, version_folder: Path) -> Path:
         """The expert store's folder."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pidep.errors import ServingError
 from pidep.files.atomic_write import write_json
 
-__all__ = ["Record", "read_record", "write_record"]
+__all__ = ["EntryRecord", "Record", "read_record", "write_record"]
+
+
+R = TypeVar("R", bound="Record")
+E = TypeVar("E", bound="EntryRecord")
 
 
 class Record(BaseModel):
@@ -22,7 +26,30 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-R = TypeVar("R", bound=Record)
+class EntryRecord(Record):
+    """Base of the record in an entry's version folder: `bank.json` or `merged.json`."""
+
+    file_name: ClassVar[str]
+    form: ClassVar[str]
+    """Form of the export that writes it."""
+
+    @classmethod
+    def read(cls: type[E], version_folder: Path) -> E:
+        """The record of a version folder.
+
+        Raises:
+            ServingError: missing or malformed.
+        """
+        path = version_folder / cls.file_name
+        make = f"pidep export --form {cls.form}"
+        try:
+            return read_record(path, cls, fault="malformed", remedy=f"make it again with {make}")
+        except FileNotFoundError as error:
+            raise ServingError(f"{path}: no such file; make it with {make}") from error
+
+    def write(self, version_folder: Path) -> None:
+        """Write the record into a version folder."""
+        write_record(version_folder / self.file_name, self)
 
 
 def read_record(path: Path, model: type[R], *, fault: str, remedy: str) -> R:

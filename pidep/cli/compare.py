@@ -10,7 +10,7 @@ import typer
 
 from pidep.cli import render
 from pidep.cli.options import Json, options
-from pidep.lab.settings import CompareSettings, GridSettings, require_columns
+from pidep.lab.settings import CompareSettings, GridSettings
 
 if TYPE_CHECKING:
     from pidep.lab.compare import OnCell
@@ -42,7 +42,6 @@ def compare(settings: CompareSettings, grid: GridSettings, json: Json = False) -
     Each task is the target once and the other tasks help it. Every method has the same rows, seeds
     and steps. The grid continues cell by cell where an earlier run stopped.
     """
-    require_columns(settings)
     # Imported after the checks: torch takes seconds, and a wrong option should not wait for it.
     from pidep.lab.compare import compare as run
     from pidep.lab.compare_grid import Part

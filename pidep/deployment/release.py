@@ -32,6 +32,7 @@ from pidep.export.source import Source, read_source
 from pidep.files.atomic_write import check_place
 from pidep.serving.store import ExpertStore
 from pidep.tasks.task import Task
+from pidep.tuning.run_folder import run_task
 
 __all__ = ["Form", "release_bank", "release_runs"]
 
@@ -76,10 +77,18 @@ def release_runs(
     chosen = load_recipe(recipe or f"{form}-onnx-fp32")
     if chosen.form != form:
         raise UsageError(f"`recipe` {chosen.name}: is for `form={chosen.form}`, not {form}")
-    sources = [read_source(run, rows=chosen.parity_rows, task=task) for run in runs]
+    sources = [
+        read_source(run, rows=chosen.parity_rows, task=_own_task(run) if task is None else task)
+        for run in runs
+    ]
     if form == "merged":
         return export_merged(sources[0], repo, chosen, platform=platform)
     return release_bank(sources, repo, chosen, store=store, max_rank=max_rank)
+
+
+def _own_task(run: Path | Expert) -> Task | None:
+    """The task that a run folder has; an expert alone has none."""
+    return None if isinstance(run, Expert) else run_task(run)
 
 
 def release_bank(

@@ -10,7 +10,7 @@ from pidep.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pidep.artifacts.parity import Parity
-    from pidep.export.entries import Exported, export_bank, export_merged
+    from pidep.export.entries import Exported, export_merged
     from pidep.export.recipe import Recipe, Tolerance, load_recipe
     from pidep.export.source import Source, read_source
 
@@ -20,7 +20,6 @@ __all__ = [
     "Recipe",
     "Source",
     "Tolerance",
-    "export_bank",
     "export_merged",
     "load_recipe",
     "read_source",
@@ -34,7 +33,6 @@ __getattr__ = lazy_names(
         "Recipe": "pidep.export.recipe",
         "Source": "pidep.export.source",
         "Tolerance": "pidep.export.recipe",
-        "export_bank": "pidep.export.entries",
         "export_merged": "pidep.export.entries",
         "load_recipe": "pidep.export.recipe",
         "read_source": "pidep.export.source",

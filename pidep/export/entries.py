@@ -32,7 +32,6 @@ __all__ = [
     "Exported",
     "Platform",
     "StagedEntry",
-    "export_bank",
     "export_merged",
     "staged_bank",
     "staged_merged",
@@ -205,28 +204,6 @@ def export_merged(
 ) -> Exported:
     """Fold, export, gate and publish `<repo>/<name>`; as `staged_merged`."""
     with staged_merged(source, repo, recipe, platform=platform, name=name) as entry:
-        with entry.in_place():
-            return entry.exported
-
-
-def export_bank(
-    sources: Sequence[Source],
-    repo: Path,
-    recipe: Recipe,
-    *,
-    max_rank: int | None = None,
-    expert_store: str,
-    published: Mapping[str, Expert] = MappingProxyType({}),
-) -> Exported:
-    """Export, gate and publish `<repo>/pidep_bank`, without its experts; as `staged_bank`."""
-    with staged_bank(
-        sources,
-        repo,
-        recipe,
-        max_rank=max_rank,
-        expert_store=expert_store,
-        published=published,
-    ) as entry:
         with entry.in_place():
             return entry.exported
 

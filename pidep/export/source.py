@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +28,11 @@ def read_source(run: Path | Expert, *, rows: int, task: str | Path | Task | None
     """The expert of a run folder or expert folder, and up to `rows` test rows of its task.
 
     Args:
-        run: the folder; or an expert in memory, which needs `task`.
-        task: a task, or its file or name; the run folder's own when absent.
+        run: the folder; or an expert in memory.
+        task: a task, or its file or name; `pidep.tuning.run_folder.run_task` reads a run's own.
 
     Raises:
-        UsageError: an expert without a task, and none given; or a task with other labels.
+        UsageError: no task is given, or a task with other labels.
         ExpertError: the folder holds no expert, or one of an encoder-decoder.
     """
     if isinstance(run, Expert):
@@ -41,18 +40,11 @@ def read_source(run: Path | Expert, *, rows: int, task: str | Path | Task | None
     else:
         expert, where = read_expert(resolve_expert_folder(run)), str(run)
     require_embeddings(expert)
-    if task is not None:
-        found = with_labels(task if isinstance(task, Task) else load_task(task))
-    elif isinstance(run, Expert):
+    if task is None:
         raise UsageError(
             f"{where}: has no task, so there are no real rows for the parity gate; give `task`"
         )
-    elif (run / "task.json").is_file():
-        found = _task_of(run / "task.json")
-    else:
-        raise UsageError(
-            f"{where}: no task.json, so there are no real rows for the parity gate; give `task`"
-        )
+    found = with_labels(task if isinstance(task, Task) else load_task(task))
     # In the same order too: the gate compares label numbers.
     if tuple(found.labels) != expert.labels:
         raise UsageError(
@@ -60,13 +52,3 @@ def read_source(run: Path | Expert, *, rows: int, task: str | Path | Task | None
             f"task {found.name!r} has {', '.join(found.labels)}"
         )
     return Source(expert, found, limit(load_texts(found).test, rows, seed=0))
-
-
-def _task_of(path: Path) -> Task:
-    try:
-        return Task.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UsageError(
-            f"{path}: damaged ({reason}); give `task`, or run pidep tune again"
-        ) from error

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from pidep.errors import UsageError, did_you_mean
 from pidep.experts.kind_names import KindName, kind_names
-from pidep.settings import Settings, Shown, checked
+from pidep.settings import Settings, Shown
 
 __all__ = [
     "METHODS",
@@ -21,8 +21,6 @@ __all__ = [
     "Method",
     "ReportSettings",
     "check_methods",
-    "compare_settings",
-    "require_columns",
 ]
 
 Method = Literal[
@@ -159,6 +157,12 @@ class CompareSettings(Settings):
             raise ValueError(f"expected each value once, {twice[0]!r} is there twice")
         return values
 
+    @model_validator(mode="after")
+    def _some_column(self) -> CompareSettings:
+        if not self.shots and not self.full:
+            raise ValueError("no column to measure; give `shots`, `full`, or both")
+        return self
+
 
 class GridSettings(Settings):
     """Which cells of a grid are measured, and where they are kept."""
@@ -199,7 +203,7 @@ class ReportSettings(Settings):
     """Page to write. Without it, report.html in the run folder."""
 
     @model_validator(mode="after")
-    def _paths_need_rows(self) -> Self:
+    def _paths_need_rows(self) -> ReportSettings:
         if self.paths and not self.evaluate:
             raise ValueError("`paths` measures on rows, and `evaluate` is off; turn it on")
         return self
@@ -218,25 +222,3 @@ def check_methods(names: Sequence[str]) -> list[Method]:
                 f"{did_you_mean(str(name), METHODS)}"
             )
     return [cast(Method, name) for name in names]
-
-
-def require_columns(settings: CompareSettings) -> None:
-    """Refuse a grid without a column.
-
-    Raises:
-        UsageError: neither shots nor all rows are asked for.
-    """
-    if not settings.shots and not settings.full:
-        raise UsageError("compare: no column to measure; give `shots`, `full`, or both")
-
-
-def compare_settings(values: Mapping[str, Any]) -> CompareSettings:
-    """Settings given in Python.
-
-    Raises:
-        UsageError: an unknown key or method (with a did-you-mean), a value out of range, or no
-            column.
-    """
-    settings = checked(CompareSettings, values, where="compare")
-    require_columns(settings)
-    return settings

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
-from typing import Any
+from typing import ClassVar
 
-from pidep.artifacts.names import BANK
-from pidep.errors import UsageError
-from pidep.serving.client import triton_input
+from pidep.serving.connection import Connection
 from pidep.serving.request import (
     CHOICE,
     RESULT,
@@ -18,10 +16,7 @@ from pidep.serving.request import (
     Protocol,
     Request,
     Result,
-    check_address,
     chosen,
-    encode_rows,
-    failure,
     results,
     with_candidates,
 )
@@ -29,7 +24,7 @@ from pidep.serving.request import (
 __all__ = ["AsyncClient"]
 
 
-class AsyncClient:
+class AsyncClient(Connection):
     """A connection to one model, for one event loop; many requests may be in flight at once.
 
     Use as an asynchronous context manager:
@@ -38,36 +33,14 @@ class AsyncClient:
             (result,) = await client.infer([Request("a good film", "movie")])
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        protocol: Protocol = "grpc",
-        model: str = BANK,
-        timeout_s: float = 30.0,
-    ) -> None:
-        """Check the arguments; the first request connects.
+    _transports: ClassVar[Mapping[Protocol, str]] = {
+        "grpc": "tritonclient.grpc.aio",
+        "http": "tritonclient.http.aio",
+    }
+    _http_limit = "conn_timeout"
 
-        Args:
-            url: host:port.
-            model: the bank, or the name of a merged model.
-            timeout_s: of one request.
-
-        Raises:
-            UsageError: not an address, or tritonclient is not installed.
-        """
-        try:
-            if protocol == "grpc":
-                import tritonclient.grpc.aio as triton
-            else:
-                import tritonclient.http.aio as triton
-        except ImportError as error:
-            raise UsageError("tritonclient not found: pip install 'pidep[client]'") from error
-        check_address(url)
-        self._triton: Any = triton
-        self._url, self._model, self._protocol = url, model, protocol
-        self._timeout_s = timeout_s
-        self._client: Any = None
+    def _connect(self) -> None:
+        """Leave the connection to the first request: it belongs to the running event loop."""
 
     async def infer(self, rows: Sequence[Request]) -> list[Result]:
         """Results of one batch; its rows may name different experts.
@@ -102,25 +75,17 @@ class AsyncClient:
 
     async def _ask(self, rows: Sequence[Request], wanted: Sequence[str]) -> list[Array]:
         """The outputs asked for, of one request."""
-        tensors = encode_rows(rows, with_expert=self._model == BANK)
-        inputs = [triton_input(self._triton, name, values) for name, values in tensors.items()]
-        outputs = [self._triton.InferRequestedOutput(name) for name in wanted]
-        more = {"client_timeout": self._timeout_s} if self._protocol == "grpc" else {}
+        inputs, outputs = self._tensors(rows, wanted)
         try:
             # Inside the try: gRPC and aiohttp can refuse an address only when they connect.
-            client = self._connected()
-            response = await client.infer(self._model, inputs, outputs=outputs, **more)
+            if self._client is None:
+                self._client = self._new_client()
+            response = await self._client.infer(
+                self._model, inputs, outputs=outputs, **self._per_request
+            )
         except self._errors() as error:
-            raise failure(self._url, self._model, error, timeout_s=self._timeout_s) from error
+            raise self._failure(error) from error
         return [response.as_numpy(name) for name in wanted]
-
-    def _connected(self) -> Any:
-        """tritonclient's client. It belongs to the running event loop, so it is made inside one."""
-        if self._client is None:
-            # gRPC takes the limit with each request, HTTP with the connection.
-            options = {} if self._protocol == "grpc" else {"conn_timeout": self._timeout_s}
-            self._client = self._triton.InferenceServerClient(self._url, **options)
-        return self._client
 
     def _errors(self) -> tuple[type[Exception], ...]:
         """Exceptions of tritonclient, and transport exceptions that it does not wrap."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
-from typing import Any
+from typing import ClassVar
 
-import numpy as np
-
-from pidep.artifacts.names import BANK
-from pidep.errors import ServingError, UsageError
+from pidep.errors import ServingError
+from pidep.serving.connection import Connection
 from pidep.serving.request import (
     CHOICE,
     RESULT,
@@ -18,18 +16,15 @@ from pidep.serving.request import (
     Protocol,
     Request,
     Result,
-    check_address,
     chosen,
-    encode_rows,
-    failure,
     results,
     with_candidates,
 )
 
-__all__ = ["Client", "Protocol", "Request", "Result", "triton_input"]
+__all__ = ["Client", "Protocol", "Request", "Result"]
 
 
-class Client:
+class Client(Connection):
     """A connection to one model; not for use from several threads at once.
 
     Use as a context manager:
@@ -38,44 +33,17 @@ class Client:
             (result,) = client.infer([Request("a good film", "movie")])
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        protocol: Protocol = "grpc",
-        model: str = BANK,
-        timeout_s: float = 30.0,
-    ) -> None:
-        """Connect.
+    _transports: ClassVar[Mapping[Protocol, str]] = {
+        "grpc": "tritonclient.grpc",
+        "http": "tritonclient.http",
+    }
+    _http_limit = "network_timeout"
 
-        Args:
-            url: host:port.
-            model: the bank, or the name of a merged model.
-            timeout_s: of one request.
-
-        Raises:
-            UsageError: not an address, or tritonclient is not installed.
-            ServingError: tritonclient refuses the address.
-        """
+    def _connect(self) -> None:
         try:
-            if protocol == "grpc":
-                import tritonclient.grpc as triton
-            else:
-                import tritonclient.http as triton
-        except ImportError as error:
-            raise UsageError("tritonclient not found: pip install 'pidep[client]'") from error
-        check_address(url)
-        self._triton: Any = triton
-        self._url, self._model, self._protocol = url, model, protocol
-        self._timeout_s = timeout_s
-        # gRPC takes the limit with each request, HTTP with the connection.
-        grpc = protocol == "grpc"
-        self._timeout: dict[str, Any] = {"client_timeout": timeout_s} if grpc else {}
-        options = {} if grpc else {"network_timeout": timeout_s}
-        try:
-            self._client: Any = triton.InferenceServerClient(url, **options)
+            self._client = self._new_client()
         except Exception as error:  # tritonclient raises what its transport raises
-            message = f"{url}: not a server address, expected host:port ({error})"
+            message = f"{self._url}: not a server address, expected host:port ({error})"
             raise ServingError(message) from error
 
     def infer(self, rows: Sequence[Request]) -> list[Result]:
@@ -107,13 +75,11 @@ class Client:
 
     def _ask(self, rows: Sequence[Request], wanted: Sequence[str]) -> list[Array]:
         """The outputs asked for, of one request."""
-        tensors = encode_rows(rows, with_expert=self._model == BANK)
-        inputs = [triton_input(self._triton, name, values) for name, values in tensors.items()]
-        outputs = [self._triton.InferRequestedOutput(name) for name in wanted]
+        inputs, outputs = self._tensors(rows, wanted)
         try:
-            response = self._client.infer(self._model, inputs, outputs=outputs, **self._timeout)
+            response = self._client.infer(self._model, inputs, outputs=outputs, **self._per_request)
         except self._errors() as error:
-            raise failure(self._url, self._model, error, timeout_s=self._timeout_s) from error
+            raise self._failure(error) from error
         return [response.as_numpy(name) for name in wanted]
 
     def _errors(self) -> tuple[type[Exception], ...]:
@@ -142,10 +108,3 @@ class Client:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def triton_input(triton: Any, name: str, values: Sequence[bytes]) -> Any:
-    """A `[B, 1]` BYTES input of either transport."""
-    tensor = triton.InferInput(name, [len(values), 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([[value] for value in values], dtype=object))
-    return tensor

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pidep.tuning.generate import GeneratedAnswer
     from pidep.tuning.predict import Prediction, load_expert
     from pidep.tuning.run_folder import Run, TuneResult, read_run
-    from pidep.tuning.settings import GenerateSettings, TuneSettings, read_config
+    from pidep.tuning.settings import GenerateSettings, TuneSettings
 
 __all__ = [
     "FoldedExpert",
@@ -30,7 +30,6 @@ __all__ = [
     "TuneSettings",
     "fold_expert",
     "load_expert",
-    "read_config",
     "read_run",
 ]
 
@@ -46,7 +45,6 @@ __getattr__ = lazy_names(
         "TuneSettings": "pidep.tuning.settings",
         "fold_expert": "pidep.tuning.fold",
         "load_expert": "pidep.tuning.predict",
-        "read_config": "pidep.tuning.settings",
         "read_run": "pidep.tuning.run_folder",
     },
 )

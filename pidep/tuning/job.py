@@ -30,7 +30,7 @@ from pidep.training.scorer import Scorer, scorer_for_task
 from pidep.training.settings import TrainingSettings, few_shot_factor
 from pidep.tuning.settings import TuneSettings
 
-__all__ = ["Job", "prepare", "with_targets"]
+__all__ = ["Job", "prepare", "split_rows", "task_rows", "with_targets"]
 
 _UNRELATED_TO_OWN_EXPERT = {
     "pool",
@@ -105,13 +105,43 @@ class Job:
         )
 
 
-def _rows(task: Task, config: TuneSettings, data: TaskData) -> tuple[Split, Split | None]:
+def task_rows(task: Task, *, unlabelled: bool, test_limit: int | None) -> TaskData:
+    """All training rows of a task, and the test rows of a run.
+
+    Args:
+        unlabelled: do not read the labels.
+    """
+    data = load_texts(task) if unlabelled else load_data(task)
+    if task.target is not None:
+        data = with_targets(data)
+    # Seed 0 whatever the run: runs of different seeds are compared on the same test rows.
+    return TaskData(data.train, limit(data.test, test_limit, seed=0))
+
+
+def split_rows(
+    rows: Split,
+    *,
+    shots: int | None,
+    train_limit: int | None,
+    validation_fraction: float,
+    seed: int,
+) -> tuple[Split, Split | None]:
     """The training rows and the rows held back; shots leave none to hold back."""
-    if config.shots is not None:
-        train, validation = few_shot(data.train, shots=config.shots, seed=config.seed), None
-    else:
-        rows = limit(data.train, config.train_limit, seed=config.seed)
-        train, validation = hold_out(rows, fraction=config.validation_fraction, seed=config.seed)
+    if shots is not None:
+        return few_shot(rows, shots=shots, seed=seed), None
+    kept = limit(rows, train_limit, seed=seed)
+    return hold_out(kept, fraction=validation_fraction, seed=seed)
+
+
+def _labelled_rows(task: Task, config: TuneSettings, data: TaskData) -> tuple[Split, Split | None]:
+    """As `split_rows`; refuses rows that lack a label."""
+    train, validation = split_rows(
+        data.train,
+        shots=config.shots,
+        train_limit=config.train_limit,
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+    )
     missing = set(range(len(task.labels))) - set(train.labels)
     if missing:
         raise TaskError(
@@ -131,16 +161,12 @@ def prepare(config: TuneSettings, backbone: Backbone, out: Path) -> Job:
     unlabelled = config.policy == "zero-shot"
     free = task.target is not None
     _check_answers(task, config, backbone)
-    data = load_texts(task) if unlabelled else load_data(task)
-    if free:
-        data = with_targets(data)
+    data = task_rows(task, unlabelled=unlabelled, test_limit=config.test_limit)
     max_length = min(config.max_length or task.max_length, backbone.max_positions)
-    # Seed 0 whatever the run: runs of different seeds are compared on the same test rows.
-    data = TaskData(data.train, limit(data.test, config.test_limit, seed=0))
     train, validation = (
         (limit(data.train, config.train_limit, seed=config.seed), None)
         if unlabelled
-        else _rows(task, config, data)
+        else _labelled_rows(task, config, data)
     )
     return Job(
         config=config,

@@ -34,6 +34,7 @@ from pidep.files.tensor_file import read_json
 
 if TYPE_CHECKING:
     from pidep.similarity.measures import Neighbour
+    from pidep.tasks.task import Task
     from pidep.training.loop import TrainReport
     from pidep.tuning.job import Job
 
@@ -46,6 +47,7 @@ __all__ = [
     "TuneResult",
     "is_run_folder",
     "read_run",
+    "run_task",
     "write_run",
 ]
 
@@ -278,6 +280,26 @@ def read_run(folder: Path) -> Run:
         raise UsageError(
             f"{folder}: a file of the run is malformed ({type(error).__name__}: {error}); "
             "run pidep tune again"
+        ) from error
+
+
+def run_task(folder: Path) -> Task | None:
+    """The task of a run folder; None where the folder has none.
+
+    Raises:
+        UsageError: its file is damaged.
+    """
+    from pidep.tasks.task import Task
+
+    path = folder / "task.json"
+    if not path.is_file():
+        return None
+    try:
+        return Task.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(
+            f"{path}: damaged ({reason}); give `task`, or run pidep tune again"
         ) from error
 
 

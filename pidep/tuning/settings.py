@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pidep.experts.kind_names import KindName, kind_names
-from pidep.settings import Settings, Shown, read_settings
+from pidep.settings import Settings, Shown
 
 __all__ = [
     "FoldSettings",
     "GenerateSettings",
     "ImportSettings",
     "TuneSettings",
-    "read_config",
 ]
 
 DATA = Shown("Data")
@@ -119,15 +118,6 @@ class TuneSettings(Settings):
     """Learning rate of the experts, for `policy=anchored`."""
     temperature: Annotated[float, INTERPOLATION] = Field(default=0.1, gt=0)
     """For `policy=zero-shot`: α is the softmax of similarity / temperature."""
-
-
-def read_config(path: Path | None, overrides: dict[str, Any]) -> TuneSettings:
-    """A YAML file's settings, replaced by `overrides`.
-
-    Raises:
-        UsageError: unreadable file, unknown key (with a did-you-mean) or a value out of range.
-    """
-    return read_settings(TuneSettings, path, overrides, where="tune")
 
 
 class GenerateSettings(Settings):

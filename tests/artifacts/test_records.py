@@ -126,11 +126,11 @@ def test_a_group_of_another_kind_says_so() -> None:
 
 
 DAMAGE = [
-    ("bank.json", "{", r"bank\.json: malformed \(Expecting property.*\); export the bank again"),
+    ("bank.json", "{", r"bank\.json: malformed \(Expecting property.*\); make it again with"),
     ("bank.json", "[]", r"bank\.json: malformed \(content: Input should be a valid dictionary"),
     ("bank.json", '{"schema": 2}', r"malformed \(schema: Input should be 1, found '2'\)"),
     ("bank.json", b"\xff", r"bank\.json: malformed \(.*can't decode"),
-    ("merged.json", "{}", r"merged\.json: malformed \(expert: Field required\); export the model"),
+    ("merged.json", "{}", r"merged\.json: malformed \(expert: Field required\); make it again"),
     ("manifest.json", "{}", r"damaged manifest \(revision: Field required\); restore it"),
     (
         "manifest.json",

@@ -343,7 +343,7 @@ def run(work: Path, tiny) -> Path:
         ),
         (("run", "run", "--form", "merged"), r"--form merged: takes one run, found 2"),
         (("run", "run"), r"expected runs with different names, found film, film"),
-        (("run/expert",), r"run/expert: no task\.json.*give --task"),
+        (("run/expert",), r"run/expert: has no task, .*give --task"),
         (("run", "--max-rank", 1), r"--max-rank 1: .* has rank 2"),
         (("run", "--repo", "rows.jsonl"), r"rows\.jsonl"),
         (("run", "--store", "rows.jsonl"), r"rows\.jsonl"),

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pidep.deployment.release import release_bank
 from pidep.errors import ServingError
 from pidep.experts.folder import Expert
-from pidep.export import Source, export_bank, export_merged, load_recipe
+from pidep.export import Source, export_merged, load_recipe
 from pidep.serving.client import Client, Request
 from pidep.serving.server import TritonServer, free_ports
 from pidep.serving.swap import publish_expert
@@ -110,7 +111,7 @@ def served(folder: Path) -> dict[str, Any]:
     values = [f"encoder.layer.{layer}.attention.self.value" for layer in (0, 1)]
     book = source(backbone, "book", values, rank=3)
     recipe = load_recipe("bank-onnx-fp32")
-    export_bank([film, book], repo, recipe, expert_store="../../../expert_store")
+    release_bank([film, book], repo, recipe)
     export_merged(film, repo, load_recipe("merged-onnx-fp32"))
     for one in (film, book):
         publish_expert(one.expert.name, one.expert, repo)

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from pidep.adapters.mixture import Mixture, attached
+from pidep.deployment.release import release_bank
 from pidep.errors import ServingError, UsageError
-from pidep.export import Source, export_bank, export_merged, load_recipe
+from pidep.export import Source, export_merged, load_recipe
 from pidep.inputs.row import Input, Row, as_row
 from pidep.serving.client import Client, Request
 from pidep.serving.server import TritonServer, free_ports
@@ -60,9 +61,7 @@ def served(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     sources = [Source(expert, TASK, Split(ROWS, [0, 1, 0, 1])) for expert in experts.values()]
     sources.append(choosing(backbone, sites))
     experts["chooses"] = sources[-1].expert
-    exported = export_bank(
-        sources, repo, load_recipe("bank-onnx-fp32"), expert_store="../../../expert_store"
-    )
+    exported = release_bank(sources, repo, load_recipe("bank-onnx-fp32"))
     export_merged(sources[1], repo, load_recipe("merged-onnx-fp32"))
     for name, expert in experts.items():
         publish_expert(name, expert, repo)

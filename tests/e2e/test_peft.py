@@ -189,7 +189,8 @@ def test_an_expert_trained_by_peft_is_served(peft: Peft, task_file: Path, tmp_pa
 
 
 def test_what_pidep_tunes_peft_loads(peft: Peft, tiny, task_file: Path, tmp_path: Path) -> None:
-    from pidep.tuning.settings import read_config
+    from pidep.settings import checked
+    from pidep.tuning.settings import TuneSettings
     from pidep.tuning.tune import tune
 
     small = {
@@ -201,9 +202,10 @@ def test_what_pidep_tunes_peft_loads(peft: Peft, tiny, task_file: Path, tmp_path
         "batch_size": 8,
     }
     for name in ("book", "film"):
-        settings = read_config(
-            None,
+        settings = checked(
+            TuneSettings,
             {**small, "name": name, "pool": tmp_path / "pool", "seed": len(name) + ord(name[0])},
+            where="tune",
         )
         tune(settings, tmp_path / "runs" / name)
     run = tmp_path / "runs" / "film"

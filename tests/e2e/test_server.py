@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pidep.deployment.release import release_bank
 from pidep.errors import ServingError
-from pidep.export import Source, export_bank, export_merged, load_recipe
+from pidep.export import Source, export_merged, load_recipe
 from pidep.serving import AsyncClient, Client, Request
 from pidep.serving.server import Ports, TritonServer, free_ports
 from pidep.serving.swap import publish_expert, swap_expert
@@ -41,12 +42,11 @@ def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
         for seed, name in enumerate(("film", "book"))
     }
     recipe = load_recipe("bank-onnx-fp32")
-    export_bank(
+    release_bank(
         [Source(expert, TASK, ROWS) for expert in experts.values()],
         repo,
         recipe,
         max_rank=4,
-        expert_store="../../../expert_store",
     )
     export_merged(Source(experts["film"], TASK, ROWS), repo, load_recipe("merged-onnx-fp32"))
     for name, expert in experts.items():

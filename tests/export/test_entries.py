@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pidep.artifacts import BankRecord, MergedRecord
+from pidep.deployment.release import release_bank
 from pidep.errors import ParityError, UsageError
 from pidep.export import (
     Exported,
@@ -19,7 +20,6 @@ from pidep.export import (
     Source,
     Tolerance,
     entries,
-    export_bank,
     export_merged,
     load_recipe,
     read_source,
@@ -31,6 +31,7 @@ from pidep.inputs.row import Row
 from pidep.runtime import Bank, Merged
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
+from pidep.tuning.run_folder import run_task
 from tests.cli.run import contents, untouched, write_run
 from tests.conftest import make_expert, save_tiny
 
@@ -104,7 +105,7 @@ def bank(
     )
     sources.append(Source(chooser, TASK, CHOICES))
     recipe = load_recipe("bank-onnx-fp32")
-    exported = export_bank(sources, repo, recipe, expert_store="../../../expert_store")
+    exported = release_bank(sources, repo, recipe)
     return exported, {**experts, "chooser": chooser}
 
 
@@ -163,9 +164,7 @@ def test_the_gate_runs_on_the_files_that_are_published(
     source = Source(make_expert(backbone, sites=["*query"]), TASK, ROWS)
     (tmp_path / "repo").mkdir()
     with untouched(tmp_path), pytest.raises(ParityError, match=r"parity of 'film': max abs error"):
-        export_bank(
-            [source], tmp_path / "repo", load_recipe("bank-onnx-fp32"), expert_store="store"
-        )
+        release_bank([source], tmp_path / "repo", load_recipe("bank-onnx-fp32"))
 
 
 def test_the_bank_equals_pytorch(bank: Any, backbone: Any) -> None:
@@ -347,7 +346,7 @@ def test_a_run_is_exported_from_any_folder(
     run = write_run(Path("run").absolute(), make_expert(backbone), Path("film.yaml"))
     (task_file.parent / "elsewhere").mkdir()
     monkeypatch.chdir(task_file.parent / "elsewhere")
-    assert len(read_source(run, rows=4).rows.rows) == 4
+    assert len(read_source(run, rows=4, task=run_task(run)).rows.rows) == 4
 
 
 @pytest.mark.parametrize("name", ["bank-onnx-fp32", "merged-onnx-fp32"])

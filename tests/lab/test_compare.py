@@ -19,7 +19,7 @@ from pidep.experts.folder import read_expert, write_expert
 from pidep.lab.compare import CompareResult, compare
 from pidep.lab.compare_grid import REVISIONS, Grid, Key, Part, cells_of, methods_of
 from pidep.lab.compare_summary import summarise
-from pidep.lab.settings import METHODS, CompareSettings, GridSettings, compare_settings
+from pidep.lab.settings import METHODS, CompareSettings, GridSettings
 from pidep.settings import checked
 from pidep.similarity.pool import read_pool
 from tests.cli.run import untouched
@@ -64,7 +64,7 @@ def run(
         if key in settings
     }
     return compare(
-        compare_settings({**TINY, "tasks": tasks, **settings}),
+        checked(CompareSettings, {**TINY, "tasks": tasks, **settings}, where="compare"),
         out,
         part=part,
         backbone=tiny,
@@ -73,13 +73,20 @@ def run(
 
 
 def test_the_rate_grows_with_the_rows(tiny, tasks: list[str]) -> None:  # type: ignore[no-untyped-def]
-    grid = Grid(compare_settings({**TINY, "tasks": tasks, "full": True}), tiny)
+    grid = Grid(
+        checked(CompareSettings, {**TINY, "tasks": tasks, "full": True}, where="compare"), tiny
+    )
     few, full = Key("lora", "one", 2, 0), Key("lora", "one", None, 0)
     assert [
         grid.training(few, num_rows=rows).learning_rate_factor for rows in (4, 127, 128, 256)
     ] == [0.5, 0.5, 1.0, 1.0]
     assert grid.training(full, num_rows=4).learning_rate_factor == 1.0
-    grid = Grid(compare_settings({**TINY, "tasks": tasks, "learning_rate_factor": 0.25}), tiny)
+    grid = Grid(
+        checked(
+            CompareSettings, {**TINY, "tasks": tasks, "learning_rate_factor": 0.25}, where="compare"
+        ),
+        tiny,
+    )
     assert {grid.training(few, num_rows=rows).learning_rate_factor for rows in (4, 256)} == {0.25}
 
 
@@ -90,7 +97,11 @@ def test_a_kind_without_a_method_is_refused(tiny, tasks: list[str]) -> None:  # 
             match=f"none of the methods {method} is for experts of kind '{kind}'; add one",
         ):
             Grid(
-                compare_settings({**TINY, "tasks": tasks, "kinds": [kind], "methods": [method]}),
+                checked(
+                    CompareSettings,
+                    {**TINY, "tasks": tasks, "kinds": [kind], "methods": [method]},
+                    where="compare",
+                ),
                 tiny,
             )
 
@@ -331,24 +342,31 @@ def test_kinds_side_by_side(tiny, tasks: list[str], tmp_path: Path) -> None:
 
 def test_settings_that_make_no_sense(tasks: list[str]) -> None:
     with pytest.raises(UsageError, match=r"unknown key 'seed' \(did you mean 'seeds'\?\)"):
-        compare_settings({"tasks": tasks, "seed": 1})
+        checked(CompareSettings, {"tasks": tasks, "seed": 1}, where="compare")
     with pytest.raises(
         UsageError,
         match=r"`methods`: expected 'backbone', .*, found 'unifrom' \(did you mean 'uniform'\?\)",
     ):
-        compare_settings({"tasks": tasks, "shots": [2], "methods": ["unifrom"]})
+        checked(
+            CompareSettings, {"tasks": tasks, "shots": [2], "methods": ["unifrom"]}, where="compare"
+        )
     with pytest.raises(
         UsageError, match=r"interpolation: unknown setting 'fold' \(did you mean 'folds'\?\)"
     ):
         methods_of(
-            compare_settings({"tasks": tasks, "shots": [2], "interpolation": {"fold": 2}}), "lora"
+            checked(
+                CompareSettings,
+                {"tasks": tasks, "shots": [2], "interpolation": {"fold": 2}},
+                where="compare",
+            ),
+            "lora",
         )
     with pytest.raises(UsageError, match=r"no column to measure; give `shots`, `full`, or both"):
-        compare_settings({"tasks": tasks})
+        checked(CompareSettings, {"tasks": tasks}, where="compare")
     with pytest.raises(UsageError, match=r"`tasks`: .*at least 2"):
-        compare_settings({"tasks": tasks[:1], "shots": [2]})
+        checked(CompareSettings, {"tasks": tasks[:1], "shots": [2]}, where="compare")
     with pytest.raises(UsageError, match=r"`seeds`: .*1 is there twice"):
-        compare_settings({"tasks": tasks, "shots": [2], "seeds": [1, 1]})
+        checked(CompareSettings, {"tasks": tasks, "shots": [2], "seeds": [1, 1]}, where="compare")
 
 
 # The summary of cells.

@@ -25,7 +25,7 @@ from pidep.settings import checked
 from pidep.similarity.measures import similarity
 from pidep.tuning import tune as tuning
 from pidep.tuning.run_folder import read_run
-from pidep.tuning.settings import read_config
+from pidep.tuning.settings import TuneSettings
 from tests.conftest import make_expert
 
 pytestmark = pytest.mark.slow  # whole comparisons and pages
@@ -120,7 +120,10 @@ def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     runs["zero"] = {"policy": "zero-shot"}
     for name, more in runs.items():
-        tuning.tune(read_config(None, {**common, "name": name, **more}), folder / "runs" / name)
+        tuning.tune(
+            checked(TuneSettings, {**common, "name": name, **more}, where="tune"),
+            folder / "runs" / name,
+        )
     return folder
 
 
@@ -204,7 +207,11 @@ def test_a_run_whose_test_rows_have_no_labels(made: Path, tmp_path: Path, undraw
     )
     config = json.loads((made / "runs" / "zero" / "config.yaml").read_text())
     tuning.tune(
-        read_config(None, {**config, "task": str(tmp_path / "bare.yaml"), "name": "bare"}),
+        checked(
+            TuneSettings,
+            {**config, "task": str(tmp_path / "bare.yaml"), "name": "bare"},
+            where="tune",
+        ),
         tmp_path / "run",
     )
     html = report_of(tmp_path / "run").out.read_text()

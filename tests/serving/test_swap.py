@@ -74,7 +74,7 @@ def test_an_expert_that_does_not_fit_is_not_published(
 
 
 def test_a_repository_without_a_bank_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ServingError, match=r"bank\.json: no such file; make the bank with"):
+    with pytest.raises(ServingError, match=r"bank\.json: no such file; make it with"):
         publish_expert("film", small_expert(), tmp_path)
 
 

@@ -16,9 +16,10 @@ import numpy.typing as npt
 import pytest
 
 from pidep.experts.folder import write_expert
+from pidep.settings import checked
 from pidep.training.own_expert import train_own_expert
 from pidep.training.settings import TrainingSettings
-from pidep.tuning.settings import read_config
+from pidep.tuning.settings import TuneSettings
 from pidep.tuning.tune import tune
 from tests.conftest import WORDS, make_expert
 
@@ -79,7 +80,11 @@ def test_tune_learns_the_own_expert(
 ) -> None:
     losses: list[float] = []
     asked = {"task": str(task_file), "backbone": str(backbone_folder), "kind": kind, "top_k": 0}
-    tune(read_config(None, {**PARAMETERS, **asked}), tmp_path / "run", on_step=recorder(losses))
+    tune(
+        checked(TuneSettings, {**PARAMETERS, **asked}, where="tune"),
+        tmp_path / "run",
+        on_step=recorder(losses),
+    )
     assert len(losses) == 10
     agree(f"tune {kind}", losses)
 
@@ -109,7 +114,11 @@ def test_tune_interpolates_few_shots(
         "folds": 2,
         "mixture_steps": 10,
     }
-    tune(read_config(None, {**PARAMETERS, **asked}), tmp_path / "run", on_step=recorder(losses))
+    tune(
+        checked(TuneSettings, {**PARAMETERS, **asked}, where="tune"),
+        tmp_path / "run",
+        on_step=recorder(losses),
+    )
     # The own expert, then five candidates in each of two folds, then the chosen candidate.
     agree("tune auto", losses)
 

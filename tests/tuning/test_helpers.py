@@ -15,11 +15,12 @@ from safetensors.numpy import load_file, save_file
 
 from pidep.errors import ExpertError, TaskError
 from pidep.experts.folder import Expert, read_expert, write_expert
+from pidep.settings import checked
 from pidep.similarity import pool as pool_module
 from pidep.similarity.index import TaskIndex
 from pidep.similarity.pool import task_graph
 from pidep.tuning import tune as tuning
-from pidep.tuning.settings import read_config
+from pidep.tuning.settings import TuneSettings
 from tests.cli.run import contents, write_pool
 from tests.conftest import make_expert
 
@@ -44,7 +45,7 @@ def run(tiny_folder: Path, task_file: Path, tmp_path: Path):  # type: ignore[no-
             "pool": tmp_path / "pool",
             "policy": "uniform",
         }
-        return tuning.tune(read_config(None, {**common, **more}), tmp_path / out)
+        return tuning.tune(checked(TuneSettings, {**common, **more}, where="tune"), tmp_path / out)
 
     return tune
 
@@ -191,7 +192,9 @@ def test_resume_does_not_hang_on_the_fisher(
         "top_k": 0,
     }
     again = tuning.tune(
-        read_config(None, {**common, "pool": tmp_path / "pool"}), tmp_path / "run", resume=True
+        checked(TuneSettings, {**common, "pool": tmp_path / "pool"}, where="tune"),
+        tmp_path / "run",
+        resume=True,
     )
     assert again.digest == first.digest
     assert fisher_of(tmp_path / "run" / "own") == "true"

@@ -10,10 +10,11 @@ import torch
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import read_expert
 from pidep.interpolation.guard import guard
+from pidep.settings import checked, read_settings
 from pidep.similarity.fisher import diagonal_fisher
 from pidep.similarity.measures import similarity
 from pidep.tuning import tune as tuning
-from pidep.tuning.settings import read_config
+from pidep.tuning.settings import TuneSettings
 from tests.conftest import make_expert
 
 TINY = {
@@ -27,8 +28,10 @@ TINY = {
 
 
 def run(tiny_folder: Path, task_file: Path, out: Path, **more: object) -> tuning.TuneResult:
-    settings = read_config(
-        None, {**TINY, "task": str(task_file), "backbone": str(tiny_folder), **more}
+    settings = checked(
+        TuneSettings,
+        {**TINY, "task": str(task_file), "backbone": str(tiny_folder), **more},
+        where="tune",
     )
     return tuning.tune(settings, out, resume=bool(more.get("_", False)))
 
@@ -105,7 +108,9 @@ def test_resume_is_as_if_never_stopped(tiny_folder: Path, task_file: Path, tmp_p
         if step == 5:
             raise Stopped
 
-    settings = read_config(None, {**TINY, "task": str(task_file), "backbone": str(tiny_folder)})
+    settings = checked(
+        TuneSettings, {**TINY, "task": str(task_file), "backbone": str(tiny_folder)}, where="tune"
+    )
     with pytest.raises(Stopped):
         tuning.tune(settings, tmp_path / "cut", on_step=stop)
     steps: list[int] = []
@@ -144,9 +149,9 @@ def test_unknown_setting_has_a_suggestion(tmp_path: Path) -> None:
         UsageError,
         match=r"tune\.yaml: unknown key 'lerning_rate' \(did you mean 'learning_rate'\?\)",
     ):
-        read_config(path, {})
+        read_settings(TuneSettings, path, {}, where="tune")
     with pytest.raises(UsageError, match=r"tune: `rank`: expected at least 1, found 0"):
-        read_config(None, {"task": "x", "rank": 0})
+        checked(TuneSettings, {"task": "x", "rank": 0}, where="tune")
 
 
 def test_fisher_is_the_mean_of_squared_single_gradients(tiny) -> None:

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from pidep.adapters.mixture import Mixture
+from pidep.deployment.release import release_bank
 from pidep.errors import ExpertError, TaskError, UsageError
 from pidep.experts.folder import read_expert
-from pidep.export import export_bank, export_merged, load_recipe, read_source
+from pidep.export import export_merged, load_recipe, read_source
+from pidep.settings import checked
 from pidep.tuning import tune as tuning
-from pidep.tuning.settings import read_config
+from pidep.tuning.run_folder import run_task
+from pidep.tuning.settings import TuneSettings
 from tests.cli.run import untouched, write_pool
 from tests.conftest import make_expert
 
@@ -69,7 +72,9 @@ def mix(tiny_folder: Path, pool: Path, tmp_path: Path) -> Callable[..., tuning.T
             "policy": "zero-shot",
             "rank": 2,
         }
-        return tuning.tune(read_config(None, {**common, "top_k": 2, **more}), tmp_path / out)
+        return tuning.tune(
+            checked(TuneSettings, {**common, "top_k": 2, **more}, where="tune"), tmp_path / out
+        )
 
     return run
 
@@ -207,11 +212,9 @@ def test_it_is_exported_like_any_other(
     The source of the gate's rows does not depend on the form.
     """
     digest = mix(without_labels(TRAIN), test).digest
-    source = read_source(tmp_path / "run", rows=8)
+    source = read_source(tmp_path / "run", rows=8, task=run_task(tmp_path / "run"))
     if test is TEST:
-        exported = export_bank(
-            [source], tmp_path / "repo", load_recipe("bank-onnx-fp32"), expert_store="../store"
-        )
+        exported = release_bank([source], tmp_path / "repo", load_recipe("bank-onnx-fp32"))
     else:
         exported = export_merged(source, tmp_path / "repo", load_recipe("merged-onnx-fp32"))
     assert exported.experts == {"film": digest}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pidep.adapters.dense import dense_layers, widths
-from pidep.adapters.site import AdapterKind, Array, LayerSite, to_array
+from pidep.adapters.site import AdapterKind, Array, LayerSite, drawn_first, to_array
 from pidep.experts.kinds.adapter import KIND as ADAPTER
 
 __all__ = ["KIND", "AdapterSite"]
@@ -89,14 +89,6 @@ def _shapes(model: nn.Module, site: str, width: int) -> dict[str, tuple[int, ...
     return {"down": (width, size), "down_bias": (width,), "up": (size, width), "up_bias": (size,)}
 
 
-def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """`down` Kaiming-uniform and the rest zero, so that an untrained adapter changes nothing."""
-    if name != "down":
-        return torch.zeros(shape)
-    bound = shape[1] ** -0.5
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-
-
 KIND = AdapterKind(
     ADAPTER,
     AdapterSite,
@@ -104,7 +96,7 @@ KIND = AdapterKind(
     changes="adds up(relu(down(y))) to the output y of attention and feed-forward",
     candidates=_candidates,
     shapes=_shapes,
-    start=_start,
+    start=drawn_first("down"),
     learning_rate=1e-3,
     mixes_outputs=True,
     named_patterns={"houlsby": list, "pfeiffer": _feed_forward},

@@ -19,6 +19,7 @@ from pidep.adapters.site import (
     BankSite,
     LayerSite,
     Tensors,
+    drawn_first,
     everywhere,
     to_array,
 )
@@ -149,16 +150,6 @@ def _shapes(model: nn.Module, site: str, rank: int) -> dict[str, tuple[int, ...]
     return {"lora_A": (rank, inputs), "lora_B": (outputs, rank)}
 
 
-def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A Kaiming-uniform as in PEFT, B zero."""
-    if name == "lora_B":
-        # B is zero, so an untrained expert changes nothing. With both zero, neither would have a
-        # gradient.
-        return torch.zeros(shape)
-    bound = shape[1] ** -0.5
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-
-
 KIND = AdapterKind(
     LORA,
     LoraSite,
@@ -166,7 +157,7 @@ KIND = AdapterKind(
     changes="adds s·B A x to a Linear's output",
     candidates=dense_layers,
     shapes=_shapes,
-    start=_start,
+    start=drawn_first("lora_A"),
     learning_rate=1e-3,
     keeps_tensors=True,
     in_peft=everywhere,

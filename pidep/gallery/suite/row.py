@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pidep.gallery.suite.pictures import Picture, digest_of
+from pidep.gallery.suite.pictures import Picture
 
-__all__ = ["Sides", "SuiteRow", "columns", "rows_digest"]
+__all__ = ["Sides", "SuiteRow", "columns"]
 
 
 @dataclass(frozen=True)
@@ -46,15 +44,3 @@ def columns(row: SuiteRow, *, path_of: Callable[[Picture], str]) -> dict[str, An
             choice if isinstance(choice, str) else path_of(choice) for choice in row.choices
         ]
     return {**found, "label": row.label}
-
-
-def rows_digest(rows: Sequence[SuiteRow]) -> str:
-    """SHA-256 over labels, texts, candidates and pixels in order; equal on all machines."""
-    sha = hashlib.sha256()
-    for row in rows:
-        image = None if row.image is None else digest_of(row.image)
-        choices = [
-            choice if isinstance(choice, str) else digest_of(choice) for choice in row.choices
-        ]
-        sha.update(json.dumps([row.label, row.text, image, choices]).encode() + b"\n")
-    return "sha256:" + sha.hexdigest()

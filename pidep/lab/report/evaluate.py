@@ -20,20 +20,11 @@ from pidep.backbones.load import load_any_backbone
 from pidep.errors import BackboneError, TaskError, UsageError
 from pidep.experts.folder import Expert, read_expert
 from pidep.interpolation.path import ExpertPath, evaluate_path
-from pidep.tasks.data import (
-    UNLABELLED,
-    Split,
-    data_digest,
-    few_shot,
-    hold_out,
-    limit,
-    load_data,
-    load_texts,
-)
+from pidep.tasks.data import UNLABELLED, Split, data_digest, limit
 from pidep.tasks.metrics import score
 from pidep.tasks.task import Task
 from pidep.training.scorer import predict_logits, scorer_for_expert
-from pidep.tuning.job import with_targets
+from pidep.tuning.job import split_rows, task_rows
 from pidep.tuning.run_folder import Run
 
 __all__ = ["PATH_ROWS", "Confusion", "Evaluation", "Paths", "evaluate_run"]
@@ -116,18 +107,16 @@ def evaluate_run(
 def _rows(run: Run) -> _Rows:
     """The test rows and the held-back rows of the run, split as `pidep tune` splits them."""
     config = run.config
-    seed = int(config.get("seed", 0))
     try:
         task = Task.model_validate(run.task)
-        data = load_texts(task) if run.zero_shot else load_data(task)
-        data = data if task.target is None else with_targets(data)
+        data = task_rows(task, unlabelled=run.zero_shot, test_limit=config.get("test_limit"))
     except TaskError as error:
         raise TaskError(f"{error}; pidep report --no-evaluate does without the rows") from error
     except ValueError as error:
         raise TaskError(
             f"{run.folder / 'task.json'}: not a task ({' '.join(str(error).split())[:120]})"
         ) from error
-    test = limit(data.test, config.get("test_limit"), seed=0)
+    test = data.test
     given: Any = run.provenance.get("data", {})
     # A data file may have changed since. Figures of other rows would contradict the run's own.
     if data_digest(test) != given.get("test"):
@@ -137,13 +126,13 @@ def _rows(run: Run) -> _Rows:
         )
     if run.zero_shot:
         return _Rows(test, None)
-    if config.get("shots") is not None:
-        train, held_back = few_shot(data.train, shots=config["shots"], seed=seed), None
-    else:
-        kept = limit(data.train, config.get("train_limit"), seed=seed)
-        train, held_back = hold_out(
-            kept, fraction=config.get("validation_fraction", 0.1), seed=seed
-        )
+    train, held_back = split_rows(
+        data.train,
+        shots=config.get("shots"),
+        train_limit=config.get("train_limit"),
+        validation_fraction=config.get("validation_fraction", 0.1),
+        seed=int(config.get("seed", 0)),
+    )
     # With another training split, the run would have learned from the rows held back here.
     return _Rows(test, held_back if data_digest(train) == given.get("train") else None)
 

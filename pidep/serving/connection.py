@@ -1,0 +1,81 @@
+"""What the blocking and the asyncio client share: arguments, transport, tensors, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pidep.artifacts.names import BANK
+from pidep.errors import ServingError, UsageError
+from pidep.serving.request import Protocol, Request, check_address, encode_rows, failure
+
+__all__ = ["Connection"]
+
+
+class Connection:
+    """A connection to one model. A subclass names its transports and sends the requests."""
+
+    _transports: ClassVar[Mapping[Protocol, str]]
+    """Module of tritonclient by protocol."""
+    _http_limit: ClassVar[str]
+    """Name of the time limit that an HTTP client takes."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        protocol: Protocol = "grpc",
+        model: str = BANK,
+        timeout_s: float = 30.0,
+    ) -> None:
+        """Check the arguments. `Client` connects at once, `AsyncClient` with its first request.
+
+        Args:
+            url: host:port.
+            model: the bank, or the name of a merged model.
+            timeout_s: of one request.
+
+        Raises:
+            UsageError: no such protocol, not an address, or tritonclient is not installed.
+            ServingError: tritonclient refuses the address; only from `Client`.
+        """
+        if protocol not in self._transports:
+            raise UsageError(f"protocol {protocol!r}: expected grpc or http")
+        try:
+            self._triton: Any = import_module(self._transports[protocol])
+        except ImportError as error:
+            raise UsageError("tritonclient not found: pip install 'pidep[client]'") from error
+        check_address(url)
+        self._url, self._model, self._protocol = url, model, protocol
+        self._timeout_s = timeout_s
+        # gRPC takes the limit with each request, HTTP with the connection.
+        grpc = protocol == "grpc"
+        self._per_request: dict[str, Any] = {"client_timeout": timeout_s} if grpc else {}
+        self._per_connection = {} if grpc else {self._http_limit: timeout_s}
+        self._client: Any = None
+        self._connect()
+
+    def _connect(self) -> None:
+        """Make the client of tritonclient where this is the time for it."""
+        raise NotImplementedError
+
+    def _new_client(self) -> Any:
+        return self._triton.InferenceServerClient(self._url, **self._per_connection)
+
+    def _tensors(self, rows: Sequence[Request], wanted: Sequence[str]) -> tuple[Any, Any]:
+        """Inputs and outputs of one request."""
+        tensors = encode_rows(rows, with_expert=self._model == BANK)
+        inputs = [self._input(name, values) for name, values in tensors.items()]
+        return inputs, [self._triton.InferRequestedOutput(name) for name in wanted]
+
+    def _input(self, name: str, values: Sequence[bytes]) -> Any:
+        """A `[B, 1]` BYTES input of either transport."""
+        tensor = self._triton.InferInput(name, [len(values), 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[value] for value in values], dtype=object))
+        return tensor
+
+    def _failure(self, error: Exception) -> ServingError:
+        return failure(self._url, self._model, error, timeout_s=self._timeout_s)
