@@ -183,7 +183,7 @@ def in_hindsight(cells: Cells) -> dict[str, dict[str, float]]:
 
 def _summarise(out: Path) -> int:
     cells, missing = read_cells(GRIDS, DOMAINS, out)
-    summary = summarise(cells)
+    summary = summarise(cells).to_json()
     found = claims(summary, missing)
     raw = {
         "settings": [grid.model_dump(mode="json") for grid in GRIDS],

@@ -283,7 +283,7 @@ def _summarise(out: Path) -> int:
     raw = {
         "settings": GRID.model_dump(mode="json"),
         "modalities": modalities(cells),
-        "summary": summarise(cells),
+        "summary": summarise(cells).to_json(),
         "graph": _graph(out),
         "other_modality": crossing(cells, pairs),
         "prediction": prediction(pairs),

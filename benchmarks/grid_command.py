@@ -17,7 +17,8 @@ from typing import Any
 from benchmarks import record
 from pidep.errors import PidepError
 from pidep.files.atomic_write import write_json
-from pidep.lab.settings import CompareSettings, check_methods
+from pidep.lab.settings import CompareSettings, GridSettings
+from pidep.settings import checked
 
 __all__ = ["GridCommand", "Say", "cell_path", "column_name", "read_cells"]
 
@@ -105,7 +106,7 @@ class GridCommand:
 
         from pidep.backbones.load import load_backbone
         from pidep.lab.compare import compare
-        from pidep.lab.compare_grid import Part
+        from pidep.lab.compare_grid import Grid
 
         torch.set_num_threads(1)
         started = time.monotonic()
@@ -122,17 +123,20 @@ class GridCommand:
             step(options.out, say)
         if asked:
             return
-        share = None if options.part is None else Part(*map(int, options.part.split("/")))
-        again = check_methods(options.redo)
+        how = checked(
+            GridSettings,
+            {
+                "out": options.out,
+                "part": options.part,
+                "prepare": options.prepare,
+                "redo": tuple(options.redo),
+                "overwrite": options.overwrite,
+            },
+            where=self.name,
+        )
         backbones = {name: load_backbone(name) for name in {grid.backbone for grid in self.grids}}
         for grid in self.grids:
-            how: dict[str, Any] = {
-                "part": share,
-                "prepare": options.prepare,
-                "redo": again,
-                "overwrite": options.overwrite,
-            }
-            compare(grid, options.out, **how, backbone=backbones[grid.backbone], on_cell=say)
+            compare(Grid(grid, backbones[grid.backbone]), how, on_cell=say)
 
 
 def read_cells(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from pidep.deployment.settings import ExportSettings, ServeSettings, SwapSettings
-from pidep.errors import UsageError, did_you_mean
-from pidep.lab.settings import CompareSettings
+from pidep.errors import UsageError
+from pidep.lab.settings import CompareSettings, GridSettings
 from pidep.settings import Settings, checked, parameters_of
 from pidep.tuning.settings import TuneSettings
 
@@ -67,20 +67,19 @@ class InterpolateResult:
 Exportable: TypeAlias = "str | Path | Expert | TuneResult | InterpolateResult"
 """One expert: a run folder, an expert folder, an expert, or a result."""
 
-_INTERPOLATION = (
-    *("shots", "train_limit", "validation_fraction", "max_length", "max_answer_length", "seed"),
-    *("name", "lora_alpha", "rank_stabilized"),
-    *("steps", "batch_size", "learning_rate", "warmup", "weight_decay", "eval_every", "patience"),
-    *("policy", "folds", "alpha_per", "mixture_steps"),
-    *("alpha_learning_rate", "expert_learning_rate"),
-)
-"""Settings of `tune` that `interpolate` takes as well. The others read test rows, a pool or task
-embeddings, which `interpolate` does not have, or the experts decide them.
-"""
+_NOT_INTERPOLATED = {
+    **dict.fromkeys(("kind", "sites", "rank"), "the helpers decide it"),
+    **dict.fromkeys(
+        ("pool", "helpers", "top_k", "neighbours_by", "add_to_pool"), "the helpers are given"
+    ),
+    "test_limit": "no test rows are read",
+    "temperature": "only `policy=zero-shot` reads it, and that policy needs a pool",
+}
+"""Settings of `tune` that mean nothing to `interpolate`, with the reason. It takes all others."""
 
 
 def _settings_of(
-    model: type[Settings], *, only: Sequence[str] | None = None
+    model: type[Settings], *, without: Iterable[str] = ()
 ) -> Callable[[Function], Function]:
     """Show a model's settings in the signature of a function that takes them as `**settings`."""
 
@@ -90,15 +89,11 @@ def _settings_of(
             for one in signature(function).parameters.values()
             if one.kind is not Parameter.VAR_KEYWORD
         ]
-        more = parameters_of(model, without=[one.name for one in own])
+        more = parameters_of(model, without=[*without, *(one.name for one in own)])
         function.__signature__ = Signature(  # type: ignore[attr-defined]
             [
                 *own,
-                *(
-                    one
-                    for one in more
-                    if one.default is not Parameter.empty and (only is None or one.name in only)
-                ),
+                *(one for one in more if one.default is not Parameter.empty),
             ]
         )
         return function
@@ -170,24 +165,25 @@ def tune(
         UsageError: a setting is unknown or out of range.
         TaskError, BackboneError, ExpertError: the request does not fit together.
     """
-    from pidep.backbones.load import load_any_backbone
-    from pidep.files.atomic_write import check_place
     from pidep.tuning.tune import tune as run
 
     _check_task(task, "tune")
-    folder = Path(out) if out is not None else Path("runs") / _name_of(task)
     given = {"backbone": _backbone_name(backbone), "pool": pool, "shots": shots, **settings}
-    loaded = _loaded(backbone)
-    if not isinstance(task, str | Path):
-        # Rows in memory become files of the run folder, so what `run` checks is checked here too.
-        checked(TuneSettings, {"task": task.name, **given}, where="tune")
-        check_place(folder, "`out`")
-        loaded = loaded or load_any_backbone(_backbone_name(backbone))
-    config = _tune_settings(task, folder / "data", given, where="tune")
-    return run(config, folder, resume=resume, backbone=loaded, on_step=on_progress)
+    config = checked(TuneSettings, {"task": _name_of(task), **given}, where="tune")
+    in_memory = _in_memory(task)
+    # A packaged task such as sentiment/movie, or a file, gives its last part.
+    name = Path(config.task).stem if in_memory is None else in_memory.name
+    return run(
+        config,
+        Path("runs") / name if out is None else Path(out),
+        task=in_memory,
+        resume=resume,
+        backbone=_loaded(backbone),
+        on_step=on_progress,
+    )
 
 
-@_settings_of(TuneSettings, only=_INTERPOLATION)
+@_settings_of(TuneSettings, without=_NOT_INTERPOLATED)
 def interpolate(
     task: str | Path | Task,
     helpers: Exportable | Sequence[Exportable],
@@ -215,35 +211,32 @@ def interpolate(
         UsageError: no helper, two experts of one name, or a setting is unknown or out of range.
         TaskError, BackboneError, ExpertError: the request does not fit together.
     """
-    from tempfile import TemporaryDirectory
-
     for name in settings:
-        if name not in _INTERPOLATION:
-            near = did_you_mean(name, _INTERPOLATION)
-            if name in TuneSettings.model_fields:
-                near = "; only pidep.tune has it"
-            raise UsageError(f"interpolate: unknown setting {name!r}{near}")
-    from pidep.tuning.interpolate_experts import interpolate_experts
-    from pidep.tuning.predict import load_expert
+        if name in _NOT_INTERPOLATED:
+            raise UsageError(
+                f"interpolate: `{name}` does not apply here: {_NOT_INTERPOLATED[name]}"
+            )
+    from pidep.tuning.interpolate_experts import Helper, interpolate_experts
+    from pidep.tuning.predict import load_expert, task_embedding
 
     _check_task(task, "interpolate")
-    experts = [load_expert(_run_or_expert(one, "interpolate")) for one in _several(helpers)]
-    if not experts:
+    sources = [_run_or_expert(one, "interpolate") for one in _several(helpers)]
+    if not sources:
         raise UsageError("interpolate: expected at least one helper, found none")
+    given = [Helper(load_expert(one), task_embedding(one)) for one in sources]
     # The experts decide these, so that nobody has to repeat them.
-    first = experts[0]
+    first = given[0].expert
     fixed = {"kind": first.kind, "sites": tuple(first.sites), "rank": first.rank}
     chosen = backbone or first.backbone
-    given = {"backbone": _backbone_name(chosen), "shots": shots, **fixed, **settings}
-    # Rows in memory become files, because `interpolate_experts` reads a task by its reference.
-    with TemporaryDirectory() as folder:
-        found = interpolate_experts(
-            _tune_settings(task, Path(folder), given, where="interpolate"),
-            experts,
-            own=None if own is None else load_expert(_run_or_expert(own, "interpolate")),
-            backbone=_loaded(chosen),
-            on_step=on_progress,
-        )
+    values = {"backbone": _backbone_name(chosen), "shots": shots, **fixed, **settings}
+    found = interpolate_experts(
+        checked(TuneSettings, {"task": _name_of(task), **values}, where="interpolate"),
+        given,
+        own=None if own is None else load_expert(_run_or_expert(own, "interpolate")),
+        task=_in_memory(task),
+        backbone=_loaded(chosen),
+        on_step=on_progress,
+    )
     return InterpolateResult(
         found.expert, found.mixed.mixture, found.mixed.experts, found.mixed.decision
     )
@@ -302,19 +295,22 @@ def compare(
     from pidep.backbones.load import load_backbone
     from pidep.files.atomic_write import check_place
     from pidep.lab.compare import compare as run
+    from pidep.lab.compare_grid import Grid
+    from pidep.tasks.task import load_task
 
     several = _several(tasks)
     for task in several:
         _check_task(task, "compare")
     values = {"backbone": _backbone_name(backbone), "shots": _several(shots), "full": full}
-    # Tasks in memory are written last, so that a wrong request leaves no files behind.
-    names = [str(task) if isinstance(task, str | Path) else task.name for task in several]
+    names = [_name_of(task) for task in several]
     config = checked(CompareSettings, {"tasks": names, **values, **settings}, where="compare")
     check_place(Path(out), "`out`")
-    loaded = _loaded(backbone) or load_backbone(config.backbone)
-    references = [_reference(task, Path(out) / "data" / _name_of(task)) for task in several]
-    config = config.model_copy(update={"tasks": tuple(references)})
-    return run(config, Path(out), backbone=loaded, on_cell=on_progress)
+    grid = Grid(
+        config,
+        _loaded(backbone) or load_backbone(config.backbone),
+        tasks=[_in_memory(task) or load_task(str(task)) for task in several],
+    )
+    return run(grid, GridSettings(out=Path(out)), on_cell=on_progress)
 
 
 @_settings_of(ExportSettings)
@@ -400,26 +396,6 @@ def swap(name: str, expert: Exportable, **settings: Any) -> Swapped:
     return swap_expert(name, loaded, found.repo, found.url, timeout_s=found.timeout)
 
 
-def _tune_settings(
-    task: str | Path | Task, folder: Path, given: Mapping[str, Any], *, where: str
-) -> TuneSettings:
-    """Checked settings; the rows of a task in memory are written into `folder` afterwards."""
-    checked(TuneSettings, {"task": "checked first", **given}, where=where)
-    return checked(TuneSettings, {"task": _reference(task, folder), **given}, where=where)
-
-
-def _reference(task: str | Path | Task, folder: Path) -> str:
-    """What settings call a task by; a `Task` is written into the folder."""
-    if isinstance(task, str | Path):
-        return str(task)
-    from pidep.tasks.data import load_data
-    from pidep.tasks.memory import write_task
-
-    # A wrong row is refused before anything is written.
-    load_data(task)
-    return str(write_task(task, folder))
-
-
 def _check_task(task: Any, where: str) -> None:
     from pidep.tasks.task import Task
 
@@ -431,7 +407,12 @@ def _check_task(task: Any, where: str) -> None:
 
 
 def _name_of(task: str | Path | Task) -> str:
-    return Path(task).stem if isinstance(task, str | Path) else task.name
+    """What settings call a task by."""
+    return str(task) if isinstance(task, str | Path) else task.name
+
+
+def _in_memory(task: str | Path | Task) -> Task | None:
+    return None if isinstance(task, str | Path) else task
 
 
 def _backbone_name(backbone: str | Backbone) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from pidep.cli import render
 from pidep.cli.options import Json, options
+from pidep.lab.compare_summary import MethodScores, Summary
 from pidep.lab.settings import CompareSettings, GridSettings
 
 if TYPE_CHECKING:
@@ -43,19 +44,15 @@ def compare(settings: CompareSettings, grid: GridSettings, json: Json = False) -
     and steps. The grid continues cell by cell where an earlier run stopped.
     """
     # Imported after the checks: torch takes seconds, and a wrong option should not wait for it.
+    from pidep.backbones.load import load_backbone
+    from pidep.files.atomic_write import check_place
     from pidep.lab.compare import compare as run
-    from pidep.lab.compare_grid import Part
+    from pidep.lab.compare_grid import Grid
 
+    check_place(grid.out, "`out`")
+    cells = Grid(settings, load_backbone(settings.backbone))
     with _progress() as on_cell:
-        result = run(
-            settings,
-            grid.out,
-            part=Part.of_text(grid.part) if grid.part else None,
-            prepare=grid.prepare,
-            overwrite=grid.overwrite,
-            redo=grid.redo,
-            on_cell=on_cell,
-        )
+        result = run(cells, grid, on_cell=on_cell)
     if json:
         render.as_json(result.to_json())
         return
@@ -68,19 +65,18 @@ def compare(settings: CompareSettings, grid: GridSettings, json: Json = False) -
     typer.echo(str(result.out))
 
 
-def draw_tables(summary: dict[str, Any]) -> None:
+def draw_tables(summary: Summary) -> None:
     """Print a table for each column of the grid: methods down, tasks across, mean ± sd in %."""
-    runs, averages = summary["runs"], summary["averages"]
-    for kind, shots in dict.fromkeys((row["kind"], row["shots"]) for row in runs):
-        here = [row for row in runs if (row["kind"], row["shots"]) == (kind, shots)]
-        tasks = list(dict.fromkeys(row["task"] for row in here))
+    for kind, shots in dict.fromkeys((row.kind, row.shots) for row in summary.runs):
+        here = [row for row in summary.runs if (row.kind, row.shots) == (kind, shots)]
+        tasks = list(dict.fromkeys(row.task for row in here))
         means = {
-            row["method"]: row["mean"]
-            for row in averages
-            if (row["kind"], row["shots"]) == (kind, shots)
+            row.method: row.mean
+            for row in summary.averages
+            if (row.kind, row.shots) == (kind, shots)
         }
-        cells = {(row["method"], row["task"]): _mean_and_sd(row) for row in here}
-        seeds = max(len(row["scores"]) for row in here)
+        cells = {(row.method, row.task): _mean_and_sd(row) for row in here}
+        seeds = max(len(row.scores) for row in here)
         column = f"{shots} shots a label" if shots else "full data"
         title = f"{kind}, {column}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
         rows = [
@@ -88,15 +84,15 @@ def draw_tables(summary: dict[str, Any]) -> None:
             for name, mean in means.items()
         ]
         render.table(title, ["method", *tasks, "average"], rows)
-    for row in summary["losing"]:
-        column = f"{row['kind']}, {row['task']}, {row['shots'] or 'full'}"
-        difference = f"{100 * row['difference']:+.1f}"
-        typer.echo(f"π loses: {column}: {difference} against {NAMES[row['against']]}")
+    for lost in summary.losing:
+        column = f"{lost.kind}, {lost.task}, {lost.shots or 'full'}"
+        difference = f"{100 * lost.difference:+.1f}"
+        typer.echo(f"π loses: {column}: {difference} against {NAMES[lost.against]}")
 
 
-def _mean_and_sd(row: dict[str, Any]) -> str:
-    mean = f"{100 * row['mean']:.1f}"
-    return mean if row["sd"] is None else f"{mean} ± {100 * row['sd']:.1f}"
+def _mean_and_sd(row: MethodScores) -> str:
+    mean = f"{100 * row.mean:.1f}"
+    return mean if row.sd is None else f"{mean} ± {100 * row.sd:.1f}"
 
 
 @contextmanager

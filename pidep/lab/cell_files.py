@@ -15,6 +15,7 @@ from typing import Any
 
 from pidep.errors import UsageError
 from pidep.files.atomic_write import write_json
+from pidep.lab.cell_result import CellResult
 from pidep.lab.compare_grid import Grid, Key, Part, methods_of
 from pidep.lab.settings import Method
 from pidep.similarity.pool import read_pool
@@ -128,14 +129,15 @@ class CellFiles:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"{path}: damaged cell ({type(error).__name__}: {error}); delete it and run again"
-            ) from error
+            raise _damaged(path, error) from error
 
-    def finished(self, key: Key) -> Record | None:
+    def finished(self, key: Key) -> CellResult | None:
         """A cell with every requested method, measured with these settings; None otherwise.
 
         Methods that were not requested are left out.
+
+        Raises:
+            UsageError: the file is damaged.
         """
         record, methods = self.read(key), methods_of(self.grid.config, key.kind)
         if record is None or record["settings"] != self.grid.cell_settings(key):
@@ -145,4 +147,14 @@ class CellFiles:
             for method, settings in methods.items()
         ):
             return None
-        return {**record, "methods": {method: record["methods"][method] for method in methods}}
+        wanted = {method: record["methods"][method] for method in methods}
+        try:
+            return CellResult.of({**record, "methods": wanted})
+        except (KeyError, TypeError) as error:
+            raise _damaged(self.out / key.path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UsageError:
+    return UsageError(
+        f"{path}: damaged cell ({type(error).__name__}: {error}); delete it and run again"
+    )

@@ -162,14 +162,21 @@ class Grid:
         TaskError, ExpertError, UsageError: a task, shots or sites do not exist.
     """
 
-    def __init__(self, config: CompareSettings, backbone: Backbone) -> None:
+    def __init__(
+        self, config: CompareSettings, backbone: Backbone, *, tasks: Sequence[Task] | None = None
+    ) -> None:
+        """Read the tasks and check that everything fits together.
+
+        Args:
+            tasks: the tasks of `config`, where they are read already.
+        """
         self.config, self.backbone = config, backbone
         self.sites: dict[str, tuple[str, ...]] = {
             kind: tuple(find_sites(backbone.model, config.sites, kind=kind))
             for kind in config.kinds
         }
         self.targets: dict[str, Target] = {}
-        for task in map(load_task, config.tasks):
+        for task in tasks or map(load_task, config.tasks):
             if task.name in self.targets:
                 raise UsageError(
                     f"compare: two tasks are called {task.name!r}; give each a name of its own"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from pidep.errors import UsageError, did_you_mean
 from pidep.experts.kind_names import KindName, kind_names
 from pidep.settings import Settings, Shown
 
@@ -20,7 +19,6 @@ __all__ = [
     "GridSettings",
     "Method",
     "ReportSettings",
-    "check_methods",
 ]
 
 Method = Literal[
@@ -207,18 +205,3 @@ class ReportSettings(Settings):
         if self.paths and not self.evaluate:
             raise ValueError("`paths` measures on rows, and `evaluate` is off; turn it on")
         return self
-
-
-def check_methods(names: Sequence[str]) -> list[Method]:
-    """The names, if each is a method.
-
-    Raises:
-        UsageError: one is not.
-    """
-    for name in names:
-        if name not in METHODS:
-            raise UsageError(
-                f"compare: method {name!r}: expected one of {', '.join(METHODS)}"
-                f"{did_you_mean(str(name), METHODS)}"
-            )
-    return [cast(Method, name) for name in names]

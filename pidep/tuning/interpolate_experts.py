@@ -17,12 +17,18 @@ from pidep.experts.folder import Expert
 from pidep.interpolation.auto import Interpolated
 from pidep.interpolation.policies import interpolate
 from pidep.interpolation.settings import InterpolateSettings
+from pidep.similarity.fisher import diagonal_fisher
+from pidep.similarity.index import fisher_kind
+from pidep.similarity.measures import Embedding, similarity
+from pidep.tasks.data import limit
+from pidep.tasks.task import Task
 from pidep.training.loop import OnStep
 from pidep.training.own_expert import as_expert, own_expert_trainer, train_own_expert
 from pidep.tuning.job import Job, prepare
 from pidep.tuning.settings import TuneSettings
 
 __all__ = [
+    "Helper",
     "InterpolatedExperts",
     "folded_expert",
     "interpolate_experts",
@@ -31,6 +37,14 @@ __all__ = [
 
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Helper:
+    """An expert that helps, with its task embedding where there is one."""
+
+    expert: Expert
+    embedding: Embedding | None = None
 
 
 @dataclass(frozen=True)
@@ -43,9 +57,10 @@ class InterpolatedExperts:
 
 def interpolate_experts(
     config: TuneSettings,
-    helpers: Sequence[Expert],
+    helpers: Sequence[Helper],
     *,
     own: Expert | None = None,
+    task: Task | None = None,
     backbone: Backbone | None = None,
     on_step: OnStep | None = None,
 ) -> InterpolatedExperts:
@@ -54,6 +69,7 @@ def interpolate_experts(
     Args:
         config: the task, and the helpers' kind, sites and rank. It names no pool.
         own: the own expert; trained first when absent.
+        task: the task, where it is in memory.
         backbone: the backbone of `config`, where it is loaded already.
         on_step: called after every training step.
 
@@ -65,10 +81,13 @@ def interpolate_experts(
         raise UsageError("interpolate: `policy=zero-shot` reads no rows; use tune with a pool")
     torch.manual_seed(config.seed)
     # Nothing is written: a folder would only hold checkpoints.
-    job = prepare(config, backbone or load_any_backbone(config.backbone), Path())
-    _check_names([own.name if own else job.name, *(helper.name for helper in helpers)], job.name)
-    for expert in [*helpers, *([] if own is None else [own])]:
+    job = prepare(config, backbone or load_any_backbone(config.backbone), Path(), task=task)
+    experts = [helper.expert for helper in helpers]
+    _check_names([own.name if own else job.name, *(expert.name for expert in experts)], job.name)
+    for expert in [*experts, *([] if own is None else [own])]:
         _check(job, expert)
+    if config.alpha_start == "similarity":
+        _check_embeddings(job, helpers)
     scorer, task, training = job.scorer, job.task, job.training
     with scorer.backbone.cached_below(job.sites):
         if own is None:
@@ -85,14 +104,15 @@ def interpolate_experts(
         mixed = interpolate(
             scorer,
             own,
-            helpers,
+            experts,
             job.train,
             job.validation,
-            interpolation_settings(job, [own, *helpers]),
+            interpolation_settings(job, [own, *experts]),
             train_own=own_expert_trainer(scorer, task, training, name=job.name, on_step=on_step),
+            similarities=_similarities(job, own, helpers),
             on_step=on_step,
         )
-    named = {helper.name: helper for helper in helpers}
+    named = {expert.name: expert for expert in experts}
     return InterpolatedExperts(folded_expert(job, own, named, mixed), mixed)
 
 
@@ -138,6 +158,34 @@ def folded_expert(
             "decision": mixed.decision.to_json(),
         },
     )
+
+
+def _check_embeddings(job: Job, helpers: Sequence[Helper]) -> None:
+    """Refuse helpers whose similarity to the task cannot be computed."""
+    for helper in helpers:
+        kind = fisher_kind(helper.expert.provenance)
+        if helper.embedding is None:
+            raise UsageError(
+                f"interpolate: `alpha_start=similarity`: helper {helper.expert.name!r} has no task "
+                "embedding; give the folder of its run or of its pool entry"
+            )
+        if kind != job.config.fisher:
+            raise UsageError(
+                f"interpolate: `alpha_start=similarity`: the embedding of helper "
+                f"{helper.expert.name!r} is of `fisher={kind}`, the task's is of "
+                f"{job.config.fisher}; give `fisher={kind}`"
+            )
+
+
+def _similarities(job: Job, own: Expert, helpers: Sequence[Helper]) -> list[float] | None:
+    """The similarity of each helper's task, where α starts from it."""
+    if job.config.alpha_start != "similarity":
+        return None
+    sample = limit(job.train, job.config.fisher_samples, seed=job.config.seed)
+    mine = diagonal_fisher(
+        job.scorer.backbone, own, sample.rows, sample.labels, kind=job.config.fisher
+    )
+    return [similarity(mine, one.embedding) for one in helpers if one.embedding is not None]
 
 
 def _check_names(names: Sequence[str], job_name: str) -> None:

@@ -151,13 +151,18 @@ def _labelled_rows(task: Task, config: TuneSettings, data: TaskData) -> tuple[Sp
     return train, validation
 
 
-def prepare(config: TuneSettings, backbone: Backbone, out: Path) -> Job:
+def prepare(
+    config: TuneSettings, backbone: Backbone, out: Path, *, task: Task | None = None
+) -> Job:
     """The job of a configuration: task and rows read, labels embedded, sites found.
+
+    Args:
+        task: the task, where it is in memory; `config.task` is its name then.
 
     Raises:
         TaskError, ExpertError: the task, its rows or a site is missing, or they do not fit.
     """
-    task = with_labels(load_task(config.task))
+    task = with_labels(task or load_task(config.task))
     unlabelled = config.policy == "zero-shot"
     free = task.target is not None
     _check_answers(task, config, backbone)

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 
 from pidep.adapters.mixture import Mixture
+from pidep.artifacts.names import TASK_EMBEDDING
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_any_backbone
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, read_expert
 from pidep.experts.resolve import resolve_expert_folder
+from pidep.files.tensor_file import read_tensors
 from pidep.inputs.row import Input, as_row, text_of
 from pidep.training.scorer import predict_answers, predict_logits, scorer_for_expert
 
-__all__ = ["Prediction", "load_expert", "predict"]
+__all__ = ["Prediction", "load_expert", "predict", "task_embedding"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ def load_expert(source: Expert | Path | str) -> Expert:
     if isinstance(source, Expert):
         return source
     return read_expert(resolve_expert_folder(Path(source)))
+
+
+def task_embedding(source: Expert | Path | str) -> dict[str, Any] | None:
+    """The task embedding in a run folder or expert folder; None where there is none.
+
+    Raises:
+        ExpertError: it is damaged.
+    """
+    if isinstance(source, Expert):
+        return None
+    path = resolve_expert_folder(Path(source)) / TASK_EMBEDDING
+    return read_tensors(path) if path.is_file() else None
 
 
 def predict(

@@ -17,7 +17,7 @@ from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_any_backbone
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, check_expert_place, write_expert
-from pidep.files.atomic_write import check_place
+from pidep.files.atomic_write import check_place, in_place, temporary_sibling
 from pidep.interpolation.auto import Interpolated, tuned_own
 from pidep.interpolation.policies import interpolate
 from pidep.similarity.embedding_cache import cached_fisher
@@ -25,7 +25,8 @@ from pidep.similarity.measures import Embedding, Neighbour
 from pidep.similarity.pool import Pool
 from pidep.similarity.trial import SHORT_LIST, neighbours_by_trial
 from pidep.tasks.data import Split, data_digest, limit
-from pidep.tasks.task import load_task
+from pidep.tasks.memory import write_task
+from pidep.tasks.task import Task, load_task
 from pidep.training.evaluation import evaluate
 from pidep.training.loop import OnStep, TrainReport
 from pidep.training.own_expert import TrainOwn, own_expert_trainer, train_own_expert
@@ -47,6 +48,7 @@ def tune(
     config: TuneSettings,
     out: Path,
     *,
+    task: Task | None = None,
     resume: bool = False,
     backbone: Backbone | None = None,
     on_step: OnStep | None = None,
@@ -58,6 +60,7 @@ def tune(
     better learned at a high rate.
 
     Args:
+        task: the task, where it is in memory; its rows become files in `out/data`.
         resume: go on from the checkpoints in `out`.
         backbone: the backbone of `config`, where it is loaded already.
         on_step: called after every training step.
@@ -74,13 +77,19 @@ def tune(
     # Every generator below has a seed of its own; this one is for code of third parties.
     torch.manual_seed(config.seed)
     backbone = backbone or load_any_backbone(config.backbone)
-    job = prepare(config, backbone, out)
+    job = prepare(config, backbone, out, task=task)
     if config.pool is not None:
         check_expert_place(config.pool / job.name)
     # A pool that does not fit is refused here, before minutes of training.
     pool = pool_of(job)
-    for name, task in missing.items():
-        _train_helper(config, name, task, backbone, resume=resume, on_step=on_step)
+    if pool is not None and config.policy == "zero-shot" and not missing:
+        zero_shot.require_experts(pool)
+    if task is not None:
+        # Only now: a request that does not fit leaves no files behind.
+        config = config.model_copy(update={"task": str(_write_data(task, out))})
+        job = prepare(config, backbone, out)
+    for name, helper in missing.items():
+        _train_helper(config, name, helper, backbone, resume=resume, on_step=on_step)
     if missing:
         pool = pool_of(job)
     # Every phase below reads the same rows, so the frozen layers run once per row for all of them.
@@ -88,6 +97,16 @@ def tune(
         if config.policy == "zero-shot":
             return zero_shot.mix(job, pool, started)
         return _learn(job, pool, started, resume=resume, on_step=on_step)
+
+
+def _write_data(task: Task, out: Path) -> Path:
+    """Write a task with its rows to `out/data`, whole or not at all; its task file."""
+    # Beside `out`: a row that cannot be written must not leave the run folder behind.
+    with temporary_sibling(out) as temporary:
+        path = write_task(task, temporary)
+        out.mkdir(exist_ok=True)
+        with in_place(out / "data", temporary):
+            return out / "data" / path.name
 
 
 def _check_places(config: TuneSettings, out: Path) -> None:

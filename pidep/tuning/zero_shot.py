@@ -29,7 +29,7 @@ from pidep.tuning.phase_times import PhaseTimes
 from pidep.tuning.run_folder import Alpha, TuneResult, write_run
 from pidep.tuning.settings import TuneSettings
 
-__all__ = ["check_request", "mix"]
+__all__ = ["check_request", "mix", "require_experts"]
 
 
 def check_request(config: TuneSettings) -> None:
@@ -52,6 +52,18 @@ def check_request(config: TuneSettings) -> None:
             raise UsageError(f"policy zero-shot: {why}")
 
 
+def require_experts(pool: Pool) -> None:
+    """Refuse a pool without an expert of another task.
+
+    Raises:
+        ExpertError: the pool has none.
+    """
+    if not len(pool):
+        raise ExpertError(
+            f"{pool.folder}: no expert of another task to mix; train some with pidep tune --pool"
+        )
+
+
 def mix(job: Job, pool: Pool | None, started: float) -> TuneResult:
     """Choose the neighbours, mix them, evaluate on labelled test rows, write the run folder.
 
@@ -60,11 +72,8 @@ def mix(job: Job, pool: Pool | None, started: float) -> TuneResult:
     """
     config, times = job.config, PhaseTimes()
     assert pool is not None  # `check_request` refuses a request without one
+    require_experts(pool)
     entries = pool.entries()
-    if not entries:
-        raise ExpertError(
-            f"{config.pool}: no expert of another task to mix; train some with pidep tune --pool"
-        )
     sample = limit(job.train, config.fisher_samples, seed=config.seed)
     neighbours = rank_without_labels(job.scorer.backbone, entries, sample.rows, seed=config.seed)[
         : config.top_k

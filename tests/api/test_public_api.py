@@ -15,7 +15,14 @@ import pytest
 
 import pidep
 from pidep.deployment.settings import ExportSettings, ServeSettings, SwapSettings
-from pidep.errors import BackboneError, ExpertError, ServingError, UsageError
+from pidep.errors import (
+    BackboneError,
+    ExpertError,
+    PidepError,
+    ServingError,
+    TaskError,
+    UsageError,
+)
 from pidep.lab.settings import CompareSettings
 from pidep.settings import Settings, checked, settings_of
 from pidep.tuning.run_folder import TuneResult
@@ -133,7 +140,9 @@ def test_a_wrong_setting_is_named_before_anything_happens(tmp_path: Path) -> Non
         pidep.tune(task, out=tmp_path / "run", rnk=2)
     with pytest.raises(UsageError, match="tune: `rank`: expected at least 1, found 0"):
         pidep.tune(task, out=tmp_path / "run", rank=0)
-    with pytest.raises(UsageError, match="interpolate: unknown setting 'pool'"):
+    with pytest.raises(
+        UsageError, match="interpolate: `pool` does not apply here: the helpers are"
+    ):
         pidep.interpolate(task, ["expert"], pool="pool")
     with pytest.raises(UsageError, match="give `shots`, `full`, or both"):
         pidep.compare(["a", "b"], out=tmp_path / "run")
@@ -292,10 +301,22 @@ def test_interpolate_lists_its_settings_and_refuses_the_others(
     parameters = inspect.signature(pidep.interpolate).parameters
     assert {"lora_alpha", "rank_stabilized", "name", "policy", "steps"} <= parameters.keys()
     task = pidep.Task.from_rows(ROWS, name="other", max_length=12)
-    for name in ("temperature", "test_limit", "alpha_start", "pool", "kind"):
+    for name, why in {
+        "temperature": "only `policy=zero-shot` reads it",
+        "test_limit": "no test rows are read",
+        "pool": "the helpers are given",
+        "kind": "the helpers decide it",
+    }.items():
         assert name not in parameters
-        with pytest.raises(UsageError, match=f"unknown setting {name!r}; only pidep.tune has it"):
+        with pytest.raises(UsageError, match=f"^interpolate: `{name}` does not apply here: {why}"):
             pidep.interpolate(task, tuned, **{name: None})
+    # Whatever else `tune` takes, this takes too.
+    rest = set(TuneSettings.model_fields) - parameters.keys()
+    assert rest == {"kind", "sites", "rank", "pool", "top_k", "neighbours_by"} | {
+        *("add_to_pool", "test_limit", "temperature")
+    }
+    with pytest.raises(UsageError, match=r"unknown key 'polcy' \(did you mean 'policy'\?\)"):
+        pidep.interpolate(task, tuned, polcy="frozen")
     with pytest.raises(UsageError, match=r"^interpolate: `steps`: expected at least 1, found 0"):
         pidep.interpolate(task, tuned, steps=0)
     found = pidep.interpolate(
@@ -304,6 +325,64 @@ def test_interpolate_lists_its_settings_and_refuses_the_others(
     assert found.experts == ("mine", "film")
     same = pidep.interpolate(task, tuned, backbone=backbone, steps=1, policy="uniform", name="mine")
     assert same.expert.digest != found.expert.digest
+
+
+def test_alpha_starts_from_the_similarity_of_the_helpers(tuned: TuneResult, backbone: Any) -> None:
+    task = pidep.Task.from_rows(ROWS, name="other", max_length=12)
+    settings = {"backbone": backbone, "steps": 1, "policy": "frozen", "mixture_steps": 0}
+    found = pidep.interpolate(task, tuned, alpha_start="similarity", **settings)
+    own, helper = next(iter(found.mixture.alphas().values()))
+    # The own expert's similarity to itself is 1, and the rows are those of the helper.
+    assert 0.5 < own < 0.6
+    assert own + helper == pytest.approx(1)
+    with pytest.raises(UsageError, match=r"helper 'film' has no task embedding; give the folder"):
+        pidep.interpolate(
+            task,
+            pidep.Pool(tuned.run.parent / "pool").expert("film"),
+            **settings,
+            alpha_start="similarity",
+        )
+    with pytest.raises(UsageError, match=r"is of `fisher=empirical`, .*give `fisher=empirical`"):
+        pidep.interpolate(task, tuned, **settings, alpha_start="similarity", fisher="true")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"sites": ["nowhere"]}, ExpertError),
+        ({"shots": 99}, PidepError),
+        ({"pool": "pool", "policy": "zero-shot"}, PidepError),
+        ({"kind": "prefix", "sites": ["*query"]}, ExpertError),
+    ],
+)
+def test_a_wrong_request_about_rows_in_memory_leaves_nothing(
+    backbone: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    error: type[Exception],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = pidep.Task.from_rows(ROWS, name="film", max_length=12)
+    with pytest.raises(error):
+        pidep.tune(task, backbone=backbone, out="run", **{**QUICK, **settings})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_that_no_file_can_hold_leaves_nothing(backbone: Any, tmp_path: Path) -> None:
+    rows = [{**row, "more": {1, 2}} for row in ROWS]
+    task = pidep.Task.from_rows(rows, name="film", max_length=12)
+    with pytest.raises(TaskError, match=r"row 1: .*set is not JSON"):
+        pidep.tune(task, backbone=backbone, out=tmp_path / "run", **QUICK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_comparison_of_rows_in_memory_leaves_nothing(backbone: Any, tmp_path: Path) -> None:
+    tasks = [pidep.Task.from_rows(ROWS, name=name, max_length=12) for name in ("one", "two")]
+    for wrong in ({"sites": ["nowhere"]}, {"methods": ["lorahub"], "kinds": ["bitfit"]}):
+        with pytest.raises(PidepError):
+            pidep.compare(tasks, shots=[2], backbone=backbone, out=tmp_path / "grid", **wrong)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interpolate_refuses_two_experts_of_one_name(tuned: TuneResult, backbone: Any) -> None:
@@ -361,4 +440,9 @@ def test_compare_takes_tasks_in_memory(backbone: Any, tmp_path: Path) -> None:
         **settings,
     )
     assert found.missing == 0
-    assert {cell["task"] for cell in found.cells} == {"one", "two"}
+    assert {path.name for path in (tmp_path / "grid").iterdir()} == {
+        "cells",
+        "pool",
+        "summary.json",
+    }
+    assert {cell.task for cell in found.cells} == {"one", "two"}

@@ -16,7 +16,7 @@ from pidep.cli.app import main
 from pidep.cli.compare import draw_tables
 from pidep.errors import UsageError
 from pidep.experts.folder import read_expert, write_expert
-from pidep.lab.compare import CompareResult, compare
+from pidep.lab.compare import CompareResult, OnCell, compare
 from pidep.lab.compare_grid import REVISIONS, Grid, Key, Part, cells_of, methods_of
 from pidep.lab.compare_summary import summarise
 from pidep.lab.settings import METHODS, CompareSettings, GridSettings
@@ -56,19 +56,18 @@ def tasks(task_file: Path) -> list[str]:
 
 
 def run(
-    tiny, tasks: list[str], out: Path, *, part: Part | None = None, **settings: Any
+    tiny, tasks: list[str], out: Path, *, on_cell: OnCell | None = None, **settings: Any
 ) -> CompareResult:  # type: ignore[no-untyped-def]
-    options = {
+    how = {
         key: settings.pop(key)
-        for key in ("prepare", "overwrite", "redo", "on_cell")
+        for key in ("part", "prepare", "overwrite", "redo")
         if key in settings
     }
+    config = checked(CompareSettings, {**TINY, "tasks": tasks, **settings}, where="compare")
     return compare(
-        checked(CompareSettings, {**TINY, "tasks": tasks, **settings}, where="compare"),
-        out,
-        part=part,
-        backbone=tiny,
-        **options,
+        Grid(config, tiny),
+        checked(GridSettings, {"out": out, **how}, where="compare"),
+        on_cell=on_cell,
     )
 
 
@@ -122,25 +121,24 @@ def test_every_method_in_every_cell(tiny, tasks: list[str], tmp_path: Path) -> N
     assert result.missing == 0
     assert len(result.cells) == 6
     for cell in result.cells:
-        assert tuple(cell["methods"]) == tuple(
+        assert tuple(cell.methods) == tuple(
             method for method in METHODS if method != "uniform_outputs"
         )
-        scores = {method: found["score"] for method, found in cell["methods"].items()}
+        scores = {method: found.score for method, found in cell.methods.items()}
         assert scores["peft_cat"] == scores["uniform"]
-        assert {helper["task"] for helper in cell["helpers"]} == {"one", "two", "three"} - {
-            cell["task"]
-        }
-        assert cell["test_rows"] == 6
-        assert cell["methods"]["pi"]["decision"]["chosen"] in ("mixture", "own_expert", "uniform")
-        assert cell["methods"]["pi"]["settings"]["folds"] == 2
-    small = next(cell for cell in result.cells if cell["shots"] == 2)
-    full = next(
-        cell for cell in result.cells if cell["shots"] is None and cell["task"] == small["task"]
-    )
-    assert (small["train_rows"], small["validation_rows"], small["own"]["steps"]) == (4, 0, 2)
-    assert full["own"]["digest"] == read_expert(tmp_path / "pool" / "lora" / full["task"]).digest
-    assert full["own"]["digest"] != small["own"]["digest"]
-    assert json.loads((tmp_path / "summary.json").read_text()) == result.summary
+        assert set(cell.helpers) == {"one", "two", "three"} - {cell.task}
+        assert (cell.kind, cell.metric, cell.test_rows) == ("lora", "accuracy", 6)
+        pi = cell.methods["pi"]
+        assert pi.decision is not None
+        assert pi.decision["chosen"] in ("mixture", "own_expert", "uniform")
+        assert pi.settings["folds"] == 2
+        assert cell.record["methods"]["pi"]["cpu_seconds"] == pi.cpu_seconds
+    small = next(cell for cell in result.cells if cell.shots == 2)
+    full = next(cell for cell in result.cells if cell.shots is None and cell.task == small.task)
+    assert (small.train_rows, small.validation_rows, small.record["own"]["steps"]) == (4, 0, 2)
+    assert full.own_digest == read_expert(tmp_path / "pool" / "lora" / full.task).digest
+    assert full.own_digest != small.own_digest
+    assert json.loads((tmp_path / "summary.json").read_text()) == result.summary.to_json()
 
 
 def test_finished_cells_are_not_measured_again(
@@ -162,16 +160,16 @@ def test_finished_cells_are_not_measured_again(
     assert said[-1] == "lora, two, 2 shots, seed 1"
     assert f"compare: 1 of 1 cells measured; {said[-1]}" in caplog.messages
     assert all("two" in what for what in said)
-    assert [cell["methods"]["own"]["score"] for cell in run(tiny, tasks, tmp_path).cells] == [
-        cell["methods"]["own"]["score"] for cell in first.cells
+    assert [cell.methods["own"].score for cell in run(tiny, tasks, tmp_path).cells] == [
+        cell.methods["own"].score for cell in first.cells
     ]
 
 
 def test_one_more_method_is_added_to_what_is_there(tiny, tasks: list[str], tmp_path: Path) -> None:
     first = run(tiny, tasks, tmp_path)
     second = run(tiny, tasks, tmp_path, methods=["own", "joint"])
-    assert list(second.cells[0]["methods"]) == ["own", "joint"]
-    assert second.cells[0]["methods"]["own"] == first.cells[0]["methods"]["own"]
+    assert list(second.cells[0].methods) == ["own", "joint"]
+    assert second.cells[0].methods["own"] == first.cells[0].methods["own"]
     assert run(tiny, tasks, tmp_path).cells == first.cells
 
 
@@ -184,10 +182,10 @@ def test_a_method_measured_again(tiny, tasks: list[str], tmp_path: Path) -> None
     (found,) = [
         cell
         for cell in run(tiny, tasks, tmp_path, redo=["own"]).cells
-        if (cell["task"], cell["seed"]) == ("one", 0)
+        if (cell.task, cell.seed) == ("one", 0)
     ]
-    assert found["methods"]["own"]["score"] <= 1
-    assert found["methods"]["uniform"]["score"] == 7.0
+    assert found.methods["own"].score <= 1
+    assert found.methods["uniform"].score == 7.0
 
 
 @pytest.mark.parametrize(
@@ -247,6 +245,12 @@ def test_a_damaged_cell_is_named(tiny, tasks: list[str], tmp_path: Path) -> None
     (tmp_path / Key("lora", "two", 2, 0).path).write_text("{")
     with pytest.raises(UsageError, match=r"two/2/0\.json: damaged cell .* delete it and run again"):
         run(tiny, tasks, tmp_path)
+    other = tmp_path / "other"
+    run(tiny, tasks, other)
+    path = other / Key("lora", "one", 2, 1).path
+    path.write_text(json.dumps({**json.loads(path.read_text()), "own": {}}))
+    with pytest.raises(UsageError, match=r"one/2/1\.json: damaged cell \(KeyError: 'digest'\)"):
+        run(tiny, tasks, other)
 
 
 def test_two_parts_are_the_whole_grid(tiny, tasks: list[str], tmp_path: Path) -> None:
@@ -254,19 +258,19 @@ def test_two_parts_are_the_whole_grid(tiny, tasks: list[str], tmp_path: Path) ->
         UsageError,
         match="3 helpers are missing or of other settings; run with `prepare` before `part`",
     ):
-        run(tiny, tasks, tmp_path / "parts", part=Part(0, 2))
+        run(tiny, tasks, tmp_path / "parts", part="0/2")
     assert not (tmp_path / "parts").exists()
     for first in range(2):
-        prepared = run(tiny, tasks, tmp_path / "parts", part=Part(first, 2), prepare=True)
+        prepared = run(tiny, tasks, tmp_path / "parts", part=f"{first}/2", prepare=True)
     assert (len(prepared.cells), prepared.missing) == (0, 6)
-    half = run(tiny, tasks, tmp_path / "parts", part=Part(0, 2))
+    half = run(tiny, tasks, tmp_path / "parts", part="0/2")
     assert (
-        run(tiny, tasks, tmp_path / "parts", part=Part(1, 2), steps=9, prepare=True).missing == 6
+        run(tiny, tasks, tmp_path / "parts", part="1/2", steps=9, prepare=True).missing == 6
     )  # this half belongs to other settings
     assert (len(half.cells), half.missing) == (3, 3)
     assert not (tmp_path / "parts" / "summary.json").exists()
     both, whole = (
-        run(tiny, tasks, tmp_path / "parts", part=Part(1, 2)),
+        run(tiny, tasks, tmp_path / "parts", part="1/2"),
         run(tiny, tasks, tmp_path / "whole"),
     )
     assert both.missing == whole.missing == 0
@@ -291,9 +295,7 @@ def test_experts_of_another_pool_may_help(tiny, tasks: list[str], tmp_path: Path
     result = run(
         tiny, [tasks[0], tasks[2]], tmp_path / "second", pool=tmp_path / "extra", seeds=[0]
     )
-    helpers = {
-        cell["task"]: {helper["task"] for helper in cell["helpers"]} for cell in result.cells
-    }
+    helpers = {cell.task: set(cell.helpers) for cell in result.cells}
     assert helpers == {"one": {"three", "stranger"}, "three": {"one", "stranger"}}
 
 
@@ -336,8 +338,8 @@ def test_kinds_side_by_side(tiny, tasks: list[str], tmp_path: Path) -> None:
         methods=["own", "uniform", "peft_svd"],
         seeds=[0],
     )
-    assert {cell["kind"] for cell in result.cells} == {"adapter", "prefix"}
-    assert all(set(cell["methods"]) == {"own", "uniform"} for cell in result.cells)
+    assert {cell.kind for cell in result.cells} == {"adapter", "prefix"}
+    assert all(set(cell.methods) == {"own", "uniform"} for cell in result.cells)
 
 
 def test_settings_that_make_no_sense(tasks: list[str]) -> None:
@@ -386,18 +388,18 @@ def test_means_deviations_and_differences() -> None:
             cell("a", 0, shots=None, own=0.9, pi=0.95),
         ]
     )
-    run = {(row["task"], row["method"], row["shots"]): row for row in summary["runs"]}
-    assert run["a", "own", 8]["mean"] == pytest.approx(0.6)
-    assert run["a", "own", 8]["sd"] == pytest.approx(0.2 / 2**0.5)
-    assert run["a", "own", 8]["scores"] == {"0": 0.5, "1": 0.7}
-    assert run["b", "own", 8]["sd"] is None
-    average = {(row["method"], row["shots"]): row["mean"] for row in summary["averages"]}
+    run = {(row.task, row.method, row.shots): row for row in summary.runs}
+    assert run["a", "own", 8].mean == pytest.approx(0.6)
+    assert run["a", "own", 8].sd == pytest.approx(0.2 / 2**0.5)
+    assert run["a", "own", 8].scores == {"0": 0.5, "1": 0.7}
+    assert run["b", "own", 8].sd is None
+    average = {(row.method, row.shots): row.mean for row in summary.averages}
     assert average["own", 8] == pytest.approx(0.75)
     assert average["pi", None] == pytest.approx(0.95)
-    minus = {(row["minus"], row["shots"]): row for row in summary["differences"]}
-    assert minus["own", 8]["tasks"] == pytest.approx({"a": 0.2, "b": -0.05})
-    assert minus["own", 8]["mean"] == pytest.approx(0.075)
-    assert minus["uniform", 8]["mean"] == pytest.approx((0.1 + 0.25) / 2)
+    minus = {(row.minus, row.shots): row for row in summary.differences}
+    assert minus["own", 8].tasks == pytest.approx({"a": 0.2, "b": -0.05})
+    assert minus["own", 8].mean == pytest.approx(0.075)
+    assert minus["uniform", 8].mean == pytest.approx((0.1 + 0.25) / 2)
     assert ("uniform", None) not in minus
 
 
@@ -409,16 +411,16 @@ def test_losing_cases_are_listed() -> None:
             cell("c", 0, own=0.5, pi=0.5),
         ]
     )
-    losing = {(row["task"], row["against"]): row for row in summary["losing"]}
+    losing = {(row.task, row.against): row for row in summary.losing}
     assert losing.keys() == {("a", "full"), ("b", "own")}
-    assert losing["b", "own"]["difference"] == pytest.approx(-0.05)
-    assert losing["b", "own"]["guarded"]
-    assert not losing["a", "full"]["guarded"]
+    assert losing["b", "own"].difference == pytest.approx(-0.05)
+    assert losing["b", "own"].guarded
+    assert not losing["a", "full"].guarded
 
 
 def test_differences_are_over_the_seeds_both_have() -> None:
     summary = summarise([cell("a", 0, own=0.5, pi=0.6), cell("a", 1, pi=0.1)])
-    assert summary["differences"][0]["tasks"] == pytest.approx({"a": 0.1})
+    assert summary.differences[0].tasks == pytest.approx({"a": 0.1})
 
 
 def made_up(kind: str, shots: int | None, *, pi: dict[str, float]) -> list[dict[str, Any]]:
@@ -457,7 +459,7 @@ def test_the_claims_of_the_benchmark() -> None:
     ]
     found = {
         claim["claim"].removesuffix(", points of accuracy"): claim
-        for claim in claims(summarise(cells))
+        for claim in claims(summarise(cells).to_json())
     }
     assert len(found) == 3 * 3 + len(columns) + 4
     average = "average of 4 targets × 3 seeds"

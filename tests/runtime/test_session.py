@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from onnxruntime.capi import onnxruntime_inference_collection as collection
 
 from pidep.files.digest import file_digest
 from pidep.runtime.session import open_session
@@ -42,6 +43,35 @@ def test_cuda_computes_in_fp32(graph: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     open_session(graph, file_digest(graph))
     assert given == [("CUDAExecutionProvider", {"use_tf32": 0}), ("CPUExecutionProvider", {})]
+
+
+def test_the_option_reaches_onnxruntimes_native_session(
+    graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime drops nothing on the way; its CUDA provider reads `use_tf32` from this dict."""
+    reached: list[Any] = []
+
+    class Native(collection.C.InferenceSession):  # type: ignore[misc]
+        def initialize_session(self, names: Any, options: Any, disabled: Any) -> None:
+            reached.append(dict(zip(names, options, strict=True)))
+            super().initialize_session(["CPUExecutionProvider"], [{}], disabled)
+
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    for module in (onnxruntime, collection.C):
+        monkeypatch.setattr(module, "get_available_providers", lambda: names)
+    monkeypatch.setattr(collection.C, "InferenceSession", Native)
+    open_session(graph, file_digest(graph))
+    assert reached == [{"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="needs onnxruntime-gpu",
+)
+def test_cuda_itself_says_that_tf32_is_off(graph: Path) -> None:
+    options = open_session(graph, file_digest(graph)).get_provider_options()
+    assert options["CUDAExecutionProvider"]["use_tf32"] == "0"
 
 
 def test_a_graph_runs_on_the_providers_of_this_machine(graph: Path) -> None:
