@@ -28,6 +28,7 @@ __all__ = [
     "TaskError",
     "UsageError",
     "did_you_mean",
+    "fault_of_text",
 ]
 
 
@@ -71,3 +72,13 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the nearest choice, or an empty string."""
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def fault_of_text(text: str) -> str:
+    """What keeps a text out of files, JSON and requests; empty where nothing does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        return f"{ascii(text)[:100]} is not UTF-8 (it holds {half}); encode it as UTF-8"
+    return ""

@@ -25,15 +25,17 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pidep.errors import UsageError, did_you_mean
+from pidep.errors import UsageError, did_you_mean, fault_of_text
 
 __all__ = [
     "Setting",
     "Settings",
     "Shown",
     "checked",
+    "fault_of",
     "parameters_of",
     "read_settings",
+    "read_yaml",
     "settings_of",
 ]
 
@@ -42,10 +44,18 @@ class Settings(BaseModel):
     """Base of every settings model: immutable, and an unknown key is an error."""
 
     # Attribute docstrings become descriptions, so that a help text stands beside its setting.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # No setting means anything when it is infinite, and `1e400` is infinity to Python.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 Model = TypeVar("Model", bound=Settings)
+
+_SHOWN = 100
+"""Characters of a value in a message."""
+_DEEPEST = 20
+"""Levels of lists and mappings in a setting's value."""
 
 
 @dataclass(frozen=True)
@@ -198,30 +208,40 @@ def read_settings(
     Raises:
         UsageError: the file cannot be read, or as `checked`.
     """
-    values = {} if path is None else _read_mapping(path)
+    values = {} if path is None else read_yaml(path)
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
     sources = {**{name: str(path) for name in values}, **dict.fromkeys(given, where)}
     return _checked(model, {**values, **given}, sources, where)
 
 
-def _read_mapping(path: Path) -> dict[Any, Any]:
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        UsageError: it cannot be read, or is not YAML.
+    """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(
-            f"{path}: not readable as YAML ({' '.join(str(error).split())})"
-        ) from error
-    if not isinstance(loaded, dict):
-        raise UsageError(f"{path}: expected a mapping of settings, found {type(loaded).__name__}")
-    return loaded
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        # ValueError: not UTF-8, a date such as 2026-13-01, or a number of more than 4,300 digits.
+        reason = " ".join(str(error).split())
+    except RecursionError:
+        reason = "nested too deeply"
+    raise UsageError(f"{path}: not readable as YAML ({reason})")
 
 
 def _checked(
     model: type[Model], values: Mapping[Any, Any], sources: Mapping[Any, str], where: str
 ) -> Model:
     for key in values:
+        if fault := fault_of(key):
+            raise UsageError(f"{sources[key]}: a key {fault}")
         if key not in model.model_fields:
-            near = did_you_mean(str(key), model.model_fields)
-            raise UsageError(f"{sources[key]}: unknown key {key!r}{near}")
+            near = did_you_mean(_found(key).strip("'"), model.model_fields)
+            raise UsageError(f"{sources[key]}: unknown key {_found(key)}{near}")
+        if fault := fault_of(values[key]):
+            raise UsageError(f"{sources[key]}: {_named(key, sources[key], where)}: {fault}")
     many = {name for name, field in model.model_fields.items() if _element(field.annotation)[1]}
     # One value alone means a list of it: `sites="*query"`, `shots=8`.
     lists = {
@@ -240,27 +260,53 @@ def _message(model: type[Settings], error: Any, sources: Mapping[Any, str], wher
         return f"{where}: {error['msg'].removeprefix('Value error, ')}"
     name = str(error["loc"][0])
     source = sources.get(name, where)
-    # A key of a file keeps its name; the command line turns a name in backticks into its flag.
-    shown = f"`{name}`" if source == where else name
+    shown = _named(name, source, where)
     if error["type"] == "missing":
         return f"{source}: {shown}: expected a value, found none"
     if error["type"] == "too_short":
         least, found = error["ctx"]["min_length"], error["ctx"]["actual_length"]
         return f"{source}: {shown}: expected at least {least} values, found {found}"
     choices = {setting.name: setting.choices for setting in settings_of(model)}[name]
-    near = did_you_mean(str(error["input"]), choices)
+    near = did_you_mean(_found(error["input"]).strip("'"), choices) if choices else ""
     return f"{source}: {shown}: {_expected(error['msg'])}, found {_found(error['input'])}{near}"
 
 
+def _named(name: str, source: str, where: str) -> str:
+    # A key of a file keeps its name; the command line turns a name in backticks into its flag.
+    return f"`{name}`" if source == where else name
+
+
 def _found(value: Any) -> str:
-    """A value as a message shows it."""
-    return repr(str(value) if isinstance(value, Path) else value)
+    """A value as a message shows it: on one line, and not longer than a line."""
+    text = repr(str(value) if isinstance(value, Path) else value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def fault_of(value: Any, depth: int = 0) -> str:
+    """What makes a value useless to every setting; empty where nothing does.
+
+    Files, JSON and the server carry texts as UTF-8, and tensors carry numbers of 64 bits.
+    """
+    if depth > _DEEPEST:
+        return "is nested too deeply"
+    if isinstance(value, (str, Path)):
+        # A zero byte ends a path for the operating system.
+        zero = "has a zero byte; remove it" if "\0" in str(value) else ""
+        return fault_of_text(str(value)) or zero
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "has more than 64 bits; give a smaller number"
+    if isinstance(value, Mapping):
+        value = [part for pair in value.items() for part in pair]
+    if isinstance(value, (list, tuple)):
+        return next((fault for one in value if (fault := fault_of(one, depth + 1))), "")
+    return ""
 
 
 _WORDS = (
     ("Value error, ", ""),
     ("Input should be ", "expected "),
     ("a valid tuple", "a list"),
+    ("Unable to parse input string as an integer, exceeded maximum size", "expected 64 bits"),
     ("greater than or equal to", "at least"),
     ("less than or equal to", "at most"),
     ("greater than", "more than"),

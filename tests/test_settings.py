@@ -10,6 +10,7 @@ from pydantic import Field
 
 from pidep.errors import UsageError
 from pidep.settings import Settings, Shown, checked, parameters_of, read_settings, settings_of
+from tools.docs.settings_tables import SETTINGS
 
 DATA = Shown("Data")
 
@@ -105,3 +106,57 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         read_settings(Sample, path, {"task": "film"}, where="sample")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"other: {'[' * 5000}{']' * 5000}", r"not readable as YAML \(nested too deeply\)$"),
+        (f"rank: {'9' * 5001}", r"not readable as YAML \(Exceeds the limit"),
+        ("rank: 2026-13-45", r"not readable as YAML \(month must be in 1\.\.12\)"),
+        ("seeds: &a [*a]", r"sample\.yaml: seeds: is nested too deeply"),
+        (f"rate: 1{'0' * 400}", r"sample\.yaml: rate: has more than 64 bits"),
+        ("rate: 1e400", r"sample\.yaml: rate: expected a finite number, found '1e400'"),
+        ("rate: .inf", r"sample\.yaml: rate: expected a finite number, found inf"),
+        ('pool: "a\\ud83d"', r"sample\.yaml: pool: 'a\\ud83d' is not UTF-8"),
+        ('pool: "a\\0"', r"sample\.yaml: pool: has a zero byte"),
+        ('other: {a: ["\\ud83d"]}', r"sample\.yaml: other: '\\ud83d' is not UTF-8"),
+        ('"\\ud83d": 1', r"sample\.yaml: a key '\\ud83d' is not UTF-8"),
+    ],
+)
+def test_what_no_setting_can_hold_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "sample.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message) as error:
+        read_settings(Sample, path, {"task": "film"}, where="sample")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300 + len(str(path))
+
+
+EXTREMES: list[Any] = ["9" * 5001, 10**400, 10**5000, "1e400", "nan", "\ud83d", "\0", 1 << 64]
+TEXTS = ("9" * 5001, "1e400", "nan")
+"""Numbers that are texts as good as others."""
+EVERY_SETTING = [(model, one) for model in SETTINGS.values() for one in settings_of(model)]
+
+
+@pytest.mark.parametrize(
+    ("model", "setting"),
+    EVERY_SETTING,
+    ids=lambda part: getattr(part, "name", None) or part.__name__,
+)
+def test_every_setting_refuses_extremes_in_one_line(model: type[Settings], setting: Any) -> None:
+    """A setting takes a value or says in one line why not; its name stands in the message."""
+    needed = {one.name: ("a", "b") for one in settings_of(model) if one.many and one.required}
+    needed |= {
+        one.name: 1 if one.kind is int else "a"
+        for one in settings_of(model)
+        if one.required and not one.many
+    }
+    for value in EXTREMES:
+        if setting.kind in (str, Path) and not setting.choices and value in TEXTS:
+            continue
+        with pytest.raises(UsageError) as error:
+            checked(model, {**needed, setting.name: value}, where="here")
+        assert setting.name in str(error.value)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any, NamedTuple
 
 import typer
@@ -13,7 +14,7 @@ from typer.exceptions import Abort, TyperException
 
 from pidep import __version__
 from pidep.cli.command import HELP, PanelCommand, write_sections
-from pidep.errors import PidepError
+from pidep.errors import PidepError, UsageError, fault_of_text
 
 __all__ = ["COMMANDS", "Entry", "app", "main"]
 
@@ -147,7 +148,12 @@ def main() -> None:
 
     A mistake or a failure is one line on stderr and an exit code, never a traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A terminal that has no such character, and half of an emoji, must not end a command.
+            stream.reconfigure(errors="backslashreplace")
     try:
+        _check_arguments()
         # standalone_mode=False: typer would print its errors in its own form and exit by itself.
         code = app(standalone_mode=False, prog_name="pidep")
     except PidepError as error:
@@ -165,6 +171,16 @@ def main() -> None:
     except OSError as error:
         code = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     raise SystemExit(code or 0)
+
+
+def _check_arguments() -> None:
+    """Refuse an argument that is not UTF-8; Python makes lone surrogates of its bytes.
+
+    Neither files, JSON nor the server can carry such a text.
+    """
+    for argument in sys.argv[1:]:
+        if fault := fault_of_text(argument):
+            raise UsageError(f"argument: {fault}")
 
 
 def _fail(message: str, code: int) -> int:

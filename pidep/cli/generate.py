@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pidep.cli.options import OUTPUT, options
-from pidep.errors import UsageError
+from pidep.errors import UsageError, fault_of_text
 from pidep.tuning.settings import GenerateSettings
 
 if TYPE_CHECKING:
@@ -108,9 +108,11 @@ def _lines() -> Iterator[Row]:
             text, image = row.get("text", ""), row.get("image")
             if not isinstance(text, str) or not isinstance(image, str | None):
                 raise ValueError
+            if fault_of_text(f"{text}{image}") or "\0" in (image or ""):
+                raise ValueError
             if not row.keys() <= {"text", "image"}:
                 raise ValueError
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise UsageError(
                 f'standard input, line {number}: expected {{"text": …, "image": PATH}}, '
                 f"found {line.strip()[:80]!r}"

@@ -15,7 +15,7 @@ from pidep.artifacts.names import BANK
 from pidep.cli import render
 from pidep.cli.options import OUTPUT, options
 from pidep.deployment.settings import InferSettings
-from pidep.errors import UsageError
+from pidep.errors import UsageError, fault_of_text
 
 if TYPE_CHECKING:
     from pidep.serving.client import Request, Result
@@ -34,9 +34,9 @@ def _rows(expert: str | None) -> Iterator[Request]:
             row = jsonlib.loads(line)
             image = row.get("image")
             text = _text(row["text"] if image is None else row.get("text") or "")
-            path = None if image is None else Path(_text(image))
+            path = None if image is None else _path(image)
             yield Request(text, _text(row.get("expert") or expert or ""), path)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             expected = '{"text": …, "image": PATH, "expert": …} (a text, an image or both)'
             raise UsageError(
                 f"standard input, line {number}: expected {expected}, found {line.strip()[:80]!r}"
@@ -47,8 +47,17 @@ def _text(value: object) -> str:
     """`value`, if it is text that UTF-8 can carry. Lone surrogates are not."""
     if not isinstance(value, str):
         raise TypeError(f"expected text, found {type(value).__name__}")
-    value.encode()
+    if fault := fault_of_text(value):
+        raise ValueError(fault)
     return value
+
+
+def _path(value: object) -> Path:
+    """`value` as a path."""
+    text = _text(value)
+    if "\0" in text:
+        raise ValueError("a path has no zero byte")
+    return Path(text)
 
 
 def _asked(texts: list[str], images: list[Path]) -> list[tuple[str, Path | None]]:
@@ -104,14 +113,6 @@ def infer(
     asked = _asked(texts or [], image or [])
     if asked and model == BANK and not expert:
         raise UsageError("`expert`: expected a name, found none; name the expert that answers")
-    # Arguments that are not UTF-8 arrive as lone surrogates, which gRPC cannot send.
-    for text in texts or ():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"text {ascii(text)[:80]}: is not UTF-8; encode it as UTF-8"
-            ) from error
     from pidep.serving.client import Client, Request
 
     address = settings.url or f"127.0.0.1:{8001 if settings.protocol == 'grpc' else 8000}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import pidep
 from pidep.artifacts.names import SHIM
 from pidep.errors import UsageError, did_you_mean
+from pidep.settings import fault_of, read_yaml
 
 __all__ = ["Recipe", "Tolerance", "load_recipe", "shipped"]
 
@@ -18,7 +18,8 @@ __all__ = ["Recipe", "Tolerance", "load_recipe", "shipped"]
 class Tolerance(BaseModel):
     """Bounds of the parity gate."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # An infinite tolerance would let every graph pass the gate.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     max_abs: float = Field(gt=0)
     """Largest absolute difference of a logit."""
@@ -42,7 +43,7 @@ class Recipe(BaseModel):
     """ONNX operator set of the graph."""
     parity_rows: int = Field(ge=1)
     """Real rows of the task's test split that the gate compares."""
-    max_batch_size: int = Field(64, ge=1)
+    max_batch_size: int = Field(64, ge=1, le=4096)
     """Rows in a batch that Triton Server makes."""
     tolerance: Tolerance
 
@@ -57,11 +58,7 @@ def load_recipe(reference: str) -> Recipe:
     'bank'
     """
     path = _path_of(reference)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path}: not readable as YAML ({reason})") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         example = shipped("export") / "bank-onnx-fp32.yaml"
         found = type(values).__name__
@@ -75,7 +72,8 @@ def load_recipe(reference: str) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{path}: {where}: {first['msg']}, found {first['input']!r}") from error
+        found = str(first["input"])[:80]
+        raise UsageError(f"{path}: {where}: {first['msg']}, found {found!r}") from error
 
 
 def shipped(relative: str) -> Path:
@@ -102,4 +100,6 @@ def _require_known(where: str, values: dict[Any, Any], model: type[BaseModel]) -
     for key in values:
         if key not in model.model_fields:
             hint = did_you_mean(str(key), model.model_fields)
-            raise UsageError(f"{where}: unknown key {key!r}{hint}")
+            raise UsageError(f"{where}: unknown key {str(key)[:80]!r}{hint}")
+        if fault := fault_of(values[key]):
+            raise UsageError(f"{where}: {key}: {fault}")

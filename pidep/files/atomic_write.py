@@ -44,7 +44,9 @@ def check_place(folder: Path, what: str) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk."""
+    """Flush a folder's entries to the disk, where the system can."""
+    if os.name == "nt":
+        return  # Windows opens no folder, and NTFS has a journal of its entries
     # A rename changes the folder, not the file. It survives a power cut only once the folder is
     # flushed.
     handle = os.open(folder, os.O_RDONLY)
@@ -175,7 +177,7 @@ def _exchange(one: Path, other: Path) -> bool:
     """
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):  # not Linux, or an old C library
+    except (OSError, AttributeError, TypeError):  # not Linux, or an old C library
         return False
     done = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
     return bool(done == 0)

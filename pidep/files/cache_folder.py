@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +21,11 @@ def cache_folder() -> Path:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make the folder and hold its lock, so that only one of several processes fills it."""
+    # Here: the server's process uses this room too, and has no such package.
+    from filelock import FileLock
+
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        # The kernel frees the lock when the process ends, however it ends; a lock file alone would
-        # stay.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # The kernel frees the lock when the process ends, however it ends; a lock file alone would
+    # stay.
+    with FileLock(folder / ".lock"):
         yield

@@ -17,8 +17,13 @@ def find_wheel() -> Path:
     """The wheel's folder.
 
     Raises:
-        ServingError: it is not installed.
+        ServingError: this is not Linux, or it is not installed.
     """
+    if sys.platform != "linux":
+        raise ServingError(
+            f"Triton Server needs Linux, this is {sys.platform}; tune and export here, and serve "
+            "the repository on Linux or in NVIDIA's container"
+        )
     # Found without an import: pytriton's own code is not used, only the files of its wheel.
     spec = importlib.util.find_spec("pytriton")
     if spec is not None and spec.origin is not None:

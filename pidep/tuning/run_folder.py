@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from pidep import __version__
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, read_expert
 from pidep.files.atomic_write import write_json, write_text
 from pidep.files.tensor_file import read_json
+from pidep.settings import read_yaml
 
 if TYPE_CHECKING:
     from pidep.similarity.measures import Neighbour
@@ -304,11 +304,7 @@ def run_task(folder: Path) -> Task | None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path}: not readable as YAML ({reason})") from error
+    config = read_yaml(path)
     if not isinstance(config, dict):
         raise UsageError(f"{path}: expected a mapping of settings, found {type(config).__name__}")
     return config

@@ -103,7 +103,7 @@ def test_a_settings_file_that_is_wrong(work: Path, inside: Inside, text: str, me
     [
         (("--rank", 0), r"tune: --rank: expected at least 1, found 0"),
         (("--rank", 1000), r"tune: --rank: expected at most 256, found 1000"),
-        (("--learning-rate", "nan"), r"tune: --learning-rate: expected more than 0, found nan"),
+        (("--learning-rate", "nan"), r"tune: --learning-rate: expected a finite number, found nan"),
         (
             ("--alpha-start", "anywhere"),
             r"--alpha-start: expected 'uniform' or 'similarity', found 'anywhere'",

@@ -103,6 +103,10 @@ def test_asking_without_naming_an_expert(inside: Inside) -> None:
         b'{"text": ["a", "film"]}',
         b'{"text": "\xff"}',
         b'{"text": "\\ud800"}',
+        b'{"text": "a", "image": "\\u0000"}',
+        b'{"text": "a", "expert": "\\ud83d"}',
+        b"[" * 100_000,
+        b'{"text": ' + b"9" * 5001 + b"}",
     ],
 )
 def test_invalid_rows(inside: Inside, line: bytes) -> None:
@@ -117,7 +121,7 @@ def test_invalid_rows(inside: Inside, line: bytes) -> None:
 
 def test_a_text_that_is_not_utf8(inside: Inside) -> None:
     done = inside("infer", "\udcff", "--expert", "film", "--url", nobody())
-    assert_refused(done, "text")
+    assert_refused(done, r"argument: '\\udcff' is not UTF-8")
 
 
 def test_a_real_process_that_swaps_where_nobody_listens(work: Path, tiny) -> None:
