@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from pidep.errors import ImageError
+from pidep.inputs.image_cost import MAX_SCANS, count_scans, tile_size
 
 __all__ = [
     "FORMATS",
@@ -25,6 +28,7 @@ __all__ = [
     "ImageSource",
     "Preprocess",
     "check_source",
+    "encoded_pixels",
     "load_image",
     "pixels_digest",
 ]
@@ -144,11 +148,30 @@ def _existing(path: Path, where: str) -> Path:
 
 
 def _opened(file: Path | io.BytesIO, where: str, max_pixels: int) -> Image.Image:
+    with _header(file, where, max_pixels) as image:
+        return _decoded(image, where)
+
+
+def encoded_pixels(encoded: bytes, *, where: str = "image") -> int:
+    """Pixels that decoding an image costs, from its header: nothing is decoded.
+
+    Raises:
+        ImageError: the header cannot be read, or it announces more than `MAX_PIXELS`.
+    """
+    with _header(io.BytesIO(encoded), where, MAX_PIXELS) as image:
+        # A whole tile is decoded, even where the image is a corner of it.
+        return max(image.width * image.height, math.prod(tile_size(image)))
+
+
+@contextmanager
+def _header(file: Path | io.BytesIO, where: str, max_pixels: int) -> Iterator[Image.Image]:
+    """An image whose header is read and whose cost is within bounds. It is not decoded yet."""
     try:
-        # `open` reads the header only. The size is checked before `load` allocates the pixels.
+        # pillow reads pixels only on `load`.
         with Image.open(file, formats=FORMATS) as image:
             _check_size(image.size, where, max_pixels)
-            return _decoded(image, where)
+            _check_cost(image, file, where, max_pixels)
+            yield image
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -166,6 +189,18 @@ def _opened(file: Path | io.BytesIO, where: str, max_pixels: int) -> Image.Image
             f"{where}: the header cannot be read ({_line(error)}); it is damaged, give its file "
             "again"
         ) from error
+
+
+def _check_cost(image: Image.Image, file: Path | io.BytesIO, where: str, max_pixels: int) -> None:
+    """Refuse an image that costs more than its pixels tell."""
+    _check_size(tile_size(image), where, max_pixels)
+    # A JPEG that has further pictures behind the first one is an MPO.
+    if image.format in ("JPEG", "MPO"):
+        scans = count_scans(file.read_bytes() if isinstance(file, Path) else file.getbuffer())
+        if scans > MAX_SCANS:
+            raise ImageError(
+                f"{where}: expected at most {MAX_SCANS} scans in a JPEG, found more; save it again"
+            )
 
 
 def _check_size(size: Sequence[int], where: str, max_pixels: int) -> None:

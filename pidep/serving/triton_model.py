@@ -16,6 +16,7 @@ from pidep.inputs.row import Row
 from pidep.runtime.answer import Answer
 from pidep.runtime.bank import Bank
 from pidep.runtime.merged import Merged
+from pidep.serving.limits import Limits
 from pidep.serving.store import ExpertStore
 from pidep.serving.watcher import Watcher
 
@@ -33,6 +34,7 @@ class TritonPythonModel:
         # Triton Server passes its stub's standard error on to its own log.
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="pidep: %(message)s")
         folder = Path(args["model_repository"]) / args["model_version"]
+        self._limits = Limits.from_environment()
         self._watcher: Watcher | None = None
         self._has_expert = (folder / names.BANK_RECORD).is_file()
         if self._has_expert:
@@ -80,6 +82,11 @@ class TritonPythonModel:
 
     def _read(self, request: Any) -> tuple[list[Row], list[str]]:
         """A request's rows and the expert of each."""
+        self._limits.check(
+            texts=_bytes(request, names.TEXT) or [],
+            experts=_bytes(request, names.EXPERT) or [],
+            images=_bytes(request, names.IMAGE) or [],
+        )
         rows = _rows(request)
         if not self._has_expert:
             return rows, [""] * len(rows)

@@ -14,6 +14,7 @@ from pidep.export.recipe import shipped
 from pidep.runtime import softmax
 from pidep.serving import ExpertStore
 from pidep.serving.triton_model import TritonPythonModel
+from tests.conftest import png
 from tests.serving.backend_utils import InferenceResponse, Request, install
 from tests.serving.experts import small_expert
 from tests.serving.small_bank import write_small_bank, write_small_merged
@@ -100,9 +101,24 @@ def test_a_batch_answers_as_its_requests_alone(bank: Any) -> None:
         ({"TEXT": [b"\xff"], "EXPERT": [b"film"]}, "INVALID_ARG", r"TEXT: not UTF-8 (byte 0)"),
         ({"TEXT": [b"a"], "EXPERT": [b"nope"]}, "NOT_FOUND", "unknown expert 'nope'"),
         (
-            {"TEXT": [b"a"], "EXPERT": [b"film"], "IMAGE": [b"\x89PNG"]},
+            {"TEXT": [b"a"], "EXPERT": [b"film"], "IMAGE": [png(0)]},
             "INVALID_ARG",
             "row 1: has an image; this model reads text only",
+        ),
+        (
+            {"TEXT": [b"a"], "EXPERT": [b"film"], "IMAGE": [b"\x89PNG"]},
+            "INVALID_ARG",
+            "row 1: expected PNG, JPEG",
+        ),
+        (
+            {"TEXT": [b"a" * 65537], "EXPERT": [b"film"]},
+            "INVALID_ARG",
+            "row 1: expected at most 65536 bytes of text (max_text_bytes), found 65537",
+        ),
+        (
+            {"TEXT": [b"a"] * 2, "EXPERT": [b"film", b"x" * 10_000_000]},
+            "INVALID_ARG",
+            "row 2: expected at most 65536 bytes of text",
         ),
     ],
 )
