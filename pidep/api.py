@@ -368,11 +368,10 @@ def serve(repo: str | Path = "model_repo", **settings: Any) -> TritonServer:
         UsageError: a setting is unknown or out of range.
         ServingError: on entering, the server is missing, a port is taken, or it did not get ready.
     """
-    from pidep.serving.server import Ports, TritonServer
+    from pidep.serving.server import TritonServer
 
     found = checked(ServeSettings, settings, where="serve")
-    ports = Ports(found.http_port, found.grpc_port, found.metrics_port, found.host)
-    return TritonServer(Path(repo), ports)
+    return TritonServer(Path(repo), found.ports, limits=found.limits)
 
 
 @_settings_of(SwapSettings)

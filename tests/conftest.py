@@ -230,13 +230,16 @@ def inside(
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
         capfd.readouterr()
         code: object = None
-        on_sigterm = signal.getsignal(signal.SIGTERM)
+        # `pidep serve` handles these, and the test run must not keep its handlers.
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+        before = {number: signal.getsignal(number) for number in numbers}
         try:
             main()
         except SystemExit as ended:
             code = ended.code
         finally:
-            signal.signal(signal.SIGTERM, on_sigterm)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         out, err = capfd.readouterr()
         return Done(int(str(code or 0)), out, err)
 

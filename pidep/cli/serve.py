@@ -14,6 +14,9 @@ from pidep.errors import ServingError
 
 __all__ = ["serve"]
 
+_STOPPING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+"""Signals that stop the server cleanly. SIGHUP comes when the terminal is closed."""
+
 
 @options(ServeSettings)
 def serve(
@@ -24,22 +27,24 @@ def serve(
 ) -> None:
     """Run Triton Server on a model repository until it is stopped.
 
-    Prints a line when every model is ready. Ctrl-C and SIGTERM stop the server after it has
-    finished its running requests.
+    Prints a line when every model is ready. Ctrl-C, SIGTERM, SIGHUP and SIGQUIT stop the server
+    after it has finished its running requests.
     """
-    from pidep.serving.server import Ports, TritonServer
+    from pidep.serving.server import TritonServer
+
+    signals = [signal.Signals[name] for name in _STOPPING]
 
     def stop(*_: Any) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals:
             # A second signal must not interrupt the clean stop.
             signal.signal(number, signal.SIG_IGN)
-        # An exception, so that the `with` block below stops the server on its way out.
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    ports = Ports(settings.http_port, settings.grpc_port, settings.metrics_port, settings.host)
-    server = TritonServer(repo, ports)
+    for number in signals:
+        # `nohup` asks to go on after SIGHUP.
+        if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
+    server = TritonServer(repo, settings.ports, limits=settings.limits)
     try:
         with server:
             typer.echo(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pidep.artifacts.names import BANK
+from pidep.serving.addresses import LOOPBACK, Ports
+from pidep.serving.limits import Limits
 from pidep.settings import Settings, Shown
 
 __all__ = ["ExportSettings", "InferSettings", "ServeSettings", "SwapSettings"]
@@ -15,6 +18,7 @@ __all__ = ["ExportSettings", "InferSettings", "ServeSettings", "SwapSettings"]
 GRAPH = Shown("Graph")
 REPOSITORY = Shown("Repository")
 ADDRESSES = Shown("Addresses")
+LIMITS = Shown("Limits")
 REQUEST = Shown("Request")
 
 
@@ -39,16 +43,48 @@ class ExportSettings(Settings):
 
 
 class ServeSettings(Settings):
-    """Where Triton Server listens."""
+    """Where Triton Server listens, and what a request may hold."""
 
-    host: Annotated[str, ADDRESSES] = "127.0.0.1"
-    """Address to listen on."""
+    host: Annotated[str, ADDRESSES] = LOOPBACK
+    """IPv4 address to listen on, or a name of one."""
     http_port: Annotated[int, ADDRESSES] = Field(default=8000, ge=1, le=65535)
     """HTTP port."""
     grpc_port: Annotated[int, ADDRESSES] = Field(default=8001, ge=1, le=65535)
     """gRPC port."""
     metrics_port: Annotated[int, ADDRESSES] = Field(default=8002, ge=1, le=65535)
     """Port of the metrics."""
+    allow_remote: Annotated[bool, ADDRESSES] = False
+    """Permit a `host` that other machines can reach. The server has no authentication."""
+    max_text_bytes: Annotated[int, LIMITS] = Field(default=Limits.max_text_bytes, ge=1)
+    """Most UTF-8 bytes of a text."""
+    max_request_text_bytes: Annotated[int, LIMITS] = Field(
+        default=Limits.max_request_text_bytes, ge=1
+    )
+    """Most UTF-8 bytes of all texts of a request."""
+    max_image_bytes: Annotated[int, LIMITS] = Field(default=Limits.max_image_bytes, ge=1)
+    """Most bytes of an encoded image."""
+    max_request_image_bytes: Annotated[int, LIMITS] = Field(
+        default=Limits.max_request_image_bytes, ge=1
+    )
+    """Most bytes of all encoded images of a request."""
+    max_image_pixels: Annotated[int, LIMITS] = Field(default=Limits.max_image_pixels, ge=1)
+    """Most pixels of an image, width times height."""
+    max_request_image_pixels: Annotated[int, LIMITS] = Field(
+        default=Limits.max_request_image_pixels, ge=1
+    )
+    """Most pixels of all different images of a request."""
+
+    @property
+    def ports(self) -> Ports:
+        """Where the server listens."""
+        return Ports(
+            self.http_port, self.grpc_port, self.metrics_port, self.host, self.allow_remote
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """What one request may hold."""
+        return Limits(**{one.name: getattr(self, one.name) for one in fields(Limits)})
 
 
 class SwapSettings(Settings):

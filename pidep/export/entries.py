@@ -216,6 +216,9 @@ def _new_version(entry: Path, backbone: Backbone, *, shim: bool) -> Path:
     (version / TOKENIZER).write_text(backbone.tokenizer_json, encoding="utf-8")
     if shim:
         shutil.copyfile(shipped(SHIM), version / SHIM)
+        # A file where Python would make a folder: it then keeps no bytecode of the shim. A new
+        # folder looks like a changed model, and the stub ignores PYTHONDONTWRITEBYTECODE.
+        (version / "__pycache__").touch()
     return version
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from pidep.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from pidep.serving.addresses import Ports, free_ports
     from pidep.serving.async_client import AsyncClient
     from pidep.serving.client import Client
     from pidep.serving.request import Request, Result
-    from pidep.serving.server import Ports, TritonServer, free_ports
+    from pidep.serving.server import TritonServer
     from pidep.serving.store import ExpertStore
     from pidep.serving.swap import Swapped, publish_expert, swap_expert
 
@@ -37,12 +38,12 @@ __getattr__ = lazy_names(
         "AsyncClient": "pidep.serving.async_client",
         "Client": "pidep.serving.client",
         "ExpertStore": "pidep.serving.store",
-        "Ports": "pidep.serving.server",
+        "Ports": "pidep.serving.addresses",
         "Request": "pidep.serving.request",
         "Result": "pidep.serving.request",
         "Swapped": "pidep.serving.swap",
         "TritonServer": "pidep.serving.server",
-        "free_ports": "pidep.serving.server",
+        "free_ports": "pidep.serving.addresses",
         "publish_expert": "pidep.serving.swap",
         "swap_expert": "pidep.serving.swap",
     },

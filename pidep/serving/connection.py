@@ -10,6 +10,7 @@ import numpy as np
 
 from pidep.artifacts.names import BANK
 from pidep.errors import ServingError, UsageError
+from pidep.serving.addresses import channel_options
 from pidep.serving.request import Protocol, Request, check_address, encode_rows, failure
 
 __all__ = ["Connection"]
@@ -54,7 +55,8 @@ class Connection:
         # gRPC takes the limit with each request, HTTP with the connection.
         grpc = protocol == "grpc"
         self._per_request: dict[str, Any] = {"client_timeout": timeout_s} if grpc else {}
-        self._per_connection = {} if grpc else {self._http_limit: timeout_s}
+        http_limit = {self._http_limit: timeout_s}
+        self._per_connection: dict[str, Any] = channel_options(url) if grpc else http_limit
         self._client: Any = None
         self._connect()
 

@@ -74,8 +74,6 @@ def server_environment(wheel: Path) -> dict[str, str]:
     return {
         **os.environ,
         "LD_LIBRARY_PATH": f"{libraries}:{more}".rstrip(":"),
-        # A __pycache__ that appears in a version folder looks like a changed model.
-        "PYTHONDONTWRITEBYTECODE": "1",
         # The stub ignores PYTHONPATH: its packages are those of the first python3 on the PATH.
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pidep.artifacts.names import BANK_RECORD, CONFIG, GRAPH, MERGED_RECORD, SHIM, VERSION
 from pidep.errors import UsageError
+from pidep.serving.staging import is_plain
 
 __all__ = ["models_in"]
 
@@ -28,6 +29,11 @@ def models_in(repo: Path) -> list[str]:
         if not folder.name.startswith(".") and (folder / CONFIG).is_file()
     ]
     for folder in found:
+        if not is_plain(folder.name):
+            raise UsageError(
+                f"{folder}: Triton Server reads names of ASCII letters, digits and . _ - only; "
+                "rename the model"
+            )
         _require_complete(folder)
     if not found:
         raise UsageError(f"{repo}: no model with a config.pbtxt in it; make one with pidep export")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import logging
 import secrets
-import shutil
 import signal
-import socket
 import subprocess
-import tempfile
 import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import quote
 
 from pidep.errors import ServingError
+from pidep.serving import end_with_parent
+from pidep.serving.addresses import Ports, free_ports, is_loopback, require_free
+from pidep.serving.limits import Limits
 from pidep.serving.packaged_server import (
     find_wheel,
     server_binary,
@@ -24,6 +25,7 @@ from pidep.serving.packaged_server import (
 )
 from pidep.serving.repository import models_in
 from pidep.serving.request import Protocol
+from pidep.serving.staging import StagingFolder
 
 __all__ = ["Ports", "TritonServer", "free_ports", "models_in"]
 
@@ -38,36 +40,16 @@ _ADMINISTRATION = (
 """Triton Server's groups of calls that need the key: all but inference, health and metadata."""
 _KEY_NAME = "pidep-admin-key"
 _POLL_S = 0.05
-_STOP_WITHIN_S = 40
-"""Triton Server itself waits up to 30 s for requests in flight."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Where the server listens."""
-
-    http: int = 8000
-    grpc: int = 8001
-    metrics: int = 8002
-    host: str = "127.0.0.1"
-
-    def named(self) -> dict[str, int]:
-        """Ports by what listens there."""
-        return {"HTTP": self.http, "gRPC": self.grpc, "metrics": self.metrics}
-
-
-def free_ports() -> Ports:
-    """Three ports that nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(3)]
-    try:
-        # All are bound before one is closed, so that they differ.
-        for handle in sockets:
-            handle.bind(("127.0.0.1", 0))
-        http, grpc, metrics = (handle.getsockname()[1] for handle in sockets)
-        return Ports(http, grpc, metrics)
-    finally:
-        for handle in sockets:
-            handle.close()
+_CALL_TIMEOUT_S = 5.0
+_DRAIN_WITHIN_S = 30.0
+"""How long requests in flight may take when the server is stopped."""
+_EXIT_TIMEOUT_S = 10
+"""How long a server that lost this process waits for its requests and open connections."""
+_CLOSE_WITHIN_S = 2.0
+"""How long a server without requests may take to end: an idle HTTP connection keeps it."""
+_NO_GPU = ("NVML", "CudaDriverHelper")
+"""Words of the errors that every server without a GPU logs. They explain nothing."""
+_log = logging.getLogger(__name__)
 
 
 class TritonServer:
@@ -77,21 +59,29 @@ class TritonServer:
     """
 
     def __init__(
-        self, repo: Path, ports: Ports | None = None, *, ready_within_s: float = 60.0
+        self,
+        repo: Path,
+        ports: Ports | None = None,
+        *,
+        limits: Limits | None = None,
+        ready_within_s: float = 60.0,
     ) -> None:
         """Nothing is started yet.
 
         Args:
             repo: the model repository; every model in it is loaded.
+            limits: what one request may hold.
             ready_within_s: how long to wait for the models.
         """
         self.repo = repo.resolve()
         self.ports = ports or Ports()
+        self.limits = limits or Limits()
         self.models: list[str] = []
         """Names of the loaded models."""
         self._ready_within_s = ready_within_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._staged: Path | None = None
+        self._staging: StagingFolder | None = None
+        self._ready = False
         self._key = secrets.token_hex(32)
 
     def admin_headers(self, protocol: Protocol = "grpc") -> dict[str, str]:
@@ -106,13 +96,13 @@ class TritonServer:
 
     @property
     def grpc_url(self) -> str:
-        """host:port."""
-        return f"{self.ports.host}:{self.ports.grpc}"
+        """host:port for clients on this machine."""
+        return f"{self.ports.local_host}:{self.ports.grpc}"
 
     @property
     def http_url(self) -> str:
-        """host:port."""
-        return f"{self.ports.host}:{self.ports.http}"
+        """host:port for clients on this machine."""
+        return f"{self.ports.local_host}:{self.ports.http}"
 
     @property
     def pid(self) -> int:
@@ -122,27 +112,33 @@ class TritonServer:
     @property
     def log_path(self) -> Path:
         """The server's log; it is removed when the server stops."""
-        assert self._staged is not None, "the server was not started"
-        return self._staged / "triton.log"
+        assert self._staging is not None, "the server was not started"
+        return self._staging.path / "triton.log"
 
     def start(self) -> None:
         """Launch, and return when the server and every model are ready.
 
         Raises:
-            UsageError: the repository has no complete model.
+            UsageError: the repository has no complete model, or the host or the ports are wrong.
             ServingError: the wheel is missing, a port is taken, or the server ended or stayed
                 unready; the last error of its log is in the message.
         """
         self.models = models_in(self.repo)
+        self.ports = self.ports.resolved()
         # A new key for each start: one that leaked is worth nothing after a restart.
         self._key = secrets.token_hex(32)
         wheel = find_wheel()
-        _require_free(self.ports)
-        self._staged = Path(tempfile.mkdtemp(prefix="pidep-triton-"))
+        # Checked last: the window in which another process can take a port stays short.
+        require_free(self.ports)
+        if not is_loopback(self.ports.host):
+            _log.warning(
+                "warning: other machines can ask this server at %s; it has no authentication",
+                self.ports.host,
+            )
+        self._staging = StagingFolder()
         try:
-            self._launch(wheel, stage_backend(wheel, self._staged))
+            self._launch(wheel, self._staging)
             self._wait_ready()
-        # Also on Ctrl-C: nothing else would end a server that is half started.
         except BaseException:
             self.stop()
             raise
@@ -155,22 +151,25 @@ class TritonServer:
         """End the server; requests in flight are answered first. Idempotent."""
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
-            # SIGTERM lets requests in flight finish. A server that hangs is killed after that.
+            drained = self._ready and self._drain(process)
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(timeout=_STOP_WITHIN_S)
+                # A drained server holds no request, so nothing is lost when it is killed.
+                process.wait(_CLOSE_WITHIN_S if drained else 2 * _EXIT_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if self._staged is not None:
-            shutil.rmtree(self._staged, ignore_errors=True)
-            self._staged = None
+        self._ready = False
+        if self._staging is not None:
+            self._staging.remove()
+            self._staging = None
 
     def last_error(self) -> str:
         """The last line of the log that looks like an error."""
         lines: list[str] = []
         if self.log_path.is_file():
             lines = self.log_path.read_text(errors="replace").splitlines()
+        lines = [line for line in lines if not any(word in line for word in _NO_GPU)]
         errors = [
             line for line in lines if "Error" in line or line.startswith("E") or "failed" in line
         ]
@@ -192,15 +191,18 @@ class TritonServer:
         assert self._process is not None, "the server was not started"
         return self._process
 
-    def _launch(self, wheel: Path, backends: Path) -> None:
+    def _launch(self, wheel: Path, staging: StagingFolder) -> None:
         command = [
-            *(str(server_binary(wheel)), "--model-repository", str(self.repo)),
-            *("--backend-directory", str(backends)),
+            *(str(server_binary(wheel)), "--model-repository", str(staging.plain(self.repo))),
+            *("--backend-directory", str(stage_backend(wheel, staging.path))),
             # Only what is named here is loaded; nothing is reloaded because a file has changed.
             *("--model-control-mode", "explicit"),
-            # Every configuration is written in full, so nothing is left to complete.
             "--disable-auto-complete-config",
             *(f"--load-model={name}" for name in self.models),
+            f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            f"--backend-config=python,shm-region-prefix-name={staging.path.name}-",
+            # Two more HTTP services that know no key; an environment variable can start one.
+            *("--allow-sagemaker=false", "--allow-vertex-ai=false"),
         ]
         for what, port in self.ports.named().items():
             option = f"--{what.lower()}"
@@ -211,18 +213,18 @@ class TritonServer:
         command.append(f"--grpc-restricted-protocol={restriction}")
         # A file, not a pipe: nobody reads while the server runs, and a full pipe would stop it.
         with open(self.log_path, "wb") as log:
-            self._process = subprocess.Popen(
+            self._process = end_with_parent.start(
                 command,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                env=server_environment(wheel),
+                log=log,
+                env={**server_environment(wheel), **self.limits.to_environment()},
+                # The stub imports from its working directory first, so the user's must not be it.
+                cwd=staging.path,
             )
 
     def _wait_ready(self) -> None:
         process = self._running()
         deadline = time.monotonic() + self._ready_within_s
-        pending = ["v2/health/ready", *(f"v2/models/{name}/ready" for name in self.models)]
+        pending = ["v2/health/ready", *(f"v2/models/{quote(name)}/ready" for name in self.models)]
         while pending:
             if process.poll() is not None:
                 raise ServingError(
@@ -234,29 +236,38 @@ class TritonServer:
                     f"Triton Server was not ready within {self._ready_within_s:.0f} s: "
                     f"{self.last_error()}"
                 )
-            try:
-                # A ready server may still load its models, so each one is asked as well.
-                url = f"http://{self.http_url}/{pending[0]}"
-                urllib.request.urlopen(url, timeout=1).close()
+            if self._call("GET", pending[0])[0] == 200:
                 pending.pop(0)
-            except (urllib.error.URLError, OSError):
+            else:
                 time.sleep(_POLL_S)
+        self._ready = True
 
+    def _drain(self, process: subprocess.Popen[bytes]) -> bool:
+        """Unload every model: requests in flight and in queues are answered, new ones refused.
 
-def _require_free(ports: Ports) -> None:
-    """Triton Server ends with a long log where a port is taken; this is one line.
+        A signal alone would cut the requests of connections that stay open.
+        """
+        deadline = time.monotonic() + _DRAIN_WITHIN_S
+        for name in self.models:
+            self._call("POST", f"v2/repository/models/{quote(name)}/unload")
+        while process.poll() is None and time.monotonic() < deadline:
+            code, body = self._call("POST", "v2/repository/index")
+            if code == 200 and all(one.get("state") == "UNAVAILABLE" for one in json.loads(body)):
+                return True
+            time.sleep(_POLL_S)
+        return False
 
-    Raises:
-        ServingError: a port is taken.
-    """
-    for what, port in ports.named().items():
-        with socket.socket() as probe:
-            # As the server does: a port that was closed a moment ago is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((ports.host, port))
-            except OSError as error:
-                raise ServingError(
-                    f"{what} port {ports.host}:{port} is taken ({error.strerror}); "
-                    f"stop what listens there or choose `{what.lower()}_port`"
-                ) from error
+    def _call(self, method: str, path: str) -> tuple[int, bytes]:
+        """Status and body of an HTTP call with the key; status 0 where nobody answers."""
+        # http.client knows no proxies, and no proxy has a part in a call to this machine.
+        connection = http.client.HTTPConnection(
+            self.ports.local_host, self.ports.http, timeout=_CALL_TIMEOUT_S
+        )
+        try:
+            connection.request(method, f"/{path}", headers=self.admin_headers("http"))
+            response = connection.getresponse()
+            return response.status, response.read()
+        except (OSError, http.client.HTTPException):
+            return 0, b""
+        finally:
+            connection.close()

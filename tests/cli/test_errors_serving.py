@@ -70,6 +70,23 @@ def test_serving_on_an_invalid_port(work: Path, inside: Inside, complete: Path, 
         assert_refused(done, rf"serve: --http-port: expected at (least 1|most 65535), found {port}")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], r"--host: 0\.0\.0\.0 lets other machines .* give --allow-remote"),
+        (["--host", "::1"], r"--host: expected an IPv4 address .* found '::1'"),
+        (["--http-port", 8001], r"--grpc-port: 8001 is the HTTP port already"),
+        (["--max-text-bytes", 0], r"serve: --max-text-bytes: expected at least 1, found 0"),
+        (["--host", "192.0.2.7", "--allow-remote"], r"--host: 192\.0\.2\.7 is no address of"),
+    ],
+)
+def test_serving_where_nobody_should(
+    work: Path, inside: Inside, complete: Path, options: list[object], message: str
+) -> None:
+    with untouched(work):
+        assert_refused(inside("serve", complete, *options), message)
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_asking_where_nobody_listens(inside: Inside, protocol: str) -> None:
     url = nobody()

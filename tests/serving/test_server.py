@@ -59,9 +59,11 @@ def test_a_repository_without_models_is_refused(tmp_path: Path, made: bool) -> N
         models_in(tmp_path / "repo")
 
 
-def test_ports_that_are_free_differ() -> None:
-    ports = free_ports()
-    assert len({ports.http, ports.grpc, ports.metrics}) == 3
+@pytest.mark.parametrize("name", ["my film", "modèle", "a;b"])
+def test_a_name_that_the_stub_cannot_read_is_refused(repo: Path, name: str) -> None:
+    (repo / "film").rename(repo / name)
+    with pytest.raises(UsageError, match=r"ASCII letters, digits and \. _ - only; rename"):
+        models_in(repo)
 
 
 @pytest.mark.parametrize("what", ["HTTP", "gRPC", "metrics"])
