@@ -9,16 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pidep.serving import staging
 from pidep.serving.staging import StagingFolder, is_plain
 
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The place of temporary folders, and one for shared memory."""
+    """The place of temporary folders."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(staging, "_SHARED_MEMORY", tmp_path / "memory")
-    (tmp_path / "memory").mkdir()
     return tmp_path
 
 
@@ -54,14 +51,14 @@ def test_a_temporary_folder_with_a_space_is_not_used(
 
 def test_removing_takes_the_servers_shared_memory_along(temporary: Path) -> None:
     first, second = StagingFolder(), StagingFolder()
-    for folder in (first, second):
-        (temporary / "memory" / f"{folder.path.name}-region").touch()
+    regions = [Path("/dev/shm") / f"{one.path.name}-region" for one in (first, second)]
+    for region in regions:
+        region.touch()
     first.remove()
     assert not first.path.exists()
-    assert [path.name for path in (temporary / "memory").iterdir()] == [
-        f"{second.path.name}-region"
-    ]
+    assert [region.exists() for region in regions] == [False, True]
     second.remove()
+    assert not regions[1].exists()
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(temporary: Path) -> None:
