@@ -11,7 +11,7 @@ from typing import Any
 from pidep.errors import TaskError, did_you_mean
 from pidep.files.atomic_write import write_bytes
 from pidep.files.cache_folder import cache_folder
-from pidep.tasks.task import Task
+from pidep.tasks.task import Task, require_different_texts
 
 __all__ = ["hub_rows", "images_folder", "with_labels"]
 
@@ -84,6 +84,10 @@ def with_labels(task: Task) -> Task:
         name: task.label_text.format(label=task.label_names.get(name, _in_words(name)))
         for name in names
     }
+    try:
+        require_different_texts(texts)
+    except ValueError as error:
+        raise TaskError(f"task {task.name!r}: label_text: {error}") from error
     return task.model_copy(update={"labels": texts, "label_text": None, "label_names": {}})
 
 

@@ -5,13 +5,13 @@ The forms are Hugging Face's ImageFolder and Image feature. No torch.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pidep.errors import TaskError
+from pidep.errors import TaskError, did_you_mean
+from pidep.tasks.places import RowError
+from pidep.tasks.tables import parquet_file, read_rows
 
 __all__ = ["SUFFIXES", "image_folder", "parquet_images"]
 
@@ -67,8 +67,9 @@ def _join(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
             f"{folder}: expected one of {' and '.join(_METADATA)}, found both; remove one"
         )
     missing = set(rows)
-    for number, columns in enumerate(_metadata(found[0]), 1):
-        place = f"{found[0]}, row {number}"
+    for place, columns in read_rows(found[0], wanted=("file_name",)):
+        if isinstance(columns, RowError):
+            raise columns
         name = columns.pop("file_name", None) if isinstance(columns, dict) else None
         if not isinstance(name, str) or name not in rows:
             raise TaskError(
@@ -85,17 +86,6 @@ def _join(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def _metadata(path: Path) -> Iterator[Any]:
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            if path.suffix == ".csv":
-                yield from csv.DictReader(stream)
-            else:
-                yield from (json.loads(line) for line in stream if line.strip())
-    except (OSError, ValueError, csv.Error) as error:
-        raise TaskError(f"{path}: not readable ({' '.join(str(error).split())})") from error
-
-
 def parquet_images(path: Path, *, column: str = "image") -> Iterator[dict[str, Any]]:
     """Rows of a Parquet file with `column` as an image source, few at a time.
 
@@ -105,23 +95,15 @@ def parquet_images(path: Path, *, column: str = "image") -> Iterator[dict[str, A
     Raises:
         TaskError: the file cannot be read, has no such column, or another type of column.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise TaskError(
-            f"{path}: Parquet needs a working pyarrow ({error}); pip install 'pidep[tune]'"
-        ) from error
     if not path.is_file():
         raise TaskError(f"{path}: no such data file")
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise TaskError(f"{path}: not readable ({' '.join(str(error).split())})") from error
-    with file:
+    with parquet_file(path) as file:
+        import pyarrow
+
         schema = file.schema_arrow
         if column not in schema.names:
-            raise TaskError(f"{path}: no column {column!r}; it has {', '.join(schema.names)}")
+            near = did_you_mean(column, schema.names)
+            raise TaskError(f"{path}: no column {column!r}; it has {', '.join(schema.names)}{near}")
         _check_type(path, column, schema.field(column).type, pyarrow.types)
         # Few rows at a time, because each holds whole image files.
         for batch in file.iter_batches(batch_size=32):

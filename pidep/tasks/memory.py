@@ -16,6 +16,8 @@ from PIL import Image
 
 from pidep.errors import TaskError
 from pidep.files.atomic_write import write_bytes, write_text
+from pidep.tasks.delimited import unique_columns
+from pidep.tasks.values import is_missing, name_of
 
 if TYPE_CHECKING:
     from pidep.tasks.task import Task
@@ -68,12 +70,14 @@ def label_names(rows: Any, label: str | None) -> tuple[str, ...]:
 def labels_in(rows: Iterable[Record], label: str) -> tuple[str, ...]:
     """The labels of the rows, in the order in which they first appear."""
     found = (row.get(label) for row in rows)
-    return tuple(dict.fromkeys(str(value) for value in found if value is not None))
+    return tuple(dict.fromkeys(name_of(value) for value in found if not is_missing(value)))
 
 
 def _records(rows: Any) -> Any:
     # Recognised by their methods, so that neither pandas nor datasets has to be installed.
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+        # pandas keeps the last of two columns of one name.
+        unique_columns(map(str, rows.columns), "rows")
         return rows.to_dict(orient="records")
     if hasattr(rows, "cast_column") and hasattr(rows, "features"):
         return _without_decoding(rows)
@@ -94,10 +98,11 @@ def _without_decoding(table: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy as Python's, and NaN, pandas' sign of a missing value, as None."""
+    """Numbers of numpy as Python's, and pandas' signs of a missing value as None."""
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and value != value:
+    # NaT and NA are recognised by name, so that pandas does not have to be installed.
+    if is_missing(value) or type(value).__name__ in ("NaTType", "NAType"):
         return None
     if isinstance(value, np.ndarray) and value.dtype != np.uint8:
         return [_plain(one) for one in value.tolist()]

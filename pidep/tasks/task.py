@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pidep.errors import TaskError, did_you_mean
 from pidep.tasks.memory import MemoryRows, label_names, labels_in, plain_rows
 from pidep.tasks.metrics import METRICS, Metric
 from pidep.tasks.packaged import packaged_task, packaged_tasks
+from pidep.tasks.tables import TextFormat, require_encoding
+from pidep.tasks.task_yaml import read_task_yaml
+from pidep.tasks.values import is_blank, name_of
 
-__all__ = ["Data", "Task", "load_task"]
+__all__ = ["Data", "Task", "load_task", "require_different_texts"]
 
 
 class Data(BaseModel):
@@ -40,6 +42,14 @@ class Data(BaseModel):
     """Folder of a dataset's relative image paths; `$PIDEP_IMAGES` when absent."""
     each: str | None = None
     """Column with a list. A row becomes as many rows, each with one element in that column."""
+    encoding: str | None = None
+    """Encoding of text files, such as cp1252. Without it, UTF-8 or what a byte order mark says."""
+    delimiter: str | None = None
+    """Character between the fields of CSV and TSV files. Without it, a tab in .tsv; in .csv, the
+    one that splits the header into the columns of the task."""
+    quoting: Literal["auto", "csv", "none"] = "auto"
+    """`csv`: quotation marks enclose fields; `none`: they are part of the texts; `auto`: pidep
+    looks at the file, and refuses one that can be read in both ways."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -51,9 +61,30 @@ class Data(BaseModel):
             )
         if self.files is not None and set(self.files) != {"train", "test"}:
             raise ValueError("files needs both train and test")
+        if self.text_format != TextFormat() and not (self.path or self.files):
+            raise ValueError("encoding, delimiter and quoting go with path or files")
         if self.test_dataset is not None and (self.dataset is None or self.test_split is None):
             raise ValueError("test_dataset goes with dataset and test_split")
         return self
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str | None) -> str | None:
+        return None if name is None else require_encoding(name)
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, delimiter: str | None) -> str | None:
+        # A tab cannot be seen in YAML, so it has names.
+        found = "\t" if delimiter in ("tab", r"\t") else delimiter
+        if found is not None and (len(found) != 1 or found in '"\r\n'):
+            raise ValueError("expected one character such as ';', or tab")
+        return found
+
+    @property
+    def text_format(self) -> TextFormat:
+        """How the text files are written."""
+        return TextFormat(self.encoding, self.delimiter, self.quoting)
 
 
 class Task(BaseModel):
@@ -73,7 +104,9 @@ class Task(BaseModel):
     right candidate itself.
     """
     labels: dict[str, str] = Field(default_factory=dict)
-    """Label name to the text that is scored for it, in order."""
+    """Label name to the text that is scored for it, in order. A list of names scores the names."""
+    label_map: dict[str, str | None] = Field(default_factory=dict)
+    """Label in the data to a name in `labels`; null drops the rows of that label."""
     candidates: str | None = None
     """Column with each row's list of candidates. Instead of `labels`."""
     candidates_are: Literal["text", "image"] = "text"
@@ -142,25 +175,51 @@ class Task(BaseModel):
         values.setdefault("input", text if "{" in text or not text else f"{{{text}}}")
         if not {"candidates", "target", "label_text"} & fields.keys():
             known = labels or label_names(rows, label) or labels_in(data.train, label)
-            # Names without texts are scored by themselves.
-            texts = known if isinstance(known, Mapping) else dict(zip(known, known, strict=True))
-            values["labels"] = {str(key): str(value) for key, value in texts.items()}
+            values["labels"] = known if isinstance(known, Mapping) else list(known)
+            if not labels and "label_map" in fields:
+                values["labels"] = _mapped(known, fields["label_map"])
         _unknown_key("Task.from_rows", values)
         try:
             return cls.model_validate({**values, "data": Data(rows=data)})
         except ValidationError as error:
-            first = error.errors()[0]
-            key = "".join(f"{part}: " for part in first["loc"])
-            raise TaskError(
-                f"Task.from_rows: {key}{first['msg'].removeprefix('Value error, ')}"
-            ) from error
+            raise TaskError(f"Task.from_rows: {_reason(error)}") from error
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _names_as_texts(cls, labels: Any) -> Any:
+        pairs = labels.items() if isinstance(labels, Mapping) else labels
+        if isinstance(labels, list | tuple):
+            pairs = [(name, name) for name in labels]
+        elif not isinstance(labels, Mapping):
+            return labels
+        # Names and texts such as 0, 1.0 and True, as Python and JSON have them.
+        return {_word(name): _word(text) for name, text in pairs}
+
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _names_of_map(cls, label_map: Any) -> Any:
+        if not isinstance(label_map, Mapping):
+            return label_map
+        return {_word(value): _word(name) for value, name in label_map.items()}
 
     @field_validator("labels")
     @classmethod
     def _two_labels(cls, labels: dict[str, str]) -> dict[str, str]:
         if len(labels) == 1:
             raise ValueError("expected at least 2 labels")
-        return labels
+        return require_different_texts(labels)
+
+    @model_validator(mode="after")
+    def _map_fits(self) -> Task:
+        if self.label_map and not self.labels:
+            raise ValueError("label_map goes with labels")
+        for value, name in self.label_map.items():
+            if name is not None and name not in self.labels:
+                raise ValueError(
+                    f"label_map: {value!r} becomes {name!r}, which is not in labels "
+                    f"({', '.join(self.labels)}){did_you_mean(name, self.labels)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_kind_of_answer(self) -> Task:
@@ -208,6 +267,41 @@ class Task(BaseModel):
         return [re.split(r"[.\[]", field)[0] for field in _fields(self.target or "")]
 
 
+def require_different_texts(labels: dict[str, str]) -> dict[str, str]:
+    """The labels, if each has a text of its own; equal texts have equal scores for every row.
+
+    Raises:
+        ValueError: a text is empty, is no valid text, or belongs to two labels.
+    """
+    by_text: dict[str, str] = {}
+    for name, text in labels.items():
+        if is_blank(text):
+            raise ValueError(f"label {name!r} has an empty text; write the words that describe it")
+        try:
+            f"{name}{text}".encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"label {name!r} holds half of a character") from error
+        other = by_text.setdefault(" ".join(text.split()), name)
+        if other != name:
+            raise ValueError(
+                f"labels {other!r} and {name!r} have one text, {text!r}; give each its own"
+            )
+    return labels
+
+
+def _mapped(names: Iterable[str], label_map: Any) -> list[str]:
+    """The labels of the data after `label_map`, each once."""
+    pairs = label_map.items() if isinstance(label_map, Mapping) else ()
+    found = {_word(value): name for value, name in pairs}
+    renamed = [found.get(name, name) for name in names]
+    return list(dict.fromkeys(name for name in renamed if name is not None))
+
+
+def _word(value: Any) -> Any:
+    """A label or text as it is called; other types are left to the validation."""
+    return name_of(value) if isinstance(value, bool | int | float) else value
+
+
 def _fields(template: str) -> list[str]:
     return [field for _, field, _, _ in string.Formatter().parse(template) if field]
 
@@ -249,11 +343,7 @@ def load_task(reference: str | Path) -> Task:
             f"task {name!r}: no such file, and not a packaged task ({known}; paper/NAME for data "
             f"on a hub){similar}"
         )
-    try:
-        # `safe_load`: YAML's full loader builds arbitrary Python objects.
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TaskError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
+    values = read_task_yaml(path)
     if not isinstance(values, dict):
         raise TaskError(
             f"{path}: expected a mapping with name, input, label, labels and data, found "
@@ -264,15 +354,7 @@ def load_task(reference: str | Path) -> Task:
         task = Task.model_validate(values)
         fields = task.columns
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        found = "nothing" if first["type"] == "missing" else repr(first["input"])
-        message = (
-            f"{path}: {key}: {first['msg']}"
-            if key
-            else f"{path}: {first['msg'].removeprefix('Value error, ')}"
-        )
-        raise TaskError(message if not key else f"{message}, found {found[:120]}") from error
+        raise TaskError(f"{path}: {_reason(error)}") from error
     except ValueError as error:
         raise TaskError(
             f"{path}: input: {error}; expected a template such as '{{text}}'"
@@ -283,6 +365,18 @@ def load_task(reference: str | Path) -> Task:
             f"'{{text}}', or an image column"
         )
     return task.model_copy(update={"data": _beside(task.data, path.parent)})
+
+
+def _reason(error: ValidationError) -> str:
+    """The first thing that is wrong: key, expected, found."""
+    first = error.errors()[0]
+    key = "".join(f"{part}: " for part in first["loc"])
+    message = f"{key}{first['msg'].removeprefix('Value error, ')}"
+    # pidep's own checks say what they found.
+    if not key or first["type"] == "value_error":
+        return message
+    found = "nothing" if first["type"] == "missing" else repr(first["input"])
+    return f"{message}, found {found[:120]}"
 
 
 def _paper() -> dict[str, Path]:

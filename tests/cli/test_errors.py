@@ -60,7 +60,7 @@ def tune(inside: Inside, backbone: Path, *more: object, task: str = "film.yaml")
         (
             "name: film",
             "name: film\ninput: '{title}'",
-            r"rows\.jsonl, row 1: no column 'title'; the row has text, label",
+            r"rows\.jsonl, row 1: no column 'title'; the row has 'text', 'label'",
         ),
         ("name: film", "name: film\ninput: '{text:d}'", r"film\.yaml: input|row 1: .*'\{text:d\}'"),
         (

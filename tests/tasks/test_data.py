@@ -73,9 +73,9 @@ def test_template_joins_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"mood": "sad"}, r"a\.jsonl, row 3: no column 'text'; the row has mood"),
-        ({"text": "x"}, r"a\.jsonl, row 3: no column 'mood'; the row has text"),
-        ({"text": "x", "mood": None}, r"a\.jsonl, row 3: no column 'mood'"),
+        ({"mood": "sad"}, r"a\.jsonl, row 3: no column 'text'; the row has 'mood'"),
+        ({"text": "x"}, r"a\.jsonl, row 3: no column 'mood'; the row has 'text'"),
+        ({"text": "x", "mood": None}, r"a\.jsonl, row 3: column 'mood' is empty \(null\)"),
         (
             {"text": "x", "mood": "angry"},
             r"a\.jsonl, row 3: label 'angry' is not in the task's set \(sad, glad\)",
@@ -94,11 +94,19 @@ def test_a_wrong_row_is_named(tmp_path: Path, row: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "x", "mood": "sad"}\n{"text": ', r"a\.jsonl:2: not a JSON object"),
+        (
+            "a.jsonl",
+            b'{"text": "x", "mood": "sad"}\n{"text": ',
+            r"a\.jsonl, row 2: not a JSON object",
+        ),
         ("a.jsonl", b"\xff\xfe{", r"a\.jsonl: not readable"),
         ("a.csv", b"text,mood\n", r"a\.csv: no rows"),
         ("a.parquet", b"not parquet", r"a\.parquet: not readable"),
-        ("a.xlsx", b"", r"a\.xlsx: expected \.jsonl, \.csv, \.tsv or \.parquet, found '\.xlsx'"),
+        (
+            "a.xlsx",
+            b"",
+            r"a\.xlsx: expected \.csv, \.tsv, \.json, \.jsonl or \.parquet, found '\.xlsx'",
+        ),
     ],
 )
 def test_an_unreadable_file_is_named(

@@ -169,7 +169,7 @@ def test_a_training_row_that_is_also_a_test_row_is_dropped(tmp_path: Path) -> No
             ImageError,
             "row 2: image .*none.png.: expected an image file, found nothing; check the path",
         ),
-        ({"image": None}, TaskError, "row 2: no column 'image'; the row has"),
+        ({"image": None}, TaskError, "row 2: column 'image' is empty \\(null\\)"),
         (
             {"image": 7},
             TaskError,

@@ -70,7 +70,7 @@ def test_metadata_joins_by_file_name(pets: Path, name: str) -> None:
         (['{"caption": "a"}'], "row 1: file_name None"),
         (['{"file_name": "dog/b.png"}'] * 2, "row 2: file_name 'dog/b.png' is named twice"),
         (['{"file_name": "dog/b.png"}'], "2 images have no row, 'cat/a.PNG' the first"),
-        (["{"], "metadata.jsonl: not readable"),
+        (["{"], "metadata.jsonl, row 1: not a JSON object"),
     ],
 )
 def test_wrong_metadata(pets: Path, lines: list[str], message: str) -> None:

@@ -431,9 +431,7 @@ def test_rows_without_a_class_have_no_label(tmp_path: Path) -> None:
             )
         }
     )
-    with pytest.raises(
-        TaskError, match=r"x\[train\], row 1: no column 'label'; the row has sentence, idx, label"
-    ):
+    with pytest.raises(TaskError, match=r"x\[train\], row 1: column 'label' is empty"):
         load_data(task)
 
 
@@ -601,9 +599,7 @@ def test_a_test_dataset_goes_with_a_split(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
         "name: t\nlabels: {a: b, c: d}\ndata: {dataset: x, test_dataset: y}\n"
     )
-    with pytest.raises(
-        TaskError, match=r"data: Value error, test_dataset goes with dataset and test_split"
-    ):
+    with pytest.raises(TaskError, match=r"data: test_dataset goes with dataset and test_split"):
         load_task(tmp_path / "task.yaml")
 
 

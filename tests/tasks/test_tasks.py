@@ -25,11 +25,11 @@ def test_unknown_task_lists_the_packaged_ones() -> None:
     [
         (
             '{"sentence": "x", "label": "positive"}',
-            "row 81: no column 'text'; the row has sentence, label",
+            "row 81: no column 'text'; the row has 'sentence', 'label'",
         ),
         ('{"text": "x", "label": "meh"}', "row 81: label 'meh' is not in the task's set"),
         ('{"text": " ", "label": "positive"}', "row 81: the text is empty"),
-        ("{", "rows.jsonl:81: not a JSON object"),
+        ("{", "rows.jsonl, row 81: not a JSON object"),
     ],
 )
 def test_a_wrong_row_says_where(task_file: Path, row: str, message: str) -> None:
