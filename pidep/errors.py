@@ -8,6 +8,8 @@
     │   └── ExpertError   an expert's files, or an expert that does not fit
     ├── ParityError       an exported graph is outside its recipe's tolerance
     └── ServingError      Triton Server, the expert store, or a request to them
+        ├── AnswerError       the graph failed on a row, or its answer is not finite
+        └── UnreachableError  no answer at all: nobody listens, or nobody answers in time
 
 A message is one line. It says where, what was expected, what was found, and what to do. A setting
 stands in backticks, "give `top_k`": the command line replaces it by its option, `--top-k`.
@@ -19,6 +21,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "AnswerError",
     "BackboneError",
     "ExpertError",
     "ImageError",
@@ -26,6 +29,7 @@ __all__ = [
     "PidepError",
     "ServingError",
     "TaskError",
+    "UnreachableError",
     "UsageError",
     "did_you_mean",
     "fault_of_text",
@@ -66,6 +70,14 @@ class ParityError(PidepError):
 
 class ServingError(PidepError):
     """Triton Server, the expert store, or a request to them failed."""
+
+
+class AnswerError(ServingError):
+    """The graph failed on a row, or its answer is not finite."""
+
+
+class UnreachableError(ServingError):
+    """No answer came at all: nobody listens there, or the answer took too long."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pidep.artifacts.names import SCHEMA, TEXT_SCHEMA
 from pidep.errors import ExpertError
-from pidep.files.tensor_file import read_json
+from pidep.files.bounded_read import read_json
 
 __all__ = ["ExpertRecord"]
 
@@ -19,7 +19,9 @@ class ExpertRecord(BaseModel):
     """One expert, without its tensors."""
 
     # Not strict: JSON has lists where the fields are tuples.
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
 
     schema_version: int = Field(alias="schema")
     name: str

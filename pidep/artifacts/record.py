@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pidep.errors import ServingError
+from pidep.errors import ExpertError, ServingError
 from pidep.files.atomic_write import write_json
+from pidep.files.bounded_read import MAX_JSON_BYTES, parse_json, read_file
 
 __all__ = ["EntryRecord", "Record", "read_record", "write_record"]
 
@@ -23,7 +23,9 @@ class Record(BaseModel):
 
     # Frozen: a record describes files that are not changed after they were written.
     # An unknown key is an error: a setting that is not understood must not be dropped silently.
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class EntryRecord(Record):
@@ -61,18 +63,18 @@ def read_record(path: Path, model: type[R], *, fault: str, remedy: str) -> R:
 
     Raises:
         FileNotFoundError: no such file; the caller knows what that means.
-        ServingError: not readable, not JSON, or a key is unknown, missing or out of range.
+        ServingError: not a plain file, not JSON, or a key is unknown, missing or out of range.
     """
     try:
-        return model.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise
+        return model.model_validate(parse_json(read_file(path, limit=MAX_JSON_BYTES)))
     # pydantic's own text has several lines and a link; a message here is one line.
     except ValidationError as error:
         raise ServingError(f"{path}: {fault} ({_first(error)}); {remedy}") from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    except ExpertError as error:
+        reason = str(error).removeprefix(f"{path}: ")
         raise ServingError(f"{path}: {fault} ({reason}); {remedy}") from error
+    except ValueError as error:
+        raise ServingError(f"{path}: {fault} ({error}); {remedy}") from error
 
 
 def write_record(path: Path, record: Record) -> None:

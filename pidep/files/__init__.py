@@ -12,10 +12,11 @@ if TYPE_CHECKING:
         write_json,
         write_text,
     )
+    from pidep.files.bounded_read import read_file, read_json
     from pidep.files.cache_file import read_cached, write_cached
     from pidep.files.cache_folder import locked
     from pidep.files.digest import bytes_digest, file_digest
-    from pidep.files.tensor_file import read_json, read_tensors, tensor_bytes
+    from pidep.files.tensor_file import read_tensors, tensor_bytes
 
 __all__ = [
     "atomic_folder",
@@ -24,6 +25,7 @@ __all__ = [
     "file_digest",
     "locked",
     "read_cached",
+    "read_file",
     "read_json",
     "read_tensors",
     "tensor_bytes",
@@ -42,7 +44,8 @@ __getattr__ = lazy_names(
         "file_digest": "pidep.files.digest",
         "locked": "pidep.files.cache_folder",
         "read_cached": "pidep.files.cache_file",
-        "read_json": "pidep.files.tensor_file",
+        "read_file": "pidep.files.bounded_read",
+        "read_json": "pidep.files.bounded_read",
         "read_tensors": "pidep.files.tensor_file",
         "tensor_bytes": "pidep.files.tensor_file",
         "write_bytes": "pidep.files.atomic_write",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ _log = logging.getLogger(__name__)
 def read_cached(path: Path, *, key: str) -> dict[str, npt.NDArray[Any]] | None:
     """The tensors written for `key`; None if the file is absent, damaged, or for another key."""
     try:
-        tensors = read_tensors(path)
+        # No bound: pidep wrote the file itself, and features of many images are large.
+        tensors = read_tensors(path, limit=sys.maxsize)
     # A cache is allowed to fail: the caller computes the tensors again.
     except (ExpertError, OSError):
         return None

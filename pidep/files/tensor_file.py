@@ -1,8 +1,7 @@
-"""Safetensors and JSON from anywhere, read with bounds; every fault is one line."""
+"""Safetensors from anywhere, read with bounds; every fault is one line."""
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,9 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from pidep.errors import ExpertError
+from pidep.files.bounded_read import MAX_TENSOR_BYTES, read_file
 
-__all__ = ["read_json", "read_tensors", "tensor_bytes"]
+__all__ = ["read_tensors", "tensor_bytes"]
 
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
 
@@ -37,15 +37,21 @@ def tensor_bytes(
     )
 
 
-def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """A safetensors file as arrays. The header's size is checked before anything is parsed."""
-    # A link could point anywhere, and a FIFO would block the reader for ever.
-    if path.is_symlink() or not path.is_file():
+def read_tensors(path: Path, *, limit: int = MAX_TENSOR_BYTES) -> dict[str, npt.NDArray[Any]]:
+    """A safetensors file as arrays. The header's size is checked before anything is parsed.
+
+    Args:
+        limit: most bytes of the file.
+
+    Raises:
+        ExpertError: absent, not a plain file, too large, truncated or damaged.
+    """
+    try:
+        data = read_file(path, limit=limit)
+    except FileNotFoundError as error:
         raise ExpertError(
-            f"{path}: expected a plain safetensors file, found none; re-export or re-train the "
-            "expert"
-        )
-    data = path.read_bytes()
+            f"{path}: expected a safetensors file, found none; re-export or re-train the expert"
+        ) from error
     if len(data) < 8:
         raise ExpertError(
             f"{path}: truncated safetensors file ({len(data)} bytes, a header needs 8); copy or "
@@ -66,19 +72,3 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise ExpertError(
             f"{path}: truncated or damaged safetensors file ({error}); copy or train it again"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ExpertError(
-            f"{path}: no such file; expected an expert folder with {path.name} in it"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ExpertError(f"{path}: not readable as JSON ({error})") from error
-    # Valid JSON may be a list or a number, on which every key would fail.
-    if not isinstance(value, dict):
-        raise ExpertError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value

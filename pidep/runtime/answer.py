@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Answer", "Array", "softmax"]
+from pidep.errors import AnswerError
+
+__all__ = ["Answer", "Array", "finite", "softmax"]
 
 Array = npt.NDArray[Any]
 
@@ -29,6 +31,20 @@ class Answer:
     def label(self) -> str:
         """The best label; empty where there are none."""
         return self.labels[int(self.scores.argmax())] if self.labels else ""
+
+
+def finite(answer: Answer) -> Answer | AnswerError:
+    """The answer, or an error where it holds NaN or infinity: no client could use it.
+
+    >>> finite(Answer(("a",), np.array([np.nan]), np.array([np.nan]), "sha256:0"))
+    AnswerError('the answer of sha256:0 is not finite; its numbers overflow, train it again')
+    """
+    numbers = (answer.logits, answer.scores, answer.embedding)
+    if all(array is None or np.isfinite(array).all() for array in numbers):
+        return answer
+    return AnswerError(
+        f"the answer of {answer.digest[:19]} is not finite; its numbers overflow, train it again"
+    )
 
 
 def softmax(logits: Array) -> Array:

@@ -16,9 +16,10 @@ from pidep.errors import ExpertError, PidepError
 from pidep.experts.bank import fill_row, pack
 from pidep.experts.folder import Expert
 from pidep.inputs.row import Input
-from pidep.runtime.answer import Answer, Array, softmax
+from pidep.runtime.answer import Answer, Array, finite, softmax
 from pidep.runtime.fit import check_expert, groups_of
 from pidep.runtime.input_reader import InputReader
+from pidep.runtime.isolate import isolated
 from pidep.runtime.session import open_session
 
 __all__ = ["Bank", "Residents"]
@@ -94,8 +95,19 @@ class Bank:
     ) -> list[Answer | PidepError]:
         """Answer each row with the expert that it names.
 
-        An unknown name or a damaged image is an error of that row alone.
+        Whatever is wrong with a row is an error of that row alone.
         """
+        return isolated(
+            lambda part: self._run(
+                residents, [rows[at] for at in part], [names[at] for at in part]
+            ),
+            range(len(rows)),
+        )
+
+    def _run(
+        self, residents: Residents, rows: Sequence[Input], names: Sequence[str]
+    ) -> list[Answer | PidepError]:
+        """As `run`. An exception of the graph is raised; it names no row."""
         # Row 0 is zeros: an expert that changes nothing is the bare backbone.
         known = {BACKBONE: 0, **residents.rows}
         # Every row starts as unknown; the others are filled in below.
@@ -119,8 +131,10 @@ class Bank:
         (embeddings,) = self.session.run_with_ort_values(
             [GRAPH_EMBEDDING], {**values, **residents.values}
         )
-        for at, embedding in zip(places, embeddings.numpy(), strict=True):
-            answers[at] = self._answer(residents, names[at], embedding)
+        # Weights that overflow are reported by `finite`, not by warnings of numpy.
+        with np.errstate(all="ignore"):
+            for at, embedding in zip(places, embeddings.numpy(), strict=True):
+                answers[at] = self._answer(residents, names[at], embedding)
         return answers
 
     def _max_length(self, residents: Residents, name: str) -> int:
@@ -128,17 +142,17 @@ class Bank:
             return self.record.max_positions
         return residents.experts[name].max_length
 
-    def _answer(self, residents: Residents, name: str, embedding: Array) -> Answer:
+    def _answer(self, residents: Residents, name: str, embedding: Array) -> Answer | PidepError:
         none = np.zeros(0, np.float32)
         if name == BACKBONE:
-            return Answer((), none, none, self.record.backbone_digest, embedding)
+            return finite(Answer((), none, none, self.record.backbone_digest, embedding))
         expert, digest = residents.experts[name], residents.digests[name]
         # Its rows bring candidates, which the client embeds and compares (`Client.choose`).
         if not expert.labels:
-            return Answer((), none, none, digest, embedding)
+            return finite(Answer((), none, none, digest, embedding))
         # Outside the graph: every expert has its own number of labels, and one graph serves all.
         logits = expert.logit_scale * (expert.label_embeddings @ embedding)
-        return Answer(expert.labels, logits, softmax(logits), digest, embedding)
+        return finite(Answer(expert.labels, logits, softmax(logits), digest, embedding))
 
     @staticmethod
     def _value(array: Array, device: str) -> Any:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pidep.artifacts.names import TOKENIZER
 from pidep.artifacts.vision import VisionRecord
-from pidep.errors import ImageError, PidepError, ServingError
+from pidep.errors import ExpertError, ImageError, PidepError, ServingError
+from pidep.files.bounded_read import MAX_JSON_BYTES, read_file
 from pidep.inputs.row import Input, as_row, text_of
 from pidep.inputs.tokenize import Tokenize
 from pidep.runtime.answer import Array
@@ -29,13 +30,9 @@ class InputReader:
         Raises:
             ServingError: a file is missing or not the recorded one.
         """
-        path = version_folder / TOKENIZER
-        try:
-            # The tokenizer of training, from the entry itself: a shared one could change under the
-            # graph.
-            self._tokenize = Tokenize(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ServingError(f"{path}: not readable ({error}); export the model again") from error
+        # The tokenizer of training, from the entry itself: a shared one could change under the
+        # graph.
+        self._tokenize = _tokenizer(version_folder / TOKENIZER)
         self.vision: VisionReader | None = None
         if vision is not None:
             self.vision = VisionReader(version_folder, vision, threads=threads)
@@ -71,3 +68,14 @@ class InputReader:
         if self.vision is not None:
             feeds |= self.vision.beside(visuals)
         return feeds
+
+
+def _tokenizer(path: Path) -> Tokenize:
+    try:
+        return Tokenize(read_file(path, limit=MAX_JSON_BYTES).decode("utf-8"))
+    except FileNotFoundError as error:
+        raise ServingError(f"{path}: no such file; export the model again") from error
+    except UnicodeDecodeError as error:
+        raise ServingError(f"{path}: not readable ({error}); export the model again") from error
+    except ExpertError as error:
+        raise ServingError(f"{error}, or export the model again") from error

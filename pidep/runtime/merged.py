@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import GRAPH, GRAPH_LOGITS
 from pidep.errors import PidepError
 from pidep.inputs.row import Input
-from pidep.runtime.answer import Answer, Array, softmax
+from pidep.runtime.answer import Answer, Array, finite, softmax
 from pidep.runtime.input_reader import InputReader
+from pidep.runtime.isolate import isolated
 from pidep.runtime.session import open_session
 
 __all__ = ["Merged"]
@@ -36,7 +39,11 @@ class Merged:
         return self.record.digest
 
     def run(self, rows: Sequence[Input]) -> list[Answer | PidepError]:
-        """Answer each row; a damaged image is an error of that row alone."""
+        """Answer each row. Whatever is wrong with a row is an error of that row alone."""
+        return isolated(lambda part: self._run([rows[at] for at in part]), range(len(rows)))
+
+    def _run(self, rows: Sequence[Input]) -> list[Answer | PidepError]:
+        """As `run`. An exception of the graph is raised; it names no row."""
         seen = self.reader.visual(rows)
         good: list[tuple[Input, Array | None]] = [
             (row, visual)
@@ -47,13 +54,16 @@ class Merged:
         answers = iter(self._answers(good))
         return [visual if isinstance(visual, PidepError) else next(answers) for visual in seen]
 
-    def _answers(self, good: Sequence[tuple[Input, Array | None]]) -> list[Answer]:
+    def _answers(self, good: Sequence[tuple[Input, Array | None]]) -> Sequence[Answer | PidepError]:
         if not good:
             return []
         rows, visuals = [row for row, _ in good], [visual for _, visual in good]
         feeds = self.reader.feeds(rows, visuals, max_length=self.record.max_length)
         (logits,) = self.session.run([GRAPH_LOGITS], feeds)
+        # Weights that overflow are reported by `finite`, not by warnings of numpy.
+        with np.errstate(all="ignore"):
+            scores = softmax(logits)
         return [
-            Answer(self.record.labels, row, scores, self.digest)
-            for row, scores in zip(logits, softmax(logits), strict=True)
+            finite(Answer(self.record.labels, *row, self.digest))
+            for row in zip(logits, scores, strict=True)
         ]

@@ -8,7 +8,8 @@ from typing import Any
 
 import onnxruntime
 
-from pidep.errors import ServingError
+from pidep.errors import ExpertError, ServingError
+from pidep.files.bounded_read import MAX_TENSOR_BYTES, read_file
 from pidep.files.digest import bytes_digest
 
 __all__ = ["open_session"]
@@ -25,11 +26,11 @@ def open_session(graph: Path, digest: str, *, threads: int | None = None) -> Any
         ServingError: the graph is missing or not the recorded one.
     """
     try:
-        data = graph.read_bytes()
-    except OSError as error:
-        raise ServingError(
-            f"{graph}: not readable ({error.strerror}); export the model again"
-        ) from error
+        data = read_file(graph, limit=MAX_TENSOR_BYTES)
+    except FileNotFoundError as error:
+        raise ServingError(f"{graph}: no such file; export the model again") from error
+    except ExpertError as error:
+        raise ServingError(f"{error}, or export the model again") from error
     found = bytes_digest(data)
     if found != digest:
         raise ServingError(f"{graph}: digest {found}, expected {digest}; export the model again")

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from pidep.artifacts import names
-from pidep.errors import ExpertError, PidepError, ServingError
+from pidep.errors import AnswerError, ExpertError, PidepError, ServingError
 from pidep.inputs.row import Row
 from pidep.runtime.answer import Answer
 from pidep.runtime.bank import Bank
+from pidep.runtime.isolate import as_row_error
 from pidep.runtime.merged import Merged
 from pidep.serving.limits import Limits
 from pidep.serving.store import ExpertStore
@@ -53,8 +54,9 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """One batch over all requests; exactly one response for each.
 
-        Triton Server fails the whole batch where a response is missing. So an error of one request
-        is that request's response, and the others are answered.
+        Triton Server fails the whole batch where a response is missing or an exception escapes.
+        So whatever is wrong with one request is that request's response, and the others are
+        answered.
         """
         rows: list[Row] = []
         experts: list[str] = []
@@ -62,18 +64,26 @@ class TritonPythonModel:
         for request in requests:
             try:
                 asked, wanted = self._read(request)
-                spans.append(slice(len(rows), len(rows) + len(asked)))
-                rows += asked
-                experts += wanted
-            except PidepError as error:
-                spans.append(error)
+            except Exception as error:
+                spans.append(as_row_error(error))
+                continue
+            spans.append(slice(len(rows), len(rows) + len(asked)))
+            rows += asked
+            experts += wanted
         answers = self._answer(rows, experts) if rows else []
         return [
-            _error(span)
-            if isinstance(span, PidepError)
-            else _respond(answers[span], request.requested_output_names())
+            self._response(request, span if isinstance(span, PidepError) else answers[span])
             for span, request in zip(spans, requests, strict=True)
         ]
+
+    def _response(self, request: Any, answers: Sequence[Answer | PidepError] | PidepError) -> Any:
+        """The response to one request: its answers, or its error."""
+        if isinstance(answers, PidepError):
+            return _error(answers)
+        try:
+            return _respond(answers, request.requested_output_names())
+        except Exception as error:
+            return _error(as_row_error(error))
 
     def finalize(self) -> None:
         """Stop following the store."""
@@ -138,7 +148,7 @@ def _respond(answers: Sequence[Answer | PidepError], wanted: Sequence[str]) -> A
     good: list[Answer] = []
     for answer in answers:
         if isinstance(answer, PidepError):
-            return _error(answer, not_found=isinstance(answer, ExpertError))
+            return _error(answer)
         good.append(answer)
     # Rows may have different numbers of labels: shorter ones end with empty names and zeros.
     width = max((len(answer.labels) for answer in good), default=1)
@@ -162,9 +172,13 @@ def _respond(answers: Sequence[Answer | PidepError], wanted: Sequence[str]) -> A
     )
 
 
-def _error(error: PidepError, *, not_found: bool = False) -> Any:
+def _error(error: PidepError) -> Any:
     import triton_python_backend_utils as pb_utils
 
-    code = pb_utils.TritonError.NOT_FOUND if not_found else pb_utils.TritonError.INVALID_ARG
+    code = pb_utils.TritonError.INVALID_ARG
+    if isinstance(error, ExpertError):
+        code = pb_utils.TritonError.NOT_FOUND
+    elif isinstance(error, AnswerError):
+        code = pb_utils.TritonError.INTERNAL
     triton_error = pb_utils.TritonError(str(error), code)
     return pb_utils.InferenceResponse(output_tensors=[], error=triton_error)

@@ -29,7 +29,7 @@ from pidep import __version__
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, read_expert
 from pidep.files.atomic_write import write_json, write_text
-from pidep.files.tensor_file import read_json
+from pidep.files.bounded_read import read_json
 from pidep.settings import read_yaml
 
 if TYPE_CHECKING:

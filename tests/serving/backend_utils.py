@@ -33,7 +33,7 @@ class Tensor:
 class TritonError:
     """A message and a code."""
 
-    NOT_FOUND, INVALID_ARG = "NOT_FOUND", "INVALID_ARG"
+    NOT_FOUND, INVALID_ARG, INTERNAL = "NOT_FOUND", "INVALID_ARG", "INTERNAL"
 
     def __init__(self, message: str, code: str) -> None:
         self.text, self.code = message, code

@@ -3,6 +3,9 @@
 The bank's embedding of a row is the mean of its expert's `lora_A`, or zeros for the bare backbone.
 A hundredth of the sum of the row's token ids is added to its first element. So the embedding
 depends on the expert and on the text.
+
+The tokenizer has one token more than the graphs' table of words, `NEW`. As in a backbone whose
+embedding is smaller than its tokenizer, a graph fails on each batch that holds the token.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pidep.artifacts import BankRecord, GroupRecord, MergedRecord
 from pidep.files.digest import file_digest
 
 WORDS = ["[PAD]", "[UNK]", "good", "bad", "film", "the", "a"]
+NEW = "[NEW]"
 WIDTH, MAX_RANK = 4, 4
 
 
@@ -35,9 +39,15 @@ def _text_inputs() -> list[Any]:
     return [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "T"]) for name in names]
 
 
+def _words() -> Any:
+    """The number of each word, as a table that the graphs look tokens up in."""
+    return helper.make_tensor("words_of", TensorProto.FLOAT, [len(WORDS)], list(range(len(WORDS))))
+
+
 def _write_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_tokens([NEW])
     (folder / "tokenizer.json").write_text(tokenizer.to_str())
 
 
@@ -55,6 +65,7 @@ def write_small_bank(repo: Path) -> Path:
         for name in ("lora_a_4", "lora_b_4")
     ]
     constants = [
+        _words(),
         helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
         helper.make_tensor("last", TensorProto.INT64, [1], [1]),
         helper.make_tensor("step", TensorProto.FLOAT, [1, WIDTH], [0.01, 0.0, 0.0, 0.0]),
@@ -62,7 +73,7 @@ def write_small_bank(repo: Path) -> Path:
     nodes = [
         helper.make_node("Gather", ["lora_a_4", "expert_index"], ["rows"], axis=0),
         helper.make_node("ReduceMean", ["rows", "axes"], ["expert"], keepdims=0),
-        helper.make_node("Cast", ["input_ids"], ["ids"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["words_of", "input_ids"], ["ids"], axis=0),
         helper.make_node("ReduceSum", ["ids", "last"], ["words"], keepdims=1),
         helper.make_node("Mul", ["words", "step"], ["text"]),
         helper.make_node("Add", ["expert", "text"], ["sentence_embedding"]),
@@ -90,11 +101,12 @@ def write_small_merged(repo: Path) -> Path:
     folder.mkdir(parents=True)
     _write_tokenizer(folder)
     constants = [
+        _words(),
         helper.make_tensor("last", TensorProto.INT64, [1], [1]),
         helper.make_tensor("both", TensorProto.FLOAT, [1, 2], [1.0, 0.0]),
     ]
     nodes = [
-        helper.make_node("Cast", ["input_ids"], ["ids"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["words_of", "input_ids"], ["ids"], axis=0),
         helper.make_node("ReduceSum", ["ids", "last"], ["words"], keepdims=1),
         helper.make_node("Mul", ["words", "both"], ["logits"]),
     ]

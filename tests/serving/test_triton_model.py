@@ -17,7 +17,7 @@ from pidep.serving.triton_model import TritonPythonModel
 from tests.conftest import png
 from tests.serving.backend_utils import InferenceResponse, Request, install
 from tests.serving.experts import small_expert
-from tests.serving.small_bank import write_small_bank, write_small_merged
+from tests.serving.small_bank import NEW, write_small_bank, write_small_merged
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,14 @@ def merged(tmp_path: Path) -> TritonPythonModel:
     return opened(write_small_merged(tmp_path / "repo"))
 
 
-def request(texts: list[bytes], experts: list[bytes], **more: Any) -> Request:
+class Deaf(Request):
+    """Fails where its outputs are asked for."""
+
+    def requested_output_names(self) -> list[str]:
+        raise RuntimeError("no outputs")
+
+
+def asked(texts: list[bytes], experts: list[bytes], **more: Any) -> Request:
     return Request({"TEXT": texts, "EXPERT": experts}, **more)
 
 
@@ -65,8 +72,8 @@ def execute(model: TritonPythonModel, *requests: Request) -> list[InferenceRespo
 def test_rows_of_several_requests_are_answered_by_their_experts(bank: Any) -> None:
     first, second = execute(
         bank,
-        request([b"good film", b"bad"], [b"film", b"book"]),
-        request([b"the film"], [b"film"]),
+        asked([b"good film", b"bad"], [b"film", b"book"]),
+        asked([b"the film"], [b"film"]),
     )
     film, book = small_expert().digest.encode(), small_expert(name="book", seed=1).digest.encode()
     assert first.error is None
@@ -80,9 +87,9 @@ def test_rows_of_several_requests_are_answered_by_their_experts(bank: Any) -> No
 
 
 def test_a_batch_answers_as_its_requests_alone(bank: Any) -> None:
-    asked = [request([b"good film"], [b"film"]), request([b"bad film"], [b"book"])]
-    together = execute(bank, *asked)
-    for one, response in zip(asked, together, strict=True):
+    both = [asked([b"good film"], [b"film"]), asked([b"bad film"], [b"book"])]
+    together = execute(bank, *both)
+    for one, response in zip(both, together, strict=True):
         (alone,) = execute(bank, one)
         np.testing.assert_array_equal(alone.arrays["SCORES"], response.arrays["SCORES"])
 
@@ -125,7 +132,7 @@ def test_a_batch_answers_as_its_requests_alone(bank: Any) -> None:
 def test_an_error_is_of_its_request_alone(
     bank: Any, tensors: dict[str, list[bytes]], code: str, message: str
 ) -> None:
-    good = request([b"good"], [b"film"])
+    good = asked([b"good"], [b"film"])
     before, wrong, after = execute(bank, good, Request(tensors), good)
     assert wrong.error is not None
     assert wrong.error.code == code
@@ -136,15 +143,48 @@ def test_an_error_is_of_its_request_alone(
         assert response.arrays["DIGEST"].tolist() == [[small_expert().digest.encode()]]
 
 
+@pytest.mark.parametrize("form", ["bank", "merged"])
+def test_a_row_that_the_graph_fails_on_fails_alone(
+    form: str, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(form)
+    good, wrong = (
+        Request({"TEXT": [text], "EXPERT": [b"film"]})
+        for text in (b"good film", f"good {NEW}".encode())
+    )
+    responses = execute(model, good, wrong, good, wrong, good)
+    for response in responses[1::2]:
+        assert response.error is not None
+        assert response.error.code == "INTERNAL"
+        assert "the row cannot be answered" in response.error.text
+        assert not response.output_tensors
+    (alone,) = execute(model, good)
+    for response in responses[::2]:
+        assert response.error is None
+        np.testing.assert_array_equal(response.arrays["SCORES"], alone.arrays["SCORES"])
+
+
+def test_a_request_that_cannot_be_read_at_all_fails_alone(bank: Any) -> None:
+    """Not even an array: the reader raises what it never meant to raise."""
+    good = asked([b"good"], [b"film"])
+    odd = Request({"TEXT": [b"a"], "EXPERT": [5]})  # type: ignore[list-item]
+    deaf = Deaf({"TEXT": [b"a"], "EXPERT": [b"film"]})
+    before, first, second, after = execute(bank, good, odd, deaf, good)
+    for response in (first, second):
+        assert response.error is not None
+        assert response.error.code == "INTERNAL"
+    assert before.error is after.error is None
+
+
 def test_only_what_is_asked_for_is_returned(bank: Any) -> None:
-    (response,) = execute(bank, request([b"a"], [b"film"], wanted=("EMBEDDING", "DIGEST")))
+    (response,) = execute(bank, asked([b"a"], [b"film"], wanted=("EMBEDDING", "DIGEST")))
     assert sorted(response.arrays) == ["DIGEST", "EMBEDDING"]
     assert response.arrays["EMBEDDING"].shape == (1, 4)
 
 
 def test_the_bare_backbone_embeds_and_has_no_label(bank: Any) -> None:
-    asked = request([b"film"], [b"@backbone"], wanted=("EMBEDDING", "LABEL", "SCORES"))
-    (response,) = execute(bank, asked)
+    wanted = ("EMBEDDING", "LABEL", "SCORES")
+    (response,) = execute(bank, asked([b"film"], [b"@backbone"], wanted=wanted))
     np.testing.assert_allclose(response.arrays["EMBEDDING"], [[0.04, 0, 0, 0]])
     assert response.arrays["LABEL"].tolist() == [[b""]]
     assert response.arrays["SCORES"].shape == (1, 0)

@@ -1,0 +1,134 @@
+"""Files from anywhere, read with bounds. Every fault is an `ExpertError` of one line.
+
+A server follows files that other processes write. None of them may stop the server: a FIFO blocks
+its reader for ever, a device never ends, and a huge or deeply nested file takes all memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pidep.errors import ExpertError
+
+__all__ = ["MAX_JSON_BYTES", "MAX_TENSOR_BYTES", "parse_json", "read_file", "read_json"]
+
+MAX_JSON_BYTES = 64 * 2**20
+"""Most bytes of a JSON file. A record of thousands of experts or labels has a few megabytes."""
+MAX_TENSOR_BYTES = 2**31
+"""Most bytes of a tensor file or a graph; a graph's format has the same limit."""
+
+# O_NONBLOCK: opening a FIFO returns at once. Windows has neither FIFOs nor the flag, and needs
+# O_BINARY, because its text mode changes bytes.
+_FLAGS = os.O_RDONLY
+for _name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+    _FLAGS |= getattr(os, _name, 0)
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def read_file(path: Path, *, limit: int) -> bytes:
+    """The bytes of a plain file, or of the plain file that a link leads to.
+
+    Raises:
+        FileNotFoundError: nothing is there; the caller knows what that means.
+        ExpertError: not a plain file, not readable, or of more than `limit` bytes.
+    """
+    try:
+        handle = os.open(path, _FLAGS)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ExpertError(f"{path}: not readable ({_reason(error)}); check the file") from error
+    try:
+        # Asked of the open file: a path can change between the check and the use.
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise ExpertError(
+                f"{path}: expected a plain file, found {_kind(found.st_mode)}; remove it"
+            )
+        if found.st_size > limit:
+            raise ExpertError(
+                f"{path}: has {found.st_size} bytes, expected at most {limit}; replace the file"
+            )
+        return _content(handle, found.st_size, path)
+    finally:
+        os.close(handle)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ExpertError: as `read_file`, absent, or not a JSON object.
+    """
+    try:
+        data = read_file(path, limit=MAX_JSON_BYTES)
+    except FileNotFoundError as error:
+        raise ExpertError(
+            f"{path}: no such file; expected an expert folder with {path.name} in it"
+        ) from error
+    try:
+        value = parse_json(data)
+    except ValueError as error:
+        raise ExpertError(f"{path}: not readable as JSON ({error})") from error
+    # Valid JSON may be a list or a number, on which every key would fail.
+    if not isinstance(value, dict):
+        raise ExpertError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, nested too deeply, or with a number that no float holds.
+    """
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _content(handle: int, size: int, path: Path) -> bytes:
+    """The file's bytes: as many as it had when it was opened, and no more."""
+    parts: list[bytes] = []
+    left = size
+    try:
+        # One call reads at most 2 GiB.
+        while left and (part := os.read(handle, left)):
+            parts.append(part)
+            left -= len(part)
+        more = os.read(handle, 1)
+    except OSError as error:
+        raise ExpertError(f"{path}: not readable ({_reason(error)}); check the disk") from error
+    if left or more:
+        raise ExpertError(f"{path}: changed while it was read; read it again")
+    return b"".join(parts)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    # 1e999 becomes infinity in silence, and later code would fail on it far from the file.
+    if value in (float("inf"), float("-inf")):
+        _refuse(text)
+    return value
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(f"number {text[:40]} is not finite")
+
+
+def _kind(mode: int) -> str:
+    return next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
