@@ -10,6 +10,7 @@ from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, require_embeddings
 from pidep.experts.kind import Array, BankGroup
 from pidep.experts.kinds import expert_kind, kind_names
+from pidep.experts.validation import require_valid
 
 __all__ = ["BankGroup", "check_fits", "fill_row", "pack", "require_bank_kind"]
 
@@ -52,15 +53,16 @@ def require_bank_kind(expert: Expert) -> None:
 def check_fits(
     expert: Expert, groups: Sequence[BankGroup], *, max_rank: int, backbones: Collection[str]
 ) -> None:
-    """Refuse an expert that a bank cannot hold.
+    """Refuse an expert that cannot answer, or that a bank cannot hold.
 
     Args:
         backbones: digests of the backbones whose experts run on the bank's.
 
     Raises:
-        ExpertError: another backbone, another kind, an unknown site, a rank over the bank's, or a
-            wrong width.
+        ExpertError: as `require_valid`, or another backbone, another kind, an unknown site, a rank
+            over the bank's, or a wrong width.
     """
+    require_valid(expert)
     # By digest, not by name: a name says nothing about the weights.
     if expert.backbone_digest not in backbones:
         raise ExpertError(

@@ -28,9 +28,11 @@ import numpy as np
 
 from pidep.artifacts.names import EXPERT_RECORD, SCHEMA, TASK_EMBEDDING, TEXT_SCHEMA
 from pidep.errors import ExpertError
+from pidep.experts.finite import as_finite_fp32
 from pidep.experts.kind import Array
 from pidep.experts.kinds import expert_kind, kind_names
 from pidep.experts.peft_format import at_sites, peft_config, read_peft
+from pidep.experts.validation import require_valid
 from pidep.files.atomic_write import atomic_folder, check_place
 from pidep.files.tensor_file import read_tensors, tensor_bytes
 
@@ -165,7 +167,7 @@ def _read_sites(folder: Path) -> dict[str, Mapping[str, Array]]:
     sites: dict[str, dict[str, Array]] = {}
     for full, array in read_tensors(path).items():
         site, _, name = full.rpartition(".")
-        if not site or array.dtype != np.float32 or not np.isfinite(array).all():
+        if not site or array.dtype != np.float32 or as_finite_fp32(array) is None:
             raise ExpertError(
                 f"{path}: {full} is {array.dtype} {array.shape}, expected <site>.<tensor> of "
                 "finite float32; train it again"
@@ -222,13 +224,7 @@ def read_expert(folder: str | Path) -> Expert:
         rank_stabilized=stabilized,
         max_answer_length=record.max_answer_length,
     )
-    if expert.label_embeddings.ndim != 2 or len(expert.labels) != len(expert.label_embeddings):
-        raise ExpertError(
-            f"{folder}: {len(expert.labels)} labels but label_embeddings "
-            f"{expert.label_embeddings.shape}"
-        )
-    if not np.isfinite(expert.label_embeddings).all():
-        raise ExpertError(f"{folder / 'labels.safetensors'}: label_embeddings holds NaN or Inf")
+    require_valid(expert, where=str(folder))
     # Over the content as it was read, so that any damage shows, in whichever file.
     if expert.digest != record.digest:
         raise ExpertError(
@@ -246,6 +242,11 @@ def _read_label_embeddings(folder: Path, record: ExpertRecord) -> Array:
     if labels is None:
         raise ExpertError(
             f"{path}: expected a tensor 'label_embeddings', found none; copy the expert again"
+        )
+    if as_finite_fp32(labels) is None:
+        raise ExpertError(
+            f"{path}: label_embeddings is {labels.dtype} and holds NaN or Inf, or no floats; copy "
+            "the expert again"
         )
     return np.ascontiguousarray(labels, np.float32)
 
@@ -294,10 +295,14 @@ def write_expert(
     """Write an expert folder, whole or not at all.
 
     `peft.PeftModel.from_pretrained` loads it where PEFT has the kind.
+
+    Raises:
+        ExpertError: the expert cannot answer, or the folder holds something else.
     """
     from pidep.artifacts.expert_record import ExpertRecord
 
     check_name(expert.name)
+    require_valid(expert)
     folder = Path(folder)
     check_expert_place(folder)
     record = ExpertRecord(

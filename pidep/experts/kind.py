@@ -87,6 +87,8 @@ class ExpertKind(ABC):
     name: str
     adapter: str
     """`module:object` of the `AdapterKind` that lets experts of this kind act on a torch module."""
+    required: frozenset[str] = frozenset()
+    """Tensors that each site has; empty where the kind does not say."""
     optional: frozenset[str] = frozenset()
     """Tensors that a site may have beside those it must have."""
     peft_type: str | None = None
@@ -99,6 +101,19 @@ class ExpertKind(ABC):
     @abstractmethod
     def size_of(self, tensors: Tensors) -> int:
         """Rank, bottleneck width or number of virtual tokens of an expert's tensors at a site."""
+
+    def check_tensors(self, tensors: Tensors, *, where: str) -> None:
+        """Refuse a site whose tensors cannot be the kind's.
+
+        Raises:
+            ExpertError: a tensor is missing, unknown or of a wrong shape; begins with `where`.
+        """
+        found = set(tensors)
+        if self.required and not self.required <= found <= self.required | self.optional:
+            raise ExpertError(
+                f"{where}: has {', '.join(sorted(map(str, found))) or 'no tensors'}, a {self.name} "
+                f"expert has {', '.join(sorted(self.required))}; train it again"
+            )
 
     def scaling(self, alpha: float, size: int, *, rank_stabilized: bool = False) -> float:
         """The factor s of an expert's change; 1 for kinds that have none."""

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.errors import ExpertError
+from pidep.experts.finite import as_finite_fp32
 from pidep.experts.kind import Array, PeftAdapter, Sites, Tensors
 from pidep.experts.kinds import expert_kind, kind_names
 from pidep.files.bounded_read import read_json
@@ -181,8 +182,9 @@ def finite(array: npt.NDArray[Any], name: str, path: Path) -> Array:
     Raises:
         ExpertError: it holds NaN or Inf.
     """
-    if not np.isfinite(array).all():
+    cast = as_finite_fp32(array)
+    if cast is None:
         raise ExpertError(
             f"{path}: {name} holds NaN or Inf; train the expert again with a smaller learning rate"
         )
-    return np.ascontiguousarray(array, dtype=np.float32)
+    return np.ascontiguousarray(cast)

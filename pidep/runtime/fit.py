@@ -5,6 +5,7 @@ from __future__ import annotations
 from pidep.artifacts.bank import BankRecord
 from pidep.experts.bank import BankGroup, check_fits
 from pidep.experts.folder import Expert
+from pidep.experts.validation import require_within
 
 __all__ = ["check_expert", "groups_of"]
 
@@ -15,10 +16,12 @@ def groups_of(record: BankRecord) -> tuple[BankGroup, ...]:
 
 
 def check_expert(record: BankRecord, expert: Expert) -> None:
-    """Refuse an expert that the bank cannot hold.
+    """Refuse an expert that the bank cannot hold or that cannot answer.
 
     Raises:
-        ExpertError: another backbone, kind or width, an unknown site, or a rank over the bank's.
+        ExpertError: a value that no answer can use, another backbone, kind or width, an unknown
+            site, a rank over the bank's, or texts longer than the backbone reads.
     """
     groups = groups_of(record)
     check_fits(expert, groups, max_rank=record.max_rank, backbones=record.backbones)
+    require_within(expert, width=record.hidden_size, max_positions=record.max_positions)

@@ -15,6 +15,7 @@ from pidep.artifacts.manifest import Manifest
 from pidep.artifacts.names import MANIFEST
 from pidep.errors import ExpertError, ServingError
 from pidep.experts.folder import Expert, check_name, read_expert, write_expert
+from pidep.experts.validation import require_valid
 from pidep.files.cache_folder import locked
 
 __all__ = ["ExpertStore"]
@@ -89,9 +90,11 @@ class ExpertStore:
             since: refuse to work on a manifest that is newer than this one.
 
         Raises:
-            ExpertError: a name that cannot be a folder's.
+            ExpertError: a name that cannot be a folder's, or an expert that cannot answer.
             ServingError: the manifest is damaged, or another process has changed it.
         """
+        for expert in experts.values():
+            require_valid(expert)
         digests = {check_name(name): expert.digest for name, expert in experts.items()}
         # One writer at a time: the manifest is read, changed and replaced.
         with locked(self.folder):

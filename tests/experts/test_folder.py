@@ -7,7 +7,7 @@ import pytest
 
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, check_name, read_expert, write_expert
-from pidep.files.tensor_file import read_tensors
+from pidep.files.tensor_file import read_tensors, tensor_bytes
 from tests.conftest import make_expert
 
 
@@ -66,8 +66,9 @@ def test_a_flipped_bit_is_a_digest_mismatch(tiny, tmp_path: Path) -> None:
 def test_nan_is_refused_by_name(tiny, tmp_path: Path) -> None:
     expert = make_expert(tiny)
     site = next(iter(expert.sites))
-    expert.sites[site]["lora_A"][0, 0] = np.nan
     folder = write_expert(expert, tmp_path / "e")
+    expert.sites[site]["lora_A"][0, 0] = np.nan
+    (folder / "adapter_model.safetensors").write_bytes(tensor_bytes(expert.tensors()))
     with pytest.raises(ExpertError, match=rf"{site}\.lora_A\.weight holds NaN"):
         read_expert(folder)
 

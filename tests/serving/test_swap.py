@@ -61,7 +61,10 @@ def test_an_expert_is_published_under_a_name(repo: Path, store: ExpertStore) -> 
     ("change", "message"),
     [
         ({"backbone_digest": "sha256:other"}, "made for another backbone"),
-        ({"kind": "bitfit"}, "is of kind 'bitfit'"),
+        (
+            {"kind": "bitfit", "sites": {"layer.0": {"bias": np.ones(4, np.float32)}}},
+            "is of kind 'bitfit'",
+        ),
         ({"sites": {"layer.9": small_expert().sites["layer.0"]}}, "'layer.9' is not in the bank"),
     ],
 )

@@ -1,7 +1,8 @@
 """The kinds of expert, one file each: tensors, files and bank packing. No torch.
 
 A kind's other half, how it acts on a backbone, is in `pidep.adapters.kinds`.
-May import `pidep.experts.{kind,peft_format}`, `pidep.files`, `pidep.plugins`, `pidep.errors`.
+May import `pidep.experts.{finite,kind,peft_format}`, `pidep.files`, `pidep.plugins` and
+`pidep.errors`.
 """
 
 from pidep import plugins

@@ -9,6 +9,7 @@ __all__ = ["KIND"]
 
 class _Adapter(ExpertKind):
     name = "adapter"
+    required = frozenset({"down", "down_bias", "up", "up_bias"})
     adapter = "pidep.adapters.kinds.adapter:KIND"
 
     def size_of(self, tensors: Tensors) -> int:

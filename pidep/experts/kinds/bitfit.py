@@ -9,6 +9,7 @@ __all__ = ["KIND"]
 
 class _BitFit(ExpertKind):
     name = "bitfit"
+    required = frozenset({"bias"})
     adapter = "pidep.adapters.kinds.bitfit:KIND"
 
     def size_of(self, tensors: Tensors) -> int:

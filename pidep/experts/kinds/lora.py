@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pidep.errors import ExpertError
+from pidep.experts.finite import is_finite_number
 from pidep.experts.kind import Array, BankGroup, ExpertKind, PeftAdapter, Sites, Tensors, Truncated
 from pidep.experts.kinds.lora_truncation import truncate
 from pidep.experts.peft_format import finite
@@ -24,6 +25,7 @@ _PREFIX = "base_model.model."  # PEFT wraps the backbone twice and names tensors
 class _Lora(ExpertKind):
     name = "lora"
     adapter = "pidep.adapters.kinds.lora:KIND"
+    required = frozenset({"lora_A", "lora_B"})
     peft_type = "LORA"
     only_in_peft = True
     in_bank = True
@@ -31,6 +33,16 @@ class _Lora(ExpertKind):
     def size_of(self, tensors: Tensors) -> int:
         """r, the rank."""
         return len(tensors["lora_A"])
+
+    def check_tensors(self, tensors: Tensors, *, where: str) -> None:
+        """`lora_A` [r, in] and `lora_B` [out, r]; raises as `ExpertKind.check_tensors`."""
+        super().check_tensors(tensors, where=where)
+        a, b = tensors["lora_A"].shape, tensors["lora_B"].shape
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in (*a, *b):
+            raise ExpertError(
+                f"{where}: lora_A is {a} and lora_B {b}, expected (rank, in) and (out, rank); "
+                "train it again"
+            )
 
     def scaling(self, alpha: float, size: int, *, rank_stabilized: bool = False) -> float:
         """s = alpha / r, or alpha / √r with rsLoRA (Kalajdzievski, 2023).
@@ -66,11 +78,16 @@ class _Lora(ExpertKind):
     def read_peft(self, folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
         """Sites, factors and scaling; raises as `ExpertKind.read_peft`."""
         rank, alpha = config.get("r"), config.get("lora_alpha")
-        numeric = isinstance(alpha, int | float) and math.isfinite(alpha)
-        if not isinstance(rank, int) or rank < 1 or not numeric:
+        # Not above 2**31: a tensor file has no such rank, and no float holds a number that large.
+        if (
+            not isinstance(rank, int)
+            or isinstance(rank, bool)
+            or not 1 <= rank < 2**31
+            or not is_finite_number(alpha)
+        ):
             raise ExpertError(
-                f"{folder / 'adapter_config.json'}: expected r >= 1 and a numeric lora_alpha, "
-                f"found r={rank!r}, lora_alpha={alpha!r}"
+                f"{folder / 'adapter_config.json'}: expected r >= 1 and a finite lora_alpha, "
+                f"found r={str(rank)[:40]}, lora_alpha={str(alpha)[:40]}"
             )
         stabilized = bool(config.get("use_rslora"))
         factors = _read_factors(folder / "adapter_model.safetensors", rank)

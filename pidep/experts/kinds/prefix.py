@@ -20,6 +20,7 @@ __all__ = ["KIND"]
 
 class _Prefix(ExpertKind):
     name = "prefix"
+    required = frozenset({"key", "value"})
     adapter = "pidep.adapters.kinds.prefix:KIND"
     optional = frozenset({"bias"})
     peft_type = "PREFIX_TUNING"

@@ -14,6 +14,7 @@ __all__ = ["KIND"]
 
 class _Prompt(ExpertKind):
     name = "prompt"
+    required = frozenset({"prompt"})
     adapter = "pidep.adapters.kinds.prompt:KIND"
     peft_type = "PROMPT_TUNING"
 
