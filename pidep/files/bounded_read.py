@@ -10,7 +10,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pidep.errors import ExpertError
 
@@ -89,10 +89,11 @@ def parse_json(data: bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: not UTF-8, not JSON, nested too deeply, or with a number that no float holds.
+        ValueError: not UTF-8, not JSON, or nested too deeply. NaN and 1e999 are numbers; the
+            schema of the file refuses them by the key's name.
     """
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
+        return json.loads(data.decode("utf-8"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -112,18 +113,6 @@ def _content(handle: int, size: int, path: Path) -> bytes:
     if left or more:
         raise ExpertError(f"{path}: changed while it was read; read it again")
     return b"".join(parts)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    # 1e999 becomes infinity in silence, and later code would fail on it far from the file.
-    if value in (float("inf"), float("-inf")):
-        _refuse(text)
-    return value
-
-
-def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"number {text[:40]} is not finite")
 
 
 def _kind(mode: int) -> str:

@@ -130,6 +130,18 @@ DAMAGE = [
     ("bank.json", "[]", r"bank\.json: malformed \(content: Input should be a valid dictionary"),
     ("bank.json", '{"schema": 2}', r"malformed \(schema: Input should be 1, found '2'\)"),
     ("bank.json", b"\xff", r"bank\.json: malformed \(.*can't decode"),
+    ("bank.json", "[" * 100_000, r"malformed \(nested too deeply\); make it again"),
+    (
+        "manifest.json",
+        '{"schema": 1, "generation": 1e999, "aliases": {}}',
+        r"damaged manifest \(generation: .*, found 'inf'\); restore it",
+    ),
+    (
+        "manifest.json",
+        '{"schema": 1, "generation": ' + "9" * 5001 + ', "aliases": {}}',
+        r"damaged manifest \(Exceeds the limit",
+    ),
+    ("manifest.json", '{"a":' * 100_000, r"damaged manifest \(nested too deeply\); restore it"),
     ("merged.json", "{}", r"merged\.json: malformed \(expert: Field required\); make it again"),
     ("manifest.json", "{}", r"damaged manifest \(revision: Field required\); restore it"),
     (

@@ -206,9 +206,12 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def poisoned(expert: Any) -> Any:
-    next(iter(expert.sites.values()))["lora_A"][0, 0] = np.nan
-    return expert
+def poison(path: Path) -> None:
+    """Put a NaN into the first tensor. pidep itself does not write one."""
+    tensors = load_file(path)
+    name = min(tensors)
+    tensors[name][0, 0] = np.nan
+    save_file(tensors, path)
 
 
 def damaged(folder: Path, damage: str) -> None:
@@ -216,13 +219,15 @@ def damaged(folder: Path, damage: str) -> None:
         truncate(folder)
     elif damage == "flipped":
         flip(folder / WEIGHTS)
+    elif damage == "nan":
+        poison(folder / WEIGHTS)
 
 
 def sick_expert(backbone: Any, damage: str, name: str = "film") -> Any:
     expert = make_expert(backbone, name=name)
     if damage == "stranger":
         return replace(expert, backbone_digest="sha256:" + "0" * 64)
-    return poisoned(expert) if damage == "nan" else expert
+    return expert
 
 
 SICK = {

@@ -100,10 +100,6 @@ def test_a_file_that_says_it_is_empty_and_is_not_is_refused() -> None:
     [
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
-        (b'{"a": 1e999}', "number 1e999 is not finite"),
-        (b'{"a": -1e999}', "number -1e999 is not finite"),
-        (b'{"a": NaN}', "number NaN is not finite"),
-        (b'{"a": Infinity}', "number Infinity is not finite"),
         (b'{"a": ' + b"9" * 5001 + b"}", "integer string conversion"),
         (b'{"a": "\xff"}', "can't decode"),
         (b"", "Expecting value"),
