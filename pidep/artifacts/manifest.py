@@ -10,6 +10,7 @@ write the other one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -54,10 +55,14 @@ class Manifest(Record):
         """Replace the store's manifest in one step."""
         write_record(store / MANIFEST, self)
 
-    def naming(self, digests: dict[str, str]) -> Manifest:
-        """The next manifest, with these names and digests; this one where nothing changes."""
+    def naming(self, digests: Mapping[str, str | None]) -> Manifest:
+        """The next manifest, with these names and digests; this one where nothing changes.
+
+        A name whose digest is None is taken out.
+        """
+        named = {**self.aliases, **digests}
         # Sorted, so that equal states are equal bytes, whatever the order of the publications.
-        aliases = dict(sorted({**self.aliases, **digests}.items()))
+        aliases = {name: digest for name, digest in sorted(named.items()) if digest is not None}
         if aliases == self.aliases:
             return self
         # A new revision only for a change: running servers rebuild their experts on each.

@@ -25,6 +25,7 @@ __all__ = [
     "SCHEMA",
     "SCORES",
     "SHIM",
+    "STATUS",
     "TASK_EMBEDDING",
     "TEXT",
     "TEXT_SCHEMA",
@@ -38,6 +39,8 @@ BANK = "pidep_bank"
 """The bank's model in Triton Server."""
 BACKBONE = "@backbone"
 """Names the bare backbone where an expert is expected. It has no labels; it embeds candidates."""
+STATUS = "@status"
+"""Names no expert: the row is answered with the server's state, as JSON in `LABEL`."""
 
 # Files of a model repository entry: <repo>/<model>/config.pbtxt and <repo>/<model>/1/….
 CONFIG = "config.pbtxt"

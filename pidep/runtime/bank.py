@@ -24,6 +24,10 @@ from pidep.runtime.session import open_session
 
 __all__ = ["Bank", "Residents"]
 
+_PROBES = ("which expert answers?", "a")
+"""Texts that a new expert must answer before it is served. Their numbers must be finite."""
+_PROBE_BATCH = 32
+
 
 @dataclass(frozen=True)
 class Residents:
@@ -38,6 +42,8 @@ class Residents:
     """Graph input to `[E, S, R, width]` fp32."""
     values: dict[str, Any] = field(default_factory=dict)
     """`factors` as OrtValues, on the device where the graph runs."""
+    refused: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Name to `digest` and `reason` of a version that cannot be served."""
 
 
 class Bank:
@@ -69,11 +75,17 @@ class Bank:
             ExpertError: an expert does not fit; `previous` is untouched.
         """
         previous = previous or Residents()
-        for expert in experts.values():
-            check_expert(self.record, expert)
         # Sorted, so that the same experts always get the same rows, and so the same graph inputs.
         names = sorted(experts)
-        digests = {name: experts[name].digest for name in names}
+        digests = {}
+        for name in names:
+            expert = experts[name]
+            # A check and a digest read every tensor: those of unchanged experts are not repeated.
+            if previous.experts.get(name) is expert:
+                digests[name] = previous.digests[name]
+                continue
+            check_expert(self.record, expert)
+            digests[name] = expert.digest
         rows = {name: row for row, name in enumerate(names, 1)}
         factors = {}
         for group in self._groups:
@@ -89,6 +101,18 @@ class Bank:
             factors[group.input] = packed
         values = {name: self._value(array, self.device) for name, array in factors.items()}
         return Residents(dict(experts), digests, rows, factors, values)
+
+    def probe(self, residents: Residents, names: Sequence[str]) -> dict[str, PidepError]:
+        """Name to error of those experts that cannot answer probe rows, by the graph itself."""
+        asked = [(name, text) for name in names for text in _PROBES]
+        found: dict[str, PidepError] = {}
+        for start in range(0, len(asked), _PROBE_BATCH):
+            part = asked[start : start + _PROBE_BATCH]
+            answers = self.run(residents, [text for _, text in part], [name for name, _ in part])
+            for (name, _), answer in zip(part, answers, strict=True):
+                if isinstance(answer, PidepError):
+                    found.setdefault(name, answer)
+        return found
 
     def run(
         self, residents: Residents, rows: Sequence[Input], names: Sequence[str]
@@ -160,5 +184,11 @@ class Bank:
 
 
 def _unknown(residents: Residents, name: str) -> ExpertError:
+    if name in residents.refused:
+        refused = residents.refused[name]
+        return ExpertError(
+            f"expert {name!r} is not served: its version {refused['digest'][:19]}… is refused: "
+            f"{refused['reason']}"
+        )
     known = ", ".join(list(residents.rows)[:10]) or "none"
     return ExpertError(f"unknown expert {name[:60]!r}; this server has: {known}")

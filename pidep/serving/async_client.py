@@ -18,6 +18,8 @@ from pidep.serving.request import (
     Result,
     chosen,
     results,
+    status_of,
+    status_row,
     with_candidates,
 )
 
@@ -72,6 +74,10 @@ class AsyncClient(Connection):
         while batch := list(islice(iterator, batch_size)):
             for result in await self.infer(batch):
                 yield result
+
+    async def status(self) -> dict[str, Any]:
+        """What a bank serves and what is wrong with it; keys and errors as `Client.status`."""
+        return status_of((await self.infer([status_row()]))[0])
 
     async def _ask(self, rows: Sequence[Request], wanted: Sequence[str]) -> list[Array]:
         """The outputs asked for, of one request."""

@@ -18,6 +18,8 @@ from pidep.serving.request import (
     Result,
     chosen,
     results,
+    status_of,
+    status_row,
     with_candidates,
 )
 
@@ -72,6 +74,18 @@ class Client(Connection):
         iterator = iter(rows)
         while batch := list(islice(iterator, batch_size)):
             yield from self.infer(batch)
+
+    def status(self) -> dict[str, Any]:
+        """What a bank serves and what is wrong with it.
+
+        Keys: `ready` (whether the store is being followed), `silent_s` (seconds since the last
+        look at the store), `revision`, `served` (name to digest), `refused` (name to `digest` and
+        `reason`), `fault` (of the store itself, or empty).
+
+        Raises:
+            ServingError: as `infer`, or the server is of a release without a status.
+        """
+        return status_of(self.infer([status_row()])[0])
 
     def _ask(self, rows: Sequence[Request], wanted: Sequence[str]) -> list[Array]:
         """The outputs asked for, of one request."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.artifacts import names
-from pidep.errors import ServingError, UsageError
+from pidep.errors import ServingError, UnreachableError, UsageError
 
 __all__ = [
     "CHOICE",
@@ -25,6 +26,8 @@ __all__ = [
     "encode_rows",
     "failure",
     "results",
+    "status_of",
+    "status_row",
     "with_candidates",
 ]
 
@@ -133,6 +136,24 @@ def results(rows: Sequence[Request], outputs: Sequence[Array]) -> list[Result]:
     ]
 
 
+def status_row() -> Request:
+    """The row that a bank answers with its state."""
+    return Request("status", names.STATUS)
+
+
+def status_of(result: Result) -> dict[str, Any]:
+    """The server's state, of the answer to `status_row`.
+
+    Raises:
+        ServingError: it is no state.
+    """
+    try:
+        found = json.loads(result.label)
+    except ValueError as error:
+        raise ServingError(f"status: expected JSON, found {result.label[:60]!r}") from error
+    return dict(found)
+
+
 def with_candidates(row: Request, candidates: Sequence[Request]) -> list[Request]:
     """The row and its candidates, which the bare backbone embeds, as in training.
 
@@ -158,7 +179,10 @@ def chosen(row: Request, batches: Sequence[Sequence[Array]]) -> Result:
 
 
 def failure(url: str, model: str, error: Exception, *, timeout_s: float) -> ServingError:
-    """An exception of tritonclient or its transport as one line that says where and what to do."""
+    """An exception of tritonclient or its transport as one line that says where and what to do.
+
+    It is an `UnreachableError` where nobody answered at all.
+    """
     from tritonclient.utils import InferenceServerException
 
     hint = "; is pidep serve running there?"
@@ -170,9 +194,11 @@ def failure(url: str, model: str, error: Exception, *, timeout_s: float) -> Serv
         message = " ".join(str(error.message()).split())
     # Python 3.10 has two classes of timeouts.
     if isinstance(error, TimeoutError | asyncio.TimeoutError) or "DEADLINE_EXCEEDED" in status:
-        return ServingError(
+        return UnreachableError(
             f"{url}, model {model}: no answer within {timeout_s:g} s; is the server busy?"
         )
     if not isinstance(error, InferenceServerException):
-        return ServingError(f"{url}: cannot be reached ({message}){hint}")
-    return ServingError(f"{url}, model {model}: {message}{hint if 'UNAVAILABLE' in status else ''}")
+        return UnreachableError(f"{url}: cannot be reached ({message}){hint}")
+    if "UNAVAILABLE" in status:
+        return UnreachableError(f"{url}, model {model}: {message}{hint}")
+    return ServingError(f"{url}, model {model}: {message}")

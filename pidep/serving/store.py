@@ -6,19 +6,39 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pidep.artifacts.manifest import Manifest
-from pidep.artifacts.names import MANIFEST
+from pidep.artifacts.names import EXPERT_RECORD, MANIFEST
 from pidep.errors import ExpertError, ServingError
 from pidep.experts.folder import Expert, check_name, read_expert, write_expert
 from pidep.experts.validation import require_valid
 from pidep.files.cache_folder import locked
 
-__all__ = ["ExpertStore"]
+__all__ = ["ExpertStore", "Replaced"]
+
+_VERSIONS = "versions"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A publication under one name."""
+
+    alias: str
+    old: str | None
+    """Digest that the name had before; None where it was not served."""
+    new: str
+    revision: int
+    """Of the manifest that names the new version."""
 
 
 class ExpertStore:
@@ -29,16 +49,33 @@ class ExpertStore:
         self.manifest_path = folder / MANIFEST
 
     def manifest(self) -> Manifest:
-        """The current manifest; an absent one is empty.
+        """The current manifest; that of a new store is empty.
 
         Raises:
-            ServingError: it is damaged.
+            ServingError: it is damaged, or it is gone and versions are still there.
         """
-        return Manifest.read(self.folder)
+        found = Manifest.read(self.folder)
+        # A lost manifest reads as empty. Writing the next one would drop every served name.
+        if not found.revision and not self.manifest_path.exists() and self._has_versions():
+            raise ServingError(
+                f"{self.manifest_path}: is gone, and the versions of its experts are still there; "
+                f"restore it, or move {self.folder / _VERSIONS} away and publish every expert again"
+            )
+        return found
 
     def version(self, digest: str) -> Path:
-        """Folder of a digest."""
-        return self.folder / "versions" / digest.removeprefix("sha256:")
+        """Folder of a digest.
+
+        Raises:
+            ExpertError: it is no digest.
+        """
+        # The digest stands in a file that others can write; `../..` would leave the store.
+        if not _DIGEST.fullmatch(digest):
+            raise ExpertError(
+                f"{self.manifest_path}: {digest[:80]!r} is no digest, expected sha256: and 64 hex "
+                "digits; publish the expert again"
+            )
+        return self.folder / _VERSIONS / digest.removeprefix("sha256:")
 
     def load(self, digest: str) -> Expert:
         """A published expert, verified.
@@ -55,35 +92,63 @@ class ExpertStore:
         return expert
 
     def published(self, manifest: Manifest | None = None) -> dict[str, Expert]:
-        """Every expert that a manifest names, by name.
+        """Every expert that a manifest names and that can be loaded, by name; others are logged.
 
         Args:
             manifest: the current one when absent.
 
         Raises:
             ServingError: the manifest is damaged.
-            ExpertError: a version is missing or damaged.
         """
-        aliases = (manifest or self.manifest()).aliases
-        return {name: self.load(digest) for name, digest in aliases.items()}
+        found: dict[str, Expert] = {}
+        for name, digest in (manifest or self.manifest()).aliases.items():
+            try:
+                found[name] = self.load(digest)
+            except ExpertError as error:
+                # One bad version must not keep every other expert from being exported.
+                _log.warning("%s: is left out: %s", name, error)
+        return found
 
     def publish(self, expert: Expert, alias: str) -> str:
         """Serve the expert under a name; its digest.
 
         Publishing the same expert again changes nothing. A damaged version is written anew.
         """
+        return self.replace(alias, expert).new
+
+    def replace(self, alias: str, expert: Expert) -> Replaced:
+        """As `publish`; says what changed, so that it can be undone."""
         with self.staged({alias: expert}) as commit:
-            commit()
-        return expert.digest
+            before, after = commit()
+        old, new = before.aliases.get(alias), after.aliases[alias]
+        return Replaced(alias, old, new, after.revision)
+
+    def put_back(self, done: Replaced) -> bool:
+        """Undo `replace`, unless somebody has named another version since.
+
+        Returns:
+            whether the name means what it meant before.
+        """
+        if done.old == done.new:
+            return True
+        with locked(self.folder):
+            now = self.manifest()
+            # Compare and set: another process may have replaced the version meanwhile, and its
+            # change must not be lost.
+            if now.revision < done.revision or now.aliases.get(done.alias) != done.new:
+                return False
+            now.naming({done.alias: done.old}).write(self.folder)
+        return True
 
     @contextmanager
     def staged(
         self, experts: Mapping[str, Expert], *, since: Manifest | None = None
-    ) -> Iterator[Callable[[], Manifest]]:
+    ) -> Iterator[Callable[[], tuple[Manifest, Manifest]]]:
         """Write the experts' versions; gives the function that lets the manifest name them.
 
-        The store is locked meanwhile. If the block ends with an error, or without a call of that
-        function, new versions are removed again.
+        That function returns the manifests before and after. The store is locked meanwhile. If the
+        block ends with an error, or without a call of that function, new versions are removed
+        again.
 
         Args:
             experts: served name to expert.
@@ -91,7 +156,7 @@ class ExpertStore:
 
         Raises:
             ExpertError: a name that cannot be a folder's, or an expert that cannot answer.
-            ServingError: the manifest is damaged, or another process has changed it.
+            ServingError: the manifest is damaged or gone, or another process has changed it.
         """
         for expert in experts.values():
             require_valid(expert)
@@ -108,28 +173,46 @@ class ExpertStore:
             # removed.
             new = [digest for digest in digests.values() if not self.version(digest).exists()]
 
-            def commit() -> Manifest:
+            def commit() -> tuple[Manifest, Manifest]:
                 after = before.naming(digests)
                 if after != before:
                     after.write(self.folder)
-                return after
+                return before, after
 
+            is_new = not self.manifest_path.exists()
+            if is_new:
+                # First of all: after a crash, versions without a manifest look like a lost one.
+                before.write(self.folder)
             try:
                 for expert in experts.values():
                     self._write(expert)
                 yield commit
             finally:
                 self._remove_unnamed(new)
+                if is_new and not self.manifest().revision:
+                    self.manifest_path.unlink()
 
     def _write(self, expert: Expert) -> None:
         """The expert's version, read back."""
         try:
             self.load(expert.digest)
         except ExpertError:
-            write_expert(expert, self.version(expert.digest))
+            place = self.version(expert.digest)
+            # Whatever lies there is no expert, and `write_expert` would refuse to replace it.
+            if os.path.lexists(place) and not (place / EXPERT_RECORD).is_file():
+                _discard(place)
+            write_expert(expert, place)
             # Read back before the manifest names it: the version must be readable, not only
             # written.
             self.load(expert.digest)
+
+    def _has_versions(self) -> bool:
+        try:
+            names = os.listdir(self.folder / _VERSIONS)
+        except OSError:
+            return False
+        # A version that is being written has a name with a leading dot.
+        return any(not name.startswith(".") for name in names)
 
     def _remove_unnamed(self, digests: list[str]) -> None:
         """Remove those versions that the manifest does not name."""
@@ -137,3 +220,10 @@ class ExpertStore:
         for digest in digests:
             if digest not in named:
                 shutil.rmtree(self.version(digest), ignore_errors=True)
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

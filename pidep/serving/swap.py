@@ -9,17 +9,18 @@ from typing import Any
 
 from pidep.artifacts.bank import BankRecord
 from pidep.artifacts.names import BANK, VERSION
-from pidep.errors import ServingError
+from pidep.errors import PidepError, ServingError, UnreachableError
 from pidep.experts.folder import Expert
 from pidep.runtime.fit import check_expert
 from pidep.serving.client import Client, Request
-from pidep.serving.store import ExpertStore
+from pidep.serving.store import ExpertStore, Replaced
 
 __all__ = ["Swapped", "publish_expert", "swap_expert"]
 
 
 _PROBE = "which expert answers?"
 _POLL_S = 0.002
+_ASK_STATUS_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,8 @@ def publish_expert(name: str, expert: Expert, repo: Path) -> tuple[str | None, s
         ExpertError: the bank cannot hold it; the store is unchanged.
         ServingError: the repository has no bank.
     """
-    version = repo / BANK / VERSION
-    record = BankRecord.read(version)
-    # The server would refuse it too, but only in its log, after the manifest has changed.
-    check_expert(record, expert)
-    store = ExpertStore(record.store(version))
-    old = store.manifest().aliases.get(name)
-    return old, store.publish(expert, name)
+    done = _store_for(expert, repo).replace(name, expert)
+    return done.old, done.new
 
 
 def swap_expert(
@@ -60,7 +56,8 @@ def swap_expert(
     """Publish, and wait for an answer that carries the new digest.
 
     The server's own answer is the only evidence: a status of 200 or a line in its log proves
-    nothing, both come before the new version serves.
+    nothing, both come before the new version serves. Without that evidence, the name is given its
+    old version again.
 
     Args:
         name: served name.
@@ -69,32 +66,87 @@ def swap_expert(
 
     Raises:
         ExpertError: the bank cannot hold the expert; the store is unchanged.
-        ServingError: the server cannot be reached, or did not answer with the new digest in time.
+        ServingError: the server cannot be reached, refuses the version, or did not answer with
+            the new digest in time.
     """
     started = time.monotonic()
+    store = _store_for(expert, repo)
     with Client(url, timeout_s=timeout_s) as client:
         # Asked first: a version that nobody serves should not wait in the store.
         _require_server(client, name)
-        old, new = publish_expert(name, expert, repo)
-        last = "no answer"
-        while time.monotonic() - started < timeout_s:
-            try:
-                last = client.infer([Request(_PROBE, name)])[0].digest
-                if last == new:
-                    return Swapped(name, old, new, round(time.monotonic() - started, 4))
-            except ServingError as error:
-                last = str(error)
-            time.sleep(_POLL_S)
-    raise ServingError(
-        f"swap {name!r}: published {new[:19]}… but after {timeout_s:g} s the server answered "
-        f"{last[:120]}; is it serving this repository? See its log"
-    )
+        done = store.replace(name, expert)
+        try:
+            _wait_for(client, done, until=started + timeout_s)
+        # Also for Ctrl-C: nobody has seen the version serve.
+        except BaseException as error:
+            left = _put_back(store, done)
+            if isinstance(error, ServingError):
+                raise ServingError(f"swap {name!r}: {error}; {left}") from error
+            raise
+    return Swapped(name, done.old, done.new, round(time.monotonic() - started, 4))
+
+
+def _store_for(expert: Expert, repo: Path) -> ExpertStore:
+    """The store of the repository's bank, which can hold the expert; raises as `swap_expert`."""
+    version = repo / BANK / VERSION
+    record = BankRecord.read(version)
+    check_expert(record, expert)
+    return ExpertStore(record.store(version))
 
 
 def _require_server(client: Client, name: str) -> None:
-    """Fail where nobody listens, before anything is published. The expert may be unknown yet."""
+    """Fail where nobody answers, before anything is published.
+
+    An error is an answer, too: the expert may be unknown yet, or so bad that it must be replaced.
+    """
     try:
         client.infer([Request(_PROBE, name)])
-    except ServingError as error:
-        if "unknown expert" not in str(error):
-            raise
+    except UnreachableError:
+        raise
+    except ServingError:
+        return
+
+
+def _wait_for(client: Client, done: Replaced, *, until: float) -> None:
+    """Return when the server answers with the new version.
+
+    Raises:
+        ServingError: it refuses the version, or does not answer with it in time.
+    """
+    last, asked_at, started = "no answer", time.monotonic(), time.monotonic()
+    while time.monotonic() < until:
+        try:
+            last = client.infer([Request(_PROBE, done.alias)])[0].digest
+        except ServingError as error:
+            last = str(error)
+        if last == done.new:
+            return
+        # A refused version leaves the old one serving, so answers alone would not tell.
+        if time.monotonic() - asked_at > _ASK_STATUS_S:
+            _require_not_refused(client, done)
+            asked_at = time.monotonic()
+        time.sleep(_POLL_S)
+    raise ServingError(
+        f"published {done.new[:19]}… but after {time.monotonic() - started:.2g} s the server "
+        f"answered {last[:120]}; is it serving this repository? See its log"
+    )
+
+
+def _require_not_refused(client: Client, done: Replaced) -> None:
+    try:
+        refused = client.status()["refused"].get(done.alias, {})
+    except PidepError:
+        return  # a server of an older release has no status
+    if refused.get("digest") == done.new:
+        raise ServingError(f"the server refuses {done.new[:19]}…: {refused['reason']}")
+
+
+def _put_back(store: ExpertStore, done: Replaced) -> str:
+    """Undo the publication; what the name means now, in words."""
+    before = "is not served" if done.old is None else f"is {done.old[:19]}… again"
+    try:
+        if store.put_back(done):
+            return f"{done.alias!r} {before}"
+    except (PidepError, OSError) as error:
+        return f"{done.alias!r} still names the new version ({error})"
+    return f"another process has changed {done.alias!r} meanwhile; it was left as it is"

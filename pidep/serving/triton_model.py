@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -43,13 +44,14 @@ class TritonPythonModel:
             watcher = Watcher(bank, ExpertStore(bank.store))
             watcher.start()
             self._watcher = watcher
-            # `watcher.residents` is read once a batch: a swap never changes a running batch.
-            self._answer: AnswerBatch = lambda rows, experts: bank.run(
-                watcher.residents, rows, experts
-            )
+            self._answer: AnswerBatch = _bank_answers(bank, watcher)
         else:
             merged = Merged(folder)
             self._answer = lambda rows, _: merged.run(rows)
+
+    def is_ready(self) -> bool:
+        """Whether the model answers and follows its store. Triton Server asks from 26.03 on."""
+        return self._watcher is None or self._watcher.is_alive
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One batch over all requests; exactly one response for each.
@@ -106,6 +108,29 @@ class TritonPythonModel:
                 f"TEXT has {len(rows)} rows, EXPERT {len(experts)}; give one expert a row"
             )
         return rows, experts
+
+
+def _bank_answers(bank: Bank, watcher: Watcher) -> AnswerBatch:
+    """Answers of the bank; a row of `@status` gets the watcher's state."""
+
+    def answers(rows: Sequence[Row], experts: Sequence[str]) -> Sequence[Answer | PidepError]:
+        asked = [at for at, name in enumerate(experts) if name != names.STATUS]
+        # `watcher.residents` is read once a batch: a swap never changes a running batch.
+        found = bank.run(
+            watcher.residents, [rows[at] for at in asked], [experts[at] for at in asked]
+        )
+        of_row = dict(zip(asked, found, strict=True))
+        return [of_row[at] if at in of_row else _status(bank, watcher) for at in range(len(rows))]
+
+    return answers
+
+
+def _status(bank: Bank, watcher: Watcher) -> Answer:
+    """The watcher's state, in the place of a label."""
+    one = np.ones(1, np.float32)
+    nowhere = np.zeros(bank.record.hidden_size, np.float32)
+    state = json.dumps(watcher.status())
+    return Answer((state,), one, one, bank.record.backbone_digest, nowhere)
 
 
 def _rows(request: Any) -> list[Row]:

@@ -5,29 +5,42 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from pidep.artifacts.manifest import Manifest
-from pidep.errors import PidepError, ServingError
+from pidep.errors import ServingError
+from pidep.experts.folder import Expert
 from pidep.runtime.bank import Bank, Residents
+from pidep.runtime.fit import check_expert
+from pidep.serving.refusals import Refusals, path_stamp
 from pidep.serving.store import ExpertStore
 
 __all__ = ["Watcher"]
 
 _POLL_S = 0.005
 _REREAD_S = 0.5
+_HUNG_S = 30.0
+"""A watcher that is silent for longer counts as hung. Loading one expert takes far less."""
 _log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Holds `residents`, which each batch reads once; builds their successor beside them."""
+    """Holds `residents`, which each batch reads once; builds their successor beside them.
+
+    Each name is served for itself. A version that cannot be loaded leaves the name's old version
+    serving, or the name unserved, and no other name is touched.
+    """
 
     def __init__(self, bank: Bank, store: ExpertStore) -> None:
         self._bank = bank
         self._store = store
         self._stop = threading.Event()
         self._served: Manifest | None = None
-        self._refused: Manifest | None = None
+        self._refusals = Refusals(store)
+        self._fault = ""
+        self._beat = time.monotonic()
         self.residents = Residents()
         # A daemon thread: the process can end even where `stop` was never called.
         self._thread = threading.Thread(target=self._watch, name="pidep-watcher", daemon=True)
@@ -43,31 +56,97 @@ class Watcher:
         if self._thread.is_alive():
             self._thread.join(timeout=5)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the store is being followed: the thread runs, and its last look is not old."""
+        return self._thread.is_alive() and self.silent_s < _HUNG_S
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the watcher last gave a sign of life."""
+        return time.monotonic() - self._beat
+
+    def status(self) -> dict[str, Any]:
+        """What is served and what is wrong, as JSON."""
+        return {
+            "ready": self.is_alive,
+            "silent_s": round(self.silent_s, 3),
+            "revision": None if self._served is None else self._served.revision,
+            "served": self.residents.digests,
+            "refused": self._refusals.reasons(),
+            "fault": self._fault,
+        }
+
     def refresh(self) -> None:
-        """Serve the current manifest. If that fails, the old experts go on serving."""
-        manifest: Manifest | None = None
+        """Serve the current manifest. If it cannot be read, the old experts go on serving."""
+        self._beat = time.monotonic()
         try:
             manifest = self._store.manifest()
             self._require_present(manifest)
-            # A refused manifest is not tried again: its versions are immutable, so it fails again.
-            if manifest in (self._served, self._refused):
-                return
-            old = self.residents
-            experts = {
-                name: old.experts[name]
-                if old.digests.get(name) == digest
-                else self._store.load(digest)
-                for name, digest in manifest.aliases.items()
-            }
-            # One assignment: a batch has read the old reference or reads the new one.
-            self.residents = self._bank.build(experts, old)
-            self._served, self._refused = manifest, None
-            _log.info("serving store revision %d: %s", manifest.revision, ", ".join(experts))
-        except (PidepError, OSError) as error:
-            if manifest is not None:
-                self._refused = manifest
+            if manifest != self._served or self._refusals.due():
+                self._serve(manifest)
+            self._fault = ""
+        # Everything, also a panic inside a Rust package, which is no Exception: a watcher that
+        # died would leave a server that looks well and never swaps again.
+        except BaseException as error:
+            self._report(error)
+
+    def _serve(self, manifest: Manifest) -> None:
+        """Replace the residents by what the manifest names, as far as it can be loaded."""
+        old = self.residents
+        self._refusals.keep(manifest.aliases)
+        same = {
+            name: old.experts[name]
+            for name, digest in manifest.aliases.items()
+            if old.digests.get(name) == digest
+        }
+        fresh: dict[str, Expert] = {}
+        for name, digest in manifest.aliases.items():
+            if name not in same and not self._refusals.waiting(name):
+                self._load(name, digest, into=fresh)
+        # The old version of a name stands in for a refused one.
+        kept = {name: old.experts[name] for name in manifest.aliases if name in old.experts}
+        residents = self._probed({**kept, **same}, fresh, manifest.aliases)
+        # One assignment: a batch has read the old reference or reads the new one.
+        self.residents = replace(residents, refused=self._refusals.reasons())
+        self._served = manifest
+        if fresh or old.rows.keys() != residents.rows.keys():
+            names = ", ".join(residents.rows)
+            _log.info("serving store revision %d: %s", manifest.revision, names)
+
+    def _load(self, name: str, digest: str, *, into: dict[str, Expert]) -> None:
+        """The version of a name, added to `into` or refused."""
+        self._beat = time.monotonic()
+        try:
+            expert = self._store.load(digest)
+            check_expert(self._bank.record, expert)
+        except BaseException as error:  # as in `refresh`
+            self._refusals.add(name, digest, error)
+            return
+        into[name] = expert
+
+    def _probed(
+        self, kept: Mapping[str, Expert], fresh: dict[str, Expert], aliases: Mapping[str, str]
+    ) -> Residents:
+        """The residents with those fresh experts that answer probe rows. Others leave `fresh`."""
+        residents = self._bank.build({**kept, **fresh}, self.residents)
+        self._beat = time.monotonic()
+        faults = self._bank.probe(residents, list(fresh))
+        for name in list(fresh):
+            if name in faults:
+                self._refusals.add(name, aliases[name], faults[name])
+                del fresh[name]
+            else:
+                self._refusals.remove(name)
+        return self._bank.build({**kept, **fresh}, self.residents) if faults else residents
+
+    def _report(self, error: BaseException) -> None:
+        """Log a fault of the whole store, once for each new one."""
+        fault = " ".join(str(error).split())[:300] or type(error).__name__
+        if fault != self._fault:
             served = "empty" if self._served is None else f"at revision {self._served.revision}"
-            _log.error("store kept %s: %s", served, error)
+            _log.error("store kept %s: %s", served, fault)
+        self._fault = fault
 
     def _require_present(self, manifest: Manifest) -> None:
         """Tell a lost manifest, which reads as empty, from one that names nobody on purpose."""
@@ -76,20 +155,13 @@ class Watcher:
             raise ServingError(f"{self._store.manifest_path}: is gone; restore it")
 
     def _watch(self) -> None:
-        last, read_at = _stamp(self._store.manifest_path), time.monotonic()
+        last, read_at = path_stamp(self._store.manifest_path), time.monotonic()
         while not self._stop.wait(_POLL_S):
-            now = _stamp(self._store.manifest_path)
+            self._beat = time.monotonic()
+            now = path_stamp(self._store.manifest_path)
             # A frozen or stepped clock can hide a change from the stamp: the content is read
             # now and then, too.
-            if now != last or time.monotonic() - read_at > _REREAD_S:
+            again = time.monotonic() - read_at > _REREAD_S or self._refusals.due()
+            if now != last or again:
                 last, read_at = now, time.monotonic()
                 self.refresh()
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Changes when the file is replaced; empty where there is none."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return ()
-    return (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)

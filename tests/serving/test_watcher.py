@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pidep.artifacts import Manifest
+from pidep.errors import ExpertError
+from pidep.experts.folder import Expert, write_expert
 from pidep.runtime import Bank
 from pidep.serving import ExpertStore
 from pidep.serving.watcher import Watcher
@@ -92,13 +97,208 @@ def test_a_broken_version_leaves_the_old_one_serving(
         watcher.refresh()
         watcher.refresh()
     assert watcher.residents.digests == {"film": old}
-    # logged once: the refused manifest is not tried again
-    said = [record.message.split(":")[0] for record in caplog.records]
-    assert said == ["store kept at revision 1"]
+    # logged once: the reason stays the same
+    said = [record.message for record in caplog.records]
+    assert len(said) == 1
+    assert said[0].startswith(f"film: version {new[:19]}… is refused: versions/")
+    assert str(store.folder) not in said[0]
     weights.write_bytes(whole)
-    store.publish(small_expert(name="book", seed=2), "book")
+    until(lambda: refreshed(watcher) == {"film": new})
+
+
+def refreshed(watcher: Watcher) -> dict[str, str]:
     watcher.refresh()
-    assert watcher.residents.digests["film"] == new
+    return watcher.residents.digests
+
+
+def damage_weights(store: ExpertStore, digest: str) -> None:
+    (store.version(digest) / WEIGHTS).write_bytes(b"{")
+
+
+def lose(store: ExpertStore, digest: str) -> None:
+    shutil.rmtree(store.version(digest))
+
+
+def of_another_bank(store: ExpertStore, digest: str) -> None:
+    shutil.rmtree(store.version(digest))
+    stranger = replace(small_expert(seed=1), backbone_digest="sha256:other")
+    write_expert(stranger, store.version(digest))
+
+
+def fifo(store: ExpertStore, digest: str) -> None:
+    (store.version(digest) / WEIGHTS).unlink()
+    os.mkfifo(store.version(digest) / WEIGHTS)
+
+
+def endless(store: ExpertStore, digest: str) -> None:
+    (store.version(digest) / "expert.json").unlink()
+    (store.version(digest) / "expert.json").symlink_to("/dev/zero")
+
+
+def loop(store: ExpertStore, digest: str) -> None:
+    shutil.rmtree(store.version(digest))
+    store.version(digest).symlink_to(store.version(digest))
+
+
+def deep(store: ExpertStore, digest: str) -> None:
+    (store.version(digest) / "expert.json").write_text('{"metrics":' * 100_000)
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_weights, lose, of_another_bank, fifo, endless, loop, deep]
+)
+def test_one_bad_version_is_refused_and_all_others_are_served_also_at_a_start(
+    bank: Bank, store: ExpertStore, damage: Callable[[ExpertStore, str], None]
+) -> None:
+    film = store.publish(small_expert(), "film")
+    running = Watcher(bank, store)
+    running.refresh()
+    bad = store.publish(small_expert(seed=1), "bad")
+    book = store.publish(small_expert(name="book", seed=2), "book")
+    damage(store, bad)
+    for watcher in (running, Watcher(bank, store)):
+        watcher.refresh()
+        assert watcher.residents.digests == {"film": film, "book": book}
+        assert watcher.residents.refused["bad"]["digest"] == bad
+        (answer,) = bank.run(watcher.residents, ["good"], ["bad"])
+        assert isinstance(answer, ExpertError)
+        assert f"expert 'bad' is not served: its version {bad[:19]}… is refused" in str(answer)
+        assert str(store.folder) not in str(answer)
+    # The same expert published again heals both, and needs no change of the manifest.
+    store.publish(small_expert(seed=1), "bad")
+    for watcher in (running, Watcher(bank, store)):
+        watcher.refresh()
+        assert watcher.residents.digests == {"film": film, "book": book, "bad": bad}
+        assert watcher.residents.refused == {}
+
+
+def test_an_expert_whose_answers_are_not_finite_is_never_exposed(
+    bank: Bank, store: ExpertStore
+) -> None:
+    """Weights of 3e38 are finite, and their sum is not."""
+    good = store.publish(small_expert(), "film")
+    watcher = Watcher(bank, store)
+    watcher.refresh()
+    expert = small_expert(seed=1)
+    huge = {**expert.sites["layer.0"], "lora_A": np.full((2, 4), 3e38, np.float32)}
+    bad = store.publish(replace(expert, scaling=1.0, sites={"layer.0": huge}), "film")
+    other = store.publish(small_expert(name="book", seed=2), "book")
+    watcher.refresh()
+    assert watcher.residents.digests == {"film": good, "book": other}
+    assert watcher.residents.refused["film"] == {
+        "digest": bad,
+        "reason": f"the answer of {bad[:19]} is not finite; its numbers overflow, train it again",
+    }
+
+
+def test_a_digest_that_leaves_the_store_is_refused(bank: Bank, store: ExpertStore) -> None:
+    film = store.publish(small_expert(), "film")
+    aliases = {"film": film, "evil": "sha256:../../elsewhere", "empty": ""}
+    Manifest(revision=2, aliases=aliases).write(store.folder)
+    watcher = Watcher(bank, store)
+    watcher.refresh()
+    assert watcher.residents.digests == {"film": film}
+    assert "is no digest" in watcher.residents.refused["evil"]["reason"]
+    assert "is no digest" in watcher.residents.refused["empty"]["reason"]
+
+
+def huge_number(path: Path) -> None:
+    path.write_text('{"schema": 1, "generation": 1e999, "aliases": {}}')
+
+
+def long_number(path: Path) -> None:
+    path.write_text('{"schema": 1, "generation": ' + "9" * 5001 + ', "aliases": {}}')
+
+
+def deep_json(path: Path) -> None:
+    path.write_text('{"aliases":' * 100_000)
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def a_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def a_terabyte(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [huge_number, long_number, deep_json, os.mkfifo, a_folder, a_device, a_loop, a_terabyte],
+)
+def test_the_watcher_outlives_anything_in_place_of_the_manifest(
+    bank: Bank, store: ExpertStore, damage: Callable[[Path], None]
+) -> None:
+    film = store.publish(small_expert(), "film")
+    good = store.manifest_path.read_bytes()
+    watcher = Watcher(bank, store)
+    watcher.start()
+    try:
+        store.manifest_path.unlink()
+        damage(store.manifest_path)
+        until(lambda: "manifest.json" in watcher.status()["fault"])
+        assert watcher.is_alive
+        assert watcher.residents.digests == {"film": film}
+        aside = store.folder / "aside"
+        store.manifest_path.rename(aside)
+        store.manifest_path.write_bytes(good)
+        new = store.publish(small_expert(seed=1), "film")
+        until(lambda: watcher.residents.digests == {"film": new})
+        assert watcher.status()["fault"] == ""
+    finally:
+        watcher.stop()
+
+
+def test_the_status_tells_a_watcher_that_follows_from_one_that_does_not(
+    bank: Bank, store: ExpertStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher = Watcher(bank, store)
+    assert not watcher.status()["ready"]
+    watcher.start()
+    status = watcher.status()
+    assert status["ready"]
+    assert (status["revision"], status["served"], status["refused"]) == (0, {}, {})
+    # A thread that hangs on a dead disk: it lives, and says nothing any more.
+    release = threading.Event()
+    monkeypatch.setattr("pidep.serving.watcher._HUNG_S", 0.2)
+    monkeypatch.setattr(store, "manifest", lambda: release.wait(20) and Manifest.read(store.folder))
+    until(lambda: not watcher.is_alive)
+    assert not watcher.status()["ready"]
+    release.set()
+    until(lambda: watcher.is_alive)
+    watcher.stop()
+    assert not watcher.is_alive
+
+
+def test_a_panic_while_a_version_is_read_is_that_names_fault(
+    bank: Bank, store: ExpertStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):
+        """As one of a Rust package."""
+
+    film = store.publish(small_expert(), "film")
+    book = store.publish(small_expert(name="book", seed=2), "book")
+    load = store.load
+
+    def panicking(digest: str) -> Expert:
+        if digest == book:
+            raise Panic("index out of bounds")
+        return load(digest)
+
+    monkeypatch.setattr(store, "load", panicking)
+    watcher = Watcher(bank, store)
+    watcher.refresh()
+    assert watcher.residents.digests == {"film": film}
+    assert watcher.residents.refused["book"]["reason"] == "index out of bounds"
 
 
 def test_an_expert_that_does_not_fit_leaves_the_old_ones_serving(
