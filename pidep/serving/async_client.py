@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pidep.serving.connection import Connection
 from pidep.serving.request import (

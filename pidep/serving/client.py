@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pidep.errors import ServingError
 from pidep.serving.connection import Connection

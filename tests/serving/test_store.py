@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,93 @@ def test_a_store_that_was_changed_meanwhile_is_not_changed_again(store: ExpertSt
         with store.staged(experts, since=before):
             pytest.fail("the block must not run")
     assert set(store.manifest().aliases) == {"film"}
+
+
+def test_a_lost_manifest_beside_versions_is_not_written_over(store: ExpertStore) -> None:
+    """A new manifest would name one expert and drop all others."""
+    store.publish(small_expert(), "film")
+    store.publish(small_expert(name="book", seed=1), "book")
+    whole = store.manifest_path.read_bytes()
+    store.manifest_path.unlink()
+    before = contents(store.folder)
+    message = r"manifest\.json: is gone, .* restore it, or move .*versions away and publish every"
+    with pytest.raises(ServingError, match=message):
+        store.publish(small_expert(name="art", seed=2), "art")
+    with pytest.raises(ServingError, match=message):
+        store.manifest()
+    assert contents(store.folder) == before
+    store.manifest_path.write_bytes(whole)
+    store.publish(small_expert(name="art", seed=2), "art")
+    assert list(store.manifest().aliases) == ["art", "book", "film"]
+
+
+def test_a_link_that_leads_nowhere_is_a_lost_manifest(store: ExpertStore) -> None:
+    store.publish(small_expert(), "film")
+    store.manifest_path.unlink()
+    store.manifest_path.symlink_to("elsewhere.json")
+    with pytest.raises(ServingError, match="is gone"):
+        store.publish(small_expert(seed=1), "film")
+    assert store.manifest_path.is_symlink()
+
+
+def test_a_crash_before_the_first_commit_is_harmless(
+    store: ExpertStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `kill -9`: the version is there, and nothing names it."""
+    monkeypatch.setattr(ExpertStore, "_remove_unnamed", lambda *_: None)
+    with pytest.raises(RuntimeError, match="the next step"):
+        stage_and_fail(store, small_expert())
+    monkeypatch.undo()
+    Manifest(revision=0, aliases={}).write(store.folder)
+    store.publish(small_expert(), "film")
+    assert store.manifest().aliases == {"film": small_expert().digest}
+
+
+def test_an_error_in_a_new_store_leaves_no_manifest(store: ExpertStore) -> None:
+    with pytest.raises(RuntimeError, match="the next step"):
+        stage_and_fail(store, small_expert())
+    assert not store.manifest_path.exists()
+    assert store.manifest().aliases == {}
+
+
+Damage = Callable[[Path], object]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda version: shutil.rmtree(version),
+        lambda version: (version / "expert.json").unlink(),
+        lambda version: (version / "expert.json").write_text("{"),
+        lambda version: (shutil.rmtree(version), version.write_text("a file")),
+        lambda version: (shutil.rmtree(version), os.mkfifo(version)),
+        lambda version: (shutil.rmtree(version), version.symlink_to(version)),
+    ],
+)
+def test_whatever_lies_in_a_versions_place_is_healed_by_publishing_again(
+    store: ExpertStore, damage: Damage
+) -> None:
+    digest = store.publish(small_expert(), "film")
+    revision = store.manifest().revision
+    damage(store.version(digest))
+    with pytest.raises(ExpertError):
+        store.load(digest)
+    assert store.published() == {}
+    store.publish(small_expert(), "film")
+    assert store.load(digest).digest == digest
+    assert store.manifest().revision == revision
+
+
+def test_putting_back_is_a_compare_and_set(store: ExpertStore) -> None:
+    old, new, other = (small_expert(seed=seed) for seed in range(3))
+    first = store.replace("film", old)
+    assert (first.old, first.new) == (None, old.digest)
+    done = store.replace("film", new)
+    store.publish(other, "book")
+    assert store.put_back(done)
+    assert store.manifest().aliases == {"film": old.digest, "book": other.digest}
+    assert not store.put_back(done)
+    assert store.put_back(first)
+    assert store.manifest().aliases == {"book": other.digest}
+    assert store.put_back(store.replace("book", other))
+    assert store.manifest().aliases == {"book": other.digest}

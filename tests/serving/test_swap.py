@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pidep.errors import ExpertError, ServingError
-from pidep.serving import ExpertStore, publish_expert, swap_expert
+from pidep.errors import ExpertError, ServingError, UnreachableError
+from pidep.experts.folder import Expert
+from pidep.serving import Client, ExpertStore, Request, publish_expert, swap_expert
 from pidep.serving.triton_model import TritonPythonModel
 from tests.cli.run import nobody, untouched
 from tests.serving import backend_utils
@@ -117,7 +119,93 @@ def test_a_server_that_goes_on_with_another_version_is_an_error(
     repo: Path, store: ExpertStore
 ) -> None:
     """A server of another repository: it answers, but never with the published version."""
-    message = r"swap 'film': published sha256:.* after 0\.3 s the server answered sha256:film"
-    with stub_server("grpc") as elsewhere, pytest.raises(ServingError, match=message):
-        swap_expert("film", small_expert(), repo, elsewhere.url, timeout_s=0.3)
-    assert store.manifest().aliases == {"film": small_expert().digest}
+    before = small_expert(seed=1)
+    store.publish(before, "film")
+    message = (
+        r"swap 'film': published sha256:.* but after 0\.\d+ s the server answered sha256:film; "
+        rf"is it serving this repository\? See its log; 'film' is {before.digest[:19]}… again"
+    )
+    with stub_server("grpc") as elsewhere:
+        with pytest.raises(ServingError, match=message):
+            swap_expert("film", small_expert(), repo, elsewhere.url, timeout_s=0.3)
+        assert store.manifest().aliases == {"film": before.digest}
+        with pytest.raises(ServingError, match="'new' is not served"):
+            swap_expert("new", small_expert(), repo, elsewhere.url, timeout_s=0.3)
+    assert store.manifest().aliases == {"film": before.digest}
+
+
+def overflowing() -> Expert:
+    """Every number is finite, and no answer is."""
+    expert = small_expert(seed=1)
+    factors = {**expert.sites["layer.0"], "lora_A": np.full((2, 4), 3e38, np.float32)}
+    return replace(expert, scaling=1.0, sites={"layer.0": factors})
+
+
+def test_an_expert_that_answers_nan_is_refused_at_once_and_the_name_goes_back(
+    repo: Path, store: ExpertStore, served: Stub
+) -> None:
+    good, bad = small_expert(), overflowing()
+    swap_expert("film", good, repo, served.url)
+    started = time.monotonic()
+    message = (
+        rf"swap 'film': the server refuses {bad.digest[:19]}…: the answer of .* is not finite.*; "
+        rf"'film' is {good.digest[:19]}… again"
+    )
+    with pytest.raises(ServingError, match=message):
+        swap_expert("film", bad, repo, served.url, timeout_s=60)
+    assert time.monotonic() - started < 20
+    assert store.manifest().aliases == {"film": good.digest}
+    with Client(served.url) as client:
+        assert client.infer([Request("good", "film")])[0].digest == good.digest
+        assert client.status()["refused"] == {}
+
+
+def test_a_bad_expert_can_be_swapped_away(repo: Path, store: ExpertStore, served: Stub) -> None:
+    """An error is an answer: the server lives, and another version can take the place."""
+    store.publish(overflowing(), "film")
+    with Client(served.url) as client:
+        with pytest.raises(ServingError, match="'film'"):
+            client.infer([Request("good", "film")])
+    done = swap_expert("film", small_expert(), repo, served.url)
+    assert (done.old_digest, done.new_digest) == (overflowing().digest, small_expert().digest)
+
+
+def test_a_failed_swap_leaves_the_change_of_another_process(repo: Path, store: ExpertStore) -> None:
+    other, third = small_expert(seed=7), small_expert(name="book", seed=8)
+
+    def answer(asked: Asked) -> dict[str, np.ndarray]:
+        if store.manifest().aliases:  # the swap has published; somebody else swaps, too
+            store.publish(other, "film")
+            store.publish(third, "book")
+        raise Refused("no")
+
+    with stub_server("grpc", answer) as elsewhere:
+        with pytest.raises(ServingError, match="another process has changed 'film' meanwhile"):
+            swap_expert("film", small_expert(), repo, elsewhere.url, timeout_s=0.5)
+    assert store.manifest().aliases == {"film": other.digest, "book": third.digest}
+
+
+def test_a_failed_swap_keeps_what_was_published_under_other_names(
+    repo: Path, store: ExpertStore
+) -> None:
+    old, third = small_expert(seed=7), small_expert(name="book", seed=8)
+    store.publish(old, "film")
+
+    def answer(asked: Asked) -> dict[str, np.ndarray]:
+        if store.manifest().revision == 2:
+            store.publish(third, "book")
+        raise Refused("no")
+
+    with stub_server("grpc", answer) as elsewhere:
+        with pytest.raises(ServingError, match=r"'film' is sha256:.* again"):
+            swap_expert("film", small_expert(), repo, elsewhere.url, timeout_s=0.5)
+    assert store.manifest().aliases == {"film": old.digest, "book": third.digest}
+
+
+def test_a_server_that_does_not_answer_in_time_is_not_swapped_to(
+    repo: Path, store: ExpertStore
+) -> None:
+    with stub_server("grpc") as silent, untouched(repo.parent):
+        silent.delay_s = 20
+        with pytest.raises(UnreachableError, match=r"no answer within 0\.3 s"):
+            swap_expert("film", small_expert(), repo, silent.url, timeout_s=0.3)
