@@ -17,11 +17,11 @@ from pidep.runtime.fit import check_expert
 from pidep.serving.refusals import Refusals, path_stamp
 from pidep.serving.store import ExpertStore
 
-__all__ = ["Watcher"]
+__all__ = ["HUNG_S", "Watcher"]
 
 _POLL_S = 0.005
 _REREAD_S = 0.5
-_HUNG_S = 30.0
+HUNG_S = 30.0
 """A watcher that is silent for longer counts as hung. Loading one expert takes far less."""
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Watcher:
     @property
     def is_alive(self) -> bool:
         """Whether the store is being followed: the thread runs, and its last look is not old."""
-        return self._thread.is_alive() and self.silent_s < _HUNG_S
+        return self._thread.is_alive() and self.silent_s < HUNG_S
 
     @property
     def silent_s(self) -> float:

@@ -269,7 +269,7 @@ def test_the_status_tells_a_watcher_that_follows_from_one_that_does_not(
     assert (status["revision"], status["served"], status["refused"]) == (0, {}, {})
     # A thread that hangs on a dead disk: it lives, and says nothing any more.
     release = threading.Event()
-    monkeypatch.setattr("pidep.serving.watcher._HUNG_S", 0.2)
+    monkeypatch.setattr("pidep.serving.watcher.HUNG_S", 0.2)
     monkeypatch.setattr(store, "manifest", lambda: release.wait(20) and Manifest.read(store.folder))
     until(lambda: not watcher.is_alive)
     assert not watcher.status()["ready"]
