@@ -145,7 +145,7 @@ EVERY_SETTING = [(model, one) for model in SETTINGS.values() for one in settings
     ids=lambda part: getattr(part, "name", None) or part.__name__,
 )
 def test_every_setting_refuses_extremes_in_one_line(model: type[Settings], setting: Any) -> None:
-    """A setting takes a value or says in one line why not; its name stands in the message."""
+    """Each setting takes a value, or refuses it with one line that names the setting."""
     needed = {one.name: ("a", "b") for one in settings_of(model) if one.many and one.required}
     needed |= {
         one.name: 1 if one.kind is int else "a"

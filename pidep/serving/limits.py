@@ -75,14 +75,14 @@ class Limits:
             ImageError: an image's header cannot be read.
         """
         self._check("text", "bytes", map(len, texts))
-        # Names are held against the limits of texts: no limit of their own is worth a setting.
+        # Names count as texts here: a limit of their own is not worth a setting.
         self._check("text", "bytes", map(len, experts))
         self._check("image", "bytes", map(len, images))
         if any(images):
             self._check("image", "pixels", _pixels(images))
 
     def _check(self, what: str, unit: str, sizes: Iterable[int]) -> None:
-        """Hold the size of each row, and their sum, against the two limits of that name."""
+        """Refuse a row, or a sum of rows, that is above the two limits of that name."""
         one, all_rows = f"max_{what}_{unit}", f"max_request_{what}_{unit}"
         total = 0
         for row, size in enumerate(sizes, 1):

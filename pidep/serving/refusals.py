@@ -53,7 +53,7 @@ class Refusals:
         before = self._by_name.get(name)
         again = before is not None and before.digest == digest
         delay = min(before.delay_s * 2, _LONGEST_DELAY_S) if before and again else _FIRST_DELAY_S
-        # Clients see the reason. Where the store lies is none of their business.
+        # Clients see the reason, so it must not show the store's path.
         text = " ".join(str(error).replace(f"{self._store.folder}/", "").split())
         reason = text[:300] or type(error).__name__
         if before is None or (before.digest, before.reason) != (digest, reason):

@@ -259,7 +259,7 @@ class TritonServer:
 
     def _call(self, method: str, path: str) -> tuple[int, bytes]:
         """Status and body of an HTTP call with the key; status 0 where nobody answers."""
-        # http.client knows no proxies, and no proxy has a part in a call to this machine.
+        # http.client uses no proxy, and a call to this machine needs none.
         connection = http.client.HTTPConnection(
             self.ports.local_host, self.ports.http, timeout=_CALL_TIMEOUT_S
         )

@@ -69,7 +69,7 @@ class ExpertStore:
         Raises:
             ExpertError: it is no digest.
         """
-        # The digest stands in a file that others can write; `../..` would leave the store.
+        # The digest comes from a file that others can write; `../..` would leave the store.
         if not _DIGEST.fullmatch(digest):
             raise ExpertError(
                 f"{self.manifest_path}: {digest[:80]!r} is no digest, expected sha256: and 64 hex "
@@ -198,7 +198,7 @@ class ExpertStore:
             self.load(expert.digest)
         except ExpertError:
             place = self.version(expert.digest)
-            # Whatever lies there is no expert, and `write_expert` would refuse to replace it.
+            # `write_expert` would refuse to replace something that is no expert.
             if os.path.lexists(place) and not (place / EXPERT_RECORD).is_file():
                 _discard(place)
             write_expert(expert, place)

@@ -77,7 +77,7 @@ def swap_expert(
         done = store.replace(name, expert)
         try:
             _wait_for(client, done, until=started + timeout_s)
-        # Also for Ctrl-C: nobody has seen the version serve.
+        # Also on Ctrl-C: no answer has shown the new version yet.
         except BaseException as error:
             left = _put_back(store, done)
             if isinstance(error, ServingError):

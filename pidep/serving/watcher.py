@@ -104,7 +104,7 @@ class Watcher:
         for name, digest in manifest.aliases.items():
             if name not in same and not self._refusals.waiting(name):
                 self._load(name, digest, into=fresh)
-        # The old version of a name stands in for a refused one.
+        # A name keeps its old version where the new one is refused.
         kept = {name: old.experts[name] for name in manifest.aliases if name in old.experts}
         residents = self._probed({**kept, **same}, fresh, manifest.aliases)
         # One assignment: a batch has read the old reference or reads the new one.

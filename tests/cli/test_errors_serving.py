@@ -80,7 +80,7 @@ def test_serving_on_an_invalid_port(work: Path, inside: Inside, complete: Path, 
         (["--host", "192.0.2.7", "--allow-remote"], r"--host: 192\.0\.2\.7 is no address of"),
     ],
 )
-def test_serving_where_nobody_should(
+def test_serving_on_a_host_that_is_open_or_wrong(
     work: Path, inside: Inside, complete: Path, options: list[object], message: str
 ) -> None:
     with untouched(work):

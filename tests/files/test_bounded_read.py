@@ -1,4 +1,4 @@
-"""Files from anywhere: what is not a plain file of a bounded size is one line, at once."""
+"""Bounded reading: anything but a plain file of limited size is an error of one line, at once."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_json_is_read_as_it_is_written(tmp_path: Path) -> None:
 
 
 def test_tensors_are_read_through_a_link(tmp_path: Path) -> None:
-    """As a hub's cache lays out its snapshots."""
+    """A hub's cache stores its snapshots as links."""
     (tmp_path / "blob").write_bytes(tensor_bytes({}))
     (tmp_path / "file.safetensors").symlink_to("blob")
     assert read_tensors(tmp_path / "file.safetensors") == {}

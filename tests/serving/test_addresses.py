@@ -1,4 +1,4 @@
-"""Where a server listens: what is no address, no free port or open to others is one line."""
+"""Hosts and ports of a server: a wrong address, a taken port or an open host is one line."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ os.kill(os.getpid(), 9)
 
 
 def test_a_folder_of_that_name_without_a_lock_stays(temporary: Path) -> None:
-    """It is not finished yet, or it is not ours."""
+    """Such a folder is not finished yet, or belongs to another program."""
     (temporary / "pidep-triton-other").mkdir()
     StagingFolder().remove()
     assert (temporary / "pidep-triton-other").is_dir()

@@ -210,7 +210,7 @@ Damage = Callable[[Path], object]
         lambda version: (shutil.rmtree(version), version.symlink_to(version)),
     ],
 )
-def test_whatever_lies_in_a_versions_place_is_healed_by_publishing_again(
+def test_anything_in_a_versions_place_is_healed_by_publishing_again(
     store: ExpertStore, damage: Damage
 ) -> None:
     digest = store.publish(small_expert(), "film")

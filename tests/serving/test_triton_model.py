@@ -165,7 +165,7 @@ def test_a_row_that_the_graph_fails_on_fails_alone(
 
 
 def test_a_request_that_cannot_be_read_at_all_fails_alone(bank: Any) -> None:
-    """Not even an array: the reader raises what it never meant to raise."""
+    """An input that is no array: the reader raises an unexpected exception."""
     good = asked([b"good"], [b"film"])
     odd = Request({"TEXT": [b"a"], "EXPERT": [5]})  # type: ignore[list-item]
     deaf = Deaf({"TEXT": [b"a"], "EXPERT": [b"film"]})

@@ -267,7 +267,7 @@ def test_the_status_tells_a_watcher_that_follows_from_one_that_does_not(
     status = watcher.status()
     assert status["ready"]
     assert (status["revision"], status["served"], status["refused"]) == (0, {}, {})
-    # A thread that hangs on a dead disk: it lives, and says nothing any more.
+    # A thread that hangs on a dead disk: it is alive, and gives no sign any more.
     release = threading.Event()
     monkeypatch.setattr("pidep.serving.watcher.HUNG_S", 0.2)
     monkeypatch.setattr(store, "manifest", lambda: release.wait(20) and Manifest.read(store.folder))

@@ -1,4 +1,4 @@
-"""Data files: what a program wrote is read back, and what can be read in two ways is refused."""
+"""Data files: files of other programs are read back, and ambiguous files are refused."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_compressed_files(tmp_path: Path, opened: Callable[..., Any]) -> None:
             read(path)
 
 
-def test_json_lines_in_a_json_file_and_rows_that_are_none(tmp_path: Path) -> None:
+def test_json_lines_in_a_json_file_and_invalid_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("\n" + json.dumps(ROWS[0]) + "\n{\n")
     (first, row), (second, wrong) = read_rows(path)

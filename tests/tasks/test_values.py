@@ -1,4 +1,4 @@
-"""Values of columns: labels as programs write them, and texts that are none."""
+"""Values of columns: labels as programs write them, and values that are no texts."""
 
 from __future__ import annotations
 
