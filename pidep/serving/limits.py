@@ -74,6 +74,7 @@ class Limits:
             ServingError: a row or the request is over a limit; the message names the limit.
             ImageError: an image's header cannot be read.
         """
+        # Bytes first: they are counted already, and pixels cost a look at each header.
         self._check("text", "bytes", map(len, texts))
         # Names count as texts here: a limit of their own is not worth a setting.
         self._check("text", "bytes", map(len, experts))

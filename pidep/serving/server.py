@@ -139,6 +139,7 @@ class TritonServer:
         try:
             self._launch(wheel, self._staging)
             self._wait_ready()
+        # Also on Ctrl-C: nothing else would end a server that is half started.
         except BaseException:
             self.stop()
             raise
@@ -170,6 +171,7 @@ class TritonServer:
         if self.log_path.is_file():
             lines = self.log_path.read_text(errors="replace").splitlines()
         lines = [line for line in lines if not any(word in line for word in _NO_GPU)]
+        # Triton Server's log marks lines of errors with a leading E.
         errors = [
             line for line in lines if "Error" in line or line.startswith("E") or "failed" in line
         ]
@@ -197,9 +199,12 @@ class TritonServer:
             *("--backend-directory", str(stage_backend(wheel, staging.path))),
             # Only what is named here is loaded; nothing is reloaded because a file has changed.
             *("--model-control-mode", "explicit"),
+            # Every configuration is written in full, so nothing is left to complete.
             "--disable-auto-complete-config",
             *(f"--load-model={name}" for name in self.models),
             f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            # A prefix of its own, so that what a killed server leaves in shared memory can be
+            # found.
             f"--backend-config=python,shm-region-prefix-name={staging.path.name}-",
             # Two more HTTP services that know no key; an environment variable can start one.
             *("--allow-sagemaker=false", "--allow-vertex-ai=false"),
@@ -224,8 +229,10 @@ class TritonServer:
     def _wait_ready(self) -> None:
         process = self._running()
         deadline = time.monotonic() + self._ready_within_s
+        # A ready server may still load its models, so each one is asked as well.
         pending = ["v2/health/ready", *(f"v2/models/{quote(name)}/ready" for name in self.models)]
         while pending:
+            # An ended server is reported at once, not after the whole time limit.
             if process.poll() is not None:
                 raise ServingError(
                     f"Triton Server ended with code {process.returncode} before it was ready: "

@@ -128,6 +128,7 @@ def _bank_answers(bank: Bank, watcher: Watcher) -> AnswerBatch:
 def _status(bank: Bank, watcher: Watcher) -> Answer:
     """The watcher's state, in the place of a label."""
     one = np.ones(1, np.float32)
+    # The rows of a response have embeddings of one width.
     nowhere = np.zeros(bank.record.hidden_size, np.float32)
     state = json.dumps(watcher.status())
     return Answer((state,), one, one, bank.record.backbone_digest, nowhere)
@@ -200,6 +201,7 @@ def _respond(answers: Sequence[Answer | PidepError], wanted: Sequence[str]) -> A
 def _error(error: PidepError) -> Any:
     import triton_python_backend_utils as pb_utils
 
+    # Over HTTP, clients see 400 for INVALID_ARG, 404 for NOT_FOUND and 500 for INTERNAL.
     code = pb_utils.TritonError.INVALID_ARG
     if isinstance(error, ExpertError):
         code = pb_utils.TritonError.NOT_FOUND
