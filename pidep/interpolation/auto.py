@@ -37,8 +37,9 @@ from pidep.interpolation.candidates import (
     candidate_names,
     folds_can_tell,
     held_out_logits,
+    why_not_tried,
 )
-from pidep.interpolation.guard import Decision, guard
+from pidep.interpolation.guard import Baseline, Decision, guard
 from pidep.interpolation.held_out import (
     averaging_weights,
     calibrated_losses,
@@ -78,6 +79,7 @@ def auto(
 ) -> Interpolated:
     """The best of average, own expert, uniform mixture and joint training by held-out losses."""
     names, confidence = candidate_names(train, validation), confidence_in(len(train.labels))
+    not_tried = why_not_tried(train, validation)
     if validation is not None:
         # Held-back rows judge the very mixtures that are returned, so nothing is trained twice.
         found, reports = trainer.train(names, own, train, validation, keep=True)
@@ -106,6 +108,7 @@ def auto(
             mixture, experts = found.learned[decision.chosen], (f"{own.name} (high rate)",)
         case joint:
             mixture, experts = found.learned[joint], everyone
+    decision = replace(decision, left_out={**decision.left_out, **not_tried})
     return Interpolated(mixture, uniform, experts, decision, reports)
 
 
@@ -165,11 +168,17 @@ def _by_folds(
     # Every shot has trained the own expert, so its loss on the shots says nothing. Folds hold some
     # out.
     held_out = trainer.train_on_folds(names, train)
+    diverged = {
+        name: "training diverged without one of the folds"
+        for name in names
+        if any(name not in found.learned for found, _ in held_out)
+    }
     # Folds judge experts of fewer rows than those that are averaged, on rows chosen to be
     # balanced. That is far less evidence than held-back rows, hence the square root.
     evidence = confidence * math.sqrt(len(train.labels))
     while True:
         decision, weights = _decide(trainer, held_out, confidence=confidence, evidence=evidence)
+        decision = replace(decision, left_out={**decision.left_out, **diverged})
         # The average needs the in-context mixture; own expert and uniform mixture need no training.
         wanted = "in_context" if decision.chosen == "mixture" else decision.chosen
         chosen = [name for name in names if name == wanted]
@@ -178,6 +187,7 @@ def _by_folds(
         except Diverged:
             if wanted not in AT_HIGH_RATE:
                 raise
+            diverged[wanted] = "training diverged on all rows"
             held_out = [(found.without(wanted), rows) for found, rows in held_out]
 
 
@@ -222,13 +232,13 @@ def _decide(
         logits = held_out_logits(scorer, held_out, partial(_learned, name=name))
         losses[name] = calibrated_losses(logits, labels)
     # The best of the untrained candidates is the bar: a trained one must beat them all.
-    untrained = [average, averaged["own_expert"], averaged["uniform"]]
+    untrained = {"mixture": average, **{name: averaged[name] for name in ("own_expert", "uniform")}}
     baseline = min(
-        (calibrated_losses(logits, labels) for logits in untrained),
-        key=lambda loss: float(loss.mean()),
+        (Baseline(name, calibrated_losses(logits, labels)) for name, logits in untrained.items()),
+        key=lambda bar: float(bar.losses.mean()),
     )
     decision = guard(losses, weights, confidence=confidence, baseline=baseline, margin=margin)
-    return decision, weights
+    return replace(decision, prior=prior, evidence=evidence), weights
 
 
 def _labels_of(held_out: Sequence[tuple[Candidates, Split]]) -> torch.Tensor:

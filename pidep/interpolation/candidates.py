@@ -38,6 +38,7 @@ __all__ = [
     "folds_can_tell",
     "held_out_logits",
     "one_rate_for_all",
+    "why_not_tried",
 ]
 
 HIGH_RATE = 4.0
@@ -214,6 +215,18 @@ def candidate_names(train: Split, validation: Split | None) -> tuple[str, ...]:
     if validation is not None:
         return ("in_context", "joint")
     return ("in_context", "joint", *AT_HIGH_RATE)
+
+
+def why_not_tried(train: Split, validation: Split | None) -> dict[str, str]:
+    """The candidates that `candidate_names` leaves out, with the reason."""
+    rows = len(train.labels)
+    why = (
+        "a high rate adds nothing where rows are held back"
+        if folds_can_tell(rows)
+        else f"needs at least {ENOUGH_ROWS} training rows, found {rows}"
+    )
+    tried = candidate_names(train, validation)
+    return {name: why for name in ("joint", *AT_HIGH_RATE) if name not in tried}
 
 
 def one_rate_for_all(mixture: Mixture, rate: float) -> ParameterGroups:

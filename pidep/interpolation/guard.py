@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["CHOICES", "Decision", "guard"]
+__all__ = ["CHOICES", "Baseline", "Comparison", "Decision", "guard"]
 
 CHOICES: Mapping[str, str] = {
     "mixture": "the average",
@@ -22,6 +22,31 @@ CHOICES: Mapping[str, str] = {
 """Every possible choice, in words."""
 _UNTRAINED = ("own_expert", "uniform")
 """Choices that the average contains; no further training separates them from it."""
+
+
+class Baseline(NamedTuple):
+    """What trained candidates are compared with."""
+
+    name: str
+    losses: Tensor  # [N]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate beside the one that it must beat."""
+
+    against: str
+    """Name of the other candidate."""
+    loss: float
+    """Held-out loss of the candidate."""
+    against_loss: float
+    """Held-out loss of the other one. Trained candidates and their baseline have temperatures of
+    their own, so this can differ from `Decision.losses`.
+    """
+    lead: float
+    """`against_loss` - `loss`."""
+    needed: float | None
+    """The lead from which the candidate is clearly better. None: one row cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +62,15 @@ class Decision:
     losses: dict[str, float] = field(default_factory=dict)
     """Held-out cross-entropy (nats a row) of each candidate."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Share of each candidate in the average."""
+    """Share of each candidate in the average: in proportion to prior · exp(-evidence · loss)."""
+    prior: dict[str, float] = field(default_factory=dict)
+    """Weight of each candidate before its loss is looked at."""
+    evidence: float = 0.0
+    """Number of independent rows that the losses count for in the average."""
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
+    """Every candidate that could have replaced the default choice."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Every other candidate, and why it was no choice."""
 
     def to_json(self) -> dict[str, Any]:
         """For the run folder."""
@@ -49,7 +82,7 @@ def guard(
     weights: Mapping[str, float],
     *,
     confidence: float,
-    baseline: Tensor | None = None,
+    baseline: Baseline | None = None,
     margin: float = 1.0,
     default: str = "mixture",
 ) -> Decision:
@@ -63,47 +96,86 @@ def guard(
         losses: `[N]` held-out losses of each candidate.
         weights: share of each candidate in the average, for the record.
         confidence: confidence in the number of training rows, in (0, 1).
-        baseline: `[N]` losses that trained choices are compared with; those of the default when
-            absent.
+        baseline: what trained choices are compared with; the default when absent.
         margin: factor on the lead that trained choices need.
         default: the choice that needs no evidence.
     """
     means = {name: float(loss.mean()) for name, loss in losses.items()}
-    rows = len(losses[default])
-    untrained = [name for name in _UNTRAINED if name in losses and name != default]
     # Only the better of the two: each further comparison is one more chance of a false alarm.
-    untrained = sorted(untrained, key=lambda name: means[name])[:1]
+    untrained = sorted(
+        (name for name in _UNTRAINED if name in losses and name != default), key=means.__getitem__
+    )
     trained = [name for name in CHOICES if name in losses and name not in (*_UNTRAINED, default)]
-    compared_with = {
-        **dict.fromkeys(untrained, losses[default]),
-        **dict.fromkeys(trained, losses[default] if baseline is None else baseline),
-    }
-    # Differences row by row: hard rows are hard for every candidate, and the noise they share
-    # cancels.
-    gaps = {name: loss - losses[name] for name, loss in compared_with.items()}
-    needed = {
-        # One row has no standard error, so no evidence is enough.
-        name: float(gap.std() / math.sqrt(rows)) / confidence if rows > 1 else math.inf
-        for name, gap in gaps.items()
-    }
-    needed |= {name: needed[name] * margin for name in trained}
-    clear = [name for name in compared_with if float(gaps[name].mean()) > needed[name]]
+    bar = baseline or Baseline(default, losses[default])
+    found = {
+        name: _compared(losses[name], Baseline(default, losses[default]), confidence)
+        for name in untrained[:1]
+    } | {name: _compared(losses[name], bar, confidence / margin) for name in trained}
+    clear = [name for name, one in found.items() if one.lead > _needed(one)]
     # Without a clear choice the record still names the nearest contender.
-    other = min(clear or compared_with, key=lambda name: means[name])
-    figures = (
-        f"held-out loss {float(compared_with[other].mean()):.3f}, "
-        f"{CHOICES[other]} {means[other]:.3f} (counts from {needed[other]:.3f}, {rows} rows)"
-    )
-    why = (
-        f"{CHOICES[default]} is clearly worse: {figures}"
+    other = (
+        min(clear, key=means.__getitem__)
         if clear
-        else f"nothing else is clearly better: {figures}"
+        else max(found, key=lambda name: found[name].lead)
     )
+    rows = len(losses[default])
     return Decision(
         "auto",
         other if clear else default,
-        why,
+        _reason(other, found[other], rows, default, clear=bool(clear)),
         rows,
         {name: round(value, 5) for name, value in means.items()},
         {name: round(value, 4) for name, value in weights.items()},
+        comparisons=found,
+        left_out=_left_out(untrained, losses),
     )
+
+
+def _compared(losses: Tensor, bar: Baseline, confidence: float) -> Comparison:
+    # Differences row by row: hard rows are hard for every candidate, and the noise they share
+    # cancels.
+    gaps = bar.losses - losses
+    rows = len(gaps)
+    # One row has no standard error, so no evidence is enough.
+    needed = float(gaps.std() / math.sqrt(rows)) / confidence if rows > 1 else None
+    return Comparison(
+        bar.name, float(losses.mean()), float(bar.losses.mean()), float(gaps.mean()), needed
+    )
+
+
+def _needed(one: Comparison) -> float:
+    return math.inf if one.needed is None else one.needed
+
+
+def _reason(name: str, one: Comparison, rows: int, default: str, *, clear: bool) -> str:
+    """The decision in one sentence, from the numbers of its record."""
+    what, against = CHOICES[name], CHOICES[one.against]
+    if one.against != default:
+        against += ", the best of the simpler candidates"
+    figures = f"held-out loss {one.loss:.3f} against {one.against_loss:.3f}"
+    needed = (
+        "one row cannot tell"
+        if one.needed is None
+        else f"a lead of {one.lead:.3f} where {one.needed:.3f} is needed, {rows} rows"
+    )
+    if clear:
+        return f"{what} is clearly better than {against}: {figures} ({needed})"
+    if one.lead <= 0:
+        return (
+            f"no other candidate is better than {against}: the nearest, {what}, has a "
+            f"{figures} ({rows} rows)"
+        )
+    return (
+        f"no other candidate is clearly better; {what} comes nearest. Beside {against}: "
+        f"{figures} ({needed})"
+    )
+
+
+def _left_out(untrained: list[str], losses: Mapping[str, Tensor]) -> dict[str, str]:
+    """Candidates with a loss that were no choice."""
+    found = {}
+    for name in untrained[1:]:
+        found[name] = f"not compared: {CHOICES[untrained[0]]} has the lower loss"
+    if "in_context" in losses:
+        found["in_context"] = "a part of the average, not a choice of its own"
+    return found

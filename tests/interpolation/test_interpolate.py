@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -76,6 +77,19 @@ def test_auto_mixes_and_says_why(parts) -> None:
     assert found.decision.rows == len(ROWS.labels)
     assert set(found.decision.losses) == {"own_expert", "uniform", "in_context", "mixture"}
     assert found.decision.why
+    reason = "needs at least 32 training rows, found 8"
+    assert found.decision.left_out.items() >= dict.fromkeys(TRAINED, reason).items()
+
+
+def test_the_shares_follow_from_the_recorded_losses(parts) -> None:
+    found = run(parts, "auto").decision
+    assert found.prior["own_expert"] == pytest.approx((8 / 72) ** 2)
+    raw = {
+        name: prior * math.exp(-found.evidence * found.losses[name])
+        for name, prior in found.prior.items()
+    }
+    shares = {name: value / sum(raw.values()) for name, value in raw.items()}
+    assert shares == pytest.approx(found.weights, abs=1e-3)
 
 
 def test_the_average_has_two_own_experts(parts, monkeypatch) -> None:
@@ -258,6 +272,7 @@ def test_joint_training_and_the_higher_rate_need_enough_rows(
     assert set(found.decision.losses) == {"own_expert", "uniform", "in_context", "mixture"} | (
         TRAINED if count == 8 else set()
     )
+    assert (found.decision.left_out.keys() >= TRAINED) == (count == 4)
 
 
 def test_rows_held_back_judge_joint_training_at_the_usual_rate_only(parts, monkeypatch) -> None:
@@ -269,6 +284,9 @@ def test_rows_held_back_judge_joint_training_at_the_usual_rate_only(parts, monke
     )
     assert set(found.decision.losses) == {"own_expert", "uniform", "in_context", "mixture", "joint"}
     assert set(found.reports) == {"in_context", "joint"}
+    reason = "a high rate adds nothing where rows are held back"
+    for name in ("own_expert_high_rate", "joint_high_rate"):
+        assert found.decision.left_out[name] == reason
 
 
 def choose(monkeypatch, wanted: str) -> None:
@@ -359,6 +377,8 @@ def test_a_candidate_that_diverges_at_the_higher_rate_is_left_out(parts, monkeyp
         "joint",
         "joint_high_rate",
     }
+    reason = found.decision.left_out["own_expert_high_rate"]
+    assert reason == "training diverged without one of the folds"
     expert, decision = tuned_own(scorer, own, ROWS, settings, train_own=train_own)
     assert expert is own
     assert "diverged" in decision.why
@@ -387,6 +407,7 @@ def test_a_candidate_that_diverges_on_all_rows_only_is_not_chosen(
     found = interpolate(scorer, own, helpers, ROWS, None, settings, train_own=train_own)
     assert found.decision.chosen != name
     assert name not in found.decision.losses
+    assert found.decision.left_out[name] == "training diverged on all rows"
 
 
 def test_an_own_expert_that_diverges_on_all_rows_only_stays_as_it_is(parts, monkeypatch) -> None:
