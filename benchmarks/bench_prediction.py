@@ -316,7 +316,7 @@ class Lab:
             self.kept(
                 "evaluations",
                 key,
-                lambda: evaluate(task.scorer, task.data.test, "accuracy", mixture),
+                lambda: evaluate(task.scorer, task.data.test, "accuracy", mixture).value,
             )
         )
 

@@ -341,17 +341,14 @@ def export(
     """
     from pidep.deployment.release import release_runs
 
-    values = {"repo": repo, "form": form, "recipe": recipe, **settings}
+    in_memory = None if task is None else _in_memory(task)
+    name = None if task is None or in_memory is not None else str(task)
+    values = {"repo": repo, "form": form, "recipe": recipe, "task": name, **settings}
     found = checked(ExportSettings, values, where="export")
     return release_runs(
         [_run_or_expert(run, "export") for run in _several(runs)],
-        found.repo,
-        form=found.form,
-        recipe=found.recipe,
-        store=found.store,
-        max_rank=found.max_rank,
-        platform=found.platform,
-        task=task,
+        found,
+        task=in_memory,
     )
 
 

@@ -32,16 +32,7 @@ def export(
     """
     from pidep.deployment.release import release_runs
 
-    result = release_runs(
-        runs,
-        settings.repo,
-        form=settings.form,
-        recipe=settings.recipe,
-        store=settings.store,
-        max_rank=settings.max_rank,
-        platform=settings.platform,
-        task=settings.task,
-    )
+    result = release_runs(runs, settings)
     if json:
         render.as_json(result.to_json())
         return

@@ -21,12 +21,12 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from pidep.artifacts.names import BANK, VERSION
+from pidep.deployment.settings import ExportSettings
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert
-from pidep.export.entries import Exported, Platform, export_merged, staged_bank
+from pidep.export.entries import Exported, export_merged, staged_bank
 from pidep.export.recipe import Recipe, load_recipe
 from pidep.export.source import Source, read_source
 from pidep.files.atomic_write import check_place
@@ -34,35 +34,23 @@ from pidep.serving.store import ExpertStore
 from pidep.tasks.task import Task
 from pidep.tuning.run_folder import run_task
 
-__all__ = ["Form", "release_bank", "release_runs"]
+__all__ = ["release_bank", "release_runs"]
 
 _LOG = logging.getLogger(__name__)
-
-Form = Literal["bank", "merged"]
-"""`bank`: experts are inputs that can be swapped. `merged`: one expert in the weights."""
 
 
 def release_runs(
     runs: Sequence[Path | Expert],
-    repo: Path,
+    settings: ExportSettings,
     *,
-    form: Form = "bank",
-    recipe: str | None = None,
-    store: Path | None = None,
-    max_rank: int | None = None,
-    platform: Platform = "python",
-    task: str | Path | Task | None = None,
+    task: Task | None = None,
 ) -> Exported:
     """Compile the experts of run folders, hold each to the parity gate, and publish them.
 
     Args:
         runs: run folders, expert folders or experts; one for `merged`.
-        repo: the model repository.
-        recipe: name or YAML file; `<form>-onnx-fp32` when absent.
-        store: expert store of a bank; `expert_store` beside the repository when absent.
-        max_rank: rank of the bank's rows; the largest expert's when absent.
-        platform: backend of a merged model.
-        task: task of the gate's rows, for experts and for folders without one.
+        settings: how they are compiled and where they are published.
+        task: the task of `settings`, where it is in memory.
 
     Raises:
         UsageError: settings that do not fit together, or a run that is none.
@@ -70,20 +58,22 @@ def release_runs(
         ParityError: an expert is beyond the recipe's tolerance.
         ServingError: the store is damaged, or was changed meanwhile.
     """
+    form, given = settings.form, task or settings.task
     if form == "merged" and len(runs) != 1:
         raise UsageError(
             f"`form=merged`: takes one run, found {len(runs)}; use `form=bank` for several"
         )
-    chosen = load_recipe(recipe or f"{form}-onnx-fp32")
+    chosen = load_recipe(settings.recipe or f"{form}-onnx-fp32")
     if chosen.form != form:
         raise UsageError(f"`recipe` {chosen.name}: is for `form={chosen.form}`, not {form}")
     sources = [
-        read_source(run, rows=chosen.parity_rows, task=_own_task(run) if task is None else task)
-        for run in runs
+        read_source(run, rows=chosen.parity_rows, task=given or _own_task(run)) for run in runs
     ]
     if form == "merged":
-        return export_merged(sources[0], repo, chosen, platform=platform)
-    return release_bank(sources, repo, chosen, store=store, max_rank=max_rank)
+        return export_merged(sources[0], settings.repo, chosen, platform=settings.platform)
+    return release_bank(
+        sources, settings.repo, chosen, store=settings.store, max_rank=settings.max_rank
+    )
 
 
 def _own_task(run: Path | Expert) -> Task | None:

@@ -13,7 +13,8 @@ from pidep.lazy import lazy_names
 if TYPE_CHECKING:
     from pidep.experts.folder import Expert, check_name, read_expert, write_expert
     from pidep.experts.kind import BankGroup, ExpertKind, PeftAdapter
-    from pidep.experts.kinds import expert_kind, kind_names
+    from pidep.experts.kind_names import kind_names
+    from pidep.experts.kinds import expert_kind
     from pidep.experts.peft_format import read_peft
 
 __all__ = [
@@ -38,7 +39,7 @@ __getattr__ = lazy_names(
         "PeftAdapter": "pidep.experts.kind",
         "check_name": "pidep.experts.folder",
         "expert_kind": "pidep.experts.kinds",
-        "kind_names": "pidep.experts.kinds",
+        "kind_names": "pidep.experts.kind_names",
         "read_expert": "pidep.experts.folder",
         "read_peft": "pidep.experts.peft_format",
         "write_expert": "pidep.experts.folder",

@@ -9,7 +9,8 @@ import numpy as np
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, require_embeddings
 from pidep.experts.kind import Array, BankGroup
-from pidep.experts.kinds import expert_kind, kind_names
+from pidep.experts.kind_names import kind_names
+from pidep.experts.kinds import expert_kind
 from pidep.experts.validation import require_valid
 
 __all__ = ["BankGroup", "check_fits", "fill_row", "pack", "require_bank_kind"]

@@ -30,7 +30,8 @@ from pidep.artifacts.names import EXPERT_RECORD, SCHEMA, TASK_EMBEDDING, TEXT_SC
 from pidep.errors import ExpertError
 from pidep.experts.finite import as_finite_fp32
 from pidep.experts.kind import Array
-from pidep.experts.kinds import expert_kind, kind_names
+from pidep.experts.kind_names import kind_names
+from pidep.experts.kinds import expert_kind
 from pidep.experts.peft_format import at_sites, peft_config, read_peft
 from pidep.experts.validation import require_valid
 from pidep.files.atomic_write import atomic_folder, check_place

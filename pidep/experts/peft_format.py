@@ -23,7 +23,8 @@ import numpy.typing as npt
 from pidep.errors import ExpertError
 from pidep.experts.finite import as_finite_fp32
 from pidep.experts.kind import Array, PeftAdapter, Sites, Tensors
-from pidep.experts.kinds import expert_kind, kind_names
+from pidep.experts.kind_names import kind_names
+from pidep.experts.kinds import expert_kind
 from pidep.files.bounded_read import read_json
 from pidep.files.tensor_file import read_tensors
 

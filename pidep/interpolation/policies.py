@@ -8,7 +8,6 @@ see `pidep.interpolation.auto`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -17,48 +16,37 @@ from pidep.experts.folder import Expert
 from pidep.interpolation.auto import Interpolated, auto
 from pidep.interpolation.candidates import NEGLIGIBLE, CandidateTrainer, one_rate_for_all
 from pidep.interpolation.guard import Decision
-from pidep.interpolation.settings import InterpolateSettings
 from pidep.tasks.data import Split
 from pidep.training.loop import OnStep, Schedule, TrainReport, fit
-from pidep.training.own_expert import TrainOwn
 from pidep.training.scorer import Scorer
 
 __all__ = ["interpolate", "train_jointly"]
 
 
 def interpolate(
-    scorer: Scorer,
+    trainer: CandidateTrainer,
     own: Expert,
-    helpers: Sequence[Expert],
     train: Split,
     validation: Split | None,
-    settings: InterpolateSettings,
     *,
-    train_own: TrainOwn,
     similarities: Sequence[float] | None = None,
-    checkpoint: Path | None = None,
-    resume: bool = False,
-    on_step: OnStep | None = None,
 ) -> Interpolated:
     """The mixture of own expert and helpers, learned on the target's rows (π-Tuning, 3.3).
 
     Args:
-        train_own: trains an own expert as `own` was trained; called for every fold under `auto`.
+        trainer: scorer, helpers and settings; under `auto` it trains an own expert for every fold.
         similarities: predicted similarity of each helper, for `alpha_start="similarity"`.
-        checkpoint: folder of checkpoints that training goes on from under `resume`.
 
     Raises:
         ExpertError: the experts are of different kinds or sites.
         Diverged: a loss became NaN or Inf.
     """
+    settings, helpers = trainer.settings, trainer.helpers
     # Kept apart from the trained mixture, because the run reports its metric, too.
     uniform = Mixture.of([own, *helpers])
     names = (own.name, *(helper.name for helper in helpers))
     policy = settings.policy
     if policy == "auto":
-        trainer = CandidateTrainer(
-            scorer, tuple(helpers), settings, train_own, checkpoint, resume, on_step
-        )
         return auto(trainer, own, train, validation, uniform)
     mixture = Mixture.of([own, *helpers], per=settings.alpha_per)
     if settings.alpha_start == "similarity" and similarities is not None:
@@ -71,7 +59,7 @@ def interpolate(
         "free": settings.own_learning_rate,
     }
     report = fit(
-        scorer,
+        trainer.scorer,
         mixture,
         [
             (mixture.alpha_parameters(), settings.alpha_learning_rate),
@@ -80,9 +68,9 @@ def interpolate(
         train,
         validation,
         settings.schedule,
-        checkpoint=checkpoint,
-        resume=resume,
-        on_step=on_step,
+        checkpoint=trainer.checkpoint,
+        resume=trainer.resume,
+        on_step=trainer.on_step,
     )
     decision = Decision(policy, "mixture", "asked for")
     return Interpolated(mixture, uniform, names, decision, {"interpolation": report})

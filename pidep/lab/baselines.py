@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pidep.adapters.mixture import Mixture, find_sites
 from pidep.inputs.row import Input
 from pidep.interpolation.auto import tuned_own
+from pidep.interpolation.candidates import CandidateTrainer
 from pidep.interpolation.policies import interpolate, train_jointly
 from pidep.interpolation.settings import InterpolateSettings
 from pidep.lab.cell import Cell, Predictor, mean_alpha, training_details
@@ -140,16 +141,15 @@ def pi(cell: Cell, **settings: Any) -> Predictor:
     """π: own expert and helpers interpolated; `settings` are those of `InterpolateSettings`."""
     schedule = cell.training.schedule(f"{cell.task.name}: interpolation")
     rate = cell.training.peak_learning_rate
-    found = interpolate(
+    trainer = CandidateTrainer(
         cell.scorer,
-        cell.own,
         cell.helpers,
-        cell.train,
-        cell.validation,
         InterpolateSettings(schedule, own_learning_rate=rate, **settings),
-        train_own=cell.train_own,
-        similarities=cell.similarities,
+        cell.train_own,
         on_step=cell.on_step,
+    )
+    found = interpolate(
+        trainer, cell.own, cell.train, cell.validation, similarities=cell.similarities
     )
     experts, alpha = list(found.experts), mean_alpha(found.mixture)
     predictor = cell.predictor(found.mixture, experts=experts, alpha=alpha)

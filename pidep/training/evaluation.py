@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pidep.adapters.mixture import Mixture
 from pidep.tasks.data import Split
 from pidep.tasks.metrics import score, score_texts
+from pidep.tasks.metrics.intervals import Interval, interval, interval_of_texts
 from pidep.training.scorer import Scorer, predict_answers, predict_logits
 
-__all__ = ["evaluate"]
+__all__ = ["Measurement", "evaluate"]
 
 
-def evaluate(scorer: Scorer, split: Split, metric: str, mixture: Mixture | None = None) -> float:
+@dataclass(frozen=True)
+class Measurement:
+    """A metric on some rows."""
+
+    value: float
+    interval: Interval | None
+    """Its 95 % interval over the draw of the rows."""
+
+
+def evaluate(
+    scorer: Scorer, split: Split, metric: str, mixture: Mixture | None = None
+) -> Measurement:
     """The metric of a mixture, or of the bare backbone, on a split.
 
     Tasks with free answers are scored on generated texts, all others on the likeliest label.
     """
     if scorer.max_answer_length is not None:
-        return score_texts(metric, split.targets, predict_answers(scorer, split.rows, mixture))
+        made = predict_answers(scorer, split.rows, mixture)
+        return Measurement(
+            score_texts(metric, split.targets, made),
+            interval_of_texts(metric, split.targets, made),
+        )
     predictions = predict_logits(scorer, split.rows, mixture).argmax(1).tolist()
-    return score(metric, split.labels, predictions)
+    return Measurement(
+        score(metric, split.labels, predictions), interval(metric, split.labels, predictions)
+    )

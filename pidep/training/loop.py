@@ -33,6 +33,8 @@ OnStep = Callable[[str, int, int, float], None]
 ParameterGroups = Sequence[tuple[list[nn.Parameter], float]]
 """Parameters and their peak learning rate."""
 _MAX_GRADIENT_NORM = 1.0
+CURVE_POINTS = 50
+"""About as many losses are kept as a learning curve shows: all of them in a run of few steps."""
 
 
 class Diverged(PidepError):
@@ -67,7 +69,9 @@ class TrainReport:
     validation_loss: float | None
     """The lowest; None without held-back rows."""
     history: list[dict[str, float]]
-    """One entry a validation: `step`, `loss` and, with held-back rows, `validation_loss`."""
+    """An entry for each validation and for about `CURVE_POINTS` steps: `step`, `loss` and, where
+    held-back rows were validated, `validation_loss`.
+    """
 
 
 def _rate_factor(step: int, schedule: Schedule) -> float:
@@ -143,8 +147,11 @@ def fit(
                 on_step(schedule.phase, progress.step, schedule.steps, loss)
             # The last state is validated even where `eval_every` does not divide the steps.
             last = progress.step == schedule.steps
-            if progress.step % schedule.eval_every == 0 or last:
-                best = _validate(scorer, mixture, validation, schedule, progress, best, loss)
+            validated = last or progress.step % schedule.eval_every == 0
+            if validated or progress.step % max(1, schedule.steps // CURVE_POINTS) == 0:
+                progress.history.append({"step": progress.step, "loss": loss})
+            if validated:
+                best = _validate(scorer, mixture, validation, schedule, progress, best)
                 if checkpoint is not None:
                     save_checkpoint(
                         checkpoint,
@@ -203,15 +210,13 @@ def _validate(
     schedule: Schedule,
     progress: Progress,
     best: dict[str, Tensor],
-    loss: float,
 ) -> dict[str, Tensor]:
     """The best state so far; without held-back rows that is the current one. Updates `progress`."""
     if validation is None:
-        progress.history.append({"step": progress.step, "loss": loss})
         progress.best_step = progress.step
         return snapshot(mixture)
     held_out_loss = _validation_loss(scorer, validation)
-    progress.history.append({"step": progress.step, "loss": loss, "validation_loss": held_out_loss})
+    progress.history[-1]["validation_loss"] = held_out_loss
     if held_out_loss < progress.best_loss:
         progress.best_loss, progress.best_step, progress.stale = held_out_loss, progress.step, 0
         return snapshot(mixture)

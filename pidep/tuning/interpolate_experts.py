@@ -15,6 +15,7 @@ from pidep.backbones.load import load_any_backbone
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import Expert
 from pidep.interpolation.auto import Interpolated
+from pidep.interpolation.candidates import CandidateTrainer
 from pidep.interpolation.policies import interpolate
 from pidep.interpolation.settings import InterpolateSettings
 from pidep.similarity.fisher import diagonal_fisher
@@ -101,16 +102,19 @@ def interpolate_experts(
                 provenance={"pidep": __version__},
                 on_step=on_step,
             )
-        mixed = interpolate(
+        trainer = CandidateTrainer(
             scorer,
+            tuple(experts),
+            interpolation_settings(job, [own, *experts]),
+            own_expert_trainer(scorer, task, training, name=job.name, on_step=on_step),
+            on_step=on_step,
+        )
+        mixed = interpolate(
+            trainer,
             own,
-            experts,
             job.train,
             job.validation,
-            interpolation_settings(job, [own, *experts]),
-            train_own=own_expert_trainer(scorer, task, training, name=job.name, on_step=on_step),
             similarities=_similarities(job, own, helpers),
-            on_step=on_step,
         )
     named = {expert.name: expert for expert in experts}
     return InterpolatedExperts(folded_expert(job, own, named, mixed), mixed)

@@ -4,7 +4,7 @@ config.yaml       the settings, as JSON (which is YAML)
 task.json         the task
 own/              the own expert, with its task embedding; not in a zero-shot run
 expert/           the result: the mixture as one expert, or the own expert
-metrics.json      the metric of each method on the test rows
+metrics.json      the metric of each method on the test rows, with its 95 % interval
 alpha.json        α of the mixture by site
 similarity.json   the neighbours and their similarities
 provenance.json   digests, versions, learning curves, seconds
@@ -18,7 +18,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from pidep.experts.folder import Expert, read_expert
 from pidep.files.atomic_write import write_json, write_text
 from pidep.files.bounded_read import read_json
 from pidep.settings import read_yaml
+from pidep.tasks.metrics.intervals import Interval
 
 if TYPE_CHECKING:
     from pidep.similarity.measures import Neighbour
@@ -75,6 +76,8 @@ class TuneResult:
     metrics: dict[str, float]
     neighbours: list[Neighbour]
     seconds: float
+    intervals: dict[str, Interval | None] = field(default_factory=dict)
+    """The 95 % interval of each metric, by method."""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and `result.json`."""
@@ -145,6 +148,8 @@ class Run:
     test_rows: int
     metrics: dict[str, float]
     """By method, in the order of `METHODS`."""
+    intervals: dict[str, Interval]
+    """The 95 % interval of a metric, by method. Runs of early versions did not record them."""
     alpha: Alpha
     neighbours: dict[str, float]
     """Name to similarity."""
@@ -212,7 +217,9 @@ def write_run(
     write_json(out / "task.json", job.task.model_dump(mode="json"))
     write_json(out / "alpha.json", alpha.to_json())
     write_json(out / "similarity.json", {near.name: near.similarity for near in result.neighbours})
-    write_json(out / "metrics.json", {"metric": result.metric, "test_rows": test_rows, **metrics})
+    intervals = {name: found.to_json() for name, found in result.intervals.items() if found}
+    facts = {"metric": result.metric, "test_rows": test_rows, "intervals": intervals}
+    write_json(out / "metrics.json", {**facts, **metrics})
     write_json(out / "provenance.json", _provenance(job, result, reports, seconds))
     # Last: `is_run_folder` takes this file for the sign of a complete run.
     write_json(out / "result.json", result.to_json())
@@ -327,6 +334,9 @@ def _parse(
         metric=str(metrics["metric"]),
         test_rows=int(metrics["test_rows"]),
         metrics={method: _finite(metrics[method]) for method in METHODS if method in metrics},
+        intervals={
+            str(method): _interval(*found) for method, found in metrics.get("intervals", {}).items()
+        },
         alpha=_alpha(files["alpha"]),
         neighbours={str(name): _finite(value) for name, value in files["similarity"].items()},
         phases=tuple(_phase(str(name), phase) for name, phase in provenance["phases"].items()),
@@ -340,6 +350,10 @@ def _parse(
         own=own,
         expert=expert,
     )
+
+
+def _interval(low: Any, high: Any, method: Any) -> Interval:
+    return Interval(_finite(low), _finite(high), str(method))
 
 
 def _alpha(content: Mapping[str, Any]) -> Alpha:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from pidep.backbones.load import load_any_backbone
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, check_expert_place, write_expert
 from pidep.files.atomic_write import check_place, in_place, temporary_sibling
-from pidep.interpolation.auto import Interpolated, tuned_own
+from pidep.interpolation.auto import tuned_own
+from pidep.interpolation.candidates import CandidateTrainer
 from pidep.interpolation.policies import interpolate
 from pidep.similarity.embedding_cache import cached_fisher
 from pidep.similarity.measures import Embedding, Neighbour
@@ -27,9 +27,9 @@ from pidep.similarity.trial import SHORT_LIST, neighbours_by_trial
 from pidep.tasks.data import Split, data_digest, limit
 from pidep.tasks.memory import write_task
 from pidep.tasks.task import Task, load_task
-from pidep.training.evaluation import evaluate
+from pidep.training.evaluation import Measurement, evaluate
 from pidep.training.loop import OnStep, TrainReport
-from pidep.training.own_expert import TrainOwn, own_expert_trainer, train_own_expert
+from pidep.training.own_expert import own_expert_trainer, train_own_expert
 from pidep.tuning import zero_shot
 from pidep.tuning.helpers import pool_of
 from pidep.tuning.interpolate_experts import folded_expert, interpolation_settings
@@ -157,7 +157,7 @@ def _learn(
     """Everything after the checks: train, choose neighbours, interpolate, evaluate, write."""
     config, metric, times = job.config, job.task.metric, PhaseTimes()
 
-    def tested(mixture: Mixture | None) -> float:
+    def tested(mixture: Mixture | None) -> Measurement:
         return evaluate(job.scorer, job.data.test, metric, mixture)
 
     own, own_report = _own_expert(job, resume=resume, on_step=on_step)
@@ -168,7 +168,7 @@ def _learn(
     neighbours = _neighbours(job, pool, embedding, sample)
     times.end("neighbours")
     # The test rows are read for the metrics only; no decision depends on them.
-    metrics = {"backbone": tested(None), "own_expert": tested(Mixture.of([own]))}
+    measured = {"backbone": tested(None), "own_expert": tested(Mixture.of([own]))}
     times.end("evaluate")
     reports = {"own": own_report}
     train_own = own_expert_trainer(
@@ -177,13 +177,20 @@ def _learn(
     final, alpha = own, Alpha.of((job.name,), {})
     if pool is not None and neighbours:
         named = {near.name: pool.expert(near.name) for near in neighbours}
-        helpers = list(named.values())
-        mixed = _interpolate(
-            job, own, helpers, neighbours, train_own, resume=resume, on_step=on_step
+        trainer = CandidateTrainer(
+            job.scorer,
+            tuple(named.values()),
+            interpolation_settings(job, [own, *named.values()]),
+            train_own,
+            job.out / "checkpoint" / "interpolation",
+            resume,
+            on_step,
         )
+        similarities = [near.similarity for near in neighbours]
+        mixed = interpolate(trainer, own, job.train, job.validation, similarities=similarities)
         reports |= mixed.reports
         times.end("interpolate")
-        metrics |= {"uniform": tested(mixed.uniform), "pi": tested(mixed.mixture)}
+        measured |= {"uniform": tested(mixed.uniform), "pi": tested(mixed.mixture)}
         times.end("evaluate")
         final = folded_expert(job, own, named, mixed)
         alpha = Alpha.of(mixed.experts, mixed.mixture.alphas())
@@ -192,15 +199,19 @@ def _learn(
         tuned, decision = tuned_own(job.scorer, own, job.train, settings, train_own=train_own)
         times.end("learning rate")
         if tuned is not own:
-            metrics |= {"own_tuned": tested(Mixture.of([tuned]))}
+            measured |= {"own_tuned": tested(Mixture.of([tuned]))}
             times.end("evaluate")
         provenance = {**own.provenance, "decision": decision.to_json()}
         final = replace(own, sites=tuned.sites, provenance=provenance)
+    metrics = {method: found.value for method, found in measured.items()}
     final = replace(final, metrics={metric: metrics})
     own = replace(own, metrics={metric: metrics["own_expert"]})
     _write_experts(job, own, final, embedding)
     seconds = round(time.monotonic() - started, 3)
-    result = TuneResult(job.out, job.name, final.digest, metric, metrics, neighbours, seconds)
+    result = TuneResult(
+        *(job.out, job.name, final.digest, metric, metrics, neighbours, seconds),
+        intervals={method: found.interval for method, found in measured.items()},
+    )
     write_run(job, result, alpha, reports, times.seconds)
     return result
 
@@ -244,31 +255,6 @@ def _neighbours(
     candidates = pool.nearest(embedding, top_k=SHORT_LIST)
     experts = {near.name: pool.expert(near.name) for near in candidates}
     return neighbours_by_trial(job.scorer, sample, experts, top_k=config.top_k)
-
-
-def _interpolate(
-    job: Job,
-    own: Expert,
-    helpers: Sequence[Expert],
-    neighbours: Sequence[Neighbour],
-    train_own: TrainOwn,
-    *,
-    resume: bool,
-    on_step: OnStep | None,
-) -> Interpolated:
-    return interpolate(
-        job.scorer,
-        own,
-        helpers,
-        job.train,
-        job.validation,
-        interpolation_settings(job, [own, *helpers]),
-        train_own=train_own,
-        similarities=[near.similarity for near in neighbours],
-        checkpoint=job.out / "checkpoint" / "interpolation",
-        resume=resume,
-        on_step=on_step,
-    )
 
 
 def _write_experts(job: Job, own: Expert, final: Expert, embedding: Embedding) -> None:

@@ -22,7 +22,7 @@ from pidep.similarity.measures import Neighbour
 from pidep.similarity.pool import Pool
 from pidep.similarity.zero_shot import rank_without_labels, similarity_weights
 from pidep.tasks.data import UNLABELLED, data_digest, limit
-from pidep.training.evaluation import evaluate
+from pidep.training.evaluation import Measurement, evaluate
 from pidep.training.own_expert import as_expert
 from pidep.tuning.job import Job
 from pidep.tuning.phase_times import PhaseTimes
@@ -81,7 +81,8 @@ def mix(job: Job, pool: Pool | None, started: float) -> TuneResult:
     times.end("neighbours")
     helpers = [entries[near.name].expert for near in neighbours]
     mixture = _weighted(helpers, neighbours, temperature=config.temperature)
-    metrics = _measure(job, helpers, mixture)
+    measured = _measure(job, helpers, mixture)
+    metrics = {method: found.value for method, found in measured.items()}
     times.end("evaluate")
     alpha = Alpha.of(tuple(near.name for near in neighbours), mixture.alphas())
     final = as_expert(
@@ -96,7 +97,8 @@ def mix(job: Job, pool: Pool | None, started: float) -> TuneResult:
     write_expert(final, job.out / "expert")
     seconds = round(time.monotonic() - started, 3)
     result = TuneResult(
-        job.out, job.name, final.digest, job.task.metric, metrics, neighbours, seconds
+        *(job.out, job.name, final.digest, job.task.metric, metrics, neighbours, seconds),
+        intervals={method: found.interval for method, found in measured.items()},
     )
     write_run(job, result, alpha, {}, times.seconds)
     return result
@@ -114,7 +116,7 @@ def _weighted(
     return mixture
 
 
-def _measure(job: Job, helpers: Sequence[Expert], mixture: Mixture) -> dict[str, float]:
+def _measure(job: Job, helpers: Sequence[Expert], mixture: Mixture) -> dict[str, Measurement]:
     """The metric of each method on the test rows; empty where they have no labels."""
     test = job.data.test
     if UNLABELLED in test.labels:

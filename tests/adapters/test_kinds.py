@@ -30,7 +30,7 @@ from pidep.adapters.places import find_sites, fresh, peft_can
 from pidep.adapters.site import Tensors
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, read_expert, write_expert
-from pidep.experts.kinds import kind_names
+from pidep.experts.kind_names import kind_names
 from tests.adapters.zoo import BATCH, FITS, LENGTH, ZOO, Architecture
 
 CASES = [(name, kind) for name in ZOO for kind in KINDS if isinstance(FITS[name][kind], int)]

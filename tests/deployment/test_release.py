@@ -15,6 +15,7 @@ import pytest
 
 from pidep.artifacts import BankRecord
 from pidep.deployment import release_bank, release_runs
+from pidep.deployment.settings import ExportSettings
 from pidep.errors import ExpertError, ParityError, ServingError, UsageError
 from pidep.export import Recipe, Source, entries, load_recipe
 from pidep.runtime import Bank
@@ -217,18 +218,20 @@ def test_an_expert_published_meanwhile_stops_the_release(
 def test_forms_and_recipes_must_agree(work: Path) -> None:
     with untouched(work):
         with pytest.raises(UsageError, match="`form=merged`: takes one run, found 2"):
-            release_runs([work / "a", work / "b"], work / "repo", form="merged")
+            release_runs(
+                [work / "a", work / "b"], ExportSettings(repo=work / "repo", form="merged")
+            )
         with pytest.raises(UsageError, match="bank-onnx-fp32: is for `form=bank`, not merged"):
-            release_runs([work / "a"], work / "repo", form="merged", recipe="bank-onnx-fp32")
+            release_runs([work / "a"], ExportSettings(form="merged", recipe="bank-onnx-fp32"))
 
 
 def test_a_folder_without_a_run_is_refused(work: Path) -> None:
     with untouched(work), pytest.raises(ExpertError, match="no such expert folder"):
-        release_runs([work / "gone"], work / "repo")
+        release_runs([work / "gone"], ExportSettings(repo=work / "repo"))
 
 
 def test_a_store_in_a_files_place_is_refused(work: Path, backbone: Any, task_file: Path) -> None:
     run = write_run(work / "run", make_expert(backbone), task_file)
     (work / "store").touch()
     with untouched(work), pytest.raises(UsageError, match=r"`store` .*is a file; give a folder"):
-        release_runs([run], work / "repo", store=work / "store")
+        release_runs([run], ExportSettings(repo=work / "repo", store=work / "store"))

@@ -61,13 +61,10 @@ def run(parts, policy: str, **more):
         SCHEDULE, policy=policy, own_learning_rate=1e-2, **{"folds": 2, **more}
     )
     return interpolate(
-        scorer,
+        CandidateTrainer(scorer, tuple(helpers), settings, lambda _rows, _factor: own),
         own,
-        helpers,
         ROWS,
         None,
-        settings,
-        train_own=lambda _rows, _factor: own,
         similarities=[0.5, 0.25],
     )
 
@@ -137,13 +134,15 @@ def test_every_kind_is_learned_in_context(tiny, parts, kind: str) -> None:
         }
         experts.append(replace(own, name=name, kind=kind, scaling=1.0, sites=noisy))
     found = interpolate(
-        scorer,
+        CandidateTrainer(
+            scorer,
+            tuple(experts[1:]),
+            InterpolateSettings(SCHEDULE),
+            lambda _rows, _factor: experts[0],
+        ),
         experts[0],
-        experts[1:],
         ROWS,
         None,
-        InterpolateSettings(SCHEDULE),
-        train_own=lambda _rows, _factor: experts[0],
     )
     assert predict_logits(scorer, ROWS.rows, found.mixture).isfinite().all()
     inner = in_context(scorer, experts[0], experts[1:])
@@ -211,13 +210,12 @@ def test_auto_mixes_adapters_on_outputs(parts) -> None:
     scorer, lora, _ = parts
     own, *helpers = adapters(scorer.backbone, lora)
     found = interpolate(
-        scorer,
+        CandidateTrainer(
+            scorer, tuple(helpers), InterpolateSettings(SCHEDULE), lambda _rows, _factor: own
+        ),
         own,
-        helpers,
         ROWS,
         None,
-        InterpolateSettings(SCHEDULE),
-        train_own=lambda _rows, _factor: own,
     )
     assert found.decision.chosen == "mixture"
     folded = found.mixture.folded()
@@ -267,7 +265,10 @@ def test_joint_training_and_the_higher_rate_need_enough_rows(
     settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2)
     rows = ROWS.take(range(count))
     found = interpolate(
-        scorer, own, helpers, rows, None, settings, train_own=lambda _rows, _factor: own
+        CandidateTrainer(scorer, tuple(helpers), settings, lambda _rows, _factor: own),
+        own,
+        rows,
+        None,
     )
     assert set(found.decision.losses) == {"own_expert", "uniform", "in_context", "mixture"} | (
         TRAINED if count == 8 else set()
@@ -280,7 +281,10 @@ def test_rows_held_back_judge_joint_training_at_the_usual_rate_only(parts, monke
     scorer, own, helpers = parts
     settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2, folds=2)
     found = interpolate(
-        scorer, own, helpers, ROWS, ROWS, settings, train_own=lambda _rows, _factor: own
+        CandidateTrainer(scorer, tuple(helpers), settings, lambda _rows, _factor: own),
+        own,
+        ROWS,
+        ROWS,
     )
     assert set(found.decision.losses) == {"own_expert", "uniform", "in_context", "mixture", "joint"}
     assert set(found.reports) == {"in_context", "joint"}
@@ -340,13 +344,10 @@ def test_an_own_expert_at_the_higher_rate_is_trained_on_all_rows(parts, monkeypa
         return make_expert(scorer.backbone, name="target", seed=7 if factor > 1 else 0)
 
     found = interpolate(
-        scorer,
+        CandidateTrainer(scorer, tuple(helpers), InterpolateSettings(SCHEDULE, folds=2), train_own),
         own,
-        helpers,
         ROWS,
         None,
-        InterpolateSettings(SCHEDULE, folds=2),
-        train_own=train_own,
     )
     assert asked == [(4, 1.0), (4, 4.0), (4, 1.0), (4, 4.0), (8, 4.0)]
     assert found.experts == ("target (high rate)",)
@@ -368,7 +369,9 @@ def test_a_candidate_that_diverges_at_the_higher_rate_is_left_out(parts, monkeyp
         return own
 
     settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2, folds=2)
-    found = interpolate(scorer, own, helpers, ROWS, None, settings, train_own=train_own)
+    found = interpolate(
+        CandidateTrainer(scorer, tuple(helpers), settings, train_own), own, ROWS, None
+    )
     assert set(found.decision.losses) == {
         "own_expert",
         "uniform",
@@ -404,7 +407,9 @@ def test_a_candidate_that_diverges_on_all_rows_only_is_not_chosen(
 
     monkeypatch.setattr("pidep.interpolation.candidates.fit", fitted)
     settings = InterpolateSettings(SCHEDULE, own_learning_rate=1e-2, folds=2)
-    found = interpolate(scorer, own, helpers, ROWS, None, settings, train_own=train_own)
+    found = interpolate(
+        CandidateTrainer(scorer, tuple(helpers), settings, train_own), own, ROWS, None
+    )
     assert found.decision.chosen != name
     assert name not in found.decision.losses
     assert found.decision.left_out[name] == "training diverged on all rows"
@@ -487,16 +492,18 @@ def test_auto_resumes_what_it_learned(parts, tmp_path, monkeypatch, name: str) -
     def again(*, resume: bool):
         steps.clear()
         return interpolate(
-            scorer,
+            CandidateTrainer(
+                scorer,
+                tuple(helpers),
+                settings,
+                lambda _rows, _factor: own,
+                checkpoint=tmp_path / "checkpoint",
+                resume=resume,
+                on_step=lambda phase, step, total, loss: steps.append(phase),
+            ),
             own,
-            helpers,
             ROWS,
             None,
-            settings,
-            train_own=lambda _rows, _factor: own,
-            checkpoint=tmp_path / "checkpoint",
-            resume=resume,
-            on_step=lambda phase, step, total, loss: steps.append(phase),
         )
 
     first, count = again(resume=False), len(steps)

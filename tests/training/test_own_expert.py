@@ -61,7 +61,11 @@ def test_it_says_what_it_was_trained_on(scorer: Scorer, settings: TrainingSettin
     digest = data_digest(ROWS)
     assert expert.provenance == {"train": digest, "rows": 6, "seed": 5, "fisher": "true"}
     assert (report.steps, report.best_step, report.validation_loss) == (6, 6, None)
-    assert [entry["step"] for entry in report.history] == [2, 4, 6]
+    # Few steps: every one is a point of the learning curve.
+    assert [entry["step"] for entry in report.history] == [1, 2, 3, 4, 5, 6]
+    longer = replace(settings, steps=120, eval_every=50)
+    _, report = train_own_expert(scorer, TASK, longer, ROWS)
+    assert [entry["step"] for entry in report.history] == [*range(2, 121, 2)]
 
 
 def test_training_lowers_the_loss_and_the_metric_is_that_of_the_expert(
@@ -77,7 +81,10 @@ def test_training_lowers_the_loss_and_the_metric_is_that_of_the_expert(
     ]
     assert losses[1] < losses[0]
     right = (logits.argmax(1) == torch.tensor(ROWS.labels)).float().mean()
-    assert evaluate(scorer, ROWS, "accuracy", learned) == pytest.approx(float(right))
+    found = evaluate(scorer, ROWS, "accuracy", learned)
+    assert found.value == pytest.approx(float(right))
+    assert found.interval is not None
+    assert found.interval.low <= found.value <= found.interval.high
     again = scorer_for_expert(scorer.backbone, expert)
     assert torch.equal(predict_logits(again, ROWS.rows, learned), logits)
 
@@ -87,7 +94,11 @@ def test_the_kept_state_is_that_of_the_least_held_out_loss(
 ) -> None:
     wrong = replace(ROWS, labels=[1 - label for label in ROWS.labels])
     expert, report = train_own_expert(scorer, TASK, settings.at_rate(10.0), ROWS, wrong)
-    held_out = [entry["validation_loss"] for entry in report.history]
+    validated = {entry["step"]: entry.get("validation_loss") for entry in report.history}
+    held_out = [loss for loss in validated.values() if loss is not None]
+    assert [step for step, loss in validated.items() if loss is not None] == [
+        step for step in validated if step % settings.eval_every == 0
+    ]
     # With swapped labels, held-out rows get worse at every step, so training stops early.
     assert report.best_step == 2
     assert report.validation_loss == min(held_out)

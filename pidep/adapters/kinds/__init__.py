@@ -7,7 +7,8 @@ May import the other modules of `pidep.adapters` that are not `mixture` or `plac
 from importlib import import_module
 
 from pidep.adapters.site import AdapterKind
-from pidep.experts.kinds import expert_kind, kind_names
+from pidep.experts.kind_names import kind_names
+from pidep.experts.kinds import expert_kind
 
 __all__ = ["KINDS", "adapter_kind"]
 

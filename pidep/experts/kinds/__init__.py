@@ -10,7 +10,7 @@ from pidep.errors import ExpertError, did_you_mean
 from pidep.experts.kind import ExpertKind
 from pidep.experts.kind_names import kind_names
 
-__all__ = ["expert_kind", "kind_names"]
+__all__ = ["expert_kind"]
 
 
 def expert_kind(name: str) -> ExpertKind:

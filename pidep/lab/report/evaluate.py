@@ -27,19 +27,24 @@ from pidep.training.scorer import predict_logits, scorer_for_expert
 from pidep.tuning.job import split_rows, task_rows
 from pidep.tuning.run_folder import Run
 
-__all__ = ["PATH_ROWS", "Confusion", "Evaluation", "Paths", "evaluate_run"]
+__all__ = ["PATH_ROWS", "Evaluation", "Paths", "Predictions", "evaluate_run"]
 
 PATH_ROWS = 256
 """Most rows of a path. Every path costs one pass over them for each of its points."""
 OnStep = Callable[[str, int, int, float], None]
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """Test rows by true (row) and predicted (column) label."""
+# eq=False: comparing arrays gives an array.
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The answers of one expert of the run to the test rows."""
 
     model: str
-    counts: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]  # [N]
+    confidence: npt.NDArray[np.float64]  # [N]
+    """Probability of the predicted label."""
+    counts: npt.NDArray[np.int64]  # [C, C]
+    """Rows by true (row) and predicted (column) label."""
     score: float
 
 
@@ -58,7 +63,9 @@ class Paths:
 class Evaluation:
     """The recomputed figures."""
 
-    confusions: tuple[Confusion, ...]
+    predictions: tuple[Predictions, ...]
+    """Empty where answers are free texts, or the test rows have no labels."""
+    test: Split
     backbone_parameters: int
     paths: Paths | None
 
@@ -95,13 +102,12 @@ def evaluate_run(
         )
     experts = {} if free or UNLABELLED in rows.test.labels else run.experts
     with backbone.cached_below(sorted(run.expert.sites)):
-        confusions = tuple(
-            _confusion(run, backbone, name, expert, rows.test) for name, expert in experts.items()
+        predictions = tuple(
+            _predictions(run, backbone, name, expert, rows.test) for name, expert in experts.items()
         )
         found = _paths(run, backbone, pool, rows, on_step) if paths else None
-    return Evaluation(
-        confusions, sum(parameter.numel() for parameter in backbone.model.parameters()), found
-    )
+    parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
+    return Evaluation(predictions, rows.test, parameters, found)
 
 
 def _rows(run: Run) -> _Rows:
@@ -137,16 +143,18 @@ def _rows(run: Run) -> _Rows:
     return _Rows(test, held_back if data_digest(train) == given.get("train") else None)
 
 
-def _confusion(run: Run, backbone: Backbone, name: str, expert: Expert, rows: Split) -> Confusion:
-    predictions = (
-        predict_logits(scorer_for_expert(backbone, expert), rows.rows, Mixture.of([expert]))
-        .argmax(1)
-        .tolist()
-    )
-    size = len(run.labels) or 1 + max(*rows.labels, *predictions)
+def _predictions(
+    run: Run, backbone: Backbone, name: str, expert: Expert, rows: Split
+) -> Predictions:
+    scorer = scorer_for_expert(backbone, expert)
+    logits = predict_logits(scorer, rows.rows, Mixture.of([expert]))
+    confidence, labels = logits.double().softmax(1).max(1)
+    predicted = labels.tolist()
+    size = len(run.labels) or 1 + max(*rows.labels, *predicted)
     counts = np.zeros((size, size), np.int64)
-    np.add.at(counts, (rows.labels, predictions), 1)
-    return Confusion(name, counts, score(run.metric, rows.labels, predictions))
+    np.add.at(counts, (rows.labels, predicted), 1)
+    value = score(run.metric, rows.labels, predicted)
+    return Predictions(name, labels.numpy(), confidence.numpy(), counts, value)
 
 
 def _paths(

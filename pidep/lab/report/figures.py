@@ -11,26 +11,30 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.lab.report.neighbourhood import Neighbourhood
-from pidep.lab.report.svg import INK, MUTED, PAPER, SERIES, SURFACE, draw
+from pidep.lab.report.svg import INK, MUTED, PAPER, SERIES, draw
 from pidep.tuning.run_folder import Alpha, Phase
 
 if TYPE_CHECKING:
-    from pidep.lab.report.evaluate import Confusion, Paths
+    from pidep.lab.report.evaluate import Paths, Predictions
 
 __all__ = [
+    "EQUAL",
     "NAMES_OF_PHASES",
     "alpha",
     "confusion",
     "curves",
-    "graph",
+    "most_off_uniform",
     "paths",
     "set_loss_axis",
+    "short",
     "similarity",
 ]
 
 Matrix = npt.NDArray[np.float64]
 EMPTY, FULL = np.array([232, 238, 244]) / 255, np.array([23, 78, 130]) / 255
 """Ends of the ramp of every heat map."""
+BELOW = np.array([134, 56, 8]) / 255
+"""End of the ramp of negative values; as dark as `FULL`, so text has the same contrast."""
 READ_LIGHT = 0.73
 """Shade from which white text has more contrast than black; both have 4.5 there."""
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
@@ -41,9 +45,10 @@ ANNOTATED = 12
 """Rows of a heat map up to which its cells show numbers."""
 NAMED = 30
 """Labels up to which a confusion matrix names them."""
-NEAREST = 3
-LABELLED = 6
-"""Tasks up to which the graph draws every pair with its number; above, only the `NEAREST`."""
+MARKED = 12
+"""Points up to which a curve has marks."""
+EQUAL = 5e-5
+"""Differences of α from uniform that four digits do not show."""
 NAMES_OF_PHASES = {
     "own": "own expert",
     "interpolation": "interpolation",
@@ -63,7 +68,8 @@ def curves(phases: Sequence[Phase]) -> str:
                 steps,
                 [entry.loss for entry in phase.history],
                 color=SERIES[0],
-                marker="o",
+                # Many marks would hide the line; one point alone would be invisible without.
+                marker="o" if len(steps) <= MARKED else "",
                 markersize=3.5,
                 label="training batch",
             )
@@ -152,10 +158,10 @@ def similarity(near: Neighbourhood) -> str:
             "{:.3f}",
             aspect="auto",
         )
-        names = [_short(name) for name in near.names]
+        names = [short(name) for name in near.names]
         _ticks(heat, names, names)
         for label in [*heat.get_xticklabels(), *heat.get_yticklabels()]:
-            if label.get_text() == _short(near.target):
+            if label.get_text() == short(near.target):
                 label.set_fontweight("bold")
                 label.set_color(INK)
 
@@ -165,99 +171,42 @@ def similarity(near: Neighbourhood) -> str:
     return draw("similarity", title, paint, width=side + 1.4, height=side + 1.2)
 
 
-def graph(near: Neighbourhood) -> str:
-    """The task graph on a circle, similar tasks beside each other."""
-    count = len(near.names)
-    pairs = near.nearest(NEAREST if count > LABELLED else count)
-    weights = {pair: float(near.similarity[pair]) for pair in pairs}
-    low, span = min(weights.values()), (max(weights.values()) - min(weights.values())) or 1.0
-
-    def paint(figure: Any) -> None:
-        axes = figure.subplots()
-        # A circle and no force layout: the same tasks are always in the same places.
-        turn = [2 * math.pi * row / count + math.pi / 2 for row in range(count)]
-        xs, ys = [math.cos(angle) for angle in turn], [math.sin(angle) for angle in turn]
-        own = near.names.index(near.target)
-        # The target's lines are drawn last, above the others.
-        for (left, right), weight in sorted(weights.items(), key=lambda item: own in item[0]):
-            color = SERIES[0] if own in (left, right) else MUTED
-            width = 0.8 + 4 * (weight - low) / span
-            axes.plot(
-                [xs[left], xs[right]],
-                [ys[left], ys[right]],
-                color=color,
-                linewidth=width,
-                alpha=0.65,
-                zorder=1,
-            )
-            if count <= LABELLED:
-                # Away from the centre, where the diagonals of a circle meet.
-                x, y = (0.62 * one[left] + 0.38 * one[right] for one in (xs, ys))
-                look = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.2}
-                axes.text(
-                    x,
-                    y,
-                    f"{weight:.3f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color=MUTED,
-                    bbox=look,
-                    zorder=2,
-                )
-        for row, name in enumerate(near.names):
-            mine = row == own
-            axes.plot(
-                xs[row],
-                ys[row],
-                "o",
-                markersize=11,
-                color=SERIES[0] if mine else SURFACE,
-                markeredgecolor=SERIES[0],
-                zorder=3,
-            )
-            side = "center" if abs(xs[row]) < 0.2 else ("left" if xs[row] > 0 else "right")
-            axes.text(
-                1.13 * xs[row],
-                1.13 * ys[row],
-                _short(name),
-                ha=side,
-                va="center",
-                fontweight="bold" if mine else "normal",
-                zorder=4,
-            )
-        axes.set(xlim=(-1.7, 1.7), ylim=(-1.3, 1.3), aspect="equal")
-        axes.set_axis_off()
-
-    return draw(
-        "graph",
-        f"Task graph of {count} tasks: the wider a line, the more alike",
-        paint,
-        width=6.4,
-        height=4.2 if count <= LABELLED else 5.6,
+def most_off_uniform(found: Alpha) -> float:
+    """The greatest distance of an α from its value in a uniform mixture."""
+    uniform = 1 / len(found.experts)
+    return max(
+        (abs(weight - uniform) for weights in found.sites.values() for weight in weights),
+        default=0.0,
     )
 
 
 def alpha(found: Alpha) -> str:
-    """α by layer and site: a panel for each expert, or one panel if layers have one site."""
+    """α minus its uniform value, by layer and site.
+
+    A panel for each expert, or one panel where layers have one site.
+    """
     rows, columns, weights = _by_layer(found)
-    high = max(float(np.nanmax(weights)), 1e-9)
-    title = f"α of {len(found.experts)} experts at {len(found.sites)} sites, from 0 to {high:.2f}"
-    names = [_short(name) for name in found.experts]
+    most = max(most_off_uniform(found), EQUAL)
+    off = weights - 1 / len(found.experts)
+    # Enough digits that the greatest difference has two of its own.
+    form = f"{{:+.{min(4, max(2, 1 - math.floor(math.log10(most))))}f}}"
+    title = (
+        f"α of {len(found.experts)} experts at {len(found.sites)} sites, up to {most:.4f} from "
+        "uniform"
+    )
+    names = [short(name) for name in found.experts]
 
     def one_panel(figure: Any) -> None:
         axes = figure.subplots()
-        _heat(axes, weights[:, 0] / high, weights[:, 0], "{:.2f}", aspect="auto")
+        _heat(axes, off[:, 0] / most, off[:, 0], form, aspect="auto")
         _ticks(axes, names, rows)
 
     def a_panel_each(figure: Any) -> None:
         panels = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
         for number, (axes, name) in enumerate(zip(panels, names, strict=False)):
-            _heat(
-                axes, weights[:, :, number] / high, weights[:, :, number], "{:.2f}", aspect="auto"
-            )
+            _heat(axes, off[:, :, number] / most, off[:, :, number], form, aspect="auto")
             _ticks(axes, columns, rows)
-            axes.set_title(f"{name}, mean {found.mean[number]:.2f}", fontsize=9)
+            axes.set_title(f"{name}, mean {found.mean[number]:.3f}", fontsize=9)
             axes.tick_params(axis="x", labelbottom=number + across >= len(names))
         for axes in panels[len(names) :]:
             axes.remove()
@@ -268,7 +217,7 @@ def alpha(found: Alpha) -> str:
         )
     across = min(ACROSS, len(names))
     down = math.ceil(len(names) / across)
-    width = 1.0 + across * max(1.6, 0.44 * len(columns))
+    width = 1.0 + across * max(1.6, 0.55 * len(columns))
     return draw(
         "alpha", title, a_panel_each, width=width, height=1.4 + down * (0.5 + 0.3 * len(rows))
     )
@@ -299,7 +248,7 @@ def _by_number(row: str) -> tuple[str, int]:
     return (stem, int(number)) if number.isdigit() else (row, 0)
 
 
-def confusion(found: Confusion, labels: Sequence[str], *, name: str) -> str:
+def confusion(found: Predictions, labels: Sequence[str], *, name: str) -> str:
     """Counts, shaded by the share of the true label's rows."""
     count = len(labels)
     shares = found.counts / np.maximum(found.counts.sum(1, keepdims=True), 1)
@@ -309,7 +258,7 @@ def confusion(found: Confusion, labels: Sequence[str], *, name: str) -> str:
         axes = figure.subplots()
         _heat(axes, shares, found.counts.astype(np.float64), "{:.0f}", aspect="equal")
         if count <= NAMED:
-            _ticks(axes, [_short(label) for label in labels], [_short(label) for label in labels])
+            _ticks(axes, [short(label) for label in labels], [short(label) for label in labels])
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
 
@@ -338,7 +287,7 @@ def paths(found: Paths) -> str:
             left.plot(
                 ts,
                 [point.loss for point in path.points],
-                label=f"own expert → {_short(path.end)}",
+                label=f"own expert → {short(path.end)}",
                 **look,
             )
             right.plot(ts, [point.metric for point in path.points], **look)
@@ -362,9 +311,10 @@ def paths(found: Paths) -> str:
 
 
 def _heat(axes: Any, shade: Matrix, values: Matrix, form: str, *, aspect: str) -> None:
-    """Cells shaded from 0 to 1, empty for NaN; with numbers where there are few cells."""
+    """Cells shaded from -1 to 1, empty for NaN; with numbers where there are few cells."""
     known = ~np.isnan(shade)
-    colors = EMPTY + np.nan_to_num(shade).clip(0, 1)[..., None] * (FULL - EMPTY)
+    depth = np.nan_to_num(shade).clip(-1, 1)[..., None]
+    colors = EMPTY + np.abs(depth) * (np.where(depth < 0, BELOW, FULL) - EMPTY)
     axes.imshow(np.dstack([colors, known.astype(np.float64)]), aspect=aspect)
     axes.set_xticks(np.arange(-0.5, shade.shape[1]), minor=True)
     axes.set_yticks(np.arange(-0.5, shade.shape[0]), minor=True)
@@ -374,7 +324,7 @@ def _heat(axes: Any, shade: Matrix, values: Matrix, form: str, *, aspect: str) -
     if max(shade.shape) > ANNOTATED:
         return
     for row, column in zip(*np.nonzero(known), strict=True):
-        ink = "#ffffff" if shade[row, column] > READ_LIGHT else "#000000"
+        ink = "#ffffff" if abs(shade[row, column]) > READ_LIGHT else "#000000"
         axes.text(
             column,
             row,
@@ -398,7 +348,7 @@ def _ticks(axes: Any, columns: Sequence[str], rows: Sequence[str]) -> None:
     axes.set_yticks(range(len(rows)), rows)
 
 
-def _short(name: str, limit: int = 24) -> str:
+def short(name: str, limit: int = 24) -> str:
     """A name on one line, cut, without characters that XML cannot hold."""
     line = "".join(letter if letter.isprintable() else " " for letter in name)
     return line if len(line) <= limit else f"{line[: limit - 1]}…"

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Any
 
-__all__ = ["definitions", "figure", "paragraph", "table"]
+from pidep.tasks.metrics.intervals import Interval
+
+__all__ = [
+    "definitions",
+    "figure",
+    "interval_text",
+    "number_text",
+    "paragraph",
+    "signed",
+    "table",
+]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, mark: int | None = None) -> str:
@@ -52,3 +63,18 @@ def figure(svg: str, caption: str) -> str:
 def paragraph(text: str) -> str:
     """A paragraph."""
     return f"<p>{escape(text)}</p>"
+
+
+def signed(value: float) -> str:
+    """A number with four digits and its sign."""
+    return f"{'−' if value < 0 else '+'}{abs(value):.4f}"
+
+
+def number_text(value: Any, digits: int) -> str:
+    """A number with so many digits, or a dash."""
+    return "–" if value is None else f"{float(value):.{digits}f}"
+
+
+def interval_text(found: Interval | None) -> str:
+    """The ends of an interval, or a dash."""
+    return "–" if found is None else f"{found.low:.3f} to {found.high:.3f}"

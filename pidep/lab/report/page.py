@@ -6,22 +6,22 @@ from html import escape
 from string import Template
 from typing import TYPE_CHECKING
 
+from pidep.lab.report.answers import classes_section, confusion_section, mistakes_section
+from pidep.lab.report.decision import decision_section
 from pidep.lab.report.look import STYLE
 from pidep.lab.report.neighbourhood import Neighbourhood
 from pidep.lab.report.sections import (
     alpha_section,
-    confusion_section,
     cost_section,
     curves_section,
-    decision_section,
-    metric_name,
     path_section,
     provenance_section,
     result_section,
     settings_section,
     similarity_section,
 )
-from pidep.tuning.run_folder import METHODS, Run
+from pidep.lab.report.verdict import verdict
+from pidep.tuning.run_folder import Run
 
 if TYPE_CHECKING:
     from pidep.lab.report.evaluate import Evaluation
@@ -38,6 +38,8 @@ SECTIONS = {
     "alpha": "α by layer and expert",
     "path": "Along the line between experts",
     "confusion": "Confusion on the test rows",
+    "classes": "Each label",
+    "mistakes": "Surest mistakes",
     "cost": "Cost",
     "provenance": "Provenance",
 }
@@ -78,7 +80,9 @@ def page(run: Run, near: Neighbourhood | None, evaluation: Evaluation | None) ->
         "similarity": similarity_section(run, near),
         "alpha": alpha_section(run),
         "path": path_section(evaluation.paths if evaluation else None),
-        "confusion": confusion_section(run, evaluation.confusions if evaluation else ()),
+        "confusion": confusion_section(run, evaluation),
+        "classes": classes_section(run, evaluation),
+        "mistakes": mistakes_section(run, evaluation),
         "cost": cost_section(run, evaluation),
         "provenance": provenance_section(run),
     }
@@ -89,15 +93,8 @@ def page(run: Run, near: Neighbourhood | None, evaluation: Evaluation | None) ->
     return _PAGE.substitute(
         title=escape(f"{run.name}: a π-Tuning run"),
         style=STYLE,
-        summary=_summary(run),
+        summary=escape(verdict(run, evaluation)),
         links="".join(f'<li><a href="#{key}">{title}</a></li>' for key, title in SECTIONS.items()),
         sections="\n".join(sections),
         paper=PAPER,
     )
-
-
-def _summary(run: Run) -> str:
-    scores = ", ".join(f"{METHODS[method]} {value:.3f}" for method, value in run.metrics.items())
-    if not scores:
-        return f"{run.test_rows} test rows, without labels: nothing was measured."
-    return f"{escape(metric_name(run))} on {run.test_rows} test rows: {scores}."

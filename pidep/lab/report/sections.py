@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pidep.experts.folder import Expert
 from pidep.lab.report import figures
-from pidep.lab.report.html import definitions, figure, paragraph, table
+from pidep.lab.report.html import definitions, figure, interval_text, paragraph, signed, table
 from pidep.lab.report.neighbourhood import Neighbourhood
+from pidep.lab.report.task_graph import graph
+from pidep.tasks.metrics.intervals import Interval, wilson
 from pidep.tuning.run_folder import METHODS, Run
 
 if TYPE_CHECKING:
-    from pidep.lab.report.evaluate import Confusion, Evaluation, Paths
+    from pidep.lab.report.evaluate import Evaluation, Paths
 
 __all__ = [
     "alpha_section",
-    "confusion_section",
     "cost_section",
     "curves_section",
-    "decision_section",
     "metric_name",
     "path_section",
     "provenance_section",
@@ -30,18 +28,6 @@ __all__ = [
     "settings_section",
     "similarity_section",
 ]
-
-_CANDIDATES = {
-    **METHODS,
-    "in_context": "own expert, learned in the mixture",
-    "joint": "joint training of all experts",
-    # Written by versions up to 0.1; old runs can still be reported.
-    "own_expert_harder": "own expert, high rate",
-    "joint_harder": "joint training of all experts, high rate",
-    "own_expert_high_rate": "own expert, high rate",
-    "joint_high_rate": "joint training of all experts, high rate",
-    "mixture": "average of own expert, uniform and in context",
-}
 
 
 def metric_name(run: Run) -> str:
@@ -61,6 +47,7 @@ def settings_section(run: Run) -> str:
             "training rows",
             f"{shots} a label, {train_rows} in all" if shots else f"{train_rows}, {_how_much(run)}",
         ),
+        *_cut_texts(run),
         ("seed", str(config.get("seed", 0))),
         (
             "kind of expert",
@@ -72,6 +59,19 @@ def settings_section(run: Run) -> str:
     return definitions(rows)
 
 
+def _cut_texts(run: Run) -> list[tuple[str, str]]:
+    """How many texts `max_length` cuts, where the run recorded it."""
+    found = run.provenance.get("cut_texts")
+    if not isinstance(found, dict):
+        return []
+    cut, texts, fitting = (found.get(key) for key in ("cut", "texts", "fitting"))
+    if not cut:
+        return [("texts cut", f"none of {texts} at {found.get('max_length')} tokens")]
+    share = f" ({100 * cut / texts:.0f} %)" if texts else ""
+    told = f"{cut} of {texts}{share} at {found.get('max_length')} tokens"
+    return [("texts cut", f"{told}; {fitting} tokens would fit all" if fitting else told)]
+
+
 def _how_much(run: Run) -> str:
     return "texts alone, no label was read" if run.zero_shot else "full data"
 
@@ -81,92 +81,33 @@ def result_section(run: Run) -> str:
     if not run.metrics:
         return paragraph("Nothing was measured: the test rows have no labels.")
     against = "own_expert" if "own_expert" in run.metrics else "backbone"
-    accuracy = run.metric == "accuracy"
     best = max(run.metrics.values(), default=0.0)
-    rows = []
+    rows, ways = [], set()
     for method, value in run.metrics.items():
-        gain = "" if method == against else _signed(value - run.metrics[against])
-        rows.append(
-            [METHODS[method], f"{value:.4f}", gain or "–"]
-            + ([_interval(value, run.test_rows)] if accuracy else [])
-        )
+        gain = "" if method == against else signed(value - run.metrics[against])
+        found = _interval_of(run, method)
+        ways |= {found.method} if found else set()
+        rows.append([METHODS[method], f"{value:.4f}", gain or "–", interval_text(found)])
     mark = next(
         (number for number, value in enumerate(run.metrics.values()) if value == best), None
     )
-    columns = ["model", metric_name(run), f"against {METHODS[against]}"] + (
-        ["95 % interval"] if accuracy else []
-    )
+    columns = ["model", metric_name(run), f"against {METHODS[against]}", "95 % interval"]
     note = f"On {run.test_rows} test rows, which nothing was chosen by. The best is marked."
-    if accuracy:
-        note += (
-            " The interval (Wilson) covers the sampling of test rows alone; another seed or other "
-            "shots vary more."
-        )
+    note += (
+        f" The interval ({', '.join(sorted(ways))}) covers the sampling of test rows alone; "
+        "another seed or other shots vary more."
+        if ways
+        else " The run recorded no interval of this metric."
+    )
     return table(columns, rows, mark=mark) + paragraph(note)
 
 
-def _signed(value: float) -> str:
-    return f"{'−' if value < 0 else '+'}{abs(value):.4f}"
-
-
-def _interval(share: float, rows: int) -> str:
-    """Wilson's 95 % interval of a share."""
-    if rows < 1:
-        return "–"
-    z = 1.96
-    middle, scale = share + z * z / (2 * rows), 1 + z * z / rows
-    half = z * math.sqrt(share * (1 - share) / rows + (z / (2 * rows)) ** 2)
-    return f"{(middle - half) / scale:.3f} to {(middle + half) / scale:.3f}"
-
-
-def decision_section(run: Run) -> str:
-    """The decision of interpolation, and the losses behind it."""
-    found = run.decision
-    if found is None:
-        return paragraph(
-            "Nothing was interpolated: the run had no neighbours, so its own expert is the result."
-            if not run.neighbours
-            else "–"
-        )
-    chosen = str(found.get("chosen", "?"))
-    label = (
-        _CANDIDATES.get(chosen, chosen)
-        if found.get("policy") == "auto"
-        else "the mixture as it was asked for"
-    )
-    body = definitions(
-        [
-            ("chosen", label),
-            ("why", str(found.get("why", "?"))),
-            ("policy", str(found.get("policy", "?"))),
-            ("held-out rows", str(found.get("rows") or "none")),
-        ]
-    )
-    losses, weights = found.get("losses", {}), found.get("weights", {})
-    if losses or weights:
-        names = list(dict.fromkeys([*losses, *weights]))
-        rows = [
-            [
-                _CANDIDATES.get(name, name),
-                _number(losses.get(name), 5),
-                _number(weights.get(name), 4),
-            ]
-            for name in names
-        ]
-        body += table(
-            ["candidate", "held-out loss (nats a row)", "share in the mixture"],
-            rows,
-            mark=_at(names, chosen),
-        )
-    return body
-
-
-def _at(names: Sequence[str], name: str) -> int | None:
-    return names.index(name) if name in names else None
-
-
-def _number(value: Any, digits: int) -> str:
-    return "–" if value is None else f"{float(value):.{digits}f}"
+def _interval_of(run: Run, method: str) -> Interval | None:
+    found = run.intervals.get(method)
+    # Runs of early versions recorded none; an accuracy and the number of rows give Wilson's.
+    if found is None and run.metric == "accuracy" and run.test_rows:
+        return wilson(run.metrics[method], run.test_rows)
+    return found
 
 
 def curves_section(run: Run) -> str:
@@ -183,8 +124,8 @@ def curves_section(run: Run) -> str:
         for phase in run.phases
     ]
     held = any(entry.held_out is not None for phase in learned for entry in phase.history)
-    caption = "Loss of the training batch at each validation" + (
-        ", and of the held-out rows." if held else "; no rows were held back."
+    caption = "Loss of the training batch, at each step or at 50 of many steps" + (
+        ", and of the held-out rows at each validation." if held else "; no rows were held back."
     )
     return figure(figures.curves(learned), caption) + table(["phase", "steps", "kept"], rows)
 
@@ -223,15 +164,15 @@ def similarity_section(run: Run, near: Neighbourhood | None) -> str:
         body
         + figure(figures.similarity(near), caption)
         + figure(
-            figures.graph(near),
-            "Task graph: the wider a line, the more alike its tasks. Blue, this run's task and its "
-            "lines.",
+            graph(near),
+            "Task graph: the width of a line is in proportion to the similarity of its tasks. "
+            "Blue, this run's task and its lines.",
         )
     )
 
 
 def alpha_section(run: Run) -> str:
-    """α by layer and expert."""
+    """α by layer and expert, as what differs from a uniform mixture."""
     found = run.alpha
     means = table(
         ["expert", "mean α"],
@@ -239,10 +180,17 @@ def alpha_section(run: Run) -> str:
     )
     if not found.sites or len(found.experts) < 2:
         return means + paragraph("One expert, so α is 1 everywhere.")
-    highest = max(weight for weights in found.sites.values() for weight in weights)
+    uniform = 1 / len(found.experts)
+    most = figures.most_off_uniform(found)
+    if most < figures.EQUAL:
+        return means + paragraph(
+            f"The mixture is uniform: α is {uniform:.4f} for each of {len(found.experts)} experts "
+            "at every site."
+        )
     caption = (
-        "α of each expert, by layer (down) and place in the layer (across); each site's sum to 1. "
-        f"Shade: from 0 (light) to {highest:.2f} (dark)."
+        f"α minus {uniform:.4f}, its value in a uniform mixture, by layer (down) and place in the "
+        "layer (across); each site's α sum to 1. "
+        f"Shade: from −{most:.4f} (orange) over 0 (light) to +{most:.4f} (blue, dark)."
     )
     return figure(figures.alpha(found), caption) + means
 
@@ -274,35 +222,6 @@ def path_section(found: Paths | None) -> str:
         else ""
     )
     return figure(figures.paths(found), caption) + lines + missing
-
-
-def confusion_section(run: Run, found: Sequence[Confusion]) -> str:
-    """The confusion matrix of each expert of the run."""
-    if not found:
-        return paragraph(
-            "Not computed: --no-evaluate."
-            if run.metrics
-            else "Not computed: the test rows have no labels."
-        )
-    kept = {"own expert": "own_expert", "π": "pi", "zero-shot mixture": "zero_shot"}
-    parts = []
-    for number, one in enumerate(found):
-        again = run.metrics.get(kept[one.model])
-        agrees = (
-            "as the run says"
-            if again is not None and abs(again - one.score) < 1e-9
-            else f"the run says {_number(again, 4)}"
-        )
-        svg = figures.confusion(
-            one,
-            run.labels or [f"candidate {place}" for place in range(len(one.counts))],
-            name=f"confusion-{number}",
-        )
-        shade = "Shade: share of the true label's rows, 0 (light) to 1 (dark)."
-        parts.append(
-            figure(svg, f"{one.model}: {metric_name(run)} {one.score:.4f}, {agrees}. {shade}")
-        )
-    return f'<div class="beside">{"".join(parts)}</div>'
 
 
 def cost_section(run: Run, evaluation: Evaluation | None) -> str:

@@ -32,7 +32,7 @@ class Report:
         found: dict[str, Any] = {"out": str(self.out), "bytes": self.num_bytes}
         if self.evaluation is not None:
             found["confusion"] = {
-                one.model: one.counts.tolist() for one in self.evaluation.confusions
+                one.model: one.counts.tolist() for one in self.evaluation.predictions
             }
             if (paths := self.evaluation.paths) is not None:
                 found["paths"] = {
