@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from pidep import __version__
 from pidep.cli.command import HELP, PanelCommand, write_sections
 from pidep.errors import PidepError, UsageError, fault_of_text
 
-__all__ = ["COMMANDS", "Entry", "app", "main"]
+__all__ = ["COMMANDS", "Entry", "app", "main", "stopped"]
 
 
 class Entry(NamedTuple):
@@ -27,11 +28,21 @@ class Entry(NamedTuple):
     """First line of the command's own help."""
     module: str = ""
     """Module and function in `pidep.cli`, where they are not called as the command."""
+    stopped: str = ""
+    """What to do after Ctrl-C. `{command}` is the same command again, `{resume}` with --resume."""
 
 
 COMMANDS = {
-    "tune": Entry("Learn", "Train an expert for a task and interpolate it with its neighbours."),
-    "compare": Entry("Learn", "Measure π-Tuning against its baselines on the same rows and seeds."),
+    "tune": Entry(
+        "Learn",
+        "Train an expert for a task and interpolate it with its neighbours.",
+        stopped="continue from the last checkpoint with: {resume}",
+    ),
+    "compare": Entry(
+        "Learn",
+        "Measure π-Tuning against its baselines on the same rows and seeds.",
+        stopped="finished cells are kept; continue with: {command}",
+    ),
     "generate": Entry("Learn", "Answer texts and images offline with an encoder-decoder."),
     "graph": Entry("Understand", "Show which tasks of a pool are similar, and why."),
     "report": Entry("Understand", "Write a self-contained HTML page about a run."),
@@ -41,7 +52,11 @@ COMMANDS = {
     ),
     "import": Entry("Ship", "Turn an adapter trained by PEFT into an expert.", "adopt"),
     "fold": Entry("Ship", "Compress a mixture into one LoRA of a small rank."),
-    "export": Entry("Ship", "Compile experts to ONNX, check them against PyTorch, publish them."),
+    "export": Entry(
+        "Ship",
+        "Compile experts to ONNX, check them against PyTorch, publish them.",
+        stopped="nothing is half published; start again with: {command}",
+    ),
     "serve": Entry("Ship", "Run Triton Server on a model repository until it is stopped."),
     "infer": Entry("Ship", "Ask a running server."),
     "swap": Entry("Ship", "Replace an expert on a running server."),
@@ -50,6 +65,10 @@ COMMANDS = {
 """Every command, in the order of `pidep --help`. A test compares the summaries with the
 commands.
 """
+
+
+_INTERRUPTED = 128 + 2
+"""The exit code that shells expect after SIGINT."""
 
 
 class _Commands(MutableMapping[str, Any]):
@@ -156,6 +175,8 @@ def main() -> None:
         _check_arguments()
         # standalone_mode=False: typer would print its errors in its own form and exit by itself.
         code = app(standalone_mode=False, prog_name="pidep")
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt  # typer has made an exit code of it
     except PidepError as error:
         code = _fail(str(error), error.exit_code)
     except TyperException as error:
@@ -163,8 +184,8 @@ def main() -> None:
         path = context.command_path if context is not None else "pidep"
         code = _fail(f"{error.format_message().rstrip('.')} (see {path} --help)", error.exit_code)
     except (Abort, KeyboardInterrupt):
-        # 130 is 128 + SIGINT, the exit code that shells expect.
-        code = _fail("stopped", 130)
+        typer.echo(f"pidep: {stopped(sys.argv[1:])}", err=True)
+        code = _INTERRUPTED
     # The reader, such as `head`, has gone. There is nobody to tell.
     except BrokenPipeError:
         code = 1
@@ -181,6 +202,18 @@ def _check_arguments() -> None:
     for argument in sys.argv[1:]:
         if fault := fault_of_text(argument):
             raise UsageError(f"argument: {fault}")
+
+
+def stopped(arguments: Sequence[str]) -> str:
+    """What Ctrl-C stopped, and the exact command that goes on."""
+    if not arguments or not (entry := COMMANDS.get(arguments[0])) or not entry.stopped:
+        return "stopped"
+    name, *rest = arguments
+    # First: behind `--` it would be a text, and not an option.
+    resume = [name, "--resume", *(one for one in rest if one != "--resume")]
+    return "stopped; " + entry.stopped.format(
+        command=shlex.join(["pidep", name, *rest]), resume=shlex.join(["pidep", *resume])
+    )
 
 
 def _fail(message: str, code: int) -> int:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
 from pidep.cli import render
 from pidep.cli.options import Json, options
+from pidep.cli.progress import progress
 from pidep.lab.compare_summary import MethodScores, Summary
 from pidep.lab.settings import CompareSettings, GridSettings
 
 if TYPE_CHECKING:
-    from pidep.lab.compare import OnCell
+    pass
 
 __all__ = ["compare", "draw_tables"]
 
@@ -51,8 +50,8 @@ def compare(settings: CompareSettings, grid: GridSettings, json: Json = False) -
 
     check_place(grid.out, "`out`")
     cells = Grid(settings, load_backbone(settings.backbone))
-    with _progress() as on_cell:
-        result = run(cells, grid, on_cell=on_cell)
+    with progress() as shown:
+        result = run(cells, grid, on_cell=shown.cell)
     if json:
         render.as_json(result.to_json())
         return
@@ -93,35 +92,3 @@ def draw_tables(summary: Summary) -> None:
 def _mean_and_sd(row: MethodScores) -> str:
     mean = f"{100 * row.mean:.1f}"
     return mean if row.sd is None else f"{mean} ± {100 * row.sd:.1f}"
-
-
-@contextmanager
-def _progress() -> Iterator[OnCell | None]:
-    """Draw finished cells and the current one on a terminal; draw nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    # On stderr, so that `--json > file` holds nothing but JSON.
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console) as bars:
-        bar = bars.add_task("", total=None)
-
-        def on_cell(done: int, total: int, what: str) -> None:
-            bars.update(bar, completed=done, total=total or None, description=what)
-
-        yield on_cell

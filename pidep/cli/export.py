@@ -9,6 +9,7 @@ import typer
 
 from pidep.cli import render
 from pidep.cli.options import Json, options
+from pidep.cli.progress import progress
 from pidep.deployment.settings import ExportSettings
 
 __all__ = ["export"]
@@ -32,7 +33,8 @@ def export(
     """
     from pidep.deployment.release import release_runs
 
-    result = release_runs(runs, settings)
+    with progress(logs=True):
+        result = release_runs(runs, settings)
     if json:
         render.as_json(result.to_json())
         return

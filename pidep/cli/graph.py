@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pidep.cli import render
 from pidep.cli.options import Json, options
+from pidep.cli.progress import progress
 from pidep.similarity.settings import GraphSettings
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def graph(settings: GraphSettings, json: Json = False) -> None:
 
     from pidep.similarity.graph_files import write_graph
 
-    found = write_graph(settings)
+    with progress(logs=True):
+        found = write_graph(settings)
     if json:
         render.as_json(networkx.node_link_data(found, edges="edges"))
     elif "top_k" in found.graph:

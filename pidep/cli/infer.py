@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,10 @@ from pidep.errors import UsageError, fault_of_text
 if TYPE_CHECKING:
     from pidep.serving.client import Request, Result
 
-__all__ = ["infer"]
+__all__ = ["infer", "short"]
+
+_SHOWN = 60
+"""Characters of a text in the table."""
 
 
 def _rows(expert: str | None) -> Iterator[Request]:
@@ -73,7 +77,16 @@ def _asked(texts: list[str], images: list[Path]) -> list[tuple[str, Path | None]
 
 
 def _shown(text: str, path: Path | None) -> str:
-    return " + ".join(part[:60] for part in (text, path.name if path else "") if part)
+    return " + ".join(short(part) for part in (text, path.name if path else "") if part)
+
+
+def short(text: str) -> str:
+    """The text's first words, as many as fit into 60 characters."""
+    words = text.split()
+    # A text without a space, as in Chinese, has no words to keep whole.
+    if len(words) < 2 or len(words[0]) >= _SHOWN:
+        return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+    return textwrap.shorten(text, _SHOWN, placeholder=" …")
 
 
 def _scores(result: Result) -> str:

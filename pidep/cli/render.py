@@ -1,21 +1,15 @@
-"""Tables on stdout, progress on stderr; JSON for machines."""
+"""Tables on stdout, and JSON for machines."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+import os
+from collections.abc import Sequence
+from typing import Any
 
 import typer
 
-__all__ = ["as_json", "progress", "table"]
-
-
-class Step(Protocol):
-    """What a training loop calls."""
-
-    def __call__(self, phase: str, step: int, total: int, loss: float, /) -> None: ...
+__all__ = ["as_json", "table"]
 
 
 def as_json(value: Any) -> None:
@@ -24,46 +18,49 @@ def as_json(value: Any) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table."""
+    """Print a table. No word is broken, whatever the width of the terminal.
+
+    A cell's text may hold line breaks. Without a terminal, each of its lines stays one line.
+    """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    drawn = Table(*columns, title=title, title_justify="left")
+    console = Console()
+    fixed = console.is_terminal or "COLUMNS" in os.environ
+    borders = 3 * len(columns) + 1
+    cells = list(zip(columns, *rows, strict=True))
+    widths = _widths(cells, console.width - borders if fixed else None)
+    console.width = max(sum(widths) + borders, console.width if fixed else 0)
+    # `Text` everywhere: rich would take brackets in a text for markup, and :star: for a picture.
+    drawn = Table()
+    for name, width in zip(columns, widths, strict=True):
+        drawn.add_column(Text(name), width=width)
     for row in rows:
-        drawn.add_row(*row)
-    Console().print(drawn)
+        drawn.add_row(*map(Text, row))
+    # Not the table's own title, which rich folds at the table's width.
+    console.print(Text(title, style="italic"), soft_wrap=True)
+    console.print(drawn)
 
 
-@contextmanager
-def progress() -> Iterator[Step | None]:
-    """A bar with loss and time left on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+def _widths(columns: Sequence[Sequence[str]], total: int | None) -> list[int]:
+    """A width for each column: at least its longest word, at most its longest line.
 
-    # On stderr, so that `--json > file` holds nothing but JSON.
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
-        known: dict[str, Any] = {}
+    Args:
+        total: what the columns may have together; None for as much as they need.
+    """
+    from rich.cells import cell_len
 
-        def step(phase: str, step: int, total: int, loss: float) -> None:
-            if phase not in known:
-                known[phase] = bars.add_task(phase, total=total, loss=loss)
-            bars.update(known[phase], completed=step, loss=loss)
-
-        yield step
+    natural = [
+        max(cell_len(line) for cell in cells for line in cell.split("\n")) for cells in columns
+    ]
+    if total is None:
+        return natural
+    widths = [
+        max((cell_len(word) for cell in cells for word in cell.split()), default=0)
+        for cells in columns
+    ]
+    for _ in range(min(total, sum(natural)) - sum(widths)):
+        lacking = [need - width for need, width in zip(natural, widths, strict=True)]
+        widths[lacking.index(max(lacking))] += 1
+    return widths

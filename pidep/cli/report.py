@@ -8,6 +8,7 @@ import typer
 
 from pidep.cli import render
 from pidep.cli.options import Json, options
+from pidep.cli.progress import progress
 from pidep.lab.settings import ReportSettings
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ def report(settings: ReportSettings, json: Json = False) -> None:
     """Write a self-contained HTML page about a run."""
     from pidep.lab.report import write_report
 
-    with render.progress() as on_step:
-        found = write_report(settings, on_step=on_step)
+    with progress() as shown:
+        found = write_report(settings, on_step=shown.step)
     if json:
         render.as_json(found.to_json())
         return

@@ -9,6 +9,7 @@ import typer
 
 from pidep.cli import render
 from pidep.cli.options import OUTPUT, Json, options
+from pidep.cli.progress import progress
 from pidep.tuning.settings import TuneSettings
 
 __all__ = ["tune"]
@@ -42,8 +43,8 @@ def tune(
     from pidep.tuning.tune import tune as run
 
     folder = out or Path("runs") / Path(settings.task).stem
-    with render.progress() as on_step:
-        result = run(settings, folder, resume=resume, on_step=on_step)
+    with progress() as shown:
+        result = run(settings, folder, resume=resume, on_step=shown.step)
     if json:
         render.as_json(result.to_json())
         return

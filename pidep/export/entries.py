@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -36,6 +37,8 @@ __all__ = [
     "staged_bank",
     "staged_merged",
 ]
+
+_LOG = logging.getLogger(__name__)
 
 Platform = Literal["python", "onnxruntime"]
 """Triton Server's backend for a merged model; `onnxruntime` is in NVIDIA's container only."""
@@ -113,6 +116,7 @@ def staged_merged(
     # Beside its place: the last step is a rename, which is atomic within one file system only.
     with temporary_sibling(repo / model) as temporary:
         version = _new_version(temporary, backbone, shim=platform == "python")
+        _LOG.info("export: compiles the graph")
         export_merged_graph(backbone, expert, version / GRAPH, opset=recipe.opset)
         record = MergedRecord(
             **_about(backbone, version, recipe),
@@ -169,6 +173,7 @@ def staged_bank(
     groups = bank_groups(backbone.model, _bank_sites(backbone, every))
     with temporary_sibling(repo / BANK) as temporary:
         version = _new_version(temporary, backbone, shim=True)
+        _LOG.info("export: compiles the graph")
         export_bank_graph(backbone, groups, version / GRAPH, max_rank=rank, opset=recipe.opset)
         record = BankRecord(
             **_about(backbone, version, recipe),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from pidep.tasks.data import UNLABELLED
 
 __all__ = ["gate_bank", "gate_merged"]
 
+_LOG = logging.getLogger(__name__)
+
 Array = npt.NDArray[np.float32]
 _BATCH = 32
 _NO_CANDIDATE = -1e4
@@ -48,7 +51,9 @@ def gate_bank(
     bank = Bank(version_folder)
     residents = bank.build({source.expert.name: source.expert for source in sources})
     found = {}
-    for source in sources:
+    for number, source in enumerate(sources):
+        count = {"done": number, "total": len(sources)}
+        _LOG.info("export: compares %s with PyTorch", source.expert.name, extra=count)
         reference = _torch_logits(backbone, source)
         # PyTorch's logits are as wide as the row with the most candidates.
         exported = np.full(reference.shape, _NO_CANDIDATE, np.float32)

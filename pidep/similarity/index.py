@@ -116,11 +116,11 @@ class TaskIndex:
             for name, stamp in stamps.items()
             if name in old and old[name].stamp == stamp
         }
-        fresh = {
-            name: _Sketched(index._sketch(name), stamp)
-            for name, stamp in stamps.items()
-            if name not in kept
-        }
+        fresh: dict[str, _Sketched] = {}
+        for name in stamps.keys() - kept.keys():
+            count = {"done": len(fresh), "total": len(stamps) - len(kept)}
+            _log.info("graph: reads task embeddings", extra=count)
+            fresh[name] = _Sketched(index._sketch(name), stamps[name])
         index._set({**kept, **fresh})
         if fresh or kept.keys() != old.keys():
             _log.info("%s: sketched %d of %d tasks", pool, len(fresh), len(folders))
@@ -169,12 +169,12 @@ class TaskIndex:
             np.unique(low[low != high] * len(self) + high[low != high]),
             len(self),
         )
-        found = np.array(
-            [
-                self._similarity(left, right)
-                for left, right in zip(low.tolist(), high.tolist(), strict=True)
-            ]
-        )
+        found = np.zeros(len(low))
+        for pair, (left, right) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+            if pair % 1000 == 0:
+                count = {"done": pair, "total": len(low)}
+                _log.info("graph: compares pairs of similar tasks", extra=count)
+            found[pair] = self._similarity(left, right)
         task, other, both = np.r_[low, high], np.r_[high, low], np.r_[found, found]
         order = np.lexsort((other, -both, task))
         ends = np.searchsorted(task[order], np.arange(len(self) + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,8 @@ __all__ = [
     "read_pool",
     "task_graph",
 ]
+
+_LOG = logging.getLogger(__name__)
 
 COMPLETE_UP_TO = 50
 """Tasks up to which the graph holds every pair; above, each task's nearest."""
@@ -242,6 +245,8 @@ def _complete(folder: Path) -> networkx.Graph:
         graph.add_node(name, digest=entry.expert.digest, labels=len(entry.expert.labels))
     names = sorted(entries)
     for index, left in enumerate(names):
+        count = {"done": index, "total": len(names)}
+        _LOG.info("graph: compares tasks with all others", extra=count)
         for right in names[index + 1 :]:
             graph.add_edge(
                 left,
