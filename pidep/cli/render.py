@@ -60,7 +60,10 @@ def _widths(columns: Sequence[Sequence[str]], total: int | None) -> list[int]:
         max((cell_len(word) for cell in cells for word in cell.split()), default=0)
         for cells in columns
     ]
-    for _ in range(min(total, sum(natural)) - sum(widths)):
-        lacking = [need - width for need, width in zip(natural, widths, strict=True)]
-        widths[lacking.index(max(lacking))] += 1
+    spare = total - sum(widths)
+    # The column that lacks least comes first, so that as few columns as possible are wrapped.
+    for column in sorted(range(len(widths)), key=lambda at: natural[at] - widths[at]):
+        more = max(0, min(spare, natural[column] - widths[column]))
+        widths[column] += more
+        spare -= more
     return widths
