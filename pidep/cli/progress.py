@@ -51,8 +51,8 @@ class Progress(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """A log record; its text without the values tells the piece of work."""
-        count = (getattr(record, name, 0) for name in ("done", "total"))
-        self._display.show(_State(str(record.msg), record.getMessage(), *count))
+        done, total = (int(getattr(record, name, 0)) for name in ("done", "total"))
+        self._display.show(_State(str(record.msg), record.getMessage(), done, total))
 
 
 @contextmanager
