@@ -145,6 +145,7 @@ def tune(
     shots: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     on_progress: OnStep | None = None,
     **settings: Any,
 ) -> TuneResult:
@@ -158,11 +159,12 @@ def tune(
         shots: few-shot run with this many training rows of each label.
         out: run folder; `runs/<task>` by default.
         resume: continue from the run folder's checkpoint.
+        overwrite: replace another run in the run folder, and the pool's expert of this name.
         on_progress: called as `on_progress(phase, step, total, loss)` after every training step.
         settings: the other settings of `pidep tune`.
 
     Raises:
-        UsageError: a setting is unknown or out of range.
+        UsageError: a setting is unknown or out of range, or the run would replace another.
         TaskError, BackboneError, ExpertError: the request does not fit together.
     """
     from pidep.tuning.tune import tune as run
@@ -178,6 +180,7 @@ def tune(
         Path("runs") / name if out is None else Path(out),
         task=in_memory,
         resume=resume,
+        overwrite=overwrite,
         backbone=_loaded(backbone),
         on_step=on_progress,
     )

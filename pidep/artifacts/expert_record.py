@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pidep.artifacts.names import SCHEMA, TEXT_SCHEMA
+from pidep.artifacts.names import SCHEMA, TEMPLATE_SCHEMA, TEXT_SCHEMA
+from pidep.artifacts.template import TemplateField
 from pidep.errors import ExpertError
 from pidep.files.bounded_read import read_json
 
@@ -40,7 +41,16 @@ class ExpertRecord(BaseModel):
     metrics: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
     max_answer_length: int | None = None
-    """Tokens of a free answer. Schema 2 only."""
+    """Tokens of a free answer, for an encoder-decoder. Not in schema 1."""
+    template: TemplateField | None = None
+    """How the task makes a text of a row's columns. Schema 3 only."""
+    scores_texts: bool = False
+    """Whether the expert is an encoder-decoder's. Schema 3 only; schema 2 means yes, 1 means no."""
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the expert's backbone embeds, so that its labels have embeddings."""
+        return self.schema_version != TEXT_SCHEMA and not self.scores_texts
 
     @classmethod
     def read(cls, path: Path) -> ExpertRecord:
@@ -53,10 +63,10 @@ class ExpertRecord(BaseModel):
         # Checked first: a file of another schema would fail at its first unknown key, which
         # explains nothing.
         schema = values.get("schema")
-        if schema not in (SCHEMA, TEXT_SCHEMA):
+        if schema not in (SCHEMA, TEXT_SCHEMA, TEMPLATE_SCHEMA):
             raise ExpertError(
-                f"{path}: schema {schema!r}, this pidep reads schema {SCHEMA} and {TEXT_SCHEMA}; "
-                "use the pidep that wrote it, or a newer one"
+                f"{path}: schema {schema!r}, this pidep reads schemas {SCHEMA} to "
+                f"{TEMPLATE_SCHEMA}; use the pidep that wrote it, or a newer one"
             )
         try:
             return cls.model_validate(values)
@@ -71,7 +81,9 @@ class ExpertRecord(BaseModel):
     def write(self, path: Path) -> None:
         """Write the file, keys in the order of the fields."""
         values = self.model_dump(by_alias=True)
-        # A release that knows schema 1 alone refuses the key.
+        # Older schemas are written as older releases wrote them: those still read the files.
+        if self.schema_version != TEMPLATE_SCHEMA:
+            del values["template"], values["scores_texts"]
         if self.schema_version == SCHEMA:
             del values["max_answer_length"]
         path.write_text(

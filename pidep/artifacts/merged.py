@@ -9,6 +9,7 @@ from pydantic import Field
 from pidep.artifacts.names import MERGED_RECORD
 from pidep.artifacts.parity import Parity
 from pidep.artifacts.record import EntryRecord
+from pidep.artifacts.template import TemplateField
 from pidep.artifacts.vision import VisionRecord
 
 __all__ = ["MergedRecord"]
@@ -27,6 +28,8 @@ class MergedRecord(EntryRecord):
     labels: tuple[str, ...]
     max_length: int = Field(ge=1)
     """Tokens a text is cut to."""
+    template: TemplateField | None = None
+    """How the task makes a text of a row's columns; None in files of older releases."""
     backbone_digest: str
     graph_digest: str
     parity: Parity | None = None

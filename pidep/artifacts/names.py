@@ -6,6 +6,7 @@ __all__ = [
     "BACKBONE",
     "BANK",
     "BANK_RECORD",
+    "COLUMNS",
     "CONFIG",
     "DIGEST",
     "EMBEDDING",
@@ -27,6 +28,7 @@ __all__ = [
     "SHIM",
     "STATUS",
     "TASK_EMBEDDING",
+    "TEMPLATE_SCHEMA",
     "TEXT",
     "TEXT_SCHEMA",
     "TOKENIZER",
@@ -64,6 +66,8 @@ MANIFEST = "manifest.json"
 
 # Tensors of a request and its response.
 TEXT = "TEXT"
+COLUMNS = "COLUMNS"
+"""A row as a JSON object of its columns, in the place of its text."""
 EXPERT = "EXPERT"
 IMAGE = "IMAGE"
 SCORES = "SCORES"
@@ -86,4 +90,10 @@ TEXT_SCHEMA = 2
 """An expert of an encoder-decoder, which scores label texts or answers freely.
 
 It has no label embeddings. Its label texts and the length of its answers enter the digest instead.
+"""
+TEMPLATE_SCHEMA = 3
+"""An expert that has its task's template, on either kind of backbone.
+
+Older pideps made no use of the template, so they must not read such an expert: it would answer
+columns in another way than its digest says.
 """

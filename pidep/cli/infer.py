@@ -36,12 +36,15 @@ def _rows(expert: str | None) -> Iterator[Request]:
             continue
         try:
             row = jsonlib.loads(line)
-            image = row.get("image")
-            text = _text(row["text"] if image is None else row.get("text") or "")
+            image, columns = row.get("image"), row.get("columns")
+            alone = image is None and columns is None
+            text = _text(row["text"] if alone else row.get("text") or "")
             path = None if image is None else _path(image)
-            yield Request(text, _text(row.get("expert") or expert or ""), path)
+            if columns is not None and not isinstance(columns, dict):
+                raise TypeError(f"expected an object of columns, found {type(columns).__name__}")
+            yield Request(text, _text(row.get("expert") or expert or ""), path, columns)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            expected = '{"text": …, "image": PATH, "expert": …} (a text, an image or both)'
+            expected = '{"text": …, "image": PATH, "expert": …} (a text, "columns", an image)'
             raise UsageError(
                 f"standard input, line {number}: expected {expected}, found {line.strip()[:80]!r}"
             ) from error

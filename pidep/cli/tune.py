@@ -32,6 +32,14 @@ def tune(
             "--resume", help="Continue from the run folder's checkpoint.", rich_help_panel=OUTPUT
         ),
     ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace another run in the run folder, and the pool's expert of this name.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Train an expert for a task and interpolate it with its neighbours.
@@ -44,7 +52,7 @@ def tune(
 
     folder = out or Path("runs") / Path(settings.task).stem
     with progress() as shown:
-        result = run(settings, folder, resume=resume, on_step=shown.step)
+        result = run(settings, folder, resume=resume, overwrite=overwrite, on_step=shown.step)
     if json:
         render.as_json(result.to_json())
         return

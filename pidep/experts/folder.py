@@ -3,14 +3,15 @@
     adapter_config.json         (LoRA, prompt, prefix) as PEFT writes it
     adapter_model.safetensors   (LoRA, prompt, prefix) PEFT's tensors, see `peft_format`
     expert.safetensors          (kinds that PEFT cannot run) <site>.<tensor>, fp32
-    labels.safetensors          (schema 1) label_embeddings [C, D] fp32, unit rows, made by the
-                                bare backbone from the label texts
+    labels.safetensors          (backbones that embed) label_embeddings [C, D] fp32, unit rows,
+                                made by the bare backbone from the label texts
     expert.json                 what PEFT has no room for, see `pidep.artifacts.expert_record`
     fisher.safetensors          (optional) the task embedding, one fp32 tensor per expert tensor
 
-Schema 1 belongs to a backbone that embeds. Schema 2 belongs to an encoder-decoder, which scores
-label texts or answers freely. It has no label embeddings; its digest covers the label texts and the
-length of its answers instead. Nothing here imports torch or reads pickle.
+An expert of an encoder-decoder scores label texts or answers freely. It has no label embeddings;
+its digest covers the label texts and the length of its answers instead. Schema 3 has the task's
+template. Schemas 1 (embeds) and 2 (encoder-decoder) do not; they are still read and written, with
+the digests that they had. Nothing here imports torch or reads pickle.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pidep.artifacts.names import EXPERT_RECORD, SCHEMA, TASK_EMBEDDING, TEXT_SCHEMA
+from pidep.artifacts.names import (
+    EXPERT_RECORD,
+    SCHEMA,
+    TASK_EMBEDDING,
+    TEMPLATE_SCHEMA,
+    TEXT_SCHEMA,
+)
 from pidep.errors import ExpertError
 from pidep.experts.finite import as_finite_fp32
 from pidep.experts.kind import Array
@@ -36,6 +43,7 @@ from pidep.experts.peft_format import at_sites, peft_config, read_peft
 from pidep.experts.validation import require_valid
 from pidep.files.atomic_write import atomic_folder, check_place
 from pidep.files.tensor_file import read_tensors, tensor_bytes
+from pidep.inputs.template import Template
 
 if TYPE_CHECKING:  # pydantic: mixing experts needs no file, and GPU checks run without it
     from pidep.artifacts.expert_record import ExpertRecord
@@ -83,10 +91,14 @@ class Expert:
     """Whether a LoRA's scaling is rsLoRA's, as PEFT's config records it. Not part of the digest."""
     max_answer_length: int | None = None
     """Tokens of a free answer, for an encoder-decoder that answers freely."""
+    template: Template | None = None
+    """How the task makes a text of a row's columns; None for an expert of an older release."""
 
     @property
     def schema(self) -> int:
-        """1 for a backbone that embeds, 2 for an encoder-decoder."""
+        """3 with a template. Without one, 1 where the backbone embeds, 2 for an encoder-decoder."""
+        if self.template is not None:
+            return TEMPLATE_SCHEMA
         return TEXT_SCHEMA if self.scores_texts else SCHEMA
 
     @property
@@ -122,6 +134,8 @@ class Expert:
         }
         if self.scores_texts:
             head |= {"label_texts": self.label_texts, "max_answer_length": self.max_answer_length}
+        if self.template is not None:
+            head["template"] = self.template.to_json()
         sha = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         # Label texts of schema 1 stay outside: their embeddings decide the answers, and they are
         # inside.
@@ -224,6 +238,7 @@ def read_expert(folder: str | Path) -> Expert:
         peft=True if in_peft else None,
         rank_stabilized=stabilized,
         max_answer_length=record.max_answer_length,
+        template=record.template,
     )
     require_valid(expert, where=str(folder))
     # Over the content as it was read, so that any damage shows, in whichever file.
@@ -236,7 +251,7 @@ def read_expert(folder: str | Path) -> Expert:
 
 
 def _read_label_embeddings(folder: Path, record: ExpertRecord) -> Array:
-    if record.schema_version == TEXT_SCHEMA:
+    if not record.embeds:
         return np.zeros((len(record.labels), 0), np.float32)
     path = folder / "labels.safetensors"
     labels = read_tensors(path).get("label_embeddings")
@@ -320,6 +335,8 @@ def write_expert(
         logit_scale=expert.logit_scale,
         max_length=expert.max_length,
         max_answer_length=expert.max_answer_length,
+        template=expert.template,
+        scores_texts=expert.scores_texts and expert.template is not None,
         metrics=expert.metrics,
         provenance=expert.provenance,
     )

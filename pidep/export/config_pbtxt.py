@@ -14,7 +14,7 @@ _QUEUE_DELAY_US = 500
 
 
 def bank_config(name: str, *, max_batch_size: int, hidden_size: int, images: bool = False) -> str:
-    """The bank's configuration: `TEXT` and `EXPERT` in, scores, labels, digest and embedding out.
+    """The bank's configuration: `TEXT` or `COLUMNS`, and `EXPERT`, in; scores and the like out.
 
     Args:
         hidden_size: D, width of the embedding.
@@ -58,10 +58,14 @@ def _python_model(name: str, *, max_batch_size: int, images: bool, with_expert: 
     """What all models of the Python backend have."""
     pb2 = _pb2()
     config = pb2.ModelConfig(name=name, backend="python", max_batch_size=max_batch_size)
-    for tensor in (names.TEXT, names.EXPERT) if with_expert else (names.TEXT,):
-        config.input.add(name=tensor, data_type=pb2.TYPE_STRING, dims=[1])
-    if images:
-        config.input.add(name=names.IMAGE, data_type=pb2.TYPE_STRING, dims=[1], optional=True)
+    # A row is a text or columns. Triton Server cannot say "one of the two"; `triton_model` does.
+    optional = {names.TEXT, names.COLUMNS, names.IMAGE}
+    inputs = [names.TEXT, names.COLUMNS]
+    inputs += [names.EXPERT] * with_expert + [names.IMAGE] * images
+    for tensor in inputs:
+        config.input.add(
+            name=tensor, data_type=pb2.TYPE_STRING, dims=[1], optional=tensor in optional
+        )
     # Experts have different numbers of labels, so their axis is open.
     config.output.add(name=names.SCORES, data_type=pb2.TYPE_FP32, dims=[-1])
     config.output.add(name=names.LABELS, data_type=pb2.TYPE_STRING, dims=[-1])

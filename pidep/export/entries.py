@@ -124,6 +124,7 @@ def staged_merged(
             digest=expert.digest,
             labels=expert.labels,
             max_length=expert.max_length,
+            template=expert.template,
         )
         record.write(version)
         parity = gate_merged(version, backbone, source, recipe)

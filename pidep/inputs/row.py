@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -40,6 +41,8 @@ class Row:
     """The candidates that the answer is chosen from, where every row has its own."""
     where: str = ""
     """The row's place in the data, for messages."""
+    columns: Mapping[str, Any] | None = None
+    """The row's columns in the place of its text, which the expert's template makes of them."""
 
 
 Input = str | Row

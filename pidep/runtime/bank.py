@@ -15,11 +15,12 @@ from pidep.artifacts.names import BACKBONE, GRAPH, GRAPH_EMBEDDING, GRAPH_EXPERT
 from pidep.errors import ExpertError, PidepError
 from pidep.experts.bank import fill_row, pack
 from pidep.experts.folder import Expert
-from pidep.inputs.row import Input
+from pidep.inputs.row import Input, Row
 from pidep.runtime.answer import Answer, Array, finite, softmax
 from pidep.runtime.fit import check_expert, groups_of
 from pidep.runtime.input_reader import InputReader
 from pidep.runtime.isolate import isolated
+from pidep.runtime.ready_rows import ready_rows
 from pidep.runtime.session import open_session
 
 __all__ = ["Bank", "Residents"]
@@ -132,34 +133,59 @@ class Bank:
         self, residents: Residents, rows: Sequence[Input], names: Sequence[str]
     ) -> list[Answer | PidepError]:
         """As `run`. An exception of the graph is raised; it names no row."""
-        # Row 0 is zeros: an expert that changes nothing is the bare backbone.
-        known = {BACKBONE: 0, **residents.rows}
-        # Every row starts as unknown; the others are filled in below.
-        answers: list[Answer | PidepError] = [_unknown(residents, name) for name in names]
-        good: list[tuple[int, Array | None]] = []
-        for at, (name, visual) in enumerate(zip(names, self.reader.visual(rows), strict=True)):
+        asked = self._asked(residents, rows, names)
+        fit = {at: row for at, row in enumerate(asked) if isinstance(row, Row)}
+        found: dict[int, Answer | PidepError] = {
+            at: row for at, row in enumerate(asked) if isinstance(row, PidepError)
+        }
+        good: dict[int, Array | None] = {}
+        for at, visual in zip(fit, self.reader.visual(list(fit.values())), strict=True):
             # A damaged image costs its own row, not the requests that share the batch.
             if isinstance(visual, PidepError):
-                answers[at] = visual
-            elif name in known:
-                good.append((at, visual))
-        if not good:
-            return answers
-        places = [at for at, _ in good]
-        lengths = [self._max_length(residents, names[at]) for at in places]
-        visuals = [visual for _, visual in good]
-        feeds = self.reader.feeds([rows[at] for at in places], visuals, max_length=lengths)
-        feeds[GRAPH_EXPERT_INDEX] = np.array([known[names[at]] for at in places], dtype=np.int64)
+                found[at] = visual
+            else:
+                good[at] = visual
+        if good:
+            lengths = [self._max_length(residents, names[at]) for at in good]
+            feeds = self.reader.feeds(
+                [fit[at] for at in good], list(good.values()), max_length=lengths
+            )
+            embeddings = self._embeddings(residents, feeds, [names[at] for at in good])
+            # Weights that overflow are reported by `finite`, not by warnings of numpy.
+            with np.errstate(all="ignore"):
+                for at, embedding in zip(good, embeddings, strict=True):
+                    found[at] = self._answer(residents, names[at], embedding)
+        return [found[at] for at in range(len(rows))]
+
+    def _asked(
+        self, residents: Residents, rows: Sequence[Input], names: Sequence[str]
+    ) -> list[Row | PidepError]:
+        """Each row with its text, or the error that refuses it."""
+        experts = residents.experts
+        templates = [experts[name].template if name in experts else None for name in names]
+        known = {BACKBONE, *experts}
+        return [
+            row if name in known else _unknown(residents, name)
+            for name, row in zip(names, ready_rows(rows, templates), strict=True)
+        ]
+
+    def _embeddings(
+        self, residents: Residents, feeds: Mapping[str, Array], names: Sequence[str]
+    ) -> Array:
+        """The graph's embeddings `[B, D]` of rows that name these experts."""
+        # Row 0 is zeros: an expert that changes nothing is the bare backbone.
+        known = {BACKBONE: 0, **residents.rows}
+        index = np.array([known[name] for name in names], dtype=np.int64)
         # A request's inputs come from the CPU; ONNX Runtime copies them where the graph runs.
-        values = {name: self._value(array, "cpu") for name, array in feeds.items()}
+        values = {
+            name: self._value(array, "cpu")
+            for name, array in {**feeds, GRAPH_EXPERT_INDEX: index}.items()
+        }
         (embeddings,) = self.session.run_with_ort_values(
             [GRAPH_EMBEDDING], {**values, **residents.values}
         )
-        # Weights that overflow are reported by `finite`, not by warnings of numpy.
-        with np.errstate(all="ignore"):
-            for at, embedding in zip(places, embeddings.numpy(), strict=True):
-                answers[at] = self._answer(residents, names[at], embedding)
-        return answers
+        found: Array = embeddings.numpy()
+        return found
 
     def _max_length(self, residents: Residents, name: str) -> int:
         if name == BACKBONE:

@@ -10,10 +10,11 @@ import numpy as np
 from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import GRAPH, GRAPH_LOGITS
 from pidep.errors import PidepError
-from pidep.inputs.row import Input
+from pidep.inputs.row import Input, Row
 from pidep.runtime.answer import Answer, Array, finite, softmax
 from pidep.runtime.input_reader import InputReader
 from pidep.runtime.isolate import isolated
+from pidep.runtime.ready_rows import ready_rows
 from pidep.runtime.session import open_session
 
 __all__ = ["Merged"]
@@ -44,15 +45,18 @@ class Merged:
 
     def _run(self, rows: Sequence[Input]) -> list[Answer | PidepError]:
         """As `run`. An exception of the graph is raised; it names no row."""
-        seen = self.reader.visual(rows)
+        asked = ready_rows(rows, [self.record.template] * len(rows))
+        fit = [row for row in asked if isinstance(row, Row)]
+        seen = self.reader.visual(fit)
         good: list[tuple[Input, Array | None]] = [
             (row, visual)
-            for row, visual in zip(rows, seen, strict=True)
+            for row, visual in zip(fit, seen, strict=True)
             if not isinstance(visual, PidepError)
         ]
         # Good rows run as one batch; an error keeps its row's place.
         answers = iter(self._answers(good))
-        return [visual if isinstance(visual, PidepError) else next(answers) for visual in seen]
+        found = iter(visual if isinstance(visual, PidepError) else next(answers) for visual in seen)
+        return [row if isinstance(row, PidepError) else next(found) for row in asked]
 
     def _answers(self, good: Sequence[tuple[Input, Array | None]]) -> Sequence[Answer | PidepError]:
         if not good:

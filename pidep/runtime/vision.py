@@ -53,13 +53,8 @@ class VisionReader:
         wrong: dict[int, PidepError] = {}
         for at, (key, row) in enumerate(zip(keys, asked, strict=True)):
             where = row.where or f"row {at + 1}"
-            if row.image is None:
-                if not row.text.strip():
-                    wrong[at] = ServingError(
-                        f"{where}: expected a text, an image or both, found neither"
-                    )
             # An image that several rows ask about is decoded once.
-            elif key not in found and key not in fresh:
+            if row.image is not None and key not in found and key not in fresh:
                 try:
                     fresh[key] = self.record.preprocess.one(row.image, where=where)
                 except ImageError as error:

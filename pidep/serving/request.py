@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -44,11 +44,15 @@ CHOICE = (names.EMBEDDING, names.DIGEST)
 class Request:
     """One row."""
 
-    text: str
-    expert: str
+    text: str = ""
+    expert: str = ""
     """Served name; not used by a merged model."""
     image: bytes | Path | None = None
     """An encoded image or the path of one."""
+    columns: Mapping[str, Any] | None = None
+    """The row's columns in the place of its text: texts and numbers, as in the task's data. The
+    expert's template makes the text of them.
+    """
 
     def encoded(self) -> bytes:
         """The image's bytes; none when empty.
@@ -99,7 +103,7 @@ def encode_rows(rows: Sequence[Request], *, with_expert: bool) -> dict[str, list
         with_expert: whether the model has the input EXPERT, which only a bank has.
 
     Raises:
-        UsageError: an image's file cannot be read.
+        UsageError: an image's file cannot be read, or columns are no JSON.
 
     >>> encode_rows([Request("a film", "movie")], with_expert=True)
     {'TEXT': [b'a film'], 'EXPERT': [b'movie']}
@@ -107,10 +111,26 @@ def encode_rows(rows: Sequence[Request], *, with_expert: bool) -> dict[str, list
     tensors = {names.TEXT: [row.text.encode() for row in rows]}
     if with_expert:
         tensors[names.EXPERT] = [row.expert.encode() for row in rows]
+    # Servers of older releases have no such input, so it is sent only where it is needed.
+    if any(row.columns is not None for row in rows):
+        tensors[names.COLUMNS] = [_columns(row, f"row {at}") for at, row in enumerate(rows, 1)]
     # IMAGE is optional: a text-only model has no such input, and refuses it.
     if any(row.image is not None for row in rows):
         tensors[names.IMAGE] = [row.encoded() for row in rows]
     return tensors
+
+
+def _columns(row: Request, where: str) -> bytes:
+    """A row's columns as JSON; nothing where it has none."""
+    if row.columns is None:
+        return b""
+    try:
+        return json.dumps(dict(row.columns), ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{where}: columns: expected texts and numbers ({error}); "
+            "send an image as `image`, and everything else as text"
+        ) from error
 
 
 def results(rows: Sequence[Request], outputs: Sequence[Array]) -> list[Result]:

@@ -14,6 +14,7 @@ import numpy as np
 from pidep.artifacts import names
 from pidep.errors import AnswerError, ExpertError, PidepError, ServingError
 from pidep.inputs.row import Row
+from pidep.inputs.template import read_columns
 from pidep.runtime.answer import Answer
 from pidep.runtime.bank import Bank
 from pidep.runtime.isolate import as_row_error
@@ -98,6 +99,7 @@ class TritonPythonModel:
             texts=_bytes(request, names.TEXT) or [],
             experts=_bytes(request, names.EXPERT) or [],
             images=_bytes(request, names.IMAGE) or [],
+            columns=_bytes(request, names.COLUMNS) or [],
         )
         rows = _rows(request)
         if not self._has_expert:
@@ -105,7 +107,7 @@ class TritonPythonModel:
         experts = _strings(request, names.EXPERT)
         if len(rows) != len(experts):
             raise ServingError(
-                f"TEXT has {len(rows)} rows, EXPERT {len(experts)}; give one expert a row"
+                f"the request has {len(rows)} rows, EXPERT {len(experts)}; give one expert a row"
             )
         return rows, experts
 
@@ -135,16 +137,29 @@ def _status(bank: Bank, watcher: Watcher) -> Answer:
 
 
 def _rows(request: Any) -> list[Row]:
-    texts, images = _strings(request, names.TEXT), _bytes(request, names.IMAGE)
+    """The rows of a request: texts, columns in their place, and images."""
+    columns, images = _bytes(request, names.COLUMNS), _bytes(request, names.IMAGE)
+    if columns is None:
+        texts = _strings(request, names.TEXT)
+        columns = [b""] * len(texts)
+    else:
+        # TEXT is optional here, and empty in the rows that have columns.
+        given = _bytes(request, names.TEXT) is not None
+        texts = _strings(request, names.TEXT) if given else [""] * len(columns)
     if images is None:
         images = [b""] * len(texts)
-    if len(images) != len(texts):
-        raise ServingError(
-            f"TEXT has {len(texts)} rows, IMAGE {len(images)}; "
-            "give one image a row, empty where there is none"
-        )
-    pairs = enumerate(zip(texts, images, strict=True), 1)
-    return [Row(text, image or None, where=f"row {number}") for number, (text, image) in pairs]
+    for name, values in ((names.COLUMNS, columns), (names.IMAGE, images)):
+        if len(values) != len(texts):
+            raise ServingError(
+                f"TEXT has {len(texts)} rows, {name} {len(values)}; "
+                f"give one value a row, empty where there is none"
+            )
+    found = []
+    for number, (text, image, data) in enumerate(zip(texts, images, columns, strict=True), 1):
+        where = f"row {number}"
+        row_columns = read_columns(data, where) if data else None
+        found.append(Row(text, image or None, where=where, columns=row_columns))
+    return found
 
 
 def _strings(request: Any, name: str) -> list[str]:

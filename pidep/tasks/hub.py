@@ -11,6 +11,7 @@ from typing import Any
 from pidep.errors import TaskError, did_you_mean
 from pidep.files.atomic_write import write_bytes
 from pidep.files.cache_folder import cache_folder
+from pidep.inputs.template import fill
 from pidep.tasks.task import Task, require_different_texts
 
 __all__ = ["hub_rows", "images_folder", "with_labels"]
@@ -81,7 +82,7 @@ def with_labels(task: Task) -> Task:
                 f"{task.data.dataset}{did_you_mean(name, names)}"
             )
     texts = {
-        name: task.label_text.format(label=task.label_names.get(name, _in_words(name)))
+        name: fill(task.label_text, {"label": task.label_names.get(name, _in_words(name))})
         for name in names
     }
     try:

@@ -11,7 +11,7 @@ from pidep.inputs.images import ImageSource, check_source
 from pidep.inputs.row import Input, Row
 from pidep.tasks.places import Place, RowError
 from pidep.tasks.task import Task
-from pidep.tasks.values import filled, is_blank, plain_text, whole_text
+from pidep.tasks.values import filled, is_blank, whole_text
 
 __all__ = ["input_of"]
 
@@ -34,18 +34,7 @@ def _text(task: Task, row: Any, place: Place) -> str:
     """The text of a row; empty only where there is an image."""
     if not isinstance(row, dict):
         raise RowError(place, f"expected an object with columns, found {type(row).__name__}")
-    values = {column: plain_text(row, column, place) for column in task.columns}
-    try:
-        text = task.input.format(**values).strip()
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise RowError(
-            place,
-            f"the input template {task.input!r} does not fit it ({error}); use plain {{column}}",
-        ) from error
-    # The words of a template alone are no text of the row.
-    if task.image is None and all(is_blank(str(value)) for value in values.values()):
-        raise RowError(place, "the text is empty; remove the row", "empty")
-    return text
+    return task.template.render(row, place)
 
 
 def _image(row: dict[str, Any], column: str, place: str) -> ImageSource:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pidep.errors import TaskError, did_you_mean
+from pidep.inputs.template import Template, columns_of
 from pidep.tasks.memory import MemoryRows, label_names, labels_in, plain_rows
 from pidep.tasks.metrics import METRICS, Metric
 from pidep.tasks.packaged import packaged_task, packaged_tasks
@@ -202,6 +203,21 @@ class Task(BaseModel):
             return label_map
         return {_word(value): _word(name) for value, name in label_map.items()}
 
+    @field_validator("input")
+    @classmethod
+    def _plain_columns(cls, template: str) -> str:
+        columns_of(template)
+        return template
+
+    @field_validator("target")
+    @classmethod
+    def _plain_target(cls, template: str | None) -> str | None:
+        # Attributes and formats would read values' insides, and make texts of any length.
+        for _, name, spec, conversion in string.Formatter().parse(template or ""):
+            if name is not None and (not name or "." in name or spec or conversion):
+                raise ValueError("expected plain {column} or {column[key]} between braces")
+        return template
+
     @field_validator("labels")
     @classmethod
     def _two_labels(cls, labels: dict[str, str]) -> dict[str, str]:
@@ -231,7 +247,7 @@ class Task(BaseModel):
                 "expected one of labels, label_text, candidates and target; found "
                 f"{' and '.join(given) or 'none'}"
             )
-        if self.label_text is not None and _fields(self.label_text) != ["label"]:
+        if self.label_text is not None and columns_of(self.label_text) != ("label",):
             raise ValueError(
                 f"label_text {self.label_text!r}: expected a template with {{label}} and nothing "
                 "else in brackets"
@@ -259,7 +275,12 @@ class Task(BaseModel):
     @property
     def columns(self) -> list[str]:
         """Columns of the input template."""
-        return _fields(self.input)
+        return list(self.template.columns)
+
+    @property
+    def template(self) -> Template:
+        """How a row's columns become its text, image and candidates."""
+        return Template(self.input, self.image, self.candidates, self.candidates_are)
 
     @property
     def target_columns(self) -> list[str]:
@@ -275,6 +296,8 @@ def require_different_texts(labels: dict[str, str]) -> dict[str, str]:
     """
     by_text: dict[str, str] = {}
     for name, text in labels.items():
+        if is_blank(name):
+            raise ValueError(f"label {name!r} has an empty name; write a word")
         if is_blank(text):
             raise ValueError(f"label {name!r} has an empty text; write the words that describe it")
         try:
@@ -355,10 +378,6 @@ def load_task(reference: str | Path) -> Task:
         fields = task.columns
     except ValidationError as error:
         raise TaskError(f"{path}: {_reason(error)}") from error
-    except ValueError as error:
-        raise TaskError(
-            f"{path}: input: {error}; expected a template such as '{{text}}'"
-        ) from error
     if not fields and task.image is None:
         raise TaskError(
             f"{path}: input {task.input!r} names no column; expected a template such as "

@@ -82,13 +82,14 @@ def load_checkpoint(
         progress = Progress(**record)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(
-            f"{folder}: damaged checkpoint ({error}); delete the folder or run without `resume`"
+            f"{folder}: damaged checkpoint ({error}); delete the folder, or "
+            "give `overwrite` without `resume`"
         ) from error
     # Going on with other rows or settings would give an expert that no single run gives.
     if made_for != fingerprint:
         raise UsageError(
             f"{folder}: the checkpoint is of another task, data or setting; "
-            "run without `resume` or choose another `out`"
+            "choose another `out`, or give `overwrite` without `resume`"
         )
     if record["best_loss"] is None:
         progress.best_loss = float("inf")

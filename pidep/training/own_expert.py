@@ -124,5 +124,6 @@ def as_expert(
         logit_scale=scorer.logit_scale,
         max_length=scorer.max_length,
         max_answer_length=scorer.max_answer_length,
+        template=task.template,
         provenance=dict(provenance or {}),
     )

@@ -9,6 +9,7 @@ from typing import Any
 from pidep.errors import ExpertError
 from pidep.experts.folder import read_expert, write_expert
 from pidep.experts.kinds import expert_kind
+from pidep.experts.replacing import Meaning, refuse_to_replace
 from pidep.experts.resolve import resolve_expert_folder
 from pidep.tuning.settings import FoldSettings
 
@@ -34,10 +35,13 @@ def fold_expert(settings: FoldSettings) -> FoldedExpert:
     """Write `out`: the LoRA of `run`, at `rank`.
 
     Raises:
+        UsageError: `out` holds an expert, and `overwrite` is not set.
         ExpertError: the expert is no LoRA, or an update loses more than `max_error`; nothing was
             written.
     """
     expert = read_expert(resolve_expert_folder(settings.run))
+    if not settings.overwrite:
+        refuse_to_replace(settings.out, f"a smaller {Meaning.of(expert)}")
     kind = expert_kind(expert.kind)
     try:
         found = kind.truncate(

@@ -33,6 +33,7 @@ from pidep.tuning.settings import TuneSettings
 __all__ = ["Job", "prepare", "split_rows", "task_rows", "with_targets"]
 
 _UNRELATED_TO_OWN_EXPERT = {
+    "task",
     "pool",
     "helpers",
     "top_k",
@@ -62,12 +63,15 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything the own expert depends on; a resumed run must have the same."""
+        """SHA-256 of everything the own expert depends on; a resumed run must have the same.
+
+        Rows count, and not the files that hold them: a run may be moved.
+        """
         keep = self.config.model_dump(mode="json", exclude=_UNRELATED_TO_OWN_EXPERT)
         # The settings alone are not enough: a data file can change under the same name.
         content = [
             keep,
-            self.task.model_dump(mode="json"),
+            self.task.model_dump(mode="json", exclude={"data"}),
             self.scorer.backbone.digest,
             data_digest(self.train),
             self.sites,

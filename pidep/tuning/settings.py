@@ -153,6 +153,8 @@ class ImportSettings(Settings):
     """Backbone the adapter was trained on."""
     out: Annotated[Path, OUTPUT]
     """Expert folder to write."""
+    overwrite: Annotated[bool, OUTPUT] = False
+    """Replace another expert in that folder."""
 
 
 class FoldSettings(Settings):
@@ -166,3 +168,5 @@ class FoldSettings(Settings):
     """Refuse a larger relative error of any site's update."""
     out: Annotated[Path, OUTPUT]
     """Expert folder to write."""
+    overwrite: Annotated[bool, OUTPUT] = False
+    """Replace another expert in that folder."""

@@ -11,10 +11,8 @@ import torch
 
 from pidep import __version__
 from pidep.adapters.mixture import Mixture
-from pidep.artifacts.names import EXPERT_RECORD
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_any_backbone
-from pidep.errors import UsageError
 from pidep.experts.folder import Expert, check_expert_place, write_expert
 from pidep.files.atomic_write import check_place, in_place, temporary_sibling
 from pidep.interpolation.auto import tuned_own
@@ -36,6 +34,13 @@ from pidep.tuning.interpolate_experts import folded_expert, interpolation_settin
 from pidep.tuning.job import Job, prepare
 from pidep.tuning.phase_times import PhaseTimes
 from pidep.tuning.run_folder import Alpha, TuneResult, write_run
+from pidep.tuning.run_place import (
+    FINGERPRINT,
+    check_pool_place,
+    check_resumed,
+    check_run_place,
+    missing_helpers,
+)
 from pidep.tuning.settings import TuneSettings
 
 __all__ = ["TuneResult", "tune"]
@@ -50,6 +55,7 @@ def tune(
     *,
     task: Task | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     backbone: Backbone | None = None,
     on_step: OnStep | None = None,
 ) -> TuneResult:
@@ -62,6 +68,7 @@ def tune(
     Args:
         task: the task, where it is in memory; its rows become files in `out/data`.
         resume: go on from the checkpoints in `out`.
+        overwrite: replace another run in `out`, and the pool's expert of this name.
         backbone: the backbone of `config`, where it is loaded already.
         on_step: called after every training step.
 
@@ -70,16 +77,17 @@ def tune(
             nothing was written.
     """
     started = time.monotonic()
+    name = config.name or (task or load_task(config.task)).name
     _check_places(config, out)
+    check_run_place(out, config, name, resume=resume, overwrite=overwrite)
     if config.policy == "zero-shot":
         zero_shot.check_request(config)
-    missing = _missing_helpers(config)
+    missing = missing_helpers(config, name)
     # Every generator below has a seed of its own; this one is for code of third parties.
     torch.manual_seed(config.seed)
     backbone = backbone or load_any_backbone(config.backbone)
     job = prepare(config, backbone, out, task=task)
-    if config.pool is not None:
-        check_expert_place(config.pool / job.name)
+    _check_replaced(job, resume=resume, overwrite=overwrite)
     # A pool that does not fit is refused here, before minutes of training.
     pool = pool_of(job)
     if pool is not None and config.policy == "zero-shot" and not missing:
@@ -88,8 +96,8 @@ def tune(
         # Only now: a request that does not fit leaves no files behind.
         config = config.model_copy(update={"task": str(_write_data(task, out))})
         job = prepare(config, backbone, out)
-    for name, helper in missing.items():
-        _train_helper(config, name, helper, backbone, resume=resume, on_step=on_step)
+    for helper, reference in missing.items():
+        _train_helper(config, helper, reference, backbone, resume=resume, on_step=on_step)
     if missing:
         pool = pool_of(job)
     # Every phase below reads the same rows, so the frozen layers run once per row for all of them.
@@ -97,6 +105,17 @@ def tune(
         if config.policy == "zero-shot":
             return zero_shot.mix(job, pool, started)
         return _learn(job, pool, started, resume=resume, on_step=on_step)
+
+
+def _check_replaced(job: Job, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to replace what another run has made, in the run folder and in the pool."""
+    if resume and not overwrite:
+        check_resumed(job.out, job.fingerprint)
+    if job.config.pool is not None and _joins_pool(job.config):
+        place = job.config.pool / job.name
+        check_expert_place(place)
+        if not overwrite:
+            check_pool_place(place, job.task, job.name, fingerprint=job.fingerprint)
 
 
 def _write_data(task: Task, out: Path) -> Path:
@@ -117,18 +136,6 @@ def _check_places(config: TuneSettings, out: Path) -> None:
         check_place(config.pool, "`pool`")
 
 
-def _missing_helpers(config: TuneSettings) -> dict[str, str]:
-    """Name to task of each requested helper that the pool lacks."""
-    if config.helpers and config.pool is None:
-        raise UsageError("helpers: need `pool`, the folder their experts are kept in")
-    named = {load_task(reference).name: reference for reference in config.helpers}
-    return {
-        name: task
-        for name, task in named.items()
-        if config.pool and not (config.pool / name / EXPERT_RECORD).is_file()
-    }
-
-
 def _train_helper(
     config: TuneSettings,
     name: str,
@@ -146,6 +153,7 @@ def _train_helper(
         config.model_copy(update={**own, **_HELPER_SETTINGS}),
         out,
         resume=resume,
+        overwrite=True,  # what it replaces is a run whose expert the pool has lost
         backbone=backbone,
         on_step=on_step,
     )
@@ -224,7 +232,11 @@ def _own_expert(job: Job, *, resume: bool, on_step: OnStep | None) -> tuple[Expe
         job.train,
         job.validation,
         name=job.name,
-        provenance={"fisher": job.config.fisher, "pidep": __version__},
+        provenance={
+            "fisher": job.config.fisher,
+            "pidep": __version__,
+            FINGERPRINT: job.fingerprint,
+        },
         checkpoint=job.out / "checkpoint" / "own",
         resume=resume,
         on_step=on_step,
@@ -263,7 +275,13 @@ def _write_experts(job: Job, own: Expert, final: Expert, embedding: Embedding) -
     # Experts come before `result.json`, which says that the folder is complete.
     write_expert(own, job.out / "own", fisher=fisher)
     write_expert(final, job.out / "expert", fisher=fisher)
-    # An own expert of few shots would be a poor helper for others.
-    wanted = config.shots is None if config.add_to_pool is None else config.add_to_pool
-    if config.pool is not None and wanted:
+    if config.pool is not None and _joins_pool(config):
         write_expert(own, config.pool / job.name, fisher=fisher)
+
+
+def _joins_pool(config: TuneSettings) -> bool:
+    """Whether the run's own expert is added to the pool."""
+    if config.policy == "zero-shot":
+        return False
+    # An own expert of few shots would be a poor helper for others.
+    return config.shots is None if config.add_to_pool is None else config.add_to_pool

@@ -5,14 +5,18 @@ import json
 import threading
 import time
 import urllib.request
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from pidep.deployment.release import release_bank
 from pidep.errors import ServingError
 from pidep.export import Source, export_merged, load_recipe
+from pidep.inputs.template import Template
 from pidep.serving import AsyncClient, Client, Request
 from pidep.serving.server import Ports, TritonServer, free_ports
 from pidep.serving.swap import publish_expert, swap_expert
@@ -41,6 +45,7 @@ def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
         name: make_expert(backbone, name=name, seed=seed)
         for seed, name in enumerate(("film", "book"))
     }
+    experts["film"] = replace(experts["film"], template=Template("the {subject} was {verdict}"))
     recipe = load_recipe("bank-onnx-fp32")
     release_bank(
         [Source(expert, TASK, ROWS) for expert in experts.values()],
@@ -130,6 +135,45 @@ def test_plain_http_gets_an_answer(served) -> None:
     ) as response:
         outputs = {output["name"]: output["data"] for output in json.load(response)["outputs"]}
     assert outputs["DIGEST"] == [experts["film"].digest]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("model", ["pidep_bank", "film"])
+def test_a_stock_client_sends_columns_in_the_place_of_texts(served, protocol, model) -> None:
+    server, *_ = served
+    triton = import_module(f"tritonclient.{protocol}")
+    client = triton.InferenceServerClient(
+        server.grpc_url if protocol == "grpc" else server.http_url
+    )
+
+    def ask(**tensors: list[str]):
+        inputs = []
+        for name, values in tensors.items():
+            inputs.append(triton.InferInput(name, [len(values), 1], "BYTES"))
+            inputs[-1].set_data_from_numpy(np.array([[one] for one in values], dtype=object))
+        return client.infer(model, inputs)
+
+    bank = {"EXPERT": ["film", "film"]} if model == "pidep_bank" else {}
+    rows = [{"subject": "film", "verdict": "great"}, {"verdict": "awful", "subject": "great film"}]
+    texts = ["the film was great", "the great film was awful"]
+    as_text = ask(TEXT=texts, **bank)
+    as_columns = ask(COLUMNS=[json.dumps(row) for row in rows], **bank)
+    for name in ("SCORES", "LABELS", "LABEL", "DIGEST"):
+        np.testing.assert_array_equal(as_columns.as_numpy(name), as_text.as_numpy(name))
+    asked = [Request(columns=row, expert="film") for row in rows]
+    with Client(server.grpc_url, model=model) as ours:
+        found = np.float32([list(result.scores.values()) for result in ours.infer(asked)])
+    np.testing.assert_array_equal(found, as_text.as_numpy("SCORES"))
+    for column, message in (
+        ({"subject": "film"}, "row 2: no column 'verdict'"),
+        ({**rows[1], "year": 1999}, "row 2: unknown column 'year'"),
+        ({"subject": " ", "verdict": ""}, "row 2: the text is empty"),
+    ):
+        with pytest.raises(InferenceServerException, match=message) as caught:
+            ask(COLUMNS=[json.dumps(rows[0]), json.dumps(column)], **bank)
+        assert str(caught.value.status()) in ("StatusCode.INVALID_ARGUMENT", "400")
+    with pytest.raises(InferenceServerException, match="row 1: expected a text"):
+        ask(TEXT=["", "a film"], **bank)
 
 
 def test_an_unknown_expert_is_named_and_neighbours_go_on(served) -> None:

@@ -8,6 +8,7 @@ import pytest
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, check_name, read_expert, write_expert
 from pidep.files.tensor_file import read_tensors, tensor_bytes
+from pidep.inputs.template import Template
 from tests.conftest import make_expert
 
 
@@ -98,6 +99,37 @@ def test_an_oversized_header_is_refused(tmp_path: Path, tiny) -> None:
     (folder / "adapter_model.safetensors").write_bytes((2**64 - 1).to_bytes(8, "little") + b"{}")
     with pytest.raises(ExpertError, match="header claims 18446744073709551615 bytes"):
         read_expert(folder)
+
+
+def test_the_template_is_kept_and_decides_the_digest(tiny, tmp_path: Path) -> None:
+    old = make_expert(tiny)
+    new = replace(old, template=Template("{subject}: {body}"))
+    turned = replace(old, template=Template("{body}: {subject}"))
+    picture = replace(old, template=Template("{subject}: {body}", image="photo"))
+    assert len({one.digest for one in (old, new, turned, picture)}) == 4
+    for number, expert in enumerate((old, new, picture)):
+        again = read_expert(write_expert(expert, tmp_path / str(number)))
+        assert (again.template, again.digest) == (expert.template, expert.digest)
+    assert "template" not in json.loads((tmp_path / "0" / "expert.json").read_text())
+    path = tmp_path / "1" / "expert.json"
+    path.write_text(path.read_text().replace("{subject}: {body}", "{subject}: {text}"))
+    with pytest.raises(ExpertError, match="digest mismatch"):
+        read_expert(tmp_path / "1")
+    path.write_text(path.read_text().replace("{subject}: {text}", "{subject.__class__}"))
+    with pytest.raises(ExpertError, match=r"entry 'template' \(.*expected plain \{column\}"):
+        read_expert(tmp_path / "1")
+
+
+def test_an_expert_of_texts_keeps_its_template(tiny, tmp_path: Path) -> None:
+    expert = replace(
+        make_expert(tiny),
+        label_embeddings=np.zeros((2, 0), np.float32),
+        max_answer_length=7,
+        template=Template("summarise: {body}"),
+    )
+    again = read_expert(write_expert(expert, tmp_path / "e"))
+    assert (again.digest, again.template) == (expert.digest, expert.template)
+    assert again.scores_texts
 
 
 def test_metrics_do_not_change_the_digest(tiny) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from pidep.adapters.mixture import Mixture, attached
 from pidep.artifacts.names import BACKBONE
-from pidep.errors import ExpertError, ImageError, PidepError, ServingError
+from pidep.errors import ExpertError, ImageError, PidepError, ServingError, TaskError
 from pidep.inputs.row import Input, Row
 from pidep.runtime import Answer, Bank, InputReader
 from tests.conftest import make_expert, png, tiny_mini
@@ -85,7 +85,7 @@ def test_wrong_rows_are_their_own_errors(mini: Any, folder: Path) -> None:
     assert isinstance(found[0], Answer)
     for row, kind, message in (
         (1, ImageError, "row 2: expected PNG, JPEG"),
-        (2, ServingError, "row 3: expected a text, an image or both, found neither"),
+        (2, TaskError, "row 3: expected a text, an image or both, found neither"),
         (3, ImageError, "row D: the pixels cannot be decoded"),
         (4, ExpertError, "unknown expert 'nobody'"),
     ):

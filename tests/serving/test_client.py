@@ -197,3 +197,17 @@ def test_a_closed_client_connects_anew(stub: Stub) -> None:
 
     first, second = asyncio.run(twice())
     assert first == second
+
+
+def test_columns_travel_as_json_beside_texts(stub: Stub, call: Call) -> None:
+    mail = {"subject": "Grüße", "body": 3}
+    rows = [Request(columns=mail, expert="mail"), Request("a cat", "first")]
+    call(stub, "infer", rows)
+    (asked,) = stub.asked
+    assert asked.tensors == {
+        "TEXT": [b"", b"a cat"],
+        "EXPERT": [b"mail", b"first"],
+        "COLUMNS": ['{"subject": "Grüße", "body": 3}'.encode(), b""],
+    }
+    with pytest.raises(UsageError, match="row 1: columns: expected texts and numbers"):
+        call(stub, "infer", [Request(columns={"photo": b"x"}, expert="mail")])

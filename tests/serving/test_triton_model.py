@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pidep.artifacts import MergedRecord
 from pidep.export.recipe import shipped
+from pidep.inputs.template import Template
 from pidep.runtime import softmax
 from pidep.serving import ExpertStore
 from pidep.serving.triton_model import TritonPythonModel
@@ -18,6 +22,8 @@ from tests.conftest import png
 from tests.serving.backend_utils import InferenceResponse, Request, install
 from tests.serving.experts import small_expert
 from tests.serving.small_bank import NEW, write_small_bank, write_small_merged
+
+MAIL = Template("the {subject} a {body}")
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +43,7 @@ def store(tmp_path: Path) -> ExpertStore:
     store = ExpertStore(tmp_path / "expert_store")
     store.publish(small_expert(), "film")
     store.publish(small_expert(name="book", seed=1), "book")
+    store.publish(replace(small_expert(name="mail"), template=MAIL), "mail")
     return store
 
 
@@ -50,6 +57,11 @@ def bank(tmp_path: Path, store: ExpertStore) -> Iterator[TritonPythonModel]:
 @pytest.fixture
 def merged(tmp_path: Path) -> TritonPythonModel:
     return opened(write_small_merged(tmp_path / "repo"))
+
+
+def columns(*rows: bytes) -> dict[str, list[bytes]]:
+    """The inputs of rows that are given as columns, for the expert `mail`."""
+    return {"COLUMNS": list(rows), "EXPERT": [b"mail"] * len(rows)}
 
 
 class Deaf(Request):
@@ -99,11 +111,11 @@ def test_a_batch_answers_as_its_requests_alone(bank: Any) -> None:
     [
         ({"EXPERT": [b"film"]}, "INVALID_ARG", "input TEXT is missing"),
         ({"TEXT": [b"a"]}, "INVALID_ARG", "input EXPERT is missing"),
-        ({"TEXT": [b"a", b"b"], "EXPERT": [b"film"]}, "INVALID_ARG", "TEXT has 2 rows, EXPERT 1"),
+        ({"TEXT": [b"a", b"b"], "EXPERT": [b"film"]}, "INVALID_ARG", "has 2 rows, EXPERT 1"),
         (
             {"TEXT": [b"a"], "EXPERT": [b"film"], "IMAGE": [b"", b""]},
             "INVALID_ARG",
-            "TEXT has 1 rows, IMAGE 2; give one image a row",
+            "TEXT has 1 rows, IMAGE 2; give one value a row",
         ),
         ({"TEXT": [b"\xff"], "EXPERT": [b"film"]}, "INVALID_ARG", r"TEXT: not UTF-8 (byte 0)"),
         ({"TEXT": [b"a"], "EXPERT": [b"nope"]}, "NOT_FOUND", "unknown expert 'nope'"),
@@ -127,6 +139,45 @@ def test_a_batch_answers_as_its_requests_alone(bank: Any) -> None:
             "INVALID_ARG",
             "row 2: expected at most 65536 bytes of text",
         ),
+        (
+            {"TEXT": [b"a", b" "], "EXPERT": [b"film"] * 2},
+            "INVALID_ARG",
+            "row 2: expected a text, an image or both, found neither",
+        ),
+        ({"TEXT": [b""], "EXPERT": [b"@backbone"]}, "INVALID_ARG", "row 1: expected a text"),
+        (
+            columns(b'{"body": "a"}'),
+            "INVALID_ARG",
+            "row 1: no column 'subject'; the row has 'body'",
+        ),
+        (
+            columns(b'{"subject": "a", "body": "b"}', b'{"subject": "a", "bdy": "b"}'),
+            "INVALID_ARG",
+            "row 2: unknown column 'bdy' (did you mean 'body'?)",
+        ),
+        (columns(b'{"subject": " ", "body": ""}'), "INVALID_ARG", "row 1: the text is empty"),
+        (
+            columns(b'{"subject": "a"}', b'{"subject": "' + b"a" * 65536 + b'"}'),
+            "INVALID_ARG",
+            "row 2: expected at most 65536 bytes of text (max_text_bytes), found 65551",
+        ),
+        (columns(b"[]"), "INVALID_ARG", "row 1: columns: expected a JSON object"),
+        (
+            {**columns(b'{"subject": "a", "body": "b"}'), "TEXT": [b"a"]},
+            "INVALID_ARG",
+            "row 1: has a text and columns",
+        ),
+        (
+            {**columns(b"{}"), "TEXT": [b"a", b"b"]},
+            "INVALID_ARG",
+            "TEXT has 2 rows, COLUMNS 1; give one value a row",
+        ),
+        (
+            {"COLUMNS": [b"{}"], "EXPERT": [b"film"]},
+            "INVALID_ARG",
+            "row 1: is given as columns, and what answers it has no template",
+        ),
+        ({"COLUMNS": [b"{}"], "EXPERT": [b"@backbone"]}, "INVALID_ARG", "row 1: is given as"),
     ],
 )
 def test_an_error_is_of_its_request_alone(
@@ -174,6 +225,44 @@ def test_a_request_that_cannot_be_read_at_all_fails_alone(bank: Any) -> None:
         assert response.error is not None
         assert response.error.code == "INTERNAL"
     assert before.error is after.error is None
+
+
+def test_columns_are_answered_as_the_text_that_training_made_of_them(bank: Any) -> None:
+    rows = [{"subject": "good", "body": "film"}, {"body": 3, "subject": "bad"}]
+    texts = [MAIL.render(row, "row").encode() for row in rows]
+    as_text, as_columns, mixed = execute(
+        bank,
+        asked(texts, [b"mail", b"mail"]),
+        Request(columns(*(json.dumps(row).encode() for row in rows))),
+        Request(
+            {
+                "TEXT": [texts[0], b""],
+                "COLUMNS": [b"", json.dumps(rows[1]).encode()],
+                "EXPERT": [b"mail", b"mail"],
+            }
+        ),
+    )
+    for name, expected in as_text.arrays.items():
+        np.testing.assert_array_equal(as_columns.arrays[name], expected)
+        np.testing.assert_array_equal(mixed.arrays[name], expected)
+    assert as_text.arrays["SCORES"][0, 0] != as_text.arrays["SCORES"][1, 0]
+
+
+def test_a_merged_model_has_the_template_in_its_record(tmp_path: Path) -> None:
+    folder = write_small_merged(tmp_path / "repo")
+    MergedRecord.read(folder).model_copy(update={"template": MAIL}).write(folder)
+    assert MergedRecord.read(folder).template == MAIL
+    model = opened(folder)
+    row = {"subject": "good", "body": "film"}
+    as_text, as_columns, wrong = execute(
+        model,
+        Request({"TEXT": [MAIL.render(row, "row").encode()]}),
+        Request({"COLUMNS": [json.dumps(row).encode()]}),
+        Request({"COLUMNS": [b'{"subject": "good"}']}),
+    )
+    np.testing.assert_array_equal(as_columns.arrays["SCORES"], as_text.arrays["SCORES"])
+    assert wrong.error is not None
+    assert "row 1: no column 'body'" in wrong.error.text
 
 
 def test_only_what_is_asked_for_is_returned(bank: Any) -> None:

@@ -27,9 +27,9 @@ def write(folder: Path, text: str) -> Path:
 
 def test_reads_a_file(tmp_path: Path) -> None:
     task = load_task(write(tmp_path, GOOD))
-    assert (task.name, task.columns, task.metric, task.max_length) == (
+    assert (task.name, task.template.columns, task.metric, task.max_length) == (
         "mood",
-        ["title", "body"],
+        ("title", "body"),
         "accuracy",
         48,
     )

@@ -195,6 +195,7 @@ def test_resume_does_not_hang_on_the_fisher(
         checked(TuneSettings, {**common, "pool": tmp_path / "pool"}, where="tune"),
         tmp_path / "run",
         resume=True,
+        overwrite=True,  # with another Fisher, the run is another one
     )
     assert again.digest == first.digest
     assert fisher_of(tmp_path / "run" / "own") == "true"

@@ -122,10 +122,11 @@ def test_resume_is_as_if_never_stopped(tiny_folder: Path, task_file: Path, tmp_p
     )
     assert steps == [5, 6]
     assert resumed.digest == whole.digest
+    other = settings.model_copy(update={"learning_rate": 0.5})
+    with pytest.raises(UsageError, match=r"with other settings \(learning_rate\) would replace"):
+        tuning.tune(other, tmp_path / "cut", resume=True)
     with pytest.raises(UsageError, match="another task, data or setting"):
-        tuning.tune(
-            settings.model_copy(update={"learning_rate": 0.5}), tmp_path / "cut", resume=True
-        )
+        tuning.tune(other, tmp_path / "cut", resume=True, overwrite=True)
 
 
 def test_an_expert_of_another_backbone_is_refused(

@@ -74,7 +74,7 @@ def test_labels_are_learned_as_on_an_encoder(t5: EncoderDecoder, tmp_path: Path)
         result.digest,
     )
     record = json.loads((tmp_path / "run" / "expert" / "expert.json").read_text())
-    assert record["schema"] == 2
+    assert record["schema"] == 3
     assert not (tmp_path / "run" / "expert" / "labels.safetensors").exists()
 
 
@@ -313,8 +313,8 @@ def test_what_decides_an_answer_is_in_the_digest(
     )
     with pytest.raises(ExpertError, match="digest mismatch"):
         read_expert(tmp_path / "e")
-    path.write_text(json.dumps({**record, "schema": 3}))
-    with pytest.raises(ExpertError, match="schema 3, this pidep reads schema 1 and 2"):
+    path.write_text(json.dumps({**record, "schema": 9}))
+    with pytest.raises(ExpertError, match="schema 9, this pidep reads schemas 1 to 3"):
         read_expert(tmp_path / "e")
     path.write_text(json.dumps({**record, "schema": 1}))
     with pytest.raises(ExpertError, match=r"labels.safetensors"):
