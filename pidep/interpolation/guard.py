@@ -73,8 +73,15 @@ class Decision:
     """Every other candidate, and why it was no choice."""
 
     def to_json(self) -> dict[str, Any]:
-        """For the run folder."""
-        return asdict(self)
+        """For the run folder. Numbers are rounded to five digits after the point."""
+        found: dict[str, Any] = _rounded(asdict(self))
+        return found
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def guard(

@@ -12,6 +12,8 @@ __all__ = ["draw"]
 
 NAMED_UP_TO = 50
 """Tasks up to which names and figures are readable."""
+WIDEST = 6.0
+"""Width of the line between the most similar tasks, in points."""
 DRAWN_UP_TO = 2000
 """Tasks up to which the layout takes seconds; its time is quadratic."""
 
@@ -35,12 +37,13 @@ def draw(graph: networkx.Graph, path: Path) -> None:
     # A file is written, so no display is needed. Servers have none.
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
 
     named = len(graph) <= NAMED_UP_TO
     side = 6 + min(len(graph), NAMED_UP_TO) / 5
     figure, axes = pyplot.subplots(figsize=(side + 1, side), dpi=120)
     weights = [graph.edges[edge]["similarity"] for edge in graph.edges]
-    low, span = min(weights), (max(weights) - min(weights)) or 1.0
+    most = max(weights) or 1.0
     layout = (
         networkx.circular_layout(graph)
         if named
@@ -52,11 +55,33 @@ def draw(graph: networkx.Graph, path: Path) -> None:
         else {"node_size": 8, "node_color": "#2b6cb0"}
     )
     networkx.draw_networkx_nodes(graph, layout, ax=axes, **look)
-    widths = [(0.8 + 5 * (weight - low) / span) * (1.0 if named else 0.1) for weight in weights]
+    # In proportion: a pair that is half as similar has a line half as wide.
+    widest = WIDEST if named else WIDEST / 10
+    widths = [widest * weight / most for weight in weights]
     networkx.draw_networkx_edges(
         graph, layout, ax=axes, width=widths, edge_color="#2b6cb0", alpha=0.6
     )
     if named:
+        axes.legend(
+            handles=[
+                Line2D(
+                    [],
+                    [],
+                    color="#2b6cb0",
+                    alpha=0.6,
+                    linewidth=WIDEST * weight / most,
+                    label=f"{what}: {weight:.3f}",
+                )
+                for what, weight in (
+                    ("least similarity", min(weights)),
+                    ("greatest similarity", max(weights)),
+                )
+            ],
+            loc="lower center",
+            bbox_to_anchor=(0.5, -0.06),
+            ncols=2,
+            frameon=False,
+        )
         networkx.draw_networkx_labels(graph, layout, ax=axes, font_size=10)
         labels = {edge: f"{graph.edges[edge]['similarity']:.3f}" for edge in graph.edges}
         networkx.draw_networkx_edge_labels(

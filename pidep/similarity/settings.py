@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
@@ -40,7 +40,7 @@ class GraphSettings(Settings):
         return _ends_in(path, ".graphml", ".xml")
 
     @model_validator(mode="after")
-    def _one_view(self) -> Self:
+    def _one_view(self) -> GraphSettings:
         if self.explain is not None and (self.png or self.graphml):
             raise ValueError(
                 "`explain` is about one task; `png` and `graphml` draw the whole graph, "

@@ -25,7 +25,7 @@ from pidep.lab.report.verdict import verdict
 from pidep.tasks.data import Split
 from pidep.tasks.metrics import score
 from pidep.tasks.metrics.intervals import Interval, wilson
-from pidep.tuning.run_folder import Alpha, Run
+from pidep.tuning.run_folder import Alpha, Phase, Run, Step
 
 LABELS = [0, 1, 2] * 40
 
@@ -98,9 +98,9 @@ def words(html: str) -> str:
 @pytest.mark.parametrize(
     ("own", "pi", "said"),
     [
-        (40, 5, "π (interpolated) is better than the own expert"),
-        (5, 40, "π (interpolated) is worse than the own expert"),
-        (10, 9, "π (interpolated) is not clearly better or worse than the own expert"),
+        (40, 5, "π is better than the own expert"),
+        (5, 40, "π is worse than the own expert"),
+        (10, 9, "π is not clearly better or worse than the own expert"),
     ],
 )
 def test_the_verdict_is_one_sentence_and_needs_evidence(own: int, pi: int, said: str) -> None:
@@ -274,6 +274,16 @@ def test_mistakes_of_rows_with_images_and_candidates_of_their_own() -> None:
     assert (second.label, second.predicted) == ("an anchor", "[image in the data]")
     assert second.text.endswith("… [image a.png]")
     assert len(second.text) < 330
+
+
+def test_a_loss_that_falls_by_far_has_labels_of_plain_numbers() -> None:
+    """Mathematics is off in figures, so powers of ten would be shown as their source."""
+    steps = tuple(Step(step, 10.0 ** (1 - step), None) for step in range(1, 6))
+    svg = figures.curves((Phase("own", 5, 5, steps),))
+    assert "mathdefault" not in svg
+    assert ">0.001<" in svg
+    # Five steps: every one is a mark of the curve.
+    assert svg.count("<use ") >= 5
 
 
 # Texts cut, α, and the task graph.

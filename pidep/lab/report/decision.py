@@ -50,7 +50,7 @@ def decision_section(run: Run) -> str:
     if not names:
         return body
     rows = [_candidate_row(found, name, chosen) for name in names]
-    columns = ["candidate", "held-out loss", "prior", "share", "beside", "lead", "what it came to"]
+    columns = ["candidate", "held-out loss", "prior", "share", "beside", "lead", "outcome"]
     return body + table(columns, rows, mark=_at(names, chosen)) + _shares_note(found)
 
 

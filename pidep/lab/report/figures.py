@@ -125,6 +125,8 @@ def set_loss_axis(axes: Any, values: Sequence[float]) -> None:
     if min(values) > 0 and max(values) / min(values) > 50:
         axes.set_yscale("log")
         axes.minorticks_off()
+        # The default writes powers in mathematics, which is off: a label may hold dollars.
+        axes.yaxis.set_major_formatter("{x:g}")
     else:
         axes.set_ylim(0, max(values) * 1.08 or 1)
 

@@ -16,6 +16,7 @@ _RESULTS = ("pi", "zero_shot", "own_tuned", "own_expert")
 """Methods that a run can end with; the first that was measured is its result."""
 _MODELS = {"own_expert": "own expert", "pi": "π", "zero_shot": "zero-shot mixture"}
 """Methods whose predictions the report computes again, by their name there."""
+_SUBJECT = {"pi": "π", "own_tuned": "The own expert at the high rate"}
 
 
 def verdict(run: Run, evaluation: Evaluation | None) -> str:
@@ -29,12 +30,13 @@ def verdict(run: Run, evaluation: Evaluation | None) -> str:
         f"{run.metric.replace('_', ' ')} {value:.3f} against {other:.3f} "
         f"on {run.test_rows} test rows"
     )
-    what, than = METHODS[result], METHODS[against]
+    what = _SUBJECT.get(result, f"The {METHODS[result]}")
+    than = METHODS[against]
     if run.expert is not run.own and run.own is not None and run.expert.digest == run.own.digest:
         return (
             f"Interpolation kept the {than} as it is: {figures}."
             if result == "pi"
-            else f"The {what} is the result: {figures} of the {than}."
+            else f"{what} is the result: {figures} of the {than}."
         )
     gap = _difference(run, evaluation, result, against)
     if gap is not None:
@@ -42,14 +44,14 @@ def verdict(run: Run, evaluation: Evaluation | None) -> str:
             f"the difference is {value - other:+.3f}, 95 % interval {gap.low:+.3f} to "
             f"{gap.high:+.3f} (paired {gap.method})"
         )
-        return f"The {what} is {_word(gap.low, gap.high)} the {than}: {figures}; {told}."
+        return f"{what} is {_word(gap.low, gap.high)} the {than}: {figures}; {told}."
     one, two = run.intervals.get(result), run.intervals.get(against)
     if one is None or two is None:
-        return f"The {what} has {figures} of the {than}; the run recorded no interval."
+        return f"{what} has {figures} of the {than}; the run recorded no interval."
     apart = one.low > two.high or one.high < two.low
     told = f"their 95 % intervals {'do not overlap' if apart else 'overlap'} ({one.method})"
     low, high = (value - other,) * 2 if apart else (-1.0, 1.0)
-    return f"The {what} is {_word(low, high)} the {than}: {figures}; {told}."
+    return f"{what} is {_word(low, high)} the {than}: {figures}; {told}."
 
 
 def _difference(
