@@ -1,4 +1,4 @@
-"""Nothing that has a name is replaced by something else without being told to. No torch."""
+"""A named expert, run or service is replaced by another one only on request. No torch."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands: `reviews.csv, row 3 (line 4)`."""
+    """The place of a row in its data: `reviews.csv, row 3 (line 4)`."""
 
     source: str
     """A file, a split of a dataset, or `training rows`."""

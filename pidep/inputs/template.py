@@ -100,7 +100,7 @@ class Template:
     candidates_are: Literal["text", "image"] = "text"
 
     def __post_init__(self) -> None:
-        """Refuse a text template that is none.
+        """Refuse an invalid text template.
 
         Raises:
             ValueError: as `columns_of`.

@@ -64,13 +64,13 @@ class Decision:
     weights: dict[str, float] = field(default_factory=dict)
     """Share of each candidate in the average: in proportion to prior · exp(-evidence · loss)."""
     prior: dict[str, float] = field(default_factory=dict)
-    """Weight of each candidate before its loss is looked at."""
+    """Prior weight of each candidate, before its loss counts."""
     evidence: float = 0.0
     """Number of independent rows that the losses count for in the average."""
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     """Every candidate that could have replaced the default choice."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Every other candidate, and why it was no choice."""
+    """Every other candidate, and the reason why it could not be chosen."""
 
     def to_json(self) -> dict[str, Any]:
         """For the run folder. Numbers are rounded to five digits after the point."""
@@ -179,7 +179,7 @@ def _reason(name: str, one: Comparison, rows: int, default: str, *, clear: bool)
 
 
 def _left_out(untrained: list[str], losses: Mapping[str, Tensor]) -> dict[str, str]:
-    """Candidates with a loss that were no choice."""
+    """Candidates that have a loss and could not be chosen."""
     found = {}
     for name in untrained[1:]:
         found[name] = f"not compared: {CHOICES[untrained[0]]} has the lower loss"

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["MISTAKES", "ClassScore", "Mistake", "Share", "class_scores", "mistakes"]
 
 MISTAKES = 10
-"""Mistakes that are shown."""
+"""Number of mistakes that are shown."""
 _LONGEST = 300
-"""Letters of a text that are shown."""
+"""Characters of a text that are shown."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ LABELLED = 6
 
 
 def graph(near: Neighbourhood) -> str:
-    """The task graph on a circle, similar tasks beside each other."""
+    """The task graph on a circle, similar tasks next to each other."""
     count = len(near.names)
     pairs = near.nearest(NEAREST if count > LABELLED else count)
     weights = {pair: float(near.similarity[pair]) for pair in pairs}
