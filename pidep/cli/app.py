@@ -33,6 +33,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
+    "check": Entry("Learn", "List every problem of a task's data before any training."),
     "tune": Entry(
         "Learn",
         "Train an expert for a task and interpolate it with its neighbours.",

@@ -71,6 +71,15 @@ class Tokenize:
             mask[index, : len(row)] = 1
         return ids, mask
 
+    def lengths(self, texts: Sequence[str]) -> IntArray:
+        """Tokens of each text before it is cut, special tokens included: `[N]` int64."""
+        # In parts: the encodings of a large data set would not fit into memory at once.
+        parts = (texts[start : start + 1024] for start in range(0, len(texts), 1024))
+        counts = [
+            len(one.ids) for part in parts for one in self._tokenizer.encode_batch(list(part))
+        ]
+        return np.array(counts, dtype=np.int64)
+
     def text(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))

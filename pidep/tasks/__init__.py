@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pidep.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from pidep.tasks.check import Problem, TaskCheck, check_task
     from pidep.tasks.data import Split, TaskData, few_shot, load_data
     from pidep.tasks.metrics import score, score_texts
     from pidep.tasks.packaged import PackagedTask, packaged_tasks
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Data",
     "PackagedTask",
+    "Problem",
     "Split",
     "Task",
+    "TaskCheck",
     "TaskData",
+    "check_task",
     "few_shot",
     "load_data",
     "load_task",
@@ -32,6 +36,9 @@ __getattr__ = lazy_names(
     {
         "Data": "pidep.tasks.task",
         "PackagedTask": "pidep.tasks.packaged",
+        "Problem": "pidep.tasks.check",
+        "TaskCheck": "pidep.tasks.check",
+        "check_task": "pidep.tasks.check",
         "Split": "pidep.tasks.data",
         "Task": "pidep.tasks.task",
         "TaskData": "pidep.tasks.data",

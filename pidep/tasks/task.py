@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -18,6 +18,9 @@ from pidep.tasks.packaged import packaged_task, packaged_tasks
 from pidep.tasks.tables import TextFormat, require_encoding
 from pidep.tasks.task_yaml import read_task_yaml
 from pidep.tasks.values import is_blank, name_of
+
+if TYPE_CHECKING:
+    from pidep.tasks.check import Reader, TaskCheck
 
 __all__ = ["Data", "Task", "load_task", "require_different_texts"]
 
@@ -271,6 +274,21 @@ class Task(BaseModel):
                 f"{', '.join(METRICS[answers])}"
             )
         return self
+
+    def check(self, backbone: Reader | None = None, *, max_length: int | None = None) -> TaskCheck:
+        """Every problem of the task's data, collected before any training.
+
+        Args:
+            backbone: counts tokens (`pidep.load_backbone`). Without it, cut texts are not found.
+            max_length: the limit that the texts are compared with; the task's own when absent.
+
+        >>> rows = [{"text": "great", "label": "good"}, {"text": "", "label": "bad"}]
+        >>> print(Task.from_rows(rows, test=rows[:1]).check().problems[0])
+        training rows, row 2: the text is empty; remove the row
+        """
+        from pidep.tasks.check import check_task  # it reads rows, which needs this module
+
+        return check_task(self, backbone, max_length=max_length)
 
     @property
     def columns(self) -> list[str]:

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from pidep.adapters.mixture import Mixture, attached
 from pidep.backbones.backbone import AnswerScorer, Backbone
+from pidep.errors import TaskError
 from pidep.experts.folder import Expert
 from pidep.inputs.row import Input
+from pidep.inputs.tokenize import Tokenize
+from pidep.tasks.lengths import same_tokens
 from pidep.tasks.task import Task
 
 __all__ = [
@@ -74,7 +77,19 @@ def scorer_for_task(
     max_length: int,
     max_answer_length: int | None = None,
 ) -> Scorer:
-    """The scorer of a task that is about to be learned."""
+    """The scorer of a task that is about to be learned.
+
+    Raises:
+        TaskError: the backbone's tokenizer cannot tell the texts of two labels apart.
+    """
+    tokenize = Tokenize(backbone.tokenizer_json)
+    twins = same_tokens(task.labels, tokenize, most=backbone.max_positions)
+    if twins is not None:
+        # Their scores would be equal for every row, so the first one would always win.
+        raise TaskError(
+            f"task {task.name!r}: the texts of the labels {twins[0]!r} and {twins[1]!r} have the "
+            f"same tokens for backbone {backbone.name!r}; give them other words"
+        )
     embeddings, scale = label_embeddings(backbone, task), backbone.logit_scale
     texts = tuple(task.labels.values())
     return Scorer(backbone, embeddings, scale, max_length, texts, max_answer_length)

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from pidep.tuning.generate import GeneratedAnswer
     from pidep.tuning.predict import Prediction, load_expert
     from pidep.tuning.run_folder import Run, TuneResult, read_run
-    from pidep.tuning.settings import GenerateSettings, TuneSettings
+    from pidep.tuning.settings import CheckSettings, GenerateSettings, TuneSettings
 
 __all__ = [
+    "CheckSettings",
     "FoldedExpert",
     "GenerateSettings",
     "GeneratedAnswer",
@@ -36,6 +37,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "CheckSettings": "pidep.tuning.settings",
         "FoldedExpert": "pidep.tuning.fold",
         "GenerateSettings": "pidep.tuning.settings",
         "GeneratedAnswer": "pidep.tuning.generate",

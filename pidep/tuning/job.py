@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,7 @@ from pidep.errors import TaskError
 from pidep.experts.folder import check_name
 from pidep.experts.kinds import expert_kind
 from pidep.inputs.row import as_row
+from pidep.inputs.tokenize import Tokenize
 from pidep.tasks.data import (
     Split,
     TaskData,
@@ -25,12 +28,15 @@ from pidep.tasks.data import (
     load_texts,
 )
 from pidep.tasks.hub import with_labels
+from pidep.tasks.lengths import TextLengths, measure_lengths
 from pidep.tasks.task import Task, load_task
 from pidep.training.scorer import Scorer, scorer_for_task
 from pidep.training.settings import TrainingSettings, few_shot_factor
 from pidep.tuning.settings import TuneSettings
 
 __all__ = ["Job", "prepare", "split_rows", "task_rows", "with_targets"]
+
+_log = logging.getLogger(__name__)
 
 _UNRELATED_TO_OWN_EXPERT = {
     "task",
@@ -60,6 +66,8 @@ class Job:
     scorer: Scorer
     sites: list[str]
     out: Path
+    lengths: TextLengths | None = None
+    """How many texts of the rows are cut; None where no row has a text."""
 
     @property
     def fingerprint(self) -> str:
@@ -192,7 +200,24 @@ def prepare(
         ),
         sites=find_sites(backbone.model, config.sites, kind=config.kind),
         out=out,
+        lengths=_lengths(task, backbone, [train, validation, data.test], max_length),
     )
+
+
+def _lengths(
+    task: Task, backbone: Backbone, splits: Sequence[Split | None], max_length: int
+) -> TextLengths | None:
+    """How many texts are cut; says so in the log before minutes of training."""
+    rows = [row for split in splits if split is not None for row in split.rows]
+    found = measure_lengths(
+        rows,
+        Tokenize(backbone.tokenizer_json),
+        max_length=max_length,
+        most=backbone.max_positions,
+    )
+    if found is not None and found.cut:
+        _log.warning("task %r: %s", task.name, found)
+    return found
 
 
 def _check_answers(task: Task, config: TuneSettings, backbone: Backbone) -> None:

@@ -35,6 +35,7 @@ from pidep.tasks.metrics.intervals import Interval
 
 if TYPE_CHECKING:
     from pidep.similarity.measures import Neighbour
+    from pidep.tasks.lengths import TextLengths
     from pidep.tasks.task import Task
     from pidep.training.loop import TrainReport
     from pidep.tuning.job import Job
@@ -78,6 +79,8 @@ class TuneResult:
     seconds: float
     intervals: dict[str, Interval | None] = field(default_factory=dict)
     """The 95 % interval of each metric, by method."""
+    lengths: TextLengths | None = None
+    """How many texts were cut; None where no row has a text."""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and `result.json`."""
@@ -91,6 +94,7 @@ class TuneResult:
                 {"name": near.name, "similarity": near.similarity} for near in self.neighbours
             ],
             "seconds": self.seconds,
+            "lengths": None if self.lengths is None else self.lengths.to_json(),
         }
 
 
@@ -245,6 +249,7 @@ def _provenance(
             "train": data_digest(job.train),
             "test": data_digest(job.data.test),
             "train_rows": len(job.train.rows),
+            "lengths": None if job.lengths is None else job.lengths.to_json(),
         },
         "phases": {
             phase: {

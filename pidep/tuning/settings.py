@@ -11,6 +11,7 @@ from pidep.experts.kind_names import KindName, kind_names
 from pidep.settings import Settings, Shown
 
 __all__ = [
+    "CheckSettings",
     "FoldSettings",
     "GenerateSettings",
     "ImportSettings",
@@ -118,6 +119,17 @@ class TuneSettings(Settings):
     """Learning rate of the experts, for `policy=anchored`."""
     temperature: Annotated[float, INTERPOLATION] = Field(default=0.1, gt=0)
     """For `policy=zero-shot`: α is the softmax of similarity / temperature."""
+
+
+class CheckSettings(Settings):
+    """What `pidep check` reads."""
+
+    task: Annotated[str, Shown("Data", argument=True)]
+    """Task file (YAML), or the name of a packaged task."""
+    backbone: Annotated[str | None, DATA] = None
+    """Backbone whose tokenizer counts tokens. Without it, minilm where it is installed."""
+    max_length: Annotated[int | None, DATA] = Field(default=None, ge=4)
+    """Texts are cut at this many tokens. Without it, at the task's own limit."""
 
 
 class GenerateSettings(Settings):

@@ -99,6 +99,7 @@ def mix(job: Job, pool: Pool | None, started: float) -> TuneResult:
     result = TuneResult(
         *(job.out, job.name, final.digest, job.task.metric, metrics, neighbours, seconds),
         intervals={method: found.interval for method, found in measured.items()},
+        lengths=job.lengths,
     )
     write_run(job, result, alpha, {}, times.seconds)
     return result

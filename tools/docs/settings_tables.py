@@ -17,11 +17,18 @@ from pidep.export.recipe import Recipe, Tolerance
 from pidep.lab.settings import CompareSettings, GridSettings, ReportSettings
 from pidep.settings import Setting, Settings, settings_of
 from pidep.similarity.settings import GraphSettings
-from pidep.tuning.settings import FoldSettings, GenerateSettings, ImportSettings, TuneSettings
+from pidep.tuning.settings import (
+    CheckSettings,
+    FoldSettings,
+    GenerateSettings,
+    ImportSettings,
+    TuneSettings,
+)
 
 __all__ = ["RECORDS", "SETTINGS", "table"]
 
 SETTINGS: dict[str, type[Settings]] = {
+    "check": CheckSettings,
     "tune": TuneSettings,
     "compare": CompareSettings,
     "grid": GridSettings,
