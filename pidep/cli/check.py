@@ -66,8 +66,8 @@ def _print(found: TaskCheck, show: int) -> None:
         typer.echo(f"{'label'.ljust(width)}  {'train':>7}  {'test':>7}")
         for label, counts in found.labels.items():
             typer.echo(f"{label.ljust(width)}  {counts['train']:>7,}  {counts['test']:>7,}")
-    if found.lengths is not None:
-        typer.echo(str(found.lengths))
+    if found.cut_texts is not None:
+        typer.echo(str(found.cut_texts))
     typer.echo(
         f"{found.task}: {found.rows['train']:,} training rows, {found.rows['test']:,} test rows, "
         f"{found.errors:,} errors, {found.warnings:,} warnings"

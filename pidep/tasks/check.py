@@ -67,7 +67,7 @@ class TaskCheck:
     """Rows that training and evaluation would see."""
     labels: dict[str, dict[Side, int]]
     """Rows of each label; empty for a task whose answers are no labels."""
-    lengths: TextLengths | None
+    cut_texts: TextLengths | None
     """Lengths of the texts; None without a backbone or without texts."""
 
     @property
@@ -88,7 +88,7 @@ class TaskCheck:
             "warnings": self.warnings,
             "rows": self.rows,
             "labels": self.labels,
-            "lengths": None if self.lengths is None else self.lengths.to_json(),
+            "cut_texts": None if self.cut_texts is None else self.cut_texts.to_json(),
             "problems": [asdict(problem) for problem in self.problems],
         }
 

@@ -66,7 +66,7 @@ class Job:
     scorer: Scorer
     sites: list[str]
     out: Path
-    lengths: TextLengths | None = None
+    cut_texts: TextLengths | None = None
     """How many texts of the rows are cut; None where no row has a text."""
 
     @property
@@ -200,7 +200,7 @@ def prepare(
         ),
         sites=find_sites(backbone.model, config.sites, kind=config.kind),
         out=out,
-        lengths=_lengths(task, backbone, [train, validation, data.test], max_length),
+        cut_texts=_lengths(task, backbone, [train, validation, data.test], max_length),
     )
 
 

@@ -79,7 +79,7 @@ class TuneResult:
     seconds: float
     intervals: dict[str, Interval | None] = field(default_factory=dict)
     """The 95 % interval of each metric, by method."""
-    lengths: TextLengths | None = None
+    cut_texts: TextLengths | None = None
     """How many texts were cut; None where no row has a text."""
 
     def to_json(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class TuneResult:
                 {"name": near.name, "similarity": near.similarity} for near in self.neighbours
             ],
             "seconds": self.seconds,
-            "lengths": None if self.lengths is None else self.lengths.to_json(),
+            "cut_texts": None if self.cut_texts is None else self.cut_texts.to_json(),
         }
 
 
@@ -249,8 +249,8 @@ def _provenance(
             "train": data_digest(job.train),
             "test": data_digest(job.data.test),
             "train_rows": len(job.train.rows),
-            "lengths": None if job.lengths is None else job.lengths.to_json(),
         },
+        "cut_texts": None if job.cut_texts is None else job.cut_texts.to_json(),
         "phases": {
             phase: {
                 "steps": report.steps,

@@ -219,7 +219,7 @@ def _learn(
     result = TuneResult(
         *(job.out, job.name, final.digest, metric, metrics, neighbours, seconds),
         intervals={method: found.interval for method, found in measured.items()},
-        lengths=job.lengths,
+        cut_texts=job.cut_texts,
     )
     write_run(job, result, alpha, reports, times.seconds)
     return result

@@ -99,7 +99,7 @@ def mix(job: Job, pool: Pool | None, started: float) -> TuneResult:
     result = TuneResult(
         *(job.out, job.name, final.digest, job.task.metric, metrics, neighbours, seconds),
         intervals={method: found.interval for method, found in measured.items()},
-        lengths=job.lengths,
+        cut_texts=job.cut_texts,
     )
     write_run(job, result, alpha, {}, times.seconds)
     return result

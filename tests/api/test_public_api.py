@@ -33,7 +33,7 @@ FILLERS, WORDS = ["a", "the", "film", "was", "very"], ["bad", "awful", "good", "
 ROWS = [
     {
         "text": f"{FILLERS[number % 5]} {FILLERS[number // 5 % 5]} {WORDS[number % 4]}",
-        "label": ["neg", "pos"][number % 4 // 2],
+        "label": ["negative", "positive"][number % 4 // 2],
     }
     for number in range(48)
 ]
@@ -252,7 +252,7 @@ def test_rows_of_pandas_and_of_datasets(form: str, backbone: Any, tmp_path: Path
 def test_predict_answers_texts_dicts_and_results(tuned: TuneResult, backbone: Any) -> None:
     texts = ["a great film", "awful"]
     found = pidep.predict(tuned, texts, backbone=backbone)
-    assert [set(one.scores) for one in found] == [{"neg", "pos"}] * 2
+    assert [set(one.scores) for one in found] == [{"negative", "positive"}] * 2
     assert {one.digest for one in found} == {tuned.digest}
     rows = [{"text": text} for text in texts]
     # The backbone is found by its name, because this process has loaded it.

@@ -180,6 +180,7 @@ def test_the_tables_of_settings_have_every_key_with_its_meaning(name: str, model
 
 
 OWN_OPTIONS = {
+    "check": {"--show"},
     "tune": {"--out", "--config", "--resume"},
     "compare": {"--config"},
     "generate": {"--text", "--image", "--backbone"},

@@ -159,11 +159,11 @@ def test_texts_that_are_cut_are_listed_and_counted(tiny: Any) -> None:
         "training rows, row 2: its text has 9 tokens and is cut at 6",
         "training rows, row 3: its text has 62 tokens and is cut at 6",
     ]
-    assert found.lengths is not None
-    lengths = found.lengths
+    assert found.cut_texts is not None
+    lengths = found.cut_texts
     assert (lengths.texts, lengths.cut, lengths.longest, lengths.fitting) == (5, 2, 62, 32)
     assert [one.row for one in task.check(tiny, max_length=9).problems if one.row] == [3]
-    assert task.check().lengths is None
+    assert task.check().cut_texts is None
 
 
 def test_labels_that_are_one_to_the_tokenizer_are_an_error(tiny: Any) -> None:

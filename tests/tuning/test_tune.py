@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from pidep.errors import ExpertError, UsageError
+from pidep.errors import ExpertError, TaskError, UsageError
 from pidep.experts.folder import read_expert
 from pidep.interpolation.guard import guard
 from pidep.settings import checked, read_settings
 from pidep.similarity.fisher import diagonal_fisher
 from pidep.similarity.measures import similarity
+from pidep.tasks.memory import write_task
+from pidep.tasks.task import Task
 from pidep.tuning import tune as tuning
 from pidep.tuning.settings import TuneSettings
 from tests.conftest import make_expert
@@ -209,3 +211,38 @@ def test_rslora_is_written_as_such(tiny_folder: Path, task_file: Path, tmp_path:
     assert config["use_rslora"] is True
     assert config["lora_alpha"] == pytest.approx(8.0)
     assert read_expert(tmp_path / "run" / "own").scaling == pytest.approx(8.0 / 2)
+
+
+def test_a_run_says_how_many_texts_are_cut_and_keeps_the_counts(
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"text": "very " * (number % 10 + 1), "label": ["bad", "good"][number % 2], "n": number}
+        for number in range(40)
+    ]
+    table = [{**row, "text": f"{row['text']}{row['n']}"} for row in rows]
+    task = write_task(Task.from_rows(table, max_length=8, name="cut"), tmp_path)
+    result = run(tiny_folder, task, tmp_path / "run")
+    assert result.cut_texts is not None
+    # [CLS], one to ten times "very", an unknown word and [SEP]: 4 to 13 tokens.
+    facts = (result.cut_texts.texts, result.cut_texts.cut, result.cut_texts.fitting)
+    assert facts == (40, 20, 13)
+    sentence = "task 'cut': 20 of 40 texts (50 %) are cut at 8 tokens; max_length 13 cuts none"
+    assert sentence in caplog.text
+    files = [
+        json.loads((result.run / name).read_text()) for name in ("result.json", "provenance.json")
+    ]
+    assert [file["cut_texts"]["cut"] for file in files] == [20, 20]
+    caplog.clear()
+    assert run(tiny_folder, task, tmp_path / "long", max_length=13).cut_texts.cut == 0
+    assert "cut" not in caplog.text
+
+
+def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    rows = [{"text": f"note {number}", "label": "xy"[number % 2]} for number in range(20)]
+    labels = {"x": "Good film", "y": "good FILM"}
+    task = write_task(Task.from_rows(rows, labels=labels, name="twins"), tmp_path)
+    with pytest.raises(TaskError, match="labels 'x' and 'y' have the same tokens"):
+        run(tiny_folder, task, tmp_path / "run")
