@@ -206,7 +206,9 @@ class TritonServer:
             # A prefix of its own, so that what a killed server leaves in shared memory can be
             # found.
             f"--backend-config=python,shm-region-prefix-name={staging.path.name}-",
-            # Two more HTTP services that know no key; an environment variable can start one.
+            # Named, because AIP_MODE, a variable of Vertex AI, changes the defaults: it closes HTTP
+            # and opens a service of its own that knows no key.
+            *("--allow-http=true", "--allow-grpc=true", "--allow-metrics=true"),
             *("--allow-sagemaker=false", "--allow-vertex-ai=false"),
         ]
         for what, port in self.ports.named().items():

@@ -194,6 +194,48 @@ def test_a_text_model_refuses_images(served) -> None:
         assert client.infer([Request("good", "film")])
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_giant_texts_are_refused_and_neighbours_are_answered(served, protocol) -> None:
+    """10 MB of text would keep the server busy for half a minute."""
+    server, _, experts, _ = served
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    refused: list[str] = []
+    attackers = [
+        ([Request("good film " * 10**6, "film")], r"max_text_bytes\), found 10000000"),
+        ([Request("good", "film" * 10**6)], r"max_text_bytes\), found 4000000"),
+        ([Request("good film " * 6000, "film")] * 20, r"max_request_text_bytes\), found 1080000"),
+        # Triton Server's own limit, from config.pbtxt.
+        ([Request("good", "film")] * 65, r"batch-size must be <= 64"),
+    ]
+
+    def attack() -> None:
+        with Client(url, protocol=protocol) as client:
+            for rows, message in attackers:
+                with pytest.raises(ServingError, match=message) as error:
+                    client.infer(rows)
+                refused.append(str(error.value))
+
+    thread = threading.Thread(target=attack)
+    thread.start()
+    with Client(url, protocol=protocol) as client:
+        while thread.is_alive():
+            (result,) = client.infer([Request("good", "film")])
+            assert result.digest == experts["film"].digest
+    thread.join()
+    assert len(refused) == len(attackers)
+
+
+def test_a_refusal_has_the_code_of_a_wrong_request(served) -> None:
+    server, *_ = served
+    rows = [Request("a" * 70_000, "film")]
+    with Client(server.grpc_url) as client, pytest.raises(ServingError) as error:
+        client.infer(rows)
+    assert error.value.__cause__.status() == "StatusCode.INVALID_ARGUMENT"
+    with Client(server.http_url, protocol="http") as client, pytest.raises(ServingError) as error:
+        client.infer(rows)
+    assert error.value.__cause__.status() == "400"
+
+
 def test_swaps_under_traffic_lose_nothing(served) -> None:
     server, repo, experts, backbone = served
     versions = [experts["film"], make_expert(backbone, name="film", seed=11)]

@@ -10,6 +10,7 @@ embedding is smaller than its tokenizer, a graph fails on each batch that holds 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pidep.artifacts import BankRecord, GroupRecord, MergedRecord
+from pidep.export.config_pbtxt import bank_config
+from pidep.export.recipe import shipped
 from pidep.files.digest import file_digest
+from pidep.serving import ExpertStore
+from tests.serving.experts import small_expert
 
 WORDS = ["[PAD]", "[UNK]", "good", "bad", "film", "the", "a"]
 NEW = "[NEW]"
@@ -93,6 +98,22 @@ def write_small_bank(repo: Path) -> Path:
         ),
     ).write(folder)
     return folder
+
+
+def write_served_bank(folder: Path) -> Path:
+    """`<folder>/model_repo` as an export writes it, so that Triton Server loads it; the store
+    beside it has the experts `film` and `book`.
+    """
+    repo = folder / "model_repo"
+    version = write_small_bank(repo)
+    config = bank_config("pidep_bank", max_batch_size=64, hidden_size=WIDTH)
+    (version.parent / "config.pbtxt").write_text(config)
+    shutil.copyfile(shipped("model.py"), version / "model.py")
+    (version / "__pycache__").touch()
+    store = ExpertStore(folder / "expert_store")
+    for seed, name in enumerate(("film", "book")):
+        store.publish(small_expert(name=name, seed=seed), name)
+    return repo
 
 
 def write_small_merged(repo: Path) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import importlib
 import json
+import os
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -63,6 +65,26 @@ ADMINISTRATIVE_PAGES = [
     ("POST", "v2/cudasharedmemory/region/mine/register"),
     ("POST", "v2/cudasharedmemory/unregister"),
 ]
+OTHER_SPELLINGS = [
+    "v2/repository/index/",
+    "v2//repository/index",
+    "//v2/repository/index",
+    "v2/repository/%69ndex",
+    "v2/%2e%2e/v2/repository/index",
+    "v2/repository/mine/index",
+    "v2/repository/mine/models/double/unload",
+    "v2/repository/models/%64ouble/unload",
+    "v2/repository/models/double/versions/1/unload",
+    "V2/repository/models/double/unload",
+    "v2/repository/models/double/unload?x=1",
+    "v2/models/double/versions/1/trace/setting",
+    "v2/systemsharedmemory/region/mine/unregister",
+    "v2/cudasharedmemory/region/mine/unregister",
+    "invocations",
+    "predict",
+    "models",
+]
+"""Ways past a check of the path alone, and paths of SageMaker and Vertex AI."""
 OPEN_CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("is_server_live", ()),
     ("is_server_ready", ()),
@@ -106,8 +128,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     (version / "model.py").write_text(DOUBLE)
     for name in ("merged.json", "model.onnx"):
         (version / name).write_text("{}")
-    with TritonServer(repo, free_ports(), ready_within_s=100) as started:
-        yield started
+    with pytest.MonkeyPatch.context() as patch:
+        vertex = {"MODE": "PREDICTION", "HTTP_PORT": str(free_ports().http)}
+        for name, value in {**vertex, "PREDICT_ROUTE": "/p", "HEALTH_ROUTE": "/h"}.items():
+            patch.setenv(f"AIP_{name}", value)
+        with TritonServer(repo, free_ports(), ready_within_s=100) as started:
+            yield started
 
 
 def status(
@@ -184,6 +210,38 @@ def test_administration_over_http_needs_the_key(
     server: TritonServer, method: str, path: str
 ) -> None:
     assert status(server, method, path) == 403
+
+
+@pytest.mark.parametrize("path", OTHER_SPELLINGS)
+def test_no_other_spelling_of_a_path_is_open(server: TritonServer, path: str) -> None:
+    assert status(server, "POST", path) in (400, 403, 404, 405)
+
+
+def test_refused_administration_changes_nothing(server: TritonServer) -> None:
+    from_a_page = {"Content-Type": "text/plain", "Origin": "http://evil.example"}
+    for method, path in ADMINISTRATIVE_PAGES:
+        assert status(server, method, path, **from_a_page) == 403
+    with native(server, "grpc") as client:
+        key = server.admin_headers()
+        (model,) = client.get_model_repository_index(headers=key, as_json=True)["models"]
+        assert (model["name"], model["state"]) == ("double", "READY")
+        assert not client.get_system_shared_memory_status(headers=key, as_json=True)
+        assert client.is_server_ready()
+
+
+def test_vertex_ai_does_not_open_a_door_without_a_key(server: TritonServer) -> None:
+    """In an environment of Vertex AI, Triton Server starts one more HTTP service by itself."""
+
+    def answers(port: int) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    deadline = time.monotonic() + 30
+    # The metrics are the last service that the server starts.
+    while not answers(server.ports.metrics):
+        assert time.monotonic() < deadline, server.last_error()
+        time.sleep(0.05)
+    assert not answers(int(os.environ["AIP_HTTP_PORT"]))
 
 
 @pytest.mark.parametrize("path", OPEN_PAGES)
