@@ -162,7 +162,7 @@ def test_every_mode_is_answered_as_in_training(served, mode) -> None:  # type: i
     )
 
 
-def bomb() -> bytes:
+def bomb(width: int = 100_000, height: int = 100_000) -> bytes:
     """A PNG of 100,000 × 100,000 pixels in a few hundred bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -170,7 +170,7 @@ def bomb() -> bytes:
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
@@ -197,6 +197,31 @@ def test_a_wrong_row_is_named_and_the_server_goes_on(served, text, image, messag
     with Client(server.grpc_url) as client:
         with pytest.raises(ServingError, match=message):
             client.infer([Request("good", "words"), Request(text, "sees", image)])
+        assert client.infer(requests())
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([bomb(8192, 8192)], r"row 1: .* pixels of image \(max_image_pixels\), found 67108864"),
+        (
+            [bomb(4000, 3000 + number) for number in range(3)],
+            r"\(max_request_image_pixels\), found 36012000 in the first 3 rows; send fewer rows",
+        ),
+        ([png(0), png(1) + bytes(2**24)], r"row 2: .* bytes of image \(max_image_bytes\), found"),
+        ([png(0) + bytes(2**24 - 50_000)] * 3, r"\(max_request_image_bytes\), found"),
+    ],
+    ids=["pixels", "pixels of a request", "bytes", "bytes of a request"],
+)
+def test_images_over_a_limit_are_refused_before_they_are_decoded(  # type: ignore[no-untyped-def]
+    served, protocol, images, message
+) -> None:
+    server, *_ = served
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    with Client(url, protocol=protocol) as client:
+        with pytest.raises(ServingError, match=message):
+            client.infer([Request("", "sees", image) for image in images])
         assert client.infer(requests())
 
 
