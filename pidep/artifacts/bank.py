@@ -39,6 +39,8 @@ class BankRecord(EntryRecord):
 
     file_name: ClassVar[str] = BANK_RECORD
     form: ClassVar[str] = "bank"
+    # Where the store and the backbone lie: a moved repository answers the same.
+    no_answer = EntryRecord.no_answer | {"backbone", "expert_store"}
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     backbone: str = ""

@@ -10,6 +10,7 @@ __all__ = [
     "CONFIG",
     "DIGEST",
     "EMBEDDING",
+    "ENTRY",
     "EXPERT",
     "EXPERT_RECORD",
     "GRAPH",
@@ -75,6 +76,8 @@ LABELS = "LABELS"
 LABEL = "LABEL"
 DIGEST = "DIGEST"
 EMBEDDING = "EMBEDDING"
+ENTRY = "ENTRY"
+"""Digest of the model repository's entry: graph, tokenizer, record and preprocessing."""
 
 # Inputs and outputs of the graphs, beside those that the backbone names.
 GRAPH_EXPERT_INDEX = "expert_index"

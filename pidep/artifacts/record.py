@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pidep.artifacts.names import GRAPH, VISION_GRAPH
 from pidep.errors import ExpertError, ServingError
 from pidep.files.atomic_write import write_json
 from pidep.files.bounded_read import MAX_JSON_BYTES, parse_json, read_file
+from pidep.files.digest import bytes_digest, file_digest
 
 __all__ = ["EntryRecord", "Record", "read_record", "write_record"]
 
@@ -34,20 +37,53 @@ class EntryRecord(Record):
     file_name: ClassVar[str]
     form: ClassVar[str]
     """Form of the export that writes it."""
+    no_answer: ClassVar[frozenset[str]] = frozenset({"entry_digest", "parity"})
+    """Keys that decide no answer; the entry digest leaves them out."""
+
+    files: dict[str, str] | None = None
+    """File of the version folder to its digest: what the server reads beside the graphs."""
+    entry_digest: str | None = None
+    """SHA-256 over everything that decides an answer, but for the experts of a bank."""
 
     @classmethod
     def read(cls: type[E], version_folder: Path) -> E:
         """The record of a version folder.
 
         Raises:
-            ServingError: missing or malformed.
+            ServingError: missing, malformed, or changed since it was written.
         """
         path = version_folder / cls.file_name
         make = f"pidep export --form {cls.form}"
         try:
-            return read_record(path, cls, fault="malformed", remedy=f"make it again with {make}")
+            found = read_record(path, cls, fault="malformed", remedy=f"make it again with {make}")
         except FileNotFoundError as error:
             raise ServingError(f"{path}: no such file; make it with {make}") from error
+        # Entries of older releases have no digest.
+        if found.entry_digest not in (None, content := found.content_digest()):
+            raise ServingError(
+                f"{path}: its content has entry digest {content}, expected {found.entry_digest}; "
+                f"make it again with {make}"
+            )
+        return found
+
+    def sealed(self: E, version_folder: Path) -> E:
+        """The record with the digests of the folder's files, and the entry digest.
+
+        The entry digest covers the record, which has the digests of the graphs and of all other
+        files. So it changes with each of them.
+        """
+        others = (path for path in sorted(version_folder.iterdir()) if path.is_file())
+        graphs = (self.file_name, GRAPH, VISION_GRAPH)
+        files = {path.name: file_digest(path) for path in others if path.name not in graphs}
+        found = self.model_copy(update={"files": files})
+        return found.model_copy(update={"entry_digest": found.content_digest()})
+
+    def content_digest(self) -> str:
+        """What `entry_digest` must be for this content."""
+        content = self.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude=set(self.no_answer)
+        )
+        return bytes_digest(json.dumps(content, sort_keys=True).encode())
 
     def write(self, version_folder: Path) -> None:
         """Write the record into a version folder."""

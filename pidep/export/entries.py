@@ -20,6 +20,7 @@ from pidep.backbones.load import load_backbone
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.bank import BankGroup, require_bank_kind
 from pidep.experts.folder import Expert, check_name
+from pidep.experts.validation import require_valid, require_within
 from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.gate import gate_bank, gate_merged
 from pidep.export.graph import bank_groups, export_bank_graph, export_merged_graph
@@ -125,7 +126,7 @@ def staged_merged(
             labels=expert.labels,
             max_length=expert.max_length,
             template=expert.template,
-        )
+        ).sealed(version)
         record.write(version)
         parity = gate_merged(version, backbone, source, recipe)
         # The runtime needs a record to open the entry, so the figures are added afterwards.
@@ -185,7 +186,7 @@ def staged_bank(
             max_rank=rank,
             expert_store=expert_store,
             groups=_records_of(groups),
-        )
+        ).sealed(version)
         record.write(version)
         parity = gate_bank(version, backbone, sources, recipe)
         record.model_copy(update={"parity": parity}).write(version)
@@ -272,6 +273,8 @@ def _require_backbone(backbone: Backbone, expert: Expert) -> None:
             f"({expert.backbone_digest[:19]}…), this is {backbone.name!r} "
             f"({backbone.digest[:19]}…); export it with its own backbone"
         )
+    require_valid(expert)
+    require_within(expert, width=backbone.hidden_size, max_positions=backbone.max_positions)
 
 
 def _backbone_of(experts: Sequence[Expert]) -> Backbone:

@@ -201,4 +201,25 @@ def _to_onnx(
             raise PidepError(f"export of the {form} graph failed: {first}") from error
         assert program is not None
         # One file, because the record has one digest for it.
+        _strip_metadata(program.model)
         program.save(str(path), external_data=False)
+
+
+def _strip_metadata(model: Any) -> None:
+    """Remove what the exporter notes about its own source code.
+
+    Stack traces hold the paths of this checkout. With them, the digest of one and the same graph
+    would depend on the folder in which it was exported.
+    """
+    model.metadata_props.clear()
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            for value in (*node.inputs, *node.outputs):
+                if value is not None:
+                    value.metadata_props.clear()
+        for value in (*graph.inputs, *graph.outputs):
+            value.metadata_props.clear()
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()

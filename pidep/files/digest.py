@@ -19,4 +19,9 @@ def bytes_digest(data: bytes) -> str:
 
 def file_digest(path: Path) -> str:
     """`sha256:…` of a file's content."""
-    return bytes_digest(path.read_bytes())
+    sha = hashlib.sha256()
+    # In parts: a graph's weights can be larger than the memory.
+    with open(path, "rb") as stream:
+        while part := stream.read(1 << 20):
+            sha.update(part)
+    return "sha256:" + sha.hexdigest()

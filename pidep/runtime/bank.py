@@ -11,12 +11,13 @@ import numpy as np
 import onnxruntime
 
 from pidep.artifacts.bank import BankRecord
-from pidep.artifacts.names import BACKBONE, GRAPH, GRAPH_EMBEDDING, GRAPH_EXPERT_INDEX
+from pidep.artifacts.names import BACKBONE, GRAPH, GRAPH_EMBEDDING, GRAPH_EXPERT_INDEX, TOKENIZER
 from pidep.errors import ExpertError, PidepError
 from pidep.experts.bank import fill_row, pack
 from pidep.experts.folder import Expert
 from pidep.inputs.row import Input, Row
 from pidep.runtime.answer import Answer, Array, finite, softmax
+from pidep.runtime.entry import require_files
 from pidep.runtime.fit import check_expert, groups_of
 from pidep.runtime.input_reader import InputReader
 from pidep.runtime.isolate import isolated
@@ -58,7 +59,13 @@ class Bank:
         """
         self.record = BankRecord.read(version_folder)
         self.store = self.record.store(version_folder)
-        self.reader = InputReader(version_folder, self.record.vision, threads=threads)
+        require_files(version_folder, self.record)
+        self.reader = InputReader(
+            version_folder,
+            self.record.vision,
+            tokenizer_digest=(self.record.files or {}).get(TOKENIZER),
+            threads=threads,
+        )
         graph = version_folder / GRAPH
         self.session = open_session(graph, self.record.graph_digest, threads=threads)
         on_gpu = "CUDAExecutionProvider" in self.session.get_providers()

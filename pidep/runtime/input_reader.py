@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pidep.artifacts.names import TOKENIZER
 from pidep.artifacts.vision import VisionRecord
-from pidep.errors import ExpertError, ImageError, PidepError, ServingError
-from pidep.files.bounded_read import MAX_JSON_BYTES, read_file
+from pidep.errors import ImageError, PidepError
 from pidep.inputs.row import Input, as_row, text_of
 from pidep.inputs.tokenize import Tokenize
 from pidep.runtime.answer import Array
+from pidep.runtime.entry import tokenizer_json
 from pidep.runtime.vision import VisionReader
 
 __all__ = ["InputReader"]
@@ -23,16 +22,24 @@ class InputReader:
     """Makes the inputs of a bank's or merged model's graph."""
 
     def __init__(
-        self, version_folder: Path, vision: VisionRecord | None, *, threads: int | None = None
+        self,
+        version_folder: Path,
+        vision: VisionRecord | None,
+        *,
+        tokenizer_digest: str | None = None,
+        threads: int | None = None,
     ) -> None:
         """Open the tokenizer and, where the record has one, the vision graph.
+
+        Args:
+            tokenizer_digest: the recorded one; None in entries that do not record it.
 
         Raises:
             ServingError: a file is missing or not the recorded one.
         """
         # The tokenizer of training, from the entry itself: a shared one could change under the
         # graph.
-        self._tokenize = _tokenizer(version_folder / TOKENIZER)
+        self._tokenize = Tokenize(tokenizer_json(version_folder, tokenizer_digest))
         self.vision: VisionReader | None = None
         if vision is not None:
             self.vision = VisionReader(version_folder, vision, threads=threads)
@@ -68,14 +75,3 @@ class InputReader:
         if self.vision is not None:
             feeds |= self.vision.beside(visuals)
         return feeds
-
-
-def _tokenizer(path: Path) -> Tokenize:
-    try:
-        return Tokenize(read_file(path, limit=MAX_JSON_BYTES).decode("utf-8"))
-    except FileNotFoundError as error:
-        raise ServingError(f"{path}: no such file; export the model again") from error
-    except UnicodeDecodeError as error:
-        raise ServingError(f"{path}: not readable ({error}); export the model again") from error
-    except ExpertError as error:
-        raise ServingError(f"{error}, or export the model again") from error

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from pidep.artifacts.merged import MergedRecord
-from pidep.artifacts.names import GRAPH, GRAPH_LOGITS
+from pidep.artifacts.names import GRAPH, GRAPH_LOGITS, TOKENIZER
 from pidep.errors import PidepError
 from pidep.inputs.row import Input, Row
 from pidep.runtime.answer import Answer, Array, finite, softmax
+from pidep.runtime.entry import require_files
 from pidep.runtime.input_reader import InputReader
 from pidep.runtime.isolate import isolated
 from pidep.runtime.ready_rows import ready_rows
@@ -30,7 +31,13 @@ class Merged:
             ServingError: a file is missing, malformed or not the recorded one.
         """
         self.record = MergedRecord.read(version_folder)
-        self.reader = InputReader(version_folder, self.record.vision, threads=threads)
+        require_files(version_folder, self.record)
+        self.reader = InputReader(
+            version_folder,
+            self.record.vision,
+            tokenizer_digest=(self.record.files or {}).get(TOKENIZER),
+            threads=threads,
+        )
         graph = version_folder / GRAPH
         self.session = open_session(graph, self.record.graph_digest, threads=threads)
 

@@ -8,9 +8,7 @@ from typing import Any
 
 import onnxruntime
 
-from pidep.errors import ExpertError, ServingError
-from pidep.files.bounded_read import MAX_TENSOR_BYTES, read_file
-from pidep.files.digest import bytes_digest
+from pidep.runtime.entry import entry_file
 
 __all__ = ["open_session"]
 
@@ -25,15 +23,7 @@ def open_session(graph: Path, digest: str, *, threads: int | None = None) -> Any
     Raises:
         ServingError: the graph is missing or not the recorded one.
     """
-    try:
-        data = read_file(graph, limit=MAX_TENSOR_BYTES)
-    except FileNotFoundError as error:
-        raise ServingError(f"{graph}: no such file; export the model again") from error
-    except ExpertError as error:
-        raise ServingError(f"{error}, or export the model again") from error
-    found = bytes_digest(data)
-    if found != digest:
-        raise ServingError(f"{graph}: digest {found}, expected {digest}; export the model again")
+    data = entry_file(graph, digest)
     onnxruntime.disable_telemetry_events()  # a server speaks to its clients and to nobody else
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or min(os.cpu_count() or 1, 8)

@@ -90,8 +90,10 @@ class AsyncClient(Connection):
                 self._model, inputs, outputs=outputs, **self._per_request
             )
         except self._errors() as error:
+            if self._must_ask_without_entry(error):
+                return await self._ask(rows, wanted)
             raise self._failure(error) from error
-        return [response.as_numpy(name) for name in wanted]
+        return self._arrays(response, rows, wanted)
 
     def _errors(self) -> tuple[type[Exception], ...]:
         """Exceptions of tritonclient, and transport exceptions that it does not wrap."""

@@ -80,7 +80,7 @@ class Client(Connection):
 
         Keys: `ready` (whether the store is being followed), `silent_s` (seconds since the last
         look at the store), `revision`, `served` (name to digest), `refused` (name to `digest` and
-        `reason`), `fault` (of the store itself, or empty).
+        `reason`), `fault` (of the store itself, or empty), `entry` (digest of the entry).
 
         Raises:
             ServingError: as `infer`, or the server is of a release without a status.
@@ -93,8 +93,10 @@ class Client(Connection):
         try:
             response = self._client.infer(self._model, inputs, outputs=outputs, **self._per_request)
         except self._errors() as error:
+            if self._must_ask_without_entry(error):
+                return self._ask(rows, wanted)
             raise self._failure(error) from error
-        return [response.as_numpy(name) for name in wanted]
+        return self._arrays(response, rows, wanted)
 
     def _errors(self) -> tuple[type[Exception], ...]:
         """Exceptions of tritonclient, and transport exceptions that it does not wrap."""

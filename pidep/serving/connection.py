@@ -8,10 +8,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pidep.artifacts.names import BANK
+from pidep.artifacts.names import BANK, ENTRY
 from pidep.errors import ServingError, UsageError
 from pidep.serving.addresses import channel_options
-from pidep.serving.request import Protocol, Request, check_address, encode_rows, failure
+from pidep.serving.request import (
+    Array,
+    Protocol,
+    Request,
+    check_address,
+    encode_rows,
+    failure,
+)
 
 __all__ = ["Connection"]
 
@@ -57,6 +64,8 @@ class Connection:
         self._per_request: dict[str, Any] = {"client_timeout": timeout_s} if grpc else {}
         http_limit = {self._http_limit: timeout_s}
         self._per_connection: dict[str, Any] = channel_options(url) if grpc else http_limit
+        # Models that an older release has exported have no output ENTRY; the first answer tells.
+        self._has_entry = True
         self._client: Any = None
         self._connect()
 
@@ -71,7 +80,22 @@ class Connection:
         """Inputs and outputs of one request."""
         tensors = encode_rows(rows, with_expert=self._model == BANK)
         inputs = [self._input(name, values) for name, values in tensors.items()]
-        return inputs, [self._triton.InferRequestedOutput(name) for name in wanted]
+        asked = [name for name in wanted if name != ENTRY or self._has_entry]
+        return inputs, [self._triton.InferRequestedOutput(name) for name in asked]
+
+    def _arrays(self, response: Any, rows: Sequence[Request], wanted: Sequence[str]) -> list[Array]:
+        """The outputs asked for; an empty digest for each row where the model has no ENTRY."""
+        empty = np.full((len(rows), 1), b"", dtype=object)
+        return [
+            empty if name == ENTRY and not self._has_entry else response.as_numpy(name)
+            for name in wanted
+        ]
+
+    def _must_ask_without_entry(self, error: Exception) -> bool:
+        """Whether the error only says that the model has no output ENTRY; then it is remembered."""
+        lacks = self._has_entry and f"unexpected inference output '{ENTRY}'" in str(error)
+        self._has_entry = self._has_entry and not lacks
+        return lacks
 
     def _input(self, name: str, values: Sequence[bytes]) -> Any:
         """A `[B, 1]` BYTES input of either transport."""

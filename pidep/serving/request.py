@@ -34,9 +34,9 @@ __all__ = [
 Protocol = Literal["grpc", "http"]
 Array = npt.NDArray[Any]
 
-RESULT = (names.SCORES, names.LABELS, names.LABEL, names.DIGEST)
+RESULT = (names.SCORES, names.LABELS, names.LABEL, names.DIGEST, names.ENTRY)
 """Outputs of which `results` are made."""
-CHOICE = (names.EMBEDDING, names.DIGEST)
+CHOICE = (names.EMBEDDING, names.DIGEST, names.ENTRY)
 """Outputs of which `chosen` is made."""
 
 
@@ -80,7 +80,9 @@ class Result:
     scores: dict[str, float]
     """Label to score; they sum to 1."""
     digest: str
-    """The version that answered."""
+    """The expert's version that answered."""
+    entry: str = ""
+    """Digest of the graph, tokenizer and record that answered; empty where they have none."""
 
 
 def check_address(url: str) -> None:
@@ -139,7 +141,7 @@ def results(rows: Sequence[Request], outputs: Sequence[Array]) -> list[Result]:
     Args:
         outputs: `RESULT`, each with one line a row.
     """
-    scores, labels, label, digest = outputs
+    scores, labels, label, digest, entry = outputs
     return [
         Result(
             row.expert,
@@ -151,6 +153,7 @@ def results(rows: Sequence[Request], outputs: Sequence[Array]) -> list[Result]:
                 if name
             },
             digest[at, 0].decode(),
+            entry[at, 0].decode(),
         )
         for at, row in enumerate(rows)
     ]
@@ -191,11 +194,13 @@ def chosen(row: Request, batches: Sequence[Sequence[Array]]) -> Result:
     Args:
         batches: `CHOICE` of each batch of `with_candidates`.
     """
-    embeddings = np.concatenate([embedded for embedded, _ in batches])
+    embeddings = np.concatenate([embedded for embedded, *_ in batches])
     # Embeddings have unit length, so the product is the cosine.
     cosines = embeddings[1:] @ embeddings[0]
     scores = {str(number): float(value) for number, value in enumerate(cosines)}
-    return Result(row.expert, str(int(cosines.argmax())), scores, batches[0][1][0, 0].decode())
+    _, digest, entry = (array[0] for array in batches[0])
+    best = str(int(cosines.argmax()))
+    return Result(row.expert, best, scores, digest[0].decode(), entry[0].decode())
 
 
 def failure(url: str, model: str, error: Exception, *, timeout_s: float) -> ServingError:

@@ -46,9 +46,11 @@ class TritonPythonModel:
             watcher.start()
             self._watcher = watcher
             self._answer: AnswerBatch = _bank_answers(bank, watcher)
+            self._entry = bank.record.entry_digest or ""
         else:
             merged = Merged(folder)
             self._answer = lambda rows, _: merged.run(rows)
+            self._entry = merged.record.entry_digest or ""
 
     def is_ready(self) -> bool:
         """Whether the model answers and follows its store. Triton Server asks from 26.03 on."""
@@ -84,7 +86,7 @@ class TritonPythonModel:
         if isinstance(answers, PidepError):
             return _error(answers)
         try:
-            return _respond(answers, request.requested_output_names())
+            return _respond(answers, request.requested_output_names(), entry=self._entry)
         except Exception as error:
             return _error(as_row_error(error))
 
@@ -132,8 +134,9 @@ def _status(bank: Bank, watcher: Watcher) -> Answer:
     one = np.ones(1, np.float32)
     # The rows of a response have embeddings of one width.
     nowhere = np.zeros(bank.record.hidden_size, np.float32)
-    state = json.dumps(watcher.status())
-    return Answer((state,), one, one, bank.record.backbone_digest, nowhere)
+    entry = bank.record.entry_digest or ""
+    state = json.dumps({**watcher.status(), "entry": entry})
+    return Answer((state,), one, one, entry, nowhere)
 
 
 def _rows(request: Any) -> list[Row]:
@@ -182,8 +185,13 @@ def _bytes(request: Any, name: str) -> list[bytes] | None:
     return None if tensor is None else list(tensor.as_numpy().reshape(-1))
 
 
-def _respond(answers: Sequence[Answer | PidepError], wanted: Sequence[str]) -> Any:
-    """The response to one request: its answers, or the first error among them."""
+def _respond(answers: Sequence[Answer | PidepError], wanted: Sequence[str], *, entry: str) -> Any:
+    """The response to one request: its answers, or the first error among them.
+
+    Args:
+        wanted: outputs that the client asked for.
+        entry: the entry's digest.
+    """
     import triton_python_backend_utils as pb_utils
 
     good: list[Answer] = []
@@ -203,6 +211,7 @@ def _respond(answers: Sequence[Answer | PidepError], wanted: Sequence[str]) -> A
         names.LABELS: labels,
         names.LABEL: np.array([[answer.label.encode()] for answer in good], dtype=object),
         names.DIGEST: np.array([[answer.digest.encode()] for answer in good], dtype=object),
+        names.ENTRY: np.array([[entry.encode()] for _ in good], dtype=object),
     }
     # Only where asked for: an embedding is far larger than the scores.
     if names.EMBEDDING in wanted:

@@ -30,7 +30,7 @@ from tests.conftest import WORDS
 GOLDEN = Path(__file__).parent / "golden_answers.json"
 ROWS = ["the film was good", "awful", "a very bad film", "great film", "the the was a a very very"]
 LABELS = {"film": ("bad", "fine", "good"), "book": ("no", "yes")}
-MEASURED = {"backbone", "graph_digest", "parity"}
+MEASURED = {"backbone", "entry_digest", "files", "graph_digest", "parity"}
 """Keys of a record that depend on the folder, the processor, or the versions of torch and onnx."""
 
 

@@ -96,7 +96,7 @@ def write_small_bank(repo: Path) -> Path:
             GroupRecord(input=f"lora_{one}_4", factor=one.upper(), width=WIDTH, sites=("layer.0",))
             for one in "ab"
         ),
-    ).write(folder)
+    ).sealed(folder).write(folder)
     return folder
 
 
@@ -140,5 +140,5 @@ def write_small_merged(repo: Path) -> Path:
         max_length=4,
         backbone_digest="sha256:tiny",
         graph_digest=file_digest(folder / "model.onnx"),
-    ).write(folder)
+    ).sealed(folder).write(folder)
     return folder

@@ -47,6 +47,8 @@ class Stub:
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
     error: str = ""
+    is_old: bool = False
+    """Whether the model was exported before there was an output ENTRY."""
     delay_s: float = 0.0
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -59,6 +61,8 @@ class Stub:
             self.released.wait(self.delay_s)
         if self.error:
             raise Refused(self.error)
+        if self.is_old and "ENTRY" in asked.outputs:
+            raise Refused(f"unexpected inference output 'ENTRY' for model '{asked.model}'")
         if self.answering is not None:
             return self.answering(asked)
         texts = asked.tensors["TEXT"]
@@ -71,6 +75,7 @@ class Stub:
             "LABELS": np.array([[text, b"other" if at else b""] for at, text in pairs], object),
             "LABEL": np.array([[text] for text in texts], object),
             "DIGEST": np.array([[b"sha256:" + name] for name in experts], object),
+            "ENTRY": np.array([[b"sha256:entry"] for _ in texts], object),
             "EMBEDDING": np.array(embeddings, np.float32),
         }
 

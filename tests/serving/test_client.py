@@ -57,15 +57,28 @@ def test_a_batch_names_an_expert_for_each_row(stub: Stub, call: Call) -> None:
     assert stub.asked == [
         Asked(
             "pidep_bank",
-            ["SCORES", "LABELS", "LABEL", "DIGEST"],
+            ["SCORES", "LABELS", "LABEL", "DIGEST", "ENTRY"],
             {"TEXT": [b"a cat", b"dog", b""], "EXPERT": [b"first", b"second", b"first"]},
         )
     ]
     first, second, _ = found
     # a label without a name is padding
-    assert first == Result("first", "a cat", {"a cat": 1.0}, "sha256:first")
+    assert first == Result("first", "a cat", {"a cat": 1.0}, "sha256:first", "sha256:entry")
     assert second.digest == "sha256:second"
     assert second.scores == pytest.approx({"dog": 0.9, "other": 0.1})
+
+
+def test_an_entry_of_an_older_release_answers_without_its_digest(stub: Stub, call: Call) -> None:
+    stub.is_old = True
+    found = call(stub, "infer", ROWS)
+    assert [result.label for result in found] == ["a cat", "dog", ""]
+    assert {result.entry for result in found} == {""}
+    # Asked once with the output and once without; later batches ask without it at once.
+    del stub.asked[:]
+    call(stub, "stream", (Request("dog", "first") for _ in range(3)), batch_size=1)
+    assert ["ENTRY" in asked.outputs for asked in stub.asked] == [True, False, False, False]
+    choice = call(stub, "choose", ROWS[0], [Request("dog", ""), Request("cat", "")])
+    assert (choice.label, choice.entry) == ("1", "")
 
 
 def test_a_merged_model_has_no_expert_to_name(stub: Stub, call: Call) -> None:
@@ -112,7 +125,7 @@ def test_a_choice_is_the_nearest_candidate(stub: Stub, call: Call, batch_size: i
     assert found.scores == pytest.approx({"0": 0.0, "1": 0.8})
     asked = [expert for one in stub.asked for expert in one.tensors["EXPERT"]]
     assert asked == [b"first", b"@backbone", b"@backbone"]
-    assert stub.asked[0].outputs == ["EMBEDDING", "DIGEST"]
+    assert stub.asked[0].outputs == ["EMBEDDING", "DIGEST", "ENTRY"]
 
 
 def test_a_choice_among_nothing_is_refused(stub: Stub, call: Call) -> None:
