@@ -250,7 +250,8 @@ def test_columns_are_answered_as_the_text_that_training_made_of_them(bank: Any) 
 
 def test_a_merged_model_has_the_template_in_its_record(tmp_path: Path) -> None:
     folder = write_small_merged(tmp_path / "repo")
-    MergedRecord.read(folder).model_copy(update={"template": MAIL}).write(folder)
+    record = MergedRecord.read(folder).model_copy(update={"template": MAIL})
+    record.sealed(folder).write(folder)
     assert MergedRecord.read(folder).template == MAIL
     model = opened(folder)
     row = {"subject": "good", "body": "film"}
