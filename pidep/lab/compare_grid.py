@@ -122,6 +122,24 @@ def cells_of(config: CompareSettings, tasks: Sequence[str]) -> list[Key]:
     ]
 
 
+def _measured(config: CompareSettings, names: Sequence[str]) -> list[str]:
+    """Names of the tasks that are targets, in the order of the tasks.
+
+    Raises:
+        UsageError: `targets` has a task that is not among the tasks.
+    """
+    # As the task is given, or by its name.
+    by_reference = dict(zip([*config.tasks, *names], [*names, *names], strict=True))
+    for target in config.targets:
+        if target not in by_reference:
+            raise UsageError(
+                f"compare: `targets` {target}: expected one of the tasks, "
+                f"{', '.join(config.tasks)}{did_you_mean(target, by_reference)}"
+            )
+    wanted = {by_reference[target] for target in config.targets}
+    return [name for name in names if name in wanted or not wanted]
+
+
 def methods_of(config: CompareSettings, kind: str) -> dict[Method, dict[str, Any]]:
     """Method to its settings, for a kind of expert, in the order of the table."""
     interpolation = _interpolation(config)
@@ -182,7 +200,8 @@ class Grid:
                     f"compare: two tasks are called {task.name!r}; give each a name of its own"
                 )
             self.targets[task.name] = _target(task, config, backbone)
-        self.cells = cells_of(config, list(self.targets))
+        self._measured = _measured(config, list(self.targets))
+        self.cells = cells_of(config, self._measured)
         self._extra = {} if config.pool is None else read_pool(config.pool)
         self._settings: dict[Key, str] = {}
         for kind in config.kinds:
@@ -216,7 +235,9 @@ class Grid:
     def helpers(self, kinds: Sequence[str]) -> list[Key]:
         """The full-data cell of each task; its own expert helps the other tasks."""
         seed = (self.config.full_seeds or self.config.seeds)[0]
-        return [Key(kind, task, None, seed) for kind in kinds for task in self.targets]
+        # A single target helps no other.
+        helping = [task for task in self.targets if self._measured != [task]]
+        return [Key(kind, task, None, seed) for kind in kinds for task in helping]
 
     def extra(self, kind: str) -> dict[str, PoolEntry]:
         """Name to entry of the compatible experts of the extra pool."""

@@ -63,6 +63,8 @@ class CompareSettings(Settings):
 
     tasks: Annotated[tuple[str, ...], Shown("Data", argument=True)] = Field(min_length=2)
     """Task files or packaged tasks, at least two. Each is the target once; the others help it."""
+    targets: Annotated[tuple[str, ...], Shown("Data", aliases=("--target",))] = ()
+    """Tasks among these that are targets. Without it, all of them. The others only help."""
     shots: Annotated[tuple[int, ...], DATA] = ()
     """Columns of the grid: this many training rows of each label."""
     full: Annotated[bool, DATA] = False
@@ -147,7 +149,7 @@ class CompareSettings(Settings):
             raise ValueError("expected numbers of at least 1")
         return shots
 
-    @field_validator("tasks", "kinds", "shots", "seeds", "full_seeds", "methods")
+    @field_validator("tasks", "targets", "kinds", "shots", "seeds", "full_seeds", "methods")
     @classmethod
     def _each_once(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         twice = [value for value in dict.fromkeys(values or ()) if (values or ()).count(value) > 1]

@@ -89,6 +89,39 @@ def test_the_rate_grows_with_the_rows(tiny, tasks: list[str]) -> None:  # type: 
     assert {grid.training(few, num_rows=rows).learning_rate_factor for rows in (4, 256)} == {0.25}
 
 
+def test_one_target_is_helped_by_the_others_alone(  # type: ignore[no-untyped-def]
+    tiny, tasks: list[str], tmp_path: Path
+) -> None:
+    whole = run(tiny, tasks, tmp_path / "whole", seeds=[0])
+    part = run(tiny, tasks, tmp_path / "part", seeds=[0], targets=["two"])
+    assert [cell.task for cell in part.cells] == ["two"]
+    # It helps nobody, so no helper is trained of it.
+    assert sorted(path.name for path in (tmp_path / "part" / "pool" / "lora").iterdir()) == [
+        "one",
+        "three",
+    ]
+    scores = {cell.task: cell.methods["uniform"].score for cell in whole.cells}
+    assert part.cells[0].methods["uniform"].score == scores["two"]
+    # Another target goes on in the same folder.
+    both = run(tiny, tasks, tmp_path / "part", seeds=[0], targets=[tasks[1], tasks[0]])
+    assert [cell.task for cell in both.cells] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["tow"], r"`targets` tow: expected one of the tasks, .*\(did you mean 'two'\?\)"),
+        (["two", "two"], r"`targets`: expected each value once, 'two' is there twice"),
+    ],
+)
+def test_a_target_must_be_one_of_the_tasks(  # type: ignore[no-untyped-def]
+    tiny, tasks: list[str], tmp_path: Path, targets: list[str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(tiny, tasks, tmp_path / "run", targets=targets)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_kind_without_a_method_is_refused(tiny, tasks: list[str]) -> None:  # type: ignore[no-untyped-def]
     for kind, method in (("lora", "uniform_outputs"), ("adapter", "lorahub")):
         with pytest.raises(
