@@ -318,7 +318,7 @@ def compare(
 
 @_settings_of(ExportSettings)
 def export(
-    runs: Exportable | Sequence[Exportable],
+    runs: Exportable | Sequence[Exportable] | Mapping[str, Exportable],
     *,
     repo: str | Path = Path("model_repo"),
     form: Literal["bank", "merged"] = "bank",
@@ -330,11 +330,12 @@ def export(
 
     Args:
         runs: run folders, expert folders, experts, or results of `tune` or `interpolate`. Several
-            make one bank.
+            make one bank. A mapping publishes each under its key.
         repo: model repository to publish into.
         form: `bank`, whose experts can be swapped, or `merged`, one expert in the weights.
         recipe: recipe name or YAML file; the form's default recipe by default.
-        task: as for `tune`. Its test rows check the export. Only a run folder knows its own task.
+        task: as for `tune`. Its test rows check the export. Run folders and experts of a pool know
+            their own.
         settings: the other settings of `pidep export`.
 
     Raises:
@@ -342,17 +343,18 @@ def export(
         ExpertError, BackboneError: an expert does not fit.
         ParityError: an expert is outside the recipe's tolerance; nothing was published.
     """
-    from pidep.deployment.release import release_runs
+    from pidep.deployment.release import Named, release_runs
 
     in_memory = None if task is None else _in_memory(task)
     name = None if task is None or in_memory is not None else str(task)
     values = {"repo": repo, "form": form, "recipe": recipe, "task": name, **settings}
     found = checked(ExportSettings, values, where="export")
-    return release_runs(
-        [_run_or_expert(run, "export") for run in _several(runs)],
-        found,
-        task=in_memory,
+    sources: list[Named] = (
+        [(name, _run_or_expert(run, "export")) for name, run in runs.items()]
+        if isinstance(runs, Mapping)
+        else [_run_or_expert(run, "export") for run in _several(runs)]
     )
+    return release_runs(sources, found, task=in_memory)
 
 
 @_settings_of(ServeSettings)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pidep.errors import BackboneError
+from pidep.files.bounded_read import parse_json
 from pidep.inputs.images import Preprocess
 
 __all__ = ["preprocess_of", "read_preprocess"]
@@ -32,7 +32,7 @@ def read_preprocess(source: str | Path) -> Preprocess | None:
     ):
         try:
             path = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
-            values = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+            values = None if path is None else parse_json(Path(path).read_bytes())
         except (OSError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BackboneError(

@@ -11,17 +11,20 @@ from pidep.cli import render
 from pidep.cli.options import Json, options
 from pidep.cli.progress import progress
 from pidep.deployment.settings import ExportSettings
+from pidep.errors import UsageError
 
-__all__ = ["export"]
+__all__ = ["export", "named_run"]
 
 
 @options(ExportSettings)
 def export(
     settings: ExportSettings,
     runs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            metavar="RUNS", help="Run folders or expert folders. Several make one bank."
+            metavar="RUNS",
+            help="Run folders or expert folders, such as POOL/NAME. Several make one bank. "
+            "NAME=RUN publishes an expert under another name.",
         ),
     ],
     json: Json = False,
@@ -34,7 +37,7 @@ def export(
     from pidep.deployment.release import release_runs
 
     with progress(logs=True):
-        result = release_runs(runs, settings)
+        result = release_runs([named_run(run) for run in runs], settings)
     if json:
         render.as_json(result.to_json())
         return
@@ -50,3 +53,18 @@ def export(
     ]
     columns = ["expert", "max abs", "argmax flips", "metric", "rows"]
     render.table(f"parity with PyTorch: {result.folder}", columns, rows)
+
+
+def named_run(text: str) -> Path | tuple[str, Path]:
+    """A run, or the name and the run of NAME=RUN.
+
+    >>> named_run("film=runs/b")
+    ('film', PosixPath('runs/b'))
+    """
+    name, sign, run = text.partition("=")
+    # A folder's name may hold the sign, too.
+    if not sign or "/" in name or Path(text).exists():
+        return Path(text)
+    if not name or not run:
+        raise UsageError(f"RUNS {text!r}: expected RUN or NAME=RUN, such as film=runs/movie")
+    return name, Path(run)

@@ -21,6 +21,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from pidep.artifacts.names import BANK, VERSION
 from pidep.deployment.settings import ExportSettings
@@ -34,13 +35,17 @@ from pidep.serving.store import ExpertStore
 from pidep.tasks.task import Task
 from pidep.tuning.run_folder import run_task
 
-__all__ = ["release_bank", "release_runs"]
+__all__ = ["Named", "release_bank", "release_runs"]
 
 _LOG = logging.getLogger(__name__)
 
 
+Named: TypeAlias = Path | Expert | tuple[str, Path | Expert]
+"""A run folder, an expert folder or an expert; with a name, it is published under this name."""
+
+
 def release_runs(
-    runs: Sequence[Path | Expert],
+    runs: Sequence[Named],
     settings: ExportSettings,
     *,
     task: Task | None = None,
@@ -48,7 +53,8 @@ def release_runs(
     """Compile the experts of run folders, hold each to the parity gate, and publish them.
 
     Args:
-        runs: run folders, expert folders or experts; one for `merged`.
+        runs: run folders, expert folders or experts, each alone or with the name that it gets;
+            one for `merged`.
         settings: how they are compiled and where they are published.
         task: the task of `settings`, where it is in memory.
 
@@ -67,13 +73,18 @@ def release_runs(
     if chosen.form != form:
         raise UsageError(f"`recipe` {chosen.name}: is for `form={chosen.form}`, not {form}")
     sources = [
-        read_source(run, rows=chosen.parity_rows, task=given or _own_task(run)) for run in runs
+        read_source(run, rows=chosen.parity_rows, task=given or _own_task(run), name=name)
+        for name, run in map(_with_name, runs)
     ]
     if form == "merged":
         return export_merged(sources[0], settings.repo, chosen, platform=settings.platform)
     return release_bank(
         sources, settings.repo, chosen, store=settings.store, max_rank=settings.max_rank
     )
+
+
+def _with_name(run: Named) -> tuple[str | None, Path | Expert]:
+    return run if isinstance(run, tuple) else (None, run)
 
 
 def _own_task(run: Path | Expert) -> Task | None:

@@ -35,7 +35,7 @@ class ExportSettings(Settings):
     platform: Annotated[Literal["python", "onnxruntime"], GRAPH] = "python"
     """Triton Server's backend of a merged graph. onnxruntime needs NVIDIA's container."""
     task: Annotated[str | None, GRAPH] = None
-    """Task whose test rows the parity gate uses, for a folder without a task.json."""
+    """Task whose test rows the parity gate uses, for an expert that has none itself."""
     repo: Annotated[Path, REPOSITORY] = Path("model_repo")
     """Model repository to publish into."""
     store: Annotated[Path | None, REPOSITORY] = None

@@ -89,13 +89,20 @@ def parse_json(data: bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: not UTF-8, not JSON, or nested too deeply. NaN and 1e999 are numbers; the
-            schema of the file refuses them by the key's name.
+        ValueError: not UTF-8, not JSON, nested too deeply, or with an integer of more than 64 bits.
+            NaN and 1e999 are numbers; the schema of the file refuses them by the key's name.
     """
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(data.decode("utf-8"), parse_int=_integer)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _integer(digits: str) -> int:
+    # Python's own integers have no bound, and float(10**400) raises an error of its own kind.
+    if len(digits) > 20 or not -(2**63) <= (value := int(digits)) < 2**63:
+        raise ValueError(f"{digits[:20]}… has more than 64 bits")
+    return value
 
 
 def _content(handle: int, size: int, path: Path) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pidep.files.bounded_read import parse_json
 from pidep.files.cache_folder import cache_folder
 
 __all__ = [
@@ -84,7 +85,7 @@ def cache_file() -> Path:
 def tuned_settings() -> dict[str, Settings]:
     """Settings that `tune` found earlier. An unreadable file counts as none."""
     try:
-        entries = json.loads(cache_file().read_text(encoding="utf-8"))
+        entries = parse_json(cache_file().read_bytes())
         return {
             key: {name: int(value) for name, value in settings.items()}
             for key, settings in entries.items()

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from pidep.errors import UsageError
 from pidep.files.atomic_write import write_json
+from pidep.files.bounded_read import parse_json
 from pidep.lab.cell_result import CellResult
 from pidep.lab.compare_grid import Grid, Key, Part, methods_of
 from pidep.lab.settings import Method
@@ -120,7 +120,7 @@ class CellFiles:
         """
         path = self.out / key.path
         try:
-            record: Record = json.loads(path.read_text(encoding="utf-8"))
+            record: Record = parse_json(path.read_bytes())
             return {
                 **record,
                 "settings": record["settings"],

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pidep.errors import UsageError
 from pidep.files.atomic_write import atomic_folder
+from pidep.files.bounded_read import parse_json
 
 __all__ = ["Progress", "load_checkpoint", "save_checkpoint"]
 
@@ -72,7 +73,7 @@ def load_checkpoint(
     if not folder.is_dir():
         return None
     try:
-        record = dict(json.loads((folder / "progress.json").read_text()))
+        record = dict(parse_json((folder / "progress.json").read_bytes()))
         data = (folder / "state.safetensors").read_bytes()
         # A bit that changed on disk would load as a slightly different expert.
         if hashlib.sha256(data).hexdigest() != record.pop("sha256"):

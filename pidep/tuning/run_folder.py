@@ -29,7 +29,7 @@ from pidep import __version__
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, read_expert
 from pidep.files.atomic_write import write_json, write_text
-from pidep.files.bounded_read import read_json
+from pidep.files.bounded_read import parse_json, read_json
 from pidep.settings import read_yaml
 from pidep.tasks.metrics.intervals import Interval
 
@@ -51,7 +51,10 @@ __all__ = [
     "read_run",
     "run_task",
     "write_run",
+    "write_task_record",
 ]
+
+_TASK = "task.json"
 
 METHODS = {
     "backbone": "bare backbone",
@@ -218,7 +221,7 @@ def write_run(
     out, metrics = job.out, result.metrics
     test_rows = len(job.data.test.rows)
     write_text(out / "config.yaml", json.dumps(job.config.model_dump(mode="json"), indent=2) + "\n")
-    write_json(out / "task.json", job.task.model_dump(mode="json"))
+    write_task_record(out, job.task)
     write_json(out / "alpha.json", alpha.to_json())
     write_json(out / "similarity.json", {near.name: near.similarity for near in result.neighbours})
     intervals = {name: found.to_json() for name, found in result.intervals.items() if found}
@@ -227,6 +230,11 @@ def write_run(
     write_json(out / "provenance.json", _provenance(job, result, reports, seconds))
     # Last: `is_run_folder` takes this file for the sign of a complete run.
     write_json(out / "result.json", result.to_json())
+
+
+def write_task_record(folder: Path, task: Task) -> None:
+    """Write the task of a run, or of an expert in a pool, as `run_task` reads it."""
+    write_json(folder / _TASK, task.model_dump(mode="json"))
 
 
 def _provenance(
@@ -288,7 +296,7 @@ def read_run(folder: Path) -> Run:
     expert = read_expert(folder / "expert")
     try:
         return _parse(folder, files, config, own, expert)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UsageError(
             f"{folder}: a file of the run is malformed ({type(error).__name__}: {error}); "
             "run pidep tune again"
@@ -296,18 +304,18 @@ def read_run(folder: Path) -> Run:
 
 
 def run_task(folder: Path) -> Task | None:
-    """The task of a run folder; None where the folder has none.
+    """The task of a run folder, or of an expert in a pool; None where the folder has none.
 
     Raises:
         UsageError: its file is damaged.
     """
     from pidep.tasks.task import Task
 
-    path = folder / "task.json"
+    path = folder / _TASK
     if not path.is_file():
         return None
     try:
-        return Task.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return Task.model_validate(parse_json(path.read_bytes()))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UsageError(

@@ -33,7 +33,7 @@ from pidep.tuning.helpers import pool_of
 from pidep.tuning.interpolate_experts import folded_expert, interpolation_settings
 from pidep.tuning.job import Job, prepare
 from pidep.tuning.phase_times import PhaseTimes
-from pidep.tuning.run_folder import Alpha, TuneResult, write_run
+from pidep.tuning.run_folder import Alpha, TuneResult, write_run, write_task_record
 from pidep.tuning.run_place import (
     FINGERPRINT,
     check_pool_place,
@@ -278,6 +278,8 @@ def _write_experts(job: Job, own: Expert, final: Expert, embedding: Embedding) -
     write_expert(final, job.out / "expert", fisher=fisher)
     if config.pool is not None and _joins_pool(config):
         write_expert(own, config.pool / job.name, fisher=fisher)
+        # So that an expert of a pool can be exported by its name alone.
+        write_task_record(config.pool / job.name, job.task)
 
 
 def _joins_pool(config: TuneSettings) -> bool:

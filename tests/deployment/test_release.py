@@ -231,6 +231,39 @@ def test_forms_and_recipes_must_agree(work: Path) -> None:
             release_runs([work / "a"], ExportSettings(form="merged", recipe="bank-onnx-fp32"))
 
 
+def test_two_runs_of_one_name_are_published_under_other_names(
+    work: Path, backbone: Any, task_file: Path
+) -> None:
+    for seed, folder in enumerate(("a", "b")):
+        write_run(work / folder, make_expert(backbone, seed=seed, sites=["*query"]), task_file)
+    settings = ExportSettings(repo=work / "repo")
+    with pytest.raises(UsageError, match="expected runs with different names, found film, film"):
+        release_runs([work / "a", work / "b"], settings)
+    with untouched(work), pytest.raises(ExpertError, match=r"expert name '\.\./x'"):
+        release_runs([("../x", work / "b")], settings)
+    exported = release_runs([work / "a", ("film-b", work / "b")], settings)
+    found = store_of(work).published()
+    assert sorted(found) == ["film", "film-b"]
+    # A name is no part of what answers.
+    assert exported.experts["film-b"] == make_expert(backbone, seed=1, sites=["*query"]).digest
+    assert found["film-b"].name == "film-b"
+
+
+def test_an_expert_of_a_pool_is_exported_by_its_name(
+    work: Path, backbone: Any, task_file: Path
+) -> None:
+    write_run(work / "pool" / "film", make_expert(backbone, sites=["*query"]), task_file)
+    shutil.copytree(work / "pool" / "film" / "expert", work / "pool" / "film", dirs_exist_ok=True)
+    shutil.rmtree(work / "pool" / "film" / "expert")
+    settings = ExportSettings(repo=work / "repo")
+    assert release_runs([work / "pool" / "film"], settings).experts.keys() == {"film"}
+    with pytest.raises(
+        ExpertError,
+        match=r"pool/flim: no such expert folder \(did you mean 'film'\?\); .*POOL/NAME",
+    ):
+        release_runs([work / "pool" / "flim"], settings)
+
+
 def test_a_folder_without_a_run_is_refused(work: Path) -> None:
     with untouched(work), pytest.raises(ExpertError, match="no such expert folder"):
         release_runs([work / "gone"], ExportSettings(repo=work / "repo"))

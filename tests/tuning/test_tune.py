@@ -16,6 +16,7 @@ from pidep.similarity.measures import similarity
 from pidep.tasks.memory import write_task
 from pidep.tasks.task import Task
 from pidep.tuning import tune as tuning
+from pidep.tuning.run_folder import run_task
 from pidep.tuning.settings import TuneSettings
 from tests.conftest import make_expert
 
@@ -48,6 +49,10 @@ def test_a_run_with_neighbours(tiny_folder: Path, task_file: Path, tmp_path: Pat
     assert set(result.metrics) == {"backbone", "own_expert", "uniform", "pi"}
     assert [near.name for near in result.neighbours] == ["one", "two"]
     assert not (pool / "target").exists()
+    # So that an expert of a pool can be exported by its name alone.
+    task = run_task(pool / "one")
+    assert task is not None
+    assert task == run_task(tmp_path / "one")
     expert = read_expert(tmp_path / "run" / "expert")
     assert expert.rank == 8  # own expert, own expert in context, helpers one and two
     assert expert.digest == result.digest
