@@ -15,6 +15,7 @@ __all__ = [
     "FoldSettings",
     "GenerateSettings",
     "ImportSettings",
+    "RunSettings",
     "TuneSettings",
 ]
 
@@ -130,6 +131,17 @@ class CheckSettings(Settings):
     """Backbone whose tokenizer counts tokens. Without it, minilm where it is installed."""
     max_length: Annotated[int | None, DATA] = Field(default=None, ge=4)
     """Texts are cut at this many tokens. Without it, at the task's own limit."""
+
+
+class RunSettings(Settings):
+    """The run folder of `pidep tune`."""
+
+    out: Annotated[Path | None, OUTPUT] = None
+    """Run folder to write. Without it, runs/<task>."""
+    resume: Annotated[bool, OUTPUT] = False
+    """Continue from the run folder's checkpoint."""
+    overwrite: Annotated[bool, OUTPUT] = False
+    """Replace another run in the run folder, and the pool's expert of this name."""
 
 
 class GenerateSettings(Settings):

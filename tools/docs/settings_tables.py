@@ -22,6 +22,7 @@ from pidep.tuning.settings import (
     FoldSettings,
     GenerateSettings,
     ImportSettings,
+    RunSettings,
     TuneSettings,
 )
 
@@ -30,6 +31,7 @@ __all__ = ["RECORDS", "SETTINGS", "table"]
 SETTINGS: dict[str, type[Settings]] = {
     "check": CheckSettings,
     "tune": TuneSettings,
+    "run": RunSettings,
     "compare": CompareSettings,
     "grid": GridSettings,
     "generate": GenerateSettings,
