@@ -341,23 +341,7 @@ def write_expert(
         provenance=expert.provenance,
     )
     with atomic_folder(folder) as temporary:
-        if expert.in_peft_format:
-            config = peft_config(
-                expert.kind,
-                expert.sites,
-                backbone=expert.backbone,
-                scaling=expert.scaling,
-                rank_stabilized=expert.rank_stabilized,
-            )
-            (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-            name, tensors = (
-                "adapter_model.safetensors",
-                expert_kind(expert.kind).peft_tensors(expert.sites),
-            )
-        else:
-            name, tensors = "expert.safetensors", expert.tensors()
-        # As transformers writes it: its older releases refuse a file without this entry.
-        (temporary / name).write_bytes(tensor_bytes(tensors, metadata={"format": "pt"}))
+        _write_tensors(expert, temporary)
         if not expert.scores_texts:
             (temporary / "labels.safetensors").write_bytes(
                 tensor_bytes({"label_embeddings": expert.label_embeddings})
@@ -366,3 +350,21 @@ def write_expert(
             (temporary / TASK_EMBEDDING).write_bytes(tensor_bytes(fisher))
         record.write(temporary / EXPERT_RECORD)
     return folder
+
+
+def _write_tensors(expert: Expert, folder: Path) -> None:
+    """The tensors, in PEFT's format with its configuration where PEFT has the kind."""
+    name, tensors = "expert.safetensors", expert.tensors()
+    if expert.in_peft_format:
+        config = peft_config(
+            expert.kind,
+            expert.sites,
+            backbone=expert.backbone,
+            scaling=expert.scaling,
+            rank_stabilized=expert.rank_stabilized,
+        )
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        name = "adapter_model.safetensors"
+        tensors = expert_kind(expert.kind).peft_tensors(expert.sites)
+    # As transformers writes it: its older releases refuse a file without this entry.
+    (folder / name).write_bytes(tensor_bytes(tensors, metadata={"format": "pt"}))

@@ -103,16 +103,7 @@ def staged_merged(
     backbone = load_backbone(expert.backbone)
     _require_backbone(backbone, expert)
     model = check_name(name or expert.name)
-    if model == BANK:
-        raise UsageError(
-            f"export: a merged model cannot be called {BANK!r}, the name of the bank; "
-            "rename the expert"
-        )
-    if not expert.labels:
-        raise UsageError(
-            f"expert {expert.name!r}: its rows bring their own candidates, "
-            "which a merged graph has no input for; use `form=bank`"
-        )
+    _require_mergeable(expert, model)
     check_place(repo, "`repo`")
     # Beside its place: the last step is a rename, which is atomic within one file system only.
     with temporary_sibling(repo / model) as temporary:
@@ -213,6 +204,19 @@ def export_merged(
     with staged_merged(source, repo, recipe, platform=platform, name=name) as entry:
         with entry.in_place():
             return entry.exported
+
+
+def _require_mergeable(expert: Expert, model: str) -> None:
+    if model == BANK:
+        raise UsageError(
+            f"export: a merged model cannot be called {BANK!r}, the name of the bank; "
+            "rename the expert"
+        )
+    if not expert.labels:
+        raise UsageError(
+            f"expert {expert.name!r}: its rows bring their own candidates, "
+            "which a merged graph has no input for; use `form=bank`"
+        )
 
 
 def _new_version(entry: Path, backbone: Backbone, *, shim: bool) -> Path:

@@ -19,11 +19,12 @@ from pidep.experts.kinds import expert_kind
 from pidep.interpolation.settings import InterpolateSettings
 from pidep.lab.settings import ONLY_FOR, CompareSettings, Method
 from pidep.similarity.pool import PoolEntry, read_pool
-from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data
+from pidep.tasks.data import Split, TaskData, data_digest, few_shot, limit, load_data
 from pidep.tasks.hub import with_labels
 from pidep.tasks.task import Task, load_task
 from pidep.training.scorer import Scorer, scorer_for_task
 from pidep.training.settings import TrainingSettings, few_shot_factor
+from pidep.tuning.job import require_every_label, split_rows
 
 __all__ = ["REVISIONS", "Grid", "Key", "Part", "Target", "cells_of", "methods_of"]
 
@@ -254,10 +255,12 @@ class Grid:
     def rows(self, key: Key) -> tuple[Split, Split | None]:
         """A cell's training rows, and the rows held back of full data."""
         data = self.targets[key.task].data.train
-        if key.shots is not None:
-            return few_shot(data, shots=key.shots, seed=key.seed), None
-        return hold_out(
-            data, fraction=min(0.1, self.config.validation_rows / len(data.rows)), seed=key.seed
+        return split_rows(
+            data,
+            shots=key.shots,
+            train_limit=None,
+            validation_fraction=min(0.1, self.config.validation_rows / len(data.rows)),
+            seed=key.seed,
         )
 
     def training(self, key: Key, *, num_rows: int) -> TrainingSettings:
@@ -350,12 +353,7 @@ def _target(task: Task, config: CompareSettings, backbone: Backbone) -> Target:
         limit(data.train, config.train_limit, seed=0),
         limit(data.test, config.test_limit, seed=0),
     )
-    missing = set(range(len(task.labels))) - set(train.labels)
-    if missing:
-        raise TaskError(
-            f"task {task.name!r}: no training row has the label "
-            f"{list(task.labels)[min(missing)]!r}; drop the label"
-        )
+    require_every_label(task, train)
     for shots in config.shots:
         # Drawn once to see that every class has enough rows, before hours of measuring.
         few_shot(train, shots=shots, seed=0)

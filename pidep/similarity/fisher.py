@@ -5,7 +5,7 @@ Sources: π-Tuning, section 3.2; Task2Vec (Achille et al., 2019).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -81,18 +81,21 @@ def diagonal_fisher(
             # A tensor that no row of the batch uses has a gradient of zero, not none.
             gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
             for name, gradient in zip(leaves, gradients, strict=True):
-                squared = (
-                    gradient.square().sum(0).double()
-                )  # fp64: thousands of small squares go into one sum
+                # fp64: thousands of small squares go into one sum.
+                squared = gradient.square().sum(0).double()
                 totals[name] = totals[name] + squared if name in totals else squared
             count += 1 if together else len(numbers)
+    _require_finite(expert, totals)
+    return {name: (total / count).float().numpy() for name, total in totals.items()}
+
+
+def _require_finite(expert: Expert, totals: Mapping[str, Tensor]) -> None:
     for name, total in totals.items():
         if not torch.isfinite(total).all():
             raise ExpertError(
                 f"expert {expert.name!r}: the gradient of {name} is not finite; train it again "
                 "with a smaller learning rate"
             )
-    return {name: (total / count).float().numpy() for name, total in totals.items()}
 
 
 def _logits(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import networkx
 
@@ -37,7 +39,6 @@ def draw(graph: networkx.Graph, path: Path) -> None:
     # A file is written, so no display is needed. Servers have none.
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.lines import Line2D
 
     named = len(graph) <= NAMED_UP_TO
     side = 6 + min(len(graph), NAMED_UP_TO) / 5
@@ -62,31 +63,7 @@ def draw(graph: networkx.Graph, path: Path) -> None:
         graph, layout, ax=axes, width=widths, edge_color="#2b6cb0", alpha=0.6
     )
     if named:
-        axes.legend(
-            handles=[
-                Line2D(
-                    [],
-                    [],
-                    color="#2b6cb0",
-                    alpha=0.6,
-                    linewidth=WIDEST * weight / most,
-                    label=f"{what}: {weight:.3f}",
-                )
-                for what, weight in (
-                    ("least similarity", min(weights)),
-                    ("greatest similarity", max(weights)),
-                )
-            ],
-            loc="lower center",
-            bbox_to_anchor=(0.5, -0.06),
-            ncols=2,
-            frameon=False,
-        )
-        networkx.draw_networkx_labels(graph, layout, ax=axes, font_size=10)
-        labels = {edge: f"{graph.edges[edge]['similarity']:.3f}" for edge in graph.edges}
-        networkx.draw_networkx_edge_labels(
-            graph, layout, edge_labels=labels, ax=axes, font_size=8, label_pos=0.35
-        )
+        _names_and_legend(graph, layout, axes, weights)
     axes.set_title("Task graph: normalised cosine of the tasks' Fisher embeddings")
     axes.set_axis_off()
     axes.margins(0.2 if named else 0.02)
@@ -94,3 +71,37 @@ def draw(graph: networkx.Graph, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _names_and_legend(
+    graph: networkx.Graph, layout: Any, axes: Any, weights: Sequence[float]
+) -> None:
+    """Names of the tasks, similarities, and what the widths mean."""
+    from matplotlib.lines import Line2D
+
+    most = max(weights) or 1.0
+    axes.legend(
+        handles=[
+            Line2D(
+                [],
+                [],
+                color="#2b6cb0",
+                alpha=0.6,
+                linewidth=WIDEST * weight / most,
+                label=f"{what}: {weight:.3f}",
+            )
+            for what, weight in (
+                ("least similarity", min(weights)),
+                ("greatest similarity", max(weights)),
+            )
+        ],
+        loc="lower center",
+        bbox_to_anchor=(0.5, -0.06),
+        ncols=2,
+        frameon=False,
+    )
+    networkx.draw_networkx_labels(graph, layout, ax=axes, font_size=10)
+    labels = {edge: f"{graph.edges[edge]['similarity']:.3f}" for edge in graph.edges}
+    networkx.draw_networkx_edge_labels(
+        graph, layout, edge_labels=labels, ax=axes, font_size=8, label_pos=0.35
+    )

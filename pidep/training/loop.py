@@ -106,12 +106,7 @@ def fit(
         Diverged: the loss became NaN or Inf.
         UsageError: the checkpoint is damaged, or has another fingerprint.
     """
-    trained = [(parameters, rate) for parameters, rate in groups if rate > 0]
-    # AdamW decays whatever has a gradient, so parameters of rate 0 must have none.
-    mixture.requires_grad_(False)
-    for parameters, _ in trained:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+    trained = _trainable(mixture, groups)
     if not trained or schedule.steps == 0:
         return TrainReport(0, 0, None, [])
     optimizer = torch.optim.AdamW(
@@ -132,25 +127,13 @@ def fit(
             train, batch_size=schedule.batch_size, seed=schedule.seed, start=progress.step
         )
         while progress.step < schedule.steps and not progress.finished:
-            factor = _rate_factor(progress.step, schedule)
-            loss = training_step(
-                scorer, optimizer, trained, train, next(batches), rate_factor=factor
-            )
-            # AdamW would spread a NaN over all parameters in the next step.
-            if not math.isfinite(loss):
-                raise Diverged(
-                    f"{schedule.phase}: the loss became {loss} at step {progress.step}; "
-                    "lower the learning rate"
-                )
+            rate = _rate_factor(progress.step, schedule)
+            loss = training_step(scorer, optimizer, trained, train, next(batches), rate_factor=rate)
+            _require_finite(loss, schedule, progress)
             progress.step += 1
             if on_step is not None:
                 on_step(schedule.phase, progress.step, schedule.steps, loss)
-            # The last state is validated even where `eval_every` does not divide the steps.
-            last = progress.step == schedule.steps
-            validated = last or progress.step % schedule.eval_every == 0
-            if validated or progress.step % max(1, schedule.steps // CURVE_POINTS) == 0:
-                progress.history.append({"step": progress.step, "loss": loss})
-            if validated:
+            if _record(loss, schedule, progress):
                 best = _validate(scorer, mixture, validation, schedule, progress, best)
                 if checkpoint is not None:
                     save_checkpoint(
@@ -163,8 +146,41 @@ def fit(
                     )
     # Early stopping goes on for `patience` validations past the best one.
     mixture.load_state_dict(best)
+    return _report(progress)
+
+
+def _report(progress: Progress) -> TrainReport:
     lowest = None if math.isinf(progress.best_loss) else progress.best_loss
     return TrainReport(progress.step, progress.best_step, lowest, progress.history)
+
+
+def _trainable(mixture: Mixture, groups: ParameterGroups) -> list[tuple[list[nn.Parameter], float]]:
+    """The groups with a learning rate; only their parameters have gradients afterwards."""
+    trained = [(parameters, rate) for parameters, rate in groups if rate > 0]
+    # AdamW decays whatever has a gradient, so parameters of rate 0 must have none.
+    mixture.requires_grad_(False)
+    for parameters, _ in trained:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+    return trained
+
+
+def _require_finite(loss: float, schedule: Schedule, progress: Progress) -> None:
+    # AdamW would spread a NaN over all parameters in the next step.
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"{schedule.phase}: the loss became {loss} at step {progress.step}; "
+            "lower the learning rate"
+        )
+
+
+def _record(loss: float, schedule: Schedule, progress: Progress) -> bool:
+    """Keep the loss where the learning curve has a point; whether the state is validated now."""
+    # The last state is validated even where `eval_every` does not divide the steps.
+    validated = progress.step == schedule.steps or progress.step % schedule.eval_every == 0
+    if validated or progress.step % max(1, schedule.steps // CURVE_POINTS) == 0:
+        progress.history.append({"step": progress.step, "loss": loss})
+    return validated
 
 
 def snapshot(mixture: Mixture) -> dict[str, Tensor]:

@@ -89,24 +89,14 @@ def interpolate_experts(
         _check(job, expert)
     if config.alpha_start == "similarity":
         _check_embeddings(job, helpers)
-    scorer, task, training = job.scorer, job.task, job.training
-    with scorer.backbone.cached_below(job.sites):
+    with job.scorer.backbone.cached_below(job.sites):
         if own is None:
-            own, _ = train_own_expert(
-                scorer,
-                task,
-                training,
-                job.train,
-                job.validation,
-                name=job.name,
-                provenance={"pidep": __version__},
-                on_step=on_step,
-            )
+            own = _own_expert(job, on_step)
         trainer = CandidateTrainer(
-            scorer,
+            job.scorer,
             tuple(experts),
             interpolation_settings(job, [own, *experts]),
-            own_expert_trainer(scorer, task, training, name=job.name, on_step=on_step),
+            own_expert_trainer(job.scorer, job.task, job.training, name=job.name, on_step=on_step),
             on_step=on_step,
         )
         mixed = interpolate(
@@ -118,6 +108,20 @@ def interpolate_experts(
         )
     named = {expert.name: expert for expert in experts}
     return InterpolatedExperts(folded_expert(job, own, named, mixed), mixed)
+
+
+def _own_expert(job: Job, on_step: OnStep | None) -> Expert:
+    expert, _ = train_own_expert(
+        job.scorer,
+        job.task,
+        job.training,
+        job.train,
+        job.validation,
+        name=job.name,
+        provenance={"pidep": __version__},
+        on_step=on_step,
+    )
+    return expert
 
 
 def interpolation_settings(job: Job, experts: Sequence[Expert]) -> InterpolateSettings:

@@ -34,7 +34,7 @@ from pidep.training.scorer import Scorer, scorer_for_task
 from pidep.training.settings import TrainingSettings, few_shot_factor
 from pidep.tuning.settings import TuneSettings
 
-__all__ = ["Job", "prepare", "split_rows", "task_rows", "with_targets"]
+__all__ = ["Job", "prepare", "require_every_label", "split_rows", "task_rows", "with_targets"]
 
 _log = logging.getLogger(__name__)
 
@@ -154,13 +154,22 @@ def _labelled_rows(task: Task, config: TuneSettings, data: TaskData) -> tuple[Sp
         validation_fraction=config.validation_fraction,
         seed=config.seed,
     )
+    require_every_label(task, train)
+    return train, validation
+
+
+def require_every_label(task: Task, train: Split) -> None:
+    """Refuse training rows that lack a label of the task.
+
+    Raises:
+        TaskError: a label has no row.
+    """
     missing = set(range(len(task.labels))) - set(train.labels)
     if missing:
         raise TaskError(
             f"task {task.name!r}: no training row has the label "
             f"{list(task.labels)[min(missing)]!r}; give one or drop the label"
         )
-    return train, validation
 
 
 def prepare(

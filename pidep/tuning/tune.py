@@ -185,14 +185,10 @@ def _learn(
     final, alpha = own, Alpha.of((job.name,), {})
     if pool is not None and neighbours:
         named = {near.name: pool.expert(near.name) for near in neighbours}
+        settings = interpolation_settings(job, [own, *named.values()])
+        checkpoint = job.out / "checkpoint" / "interpolation"
         trainer = CandidateTrainer(
-            job.scorer,
-            tuple(named.values()),
-            interpolation_settings(job, [own, *named.values()]),
-            train_own,
-            job.out / "checkpoint" / "interpolation",
-            resume,
-            on_step,
+            job.scorer, tuple(named.values()), settings, train_own, checkpoint, resume, on_step
         )
         similarities = [near.similarity for near in neighbours]
         mixed = interpolate(trainer, own, job.train, job.validation, similarities=similarities)

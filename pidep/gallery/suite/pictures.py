@@ -14,9 +14,9 @@ from pidep.files.cache_folder import cache_folder
 from pidep.gallery.icons.catalog import Icon
 from pidep.gallery.icons.digits import Digit
 from pidep.gallery.icons.draw import drawn_file
-from pidep.inputs.images import load_image, pixels_digest
+from pidep.inputs.images import load_image
 
-__all__ = ["Picture", "Turned", "digest_of", "picture_file"]
+__all__ = ["Picture", "Turned", "picture_file"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,3 @@ def picture_file(picture: Picture) -> Path:
 
 def _turned(upright: Path, quarters: int) -> Image.Image:
     return load_image(upright).convert("L").transpose(_TURNS[quarters])
-
-
-def digest_of(picture: Picture) -> str:
-    """SHA-256 over the pixels, independent of the file's compression."""
-    return pixels_digest(load_image(picture_file(picture)))

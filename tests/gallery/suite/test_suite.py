@@ -22,9 +22,10 @@ from pidep.gallery.suite import vision_language
 from pidep.gallery.suite.facts import DRAWN, FACTS
 from pidep.gallery.suite.files import packaged_files, sides_of
 from pidep.gallery.suite.icons import BADGES, SHARES, SPLIT_SEED, group_of, icons_of
-from pidep.gallery.suite.pictures import Picture, Turned, digest_of
+from pidep.gallery.suite.pictures import Picture, Turned, picture_file
 from pidep.gallery.suite.row import Sides, SuiteRow
 from pidep.gallery.suite.statements import statement
+from pidep.inputs.images import load_image, pixels_digest
 from pidep.tasks.data import load_data
 from pidep.tasks.task import load_task
 
@@ -58,6 +59,11 @@ SLOW = {"vision/turned", *(name for name in FACTS if FACTS[name].modality == "la
 WITH_ICONS = [
     name for name in DRAWN if name != "vision/digits" and not name.startswith("language/")
 ]
+
+
+def digest_of(picture: Picture) -> str:
+    """SHA-256 over the pixels, independent of the file's compression."""
+    return pixels_digest(load_image(picture_file(picture)))
 
 
 def rows_digest(rows: Sequence[SuiteRow], of: Callable[[Picture], str] = digest_of) -> str:
