@@ -126,6 +126,8 @@ def test_the_verdict_of_a_run_without_interpolation_or_labels() -> None:
     assert verdict(made_run({}), None) == (
         "Nothing was measured: the 120 test rows have no labels."
     )
+    alone = replace(made_run({"backbone": 0.4, "own_expert": 0.9}), expert=expert("sha256:own"))
+    assert verdict(alone, None).startswith("The own expert is better than the bare backbone")
     kept = replace(made_run({"own_expert": 0.9, "pi": 0.9}), expert=expert("sha256:own"))
     assert verdict(kept, None).startswith("Interpolation kept the own expert as it is")
     older = replace(made_run({"own_expert": 0.5, "pi": 0.6}, metric="macro_f1"), intervals={})
@@ -290,10 +292,16 @@ def test_a_loss_that_falls_by_far_has_labels_of_plain_numbers() -> None:
 
 
 def test_the_texts_that_are_cut() -> None:
-    cut = {"max_length": 48, "cut": 82, "texts": 100, "fitting": 210}
+    cut = {"max_length": 48, "cut": 82, "texts": 100, "fitting": 210, "longest": 210}
     run = made_run({"pi": 0.5}, provenance={"cut_texts": cut})
     said = words(settings_section(run))
-    assert "82 of 100 (82 %) at 48 tokens; 210 tokens would fit all" in said
+    assert "82 of 100 (82 %) at 48 tokens; max_length 210 would fit all" in said
+    for more, told in (
+        ({"longest": 900}, "max_length 210 is the limit of the backbone and cuts the fewest"),
+        ({"max_length": 210, "longest": 900}, "at 210 tokens, the limit of the backbone"),
+    ):
+        run = made_run({"pi": 0.5}, provenance={"cut_texts": {**cut, **more}})
+        assert told in words(settings_section(run))
     none = made_run({"pi": 0.5}, provenance={"cut_texts": {**cut, "cut": 0}})
     assert "none of 100 at 48 tokens" in words(settings_section(none))
     assert "texts cut" not in words(settings_section(made_run({"pi": 0.5})))

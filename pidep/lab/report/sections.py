@@ -69,7 +69,11 @@ def _cut_texts(run: Run) -> list[tuple[str, str]]:
         return [("texts cut", f"none of {texts} at {found.get('max_length')} tokens")]
     share = f" ({100 * cut / texts:.0f} %)" if texts else ""
     told = f"{cut} of {texts}{share} at {found.get('max_length')} tokens"
-    return [("texts cut", f"{told}; {fitting} tokens would fit all" if fitting else told)]
+    if not fitting or fitting <= found.get("max_length", 0):
+        return [("texts cut", f"{told}, the limit of the backbone")]
+    all_fit = found.get("longest", fitting) <= fitting
+    rest = "would fit all" if all_fit else "is the limit of the backbone and cuts the fewest"
+    return [("texts cut", f"{told}; max_length {fitting} {rest}")]
 
 
 def _how_much(run: Run) -> str:

@@ -32,12 +32,8 @@ def verdict(run: Run, evaluation: Evaluation | None) -> str:
     )
     what = _SUBJECT.get(result, f"The {METHODS[result]}")
     than = METHODS[against]
-    if run.expert is not run.own and run.own is not None and run.expert.digest == run.own.digest:
-        return (
-            f"Interpolation kept the {than} as it is: {figures}."
-            if result == "pi"
-            else f"{what} is the result: {figures} of the {than}."
-        )
+    if result == "pi" and run.own is not None and run.expert.digest == run.own.digest:
+        return f"Interpolation kept the {than} as it is: {figures}."
     gap = _difference(run, evaluation, result, against)
     if gap is not None:
         told = (
