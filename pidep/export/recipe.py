@@ -72,8 +72,8 @@ def load_recipe(reference: str) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        found = str(first["input"])[:80]
-        raise UsageError(f"{path}: {where}: {first['msg']}, found {found!r}") from error
+        found = repr(first["input"])[:80]
+        raise UsageError(f"{path}: {where}: {first['msg']}, found {found}") from error
 
 
 def shipped(relative: str) -> Path:

@@ -117,7 +117,8 @@ class TaskIndex:
             if name in old and old[name].stamp == stamp
         }
         fresh: dict[str, _Sketched] = {}
-        for name in stamps.keys() - kept.keys():
+        # In the order of the names, so that a message always names the same task.
+        for name in [name for name in stamps if name not in kept]:
             count = {"done": len(fresh), "total": len(stamps) - len(kept)}
             _log.info("graph: reads task embeddings", extra=count)
             fresh[name] = _Sketched(index._sketch(name), stamps[name])
