@@ -255,18 +255,21 @@ def predict(
 
     Args:
         source: a run folder, an expert folder, an expert, or a result of `tune` or `interpolate`.
-        rows: texts, or dicts with `text`, `image` and `candidates`. One alone is a list of one.
+        rows: texts, or dicts with the columns of the task, of which the expert's template makes a
+            row. For an expert without a template, dicts have `text`, `image` and `candidates`. One
+            row alone is a list of one.
         backbone: the expert's backbone; found by its recorded name by default.
 
     Raises:
         ExpertError: there is no expert, or it belongs to another backbone.
         BackboneError, ImageError: the backbone cannot be loaded, or cannot read a row.
     """
+    from pidep.tuning.predict import load_expert
     from pidep.tuning.predict import predict as run
 
-    return run(
-        _run_or_expert(source, "predict"), [_row(row) for row in _several(rows)], backbone=backbone
-    )
+    expert = load_expert(_run_or_expert(source, "predict"))
+    asked = [_row(row, expert, f"row {at}") for at, row in enumerate(_several(rows), 1)]
+    return run(expert, asked, backbone=backbone)
 
 
 @_settings_of(CompareSettings)
@@ -452,17 +455,23 @@ def _run_or_expert(source: Any, where: str) -> Path | Expert:
     )
 
 
-def _row(row: Input | Mapping[str, Any]) -> Input:
+def _row(row: Input | Mapping[str, Any], expert: Expert, where: str) -> Input:
     from pidep.inputs.row import Row
+    from pidep.tasks.row_inputs import input_of
 
     if isinstance(row, str | Row):
         return row
     if not isinstance(row, Mapping):
         raise UsageError(f"predict: expected texts or dicts as rows, found {type(row).__name__}")
+    if expert.template is not None:
+        read = {*expert.template.columns, expert.template.image, expert.template.candidates}
+        for name in {"image", "candidates"} & row.keys() - read:
+            raise UsageError(f"{where}: has {name!r}, which the expert's template does not read")
+        return input_of(expert.template, dict(row), where)
     unknown = row.keys() - {"text", "image", "candidates"}
     if unknown:
         raise UsageError(
             f"predict: expected rows of text, image and candidates, found {min(unknown)!r}"
         )
-    candidates = tuple(_row(candidate) for candidate in row.get("candidates") or ())
+    candidates = tuple(_row(one, expert, where) for one in row.get("candidates") or ())
     return Row(row.get("text") or "", row.get("image"), candidates)

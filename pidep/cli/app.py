@@ -45,6 +45,7 @@ COMMANDS = {
         stopped="finished cells are kept; continue with: {command}",
     ),
     "generate": Entry("Learn", "Answer texts and images offline with an encoder-decoder."),
+    "predict": Entry("Learn", "Answer the rows of a file offline."),
     "graph": Entry("Understand", "Show which tasks of a pool are similar, and why."),
     "report": Entry("Understand", "Write a self-contained HTML page about a run."),
     "sites": Entry("Understand", "List where experts can act on a backbone, and their size."),

@@ -136,11 +136,11 @@ def parse_rows(
     Raises:
         TaskError, ImageError: the first row that is wrong, or there are no rows.
     """
-    split = Split([], [])
+    split, template = Split([], []), task.template
     for place, row in rows:
         if isinstance(row, RowError):
             raise row
-        asked = input_of(task, row, place)
+        asked = input_of(template, row, place)
         label: int | None = UNLABELLED
         if labelled and task.target is None:
             label = label_of(task, row, place)

@@ -9,32 +9,32 @@ from PIL import Image
 
 from pidep.inputs.images import ImageSource, check_source
 from pidep.inputs.row import Input, Row
+from pidep.inputs.template import Template
 from pidep.tasks.places import Place, RowError
-from pidep.tasks.task import Task
 from pidep.tasks.values import filled, is_blank, whole_text
 
 __all__ = ["input_of"]
 
 
-def input_of(task: Task, row: Any, place: Place) -> Input:
+def input_of(template: Template, row: Any, place: Place | str) -> Input:
     """A row's input; a text alone is a `str`.
 
     Raises:
         RowError, ImageError: a column is missing or holds what no text or image can be made of.
     """
-    text = _text(task, row, place)
-    if task.image is None and task.candidates is None:
+    text = _text(template, row, place)
+    if template.image is None and template.candidates is None:
         return text
-    image = None if task.image is None else _image(row, task.image, str(place))
-    candidates = () if task.candidates is None else _candidates(task, row, place)
+    image = None if template.image is None else _image(row, template.image, str(place))
+    candidates = () if template.candidates is None else _candidates(template, row, place)
     return Row(text, image, candidates, str(place))
 
 
-def _text(task: Task, row: Any, place: Place) -> str:
+def _text(template: Template, row: Any, place: Place | str) -> str:
     """The text of a row; empty only where there is an image."""
     if not isinstance(row, dict):
         raise RowError(place, f"expected an object with columns, found {type(row).__name__}")
-    return task.template.render(row, place)
+    return template.render(row, place)
 
 
 def _image(row: dict[str, Any], column: str, place: str) -> ImageSource:
@@ -50,17 +50,17 @@ def _image(row: dict[str, Any], column: str, place: str) -> ImageSource:
     return image
 
 
-def _candidates(task: Task, row: dict[str, Any], place: Place) -> tuple[Input, ...]:
-    assert task.candidates is not None
-    values = filled(row, task.candidates, place)
+def _candidates(template: Template, row: dict[str, Any], place: Place | str) -> tuple[Input, ...]:
+    assert template.candidates is not None
+    values = filled(row, template.candidates, place)
     if not isinstance(values, list) or len(values) < 2:
         raise RowError(
             place,
-            f"column {task.candidates!r}: expected a list of at least 2 candidates, found "
+            f"column {template.candidates!r}: expected a list of at least 2 candidates, found "
             f"{str(values)[:60]!r}",
             "type",
         )
-    if task.candidates_are == "image":
+    if template.candidates_are == "image":
         numbered = [(f"{place}, candidate {number}", value) for number, value in enumerate(values)]
         return tuple(
             Row(image=_image({"image": value}, "image", where), where=where)

@@ -10,12 +10,13 @@ from typing import Any
 from pidep.adapters.mixture import Mixture, attached
 from pidep.backbones.backbone import Backbone, GenerationMode
 from pidep.backbones.load_encoder_decoder import load_encoder_decoder
-from pidep.errors import ExpertError, TaskError, UsageError
+from pidep.errors import ExpertError, PidepError, TaskError, UsageError
 from pidep.experts.folder import Expert, read_expert
 from pidep.experts.resolve import holds_expert, resolve_expert_folder
 from pidep.inputs.images import load_image
 from pidep.inputs.locations import text_to_boxes
 from pidep.inputs.row import Input, as_row
+from pidep.runtime.ready_rows import ready_rows
 from pidep.tuning.settings import GenerateSettings
 
 __all__ = ["GeneratedAnswer", "generate"]
@@ -73,6 +74,9 @@ def generate(
             f"({expert.backbone_digest[:19]}…), "
             f"{model.name!r} is {model.digest[:19]}…; give its own as `backbone`"
         )
+    for row in ready_rows(rows, [None if expert is None else expert.template] * len(rows)):
+        if isinstance(row, PidepError):
+            raise row
     candidates, mode = _choices(expert, settings)
     with attached(model.model, None if expert is None else Mixture.of([expert])):
         texts = model.generate(

@@ -13,14 +13,15 @@ from pidep.adapters.mixture import Mixture
 from pidep.artifacts.names import TASK_EMBEDDING
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_any_backbone
-from pidep.errors import ExpertError
+from pidep.errors import ExpertError, PidepError
 from pidep.experts.folder import Expert, read_expert
 from pidep.experts.resolve import resolve_expert_folder
 from pidep.files.tensor_file import read_tensors
-from pidep.inputs.row import Input, as_row, text_of
+from pidep.inputs.row import Input, Row, as_row, text_of
+from pidep.runtime.ready_rows import ready_rows
 from pidep.training.scorer import predict_answers, predict_logits, scorer_for_expert
 
-__all__ = ["Prediction", "load_expert", "predict", "task_embedding"]
+__all__ = ["Prediction", "backbone_of", "load_expert", "predict", "task_embedding"]
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,14 @@ def predict(
 
     Raises:
         ExpertError: there is no expert, or it belongs to another backbone.
+        TaskError: a row has neither text nor image, or columns that do not fit.
         BackboneError: the backbone cannot be loaded, or cannot read a row.
     """
     expert = load_expert(source)
     if not rows:
         return []
-    loaded = _backbone_of(expert, backbone)
+    rows = _ready(rows, expert)
+    loaded = backbone_of(expert, backbone)
     scorer, mixture = scorer_for_expert(loaded, expert), Mixture.of([expert])
     if expert.max_answer_length is not None:
         answers = predict_answers(scorer, rows, mixture)
@@ -96,7 +99,23 @@ def predict(
     ]
 
 
-def _backbone_of(expert: Expert, given: Backbone | str | None) -> Backbone:
+def _ready(rows: Sequence[Input], expert: Expert) -> list[Row]:
+    """The rows with their texts, by the code that serves them."""
+    found = []
+    for row in ready_rows(rows, [expert.template] * len(rows)):
+        if isinstance(row, PidepError):
+            raise row
+        found.append(row)
+    return found
+
+
+def backbone_of(expert: Expert, given: Backbone | str | None) -> Backbone:
+    """The expert's backbone, loaded.
+
+    Raises:
+        ExpertError: `given` is another backbone.
+        BackboneError: it cannot be loaded.
+    """
     if given is None or isinstance(given, str):
         given = load_any_backbone(given or expert.backbone)
     if given.digest != expert.backbone_digest:

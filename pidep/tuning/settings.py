@@ -1,4 +1,4 @@
-"""The settings of `pidep tune`, `generate`, `import` and `fold`. No torch."""
+"""The settings of `pidep tune`, `predict`, `generate`, `import` and `fold`. No torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ __all__ = [
     "FoldSettings",
     "GenerateSettings",
     "ImportSettings",
+    "PredictSettings",
     "RunSettings",
     "TuneSettings",
 ]
@@ -162,6 +163,30 @@ class GenerateSettings(Settings):
     """Answers are cut at this many tokens. Without it, at the expert's own limit, or 32."""
     batch_size: Annotated[int, GENERATION] = Field(default=16, ge=1)
     """Rows answered at a time."""
+
+
+class PredictSettings(Settings):
+    """An expert, a file of rows, and where the answers go."""
+
+    run: Annotated[Path, Shown("Expert", argument=True)]
+    """Run folder or expert folder."""
+    file: Annotated[Path, Shown("Data", argument=True)]
+    """Rows to answer: CSV, TSV, JSONL or Parquet, also compressed, a glob, or a folder (of images
+    for a task of images). It has the columns of the expert's template."""
+    encoding: Annotated[str | None, DATA] = None
+    """Encoding of a text file. Without it, UTF-8, or what a byte order mark says."""
+    delimiter: Annotated[str | None, DATA] = None
+    """Delimiter of a CSV file. Without it, the one that fits the header."""
+    backbone: Annotated[str | None, EXPERT] = None
+    """The expert's backbone. Without it, the name that the expert has for it."""
+    task: Annotated[str | None, EXPERT] = None
+    """Task of an expert that has no template, because an older release made it."""
+    batch_size: Annotated[int, EXPERT] = Field(default=256, ge=1)
+    """Rows answered at a time."""
+    out: Annotated[Path | None, OUTPUT] = None
+    """File to write: .csv, .jsonl or .parquet. Without it, JSONL on standard output."""
+    overwrite: Annotated[bool, OUTPUT] = False
+    """Replace the file that is there."""
 
 
 class ImportSettings(Settings):

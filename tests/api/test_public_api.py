@@ -257,7 +257,7 @@ def test_predict_answers_texts_dicts_and_results(tuned: TuneResult, backbone: An
     rows = [{"text": text} for text in texts]
     # The backbone is found by its name, because this process has loaded it.
     assert pidep.predict(tuned.run, rows) == found
-    with pytest.raises(UsageError, match="found 'txt'"):
+    with pytest.raises(UsageError, match="no column 'text'; the row has 'txt'"):
         pidep.predict(tuned, [{"txt": "a film"}])
     # One row alone counts as a list of one.
     assert pidep.predict(tuned, texts[0]) == pidep.predict(tuned, rows[0]) == found[:1]

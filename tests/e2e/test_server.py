@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from pidep.deployment.release import release_bank
 from pidep.errors import ServingError
+from pidep.experts.folder import write_expert
 from pidep.export import Source, export_merged, load_recipe
 from pidep.inputs.template import Template
 from pidep.serving import AsyncClient, Client, Request
@@ -22,6 +23,8 @@ from pidep.serving.server import Ports, TritonServer, free_ports
 from pidep.serving.swap import publish_expert, swap_expert
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
+from pidep.tuning.predict_file import predict_file
+from pidep.tuning.settings import PredictSettings
 from tests.conftest import make_expert, png
 
 pytestmark = pytest.mark.server
@@ -174,6 +177,20 @@ def test_a_stock_client_sends_columns_in_the_place_of_texts(served, protocol, mo
         assert str(caught.value.status()) in ("StatusCode.INVALID_ARGUMENT", "400")
     with pytest.raises(InferenceServerException, match="row 1: expected a text"):
         ask(TEXT=["", "a film"], **bank)
+
+
+def test_predict_answers_a_file_as_the_server_answers_its_columns(served, tmp_path) -> None:
+    server, _, experts, backbone = served
+    write_expert(experts["film"], tmp_path / "run" / "expert")
+    rows = [{"subject": "film", "verdict": "great"}, {"subject": "great film", "verdict": "bad"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    offline = predict_file(PredictSettings(run=tmp_path / "run", file=file), backbone=backbone)
+    with Client(server.grpc_url) as client:
+        online = client.infer([Request(columns=row, expert="film") for row in rows])
+    for one, other in zip(offline.answers, online, strict=True):
+        assert (one.label, one.digest) == (other.label, other.digest)
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
 
 
 def test_an_unknown_expert_is_named_and_neighbours_go_on(served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,12 @@ import torch
 
 from pidep.adapters.mixture import Mixture, attached
 from pidep.errors import ExpertError, ServingError
+from pidep.experts.folder import write_expert
+from pidep.inputs.row import Row
+from pidep.inputs.template import Template
 from pidep.runtime import Answer, Bank, Residents, softmax
+from pidep.tuning.predict_file import predict_file
+from pidep.tuning.settings import PredictSettings
 from tests.conftest import make_expert
 from tests.runtime.exported import export_bank_folder
 
@@ -69,6 +75,24 @@ def test_scores_are_the_softmax_of_the_logits(tiny: Any, bank_folder: Path) -> N
     for answer in answers(bank, bank.build({"x": make_expert(tiny)}), TEXTS, ["x"] * 4):
         assert np.array_equal(answer.scores, softmax(answer.logits))
         assert answer.label == answer.labels[int(answer.logits.argmax())]
+
+
+def test_predict_gives_the_banks_answers_to_the_rows_of_a_file(
+    tiny: Any, bank_folder: Path, tmp_path: Path
+) -> None:
+    expert = replace(make_expert(tiny, seed=4), template=Template("{body} {end}"))
+    write_expert(expert, tmp_path / "run" / "expert")
+    rows = [dict(zip(("body", "end"), text.rsplit(" ", 1), strict=True)) for text in TEXTS[::2]]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    offline = predict_file(PredictSettings(run=tmp_path / "run", file=file), backbone=tiny).answers
+    bank = Bank(bank_folder)
+    asked = [Row(columns=row) for row in rows]
+    served = bank.run(bank.build({"x": expert}), asked, ["x"] * len(rows))
+    for one, other in zip(offline, served, strict=True):
+        assert isinstance(other, Answer)
+        assert (one.label, one.digest) == (other.label, other.digest)
+        np.testing.assert_allclose(list(one.scores.values()), other.scores, atol=1e-5, rtol=0)
 
 
 def test_softmax_of_large_logits_is_finite() -> None:

@@ -22,6 +22,7 @@ from pidep.tuning.settings import (
     FoldSettings,
     GenerateSettings,
     ImportSettings,
+    PredictSettings,
     RunSettings,
     TuneSettings,
 )
@@ -35,6 +36,7 @@ SETTINGS: dict[str, type[Settings]] = {
     "compare": CompareSettings,
     "grid": GridSettings,
     "generate": GenerateSettings,
+    "predict": PredictSettings,
     "graph": GraphSettings,
     "report": ReportSettings,
     "sites": SitesSettings,
