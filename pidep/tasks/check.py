@@ -168,7 +168,7 @@ def _read_row(task: Task, side: Side, place: Place, row: Any, found: _Findings) 
     faults = len(found.problems)
     # A row can have several problems. A text that is wrong must not hide a label that is wrong.
     try:
-        asked = input_of(task, row, place)
+        asked = input_of(task.template, row, place)
         content = content_of(asked)
     except (TaskError, ImageError) as error:
         _add_error(error, place, found)
