@@ -24,6 +24,7 @@ __all__ = [
     "LABELS",
     "MANIFEST",
     "MERGED_RECORD",
+    "NO_BYTECODE",
     "SCHEMA",
     "SCORES",
     "SHIM",
@@ -56,6 +57,8 @@ VISION_GRAPH = "vision.onnx"
 TOKENIZER = "tokenizer.json"
 SHIM = "model.py"
 """What Triton Server's Python backend loads."""
+NO_BYTECODE = "__pycache__"
+"""An empty file where Python would make a folder, so that it keeps no bytecode of the shim."""
 
 # Files of an expert folder.
 EXPERT_RECORD = "expert.json"

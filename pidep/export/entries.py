@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pidep.artifacts.bank import BankRecord, GroupRecord
 from pidep.artifacts.merged import MergedRecord
-from pidep.artifacts.names import BANK, CONFIG, GRAPH, SHIM, TOKENIZER, VERSION
+from pidep.artifacts.names import BANK, CONFIG, GRAPH, NO_BYTECODE, SHIM, TOKENIZER, VERSION
 from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_backbone
@@ -227,9 +227,8 @@ def _new_version(entry: Path, backbone: Backbone, *, shim: bool) -> Path:
     (version / TOKENIZER).write_text(backbone.tokenizer_json, encoding="utf-8")
     if shim:
         shutil.copyfile(shipped(SHIM), version / SHIM)
-        # A file where Python would make a folder: it then keeps no bytecode of the shim. A new
-        # folder looks like a changed model, and the stub ignores PYTHONDONTWRITEBYTECODE.
-        (version / "__pycache__").touch()
+        # A new folder looks like a changed model, and the stub ignores PYTHONDONTWRITEBYTECODE.
+        (version / NO_BYTECODE).touch()
     return version
 
 

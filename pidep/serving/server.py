@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import os
 import secrets
 import signal
 import subprocess
@@ -158,7 +159,8 @@ class TritonServer:
                 # A drained server holds no request, so nothing is lost when it is killed.
                 process.wait(_CLOSE_WITHIN_S if drained else 2 * _EXIT_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                process.kill()
+                # Its group: a stub that hangs would outlive the server.
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         self._ready = False
         if self._staging is not None:

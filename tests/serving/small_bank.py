@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pidep.artifacts import BankRecord, GroupRecord, MergedRecord
+from pidep.artifacts.names import NO_BYTECODE
 from pidep.export.config_pbtxt import bank_config
 from pidep.export.recipe import shipped
 from pidep.files.digest import file_digest
@@ -63,7 +64,7 @@ def write_small_bank(repo: Path) -> Path:
     folder = repo / "pidep_bank" / "1"
     folder.mkdir(parents=True)
     (folder.parent / "config.pbtxt").write_text('name: "pidep_bank" backend: "python"')
-    (folder / "model.py").touch()
+    shutil.copyfile(shipped("model.py"), folder / "model.py")
     _write_tokenizer(folder)
     factors = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["E", 1, MAX_RANK, WIDTH])
@@ -108,8 +109,7 @@ def write_served_bank(folder: Path) -> Path:
     version = write_small_bank(repo)
     config = bank_config("pidep_bank", max_batch_size=64, hidden_size=WIDTH)
     (version.parent / "config.pbtxt").write_text(config)
-    shutil.copyfile(shipped("model.py"), version / "model.py")
-    (version / "__pycache__").touch()
+    (version / NO_BYTECODE).touch()
     store = ExpertStore(folder / "expert_store")
     for seed, name in enumerate(("film", "book")):
         store.publish(small_expert(name=name, seed=seed), name)

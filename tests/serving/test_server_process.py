@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from pidep.artifacts import BankRecord
 from pidep.serving import AsyncClient, Client, Request, TritonServer, free_ports
 from pidep.serving.request import Protocol
 from tests.cli.run import environment
@@ -102,6 +103,15 @@ def test_a_load_without_changes_loads_nothing_again(awkward: TritonServer) -> No
         client.load_model("pidep_bank", headers=awkward.admin_headers())
     assert awkward.log_path.read_text().count('"loading: pidep_bank') == 1
     assert not list(awkward.repo.rglob("*.pyc"))
+
+
+def test_an_entry_is_whole_without_its_mark_against_bytecode(tmp_path: Path) -> None:
+    """Tools that copy folders leave out `__pycache__`."""
+    version = write_served_bank(tmp_path) / "pidep_bank" / "1"
+    record = BankRecord.read(version)
+    assert record.sealed(version).entry_digest == record.entry_digest
+    (version / "__pycache__").unlink()
+    assert record.sealed(version).entry_digest == record.entry_digest
 
 
 def slow_repository(folder: Path) -> Path:
