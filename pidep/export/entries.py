@@ -102,6 +102,7 @@ def staged_merged(
     expert = source.expert
     backbone = load_backbone(expert.backbone)
     _require_backbone(backbone, expert)
+    _require_able(backbone, expert)
     model = check_name(name or expert.name)
     _require_mergeable(expert, model)
     check_place(repo, "`repo`")
@@ -262,6 +263,7 @@ def _checked_bank(
     backbone = _backbone_of(given)
     for expert in given:
         require_bank_kind(expert)
+        _require_able(backbone, expert)
     # An expert that is exported again replaces its published version.
     kept = [expert for name, expert in published.items() if name not in names]
     for expert in kept:
@@ -276,6 +278,10 @@ def _require_backbone(backbone: Backbone, expert: Expert) -> None:
             f"({expert.backbone_digest[:19]}…), this is {backbone.name!r} "
             f"({backbone.digest[:19]}…); export it with its own backbone"
         )
+
+
+def _require_able(backbone: Backbone, expert: Expert) -> None:
+    """Refuse an expert that cannot answer on the backbone."""
     require_valid(expert)
     require_within(expert, width=backbone.hidden_size, max_positions=backbone.max_positions)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,15 @@ _KINDS = (
 )
 
 
-def read_file(path: Path, *, limit: int) -> bytes:
+def read_file(
+    path: Path, *, limit: int, head: tuple[int, Callable[[bytes, int], None]] | None = None
+) -> bytes:
     """The bytes of a plain file, or of the plain file that a link leads to.
+
+    Args:
+        limit: most bytes of the file.
+        head: a number of bytes, and a check that gets the file's first bytes, at most that many,
+            and the file's size. It runs before the rest is read, and may raise.
 
     Raises:
         FileNotFoundError: nothing is there; the caller knows what that means.
@@ -48,17 +56,23 @@ def read_file(path: Path, *, limit: int) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ExpertError(f"{path}: not readable ({_reason(error)}); check the file") from error
     try:
-        # The open file is checked, because a path can change between the check and the use.
+        # Asked of the open file: a path can change between the check and the use.
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise ExpertError(
                 f"{path}: expected a plain file, found {_kind(found.st_mode)}; remove it"
             )
-        if found.st_size > limit:
+        size = found.st_size
+        if size > limit:
             raise ExpertError(
-                f"{path}: has {found.st_size} bytes, expected at most {limit}; replace the file"
+                f"{path}: has {size} bytes, expected at most {limit}; replace the file"
             )
-        return _content(handle, found.st_size, path)
+        if head is not None:
+            length, check = head
+            check(_bytes_at(handle, min(length, size), path), size)
+            # From the start again: joining two parts would need the memory twice.
+            os.lseek(handle, 0, os.SEEK_SET)
+        return _content(handle, size, path)
     finally:
         os.close(handle)
 
@@ -106,19 +120,23 @@ def _integer(digits: str) -> int:
 
 
 def _content(handle: int, size: int, path: Path) -> bytes:
-    """The file's bytes: as many as it had when it was opened, and no more."""
+    """The whole file, which must be as long as it was when it was opened."""
+    data = _bytes_at(handle, size, path)
+    if len(data) < size or _bytes_at(handle, 1, path):
+        raise ExpertError(f"{path}: changed while it was read; read it again")
+    return data
+
+
+def _bytes_at(handle: int, count: int, path: Path) -> bytes:
+    """The next bytes; fewer where the file ends."""
     parts: list[bytes] = []
-    left = size
     try:
         # One call reads at most 2 GiB.
-        while left and (part := os.read(handle, left)):
+        while count and (part := os.read(handle, count)):
             parts.append(part)
-            left -= len(part)
-        more = os.read(handle, 1)
+            count -= len(part)
     except OSError as error:
         raise ExpertError(f"{path}: not readable ({_reason(error)}); check the disk") from error
-    if left or more:
-        raise ExpertError(f"{path}: changed while it was read; read it again")
     return b"".join(parts)
 
 

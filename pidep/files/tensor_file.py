@@ -47,28 +47,33 @@ def read_tensors(path: Path, *, limit: int = MAX_TENSOR_BYTES) -> dict[str, npt.
         ExpertError: absent, not a plain file, too large, truncated or damaged.
     """
     try:
-        data = read_file(path, limit=limit)
+        data = read_file(path, limit=limit, head=(8, lambda first, size: _check(first, size, path)))
+        return dict(load_safetensors(data))
     except FileNotFoundError as error:
         raise ExpertError(
             f"{path}: expected a safetensors file, found none; re-export or re-train the expert"
         ) from error
-    if len(data) < 8:
-        raise ExpertError(
-            f"{path}: truncated safetensors file ({len(data)} bytes, a header needs 8); copy or "
-            "train it again"
-        )
-    (header_bytes,) = struct.unpack("<Q", data[:8])
-    # The header is JSON of a size that the file itself claims. A wrong claim would parse gigabytes.
-    if header_bytes > min(_MAX_HEADER_BYTES, len(data) - 8):
-        raise ExpertError(
-            f"{path}: safetensors header claims {header_bytes} bytes, the file has {len(data) - 8} "
-            "after it "
-            f"(at most {_MAX_HEADER_BYTES} allowed): truncated or not safetensors; copy or train "
-            "it again"
-        )
-    try:
-        return dict(load_safetensors(data))
     except (SafetensorError, ValueError, KeyError) as error:
         raise ExpertError(
             f"{path}: truncated or damaged safetensors file ({error}); copy or train it again"
         ) from error
+
+
+def _check(first: bytes, size: int, path: Path) -> None:
+    """Refuse what is no safetensors file by its first 8 bytes, the size of its JSON header.
+
+    The file itself claims that size, and a wrong claim would parse gigabytes.
+    """
+    if len(first) < 8:
+        raise ExpertError(
+            f"{path}: truncated safetensors file ({size} bytes, a header needs 8); copy or "
+            "train it again"
+        )
+    (header_bytes,) = struct.unpack("<Q", first)
+    # Two bytes are the smallest JSON object. A hole in a file is zeros, which claim none.
+    if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, size - 8):
+        raise ExpertError(
+            f"{path}: safetensors header claims {header_bytes} bytes, the file has {size - 8} "
+            f"after it (at most {_MAX_HEADER_BYTES} allowed): truncated or not safetensors; copy "
+            "or train it again"
+        )

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,3 +131,26 @@ def test_tensors_are_read_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "blob").write_bytes(tensor_bytes({}))
     (tmp_path / "file.safetensors").symlink_to("blob")
     assert read_tensors(tmp_path / "file.safetensors") == {}
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        (b"", "header claims 0 bytes"),
+        (b"\xff" * 8, "header claims 18446744073709551615 bytes"),
+        ((5 << 20).to_bytes(8, "little"), "header claims 5242880 bytes"),
+    ],
+)
+def test_a_large_file_without_a_header_is_refused_before_it_is_read(
+    tmp_path: Path, first: bytes, message: str
+) -> None:
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(first)
+    os.truncate(path, (1 << 31) - 1)  # a hole: no room on the disk, two gigabytes of memory
+    tracemalloc.start()
+    try:
+        with pytest.raises(ExpertError, match=message):
+            read_tensors(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
