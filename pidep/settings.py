@@ -113,10 +113,10 @@ class Setting:
     def bounds_text(self) -> str:
         """Its bounds for people; empty where there are none."""
         if self.minimum is not None and self.maximum is not None:
-            return f"{self.minimum:g} to {self.maximum:g}"
+            return f"{self.minimum} to {self.maximum}"
         if self.minimum is not None:
-            return f"at least {self.minimum:g}"
-        return f"at most {self.maximum:g}" if self.maximum is not None else ""
+            return f"at least {self.minimum}"
+        return f"at most {self.maximum}" if self.maximum is not None else ""
 
     @property
     def default_text(self) -> str:

@@ -8,8 +8,11 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
+from pidep.deployment.settings import ExportSettings, SwapSettings
 from pidep.errors import UsageError
+from pidep.lab.settings import CompareSettings
 from pidep.settings import Settings, Shown, checked, parameters_of, read_settings, settings_of
+from pidep.tuning.settings import TuneSettings
 from tools.docs.settings_tables import SETTINGS
 
 DATA = Shown("Data")
@@ -131,6 +134,30 @@ def test_what_no_setting_can_hold_is_one_line(tmp_path: Path, text: str, message
         read_settings(Sample, path, {"task": "film"}, where="sample")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300 + len(str(path))
+
+
+NEEDED: dict[type[Settings], dict[str, Any]] = {
+    TuneSettings: {"task": "a"},
+    CompareSettings: {"tasks": ["a", "b"], "shots": [1]},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "message"),
+    [
+        (TuneSettings, {"seed": 2**62}, "`seed`: expected at most 4294967295"),
+        (TuneSettings, {"learning_rate": 1e300}, "`learning_rate`: expected at most 1000"),
+        (TuneSettings, {"temperature": 1e-320}, "`temperature`: expected at least 0.000001"),
+        (CompareSettings, {"seeds": [-1]}, "`seeds`: expected numbers from 0 to 4294967295"),
+        (ExportSettings, {"max_rank": 2**40}, "`max_rank`: expected at most 4096"),
+        (SwapSettings, {"timeout": 1e300}, "`timeout`: expected at most 86400"),
+    ],
+)
+def test_a_number_that_torch_or_numpy_cannot_hold_is_refused(
+    model: type[Settings], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        checked(model, {**NEEDED.get(model, {}), **values}, where="here")
 
 
 EXTREMES: list[Any] = ["9" * 5001, 10**400, 10**5000, "1e400", "nan", "\ud83d", "\0", 1 << 64]

@@ -131,7 +131,8 @@ def infer(
         raise UsageError("`expert`: expected a name, found none; name the expert that answers")
     from pidep.serving.client import Client, Request
 
-    address = settings.url or f"127.0.0.1:{8001 if settings.protocol == 'grpc' else 8000}"
+    local = f"127.0.0.1:{8001 if settings.protocol == 'grpc' else 8000}"
+    address = local if settings.url is None else settings.url
     with Client(address, protocol=settings.protocol, model=model) as client:
         given = iter([Request(text, expert or "", path) for text, path in asked])
         results = client.stream(given if asked else _rows(expert), batch_size=settings.batch_size)

@@ -30,7 +30,7 @@ class ExportSettings(Settings):
     its weights."""
     recipe: Annotated[str | None, GRAPH] = None
     """Recipe name or YAML file. Without it, bank-onnx-fp32 or merged-onnx-fp32."""
-    max_rank: Annotated[int | None, GRAPH] = Field(default=None, ge=1)
+    max_rank: Annotated[int | None, GRAPH] = Field(default=None, ge=1, le=4096)
     """Largest rank a bank can hold. Without it, that of the largest expert."""
     platform: Annotated[Literal["python", "onnxruntime"], GRAPH] = "python"
     """Triton Server's backend of a merged graph. onnxruntime needs NVIDIA's container."""
@@ -94,7 +94,7 @@ class SwapSettings(Settings):
     """Model repository that the server serves."""
     url: Annotated[str, ADDRESSES] = "127.0.0.1:8001"
     """gRPC address of the server, host:port."""
-    timeout: Annotated[float, ADDRESSES] = Field(default=10.0, ge=0.1)
+    timeout: Annotated[float, ADDRESSES] = Field(default=10.0, ge=0.1, le=86400)
     """Seconds to wait for an answer with the new digest."""
 
 

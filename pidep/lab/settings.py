@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pidep.experts.kind_names import KindName, kind_names
 from pidep.settings import Settings, Shown
+from pidep.tuning.settings import MAX_RATE, MAX_SEED
 
 __all__ = [
     "METHODS",
@@ -104,14 +105,14 @@ class CompareSettings(Settings):
     """At few shots, train for at least this many passes over the rows."""
     batch_size: Annotated[int, TRAINING] = Field(default=16, ge=1)
     """Rows in each training step at few shots."""
-    learning_rate_factor: Annotated[float | None, TRAINING] = Field(default=None, gt=0)
+    learning_rate_factor: Annotated[float | None, TRAINING] = Field(default=None, gt=0, le=MAX_RATE)
     """Peak learning rate at few shots, as a multiple of the kind's default. Without it, 0.5 below
     128 rows and 1 from there."""
     full_steps: Annotated[int, TRAINING] = Field(default=200, ge=1)
     """Training steps on all rows, at most."""
     full_batch_size: Annotated[int, TRAINING] = Field(default=32, ge=1)
     """Rows in each training step on all rows."""
-    full_learning_rate_factor: Annotated[float, TRAINING] = Field(default=1.0, gt=0)
+    full_learning_rate_factor: Annotated[float, TRAINING] = Field(default=1.0, gt=0, le=MAX_RATE)
     """Peak learning rate on all rows, as a multiple of the kind's default."""
     eval_every: Annotated[int, TRAINING] = Field(default=40, ge=1)
     """Steps between two validations."""
@@ -129,7 +130,7 @@ class CompareSettings(Settings):
     fisher_samples: Annotated[int, NEIGHBOURS] = Field(default=64, ge=1)
     """Training rows that a task embedding is computed from, at most."""
 
-    finetune_learning_rate: Annotated[float, BASELINES] = Field(default=5e-5, gt=0)
+    finetune_learning_rate: Annotated[float, BASELINES] = Field(default=5e-5, gt=0, le=MAX_RATE)
     """Peak learning rate of full fine-tuning."""
     finetune_steps: Annotated[int | None, BASELINES] = Field(default=None, ge=1)
     """Steps of full fine-tuning, where they are fewer than the experts' own."""
@@ -148,6 +149,13 @@ class CompareSettings(Settings):
         if any(count < 1 for count in shots):
             raise ValueError("expected numbers of at least 1")
         return shots
+
+    @field_validator("seeds", "full_seeds")
+    @classmethod
+    def _are_seeds(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if any(not 0 <= seed <= MAX_SEED for seed in seeds or ()):
+            raise ValueError(f"expected numbers from 0 to {MAX_SEED}")
+        return seeds
 
     @field_validator("tasks", "targets", "kinds", "shots", "seeds", "full_seeds", "methods")
     @classmethod

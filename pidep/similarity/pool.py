@@ -235,7 +235,7 @@ def task_graph(folder: Path, *, top_k: int | None = None) -> networkx.Graph:
         )
     if top_k is None and len(folders) > COMPLETE_UP_TO:
         top_k = DEFAULT_TOP_K
-    return _complete(folder) if top_k is None else _nearest(folder, top_k)
+    return _complete(folder) if top_k is None else _nearest(folder, min(top_k, len(folders) - 1))
 
 
 def _complete(folder: Path) -> networkx.Graph:

@@ -28,6 +28,11 @@ INTERPOLATION = Shown("Interpolation")
 GENERATION = Shown("Generation")
 OUTPUT = Shown("Output")
 
+MAX_SEED = 2**32 - 1
+"""The largest seed that torch, numpy and Python all take, also times a number of epochs."""
+MAX_RATE = 1000
+"""Above any useful learning rate, and far below what fp32 can hold."""
+
 
 class TuneSettings(Settings):
     """One run of `pidep tune`."""
@@ -46,7 +51,7 @@ class TuneSettings(Settings):
     """Texts are cut at this many tokens. Without it, at the task's own limit."""
     max_answer_length: Annotated[int, DATA] = Field(default=32, ge=1)
     """Free answers are cut at this many tokens. Used only for tasks with a `target`."""
-    seed: Annotated[int, DATA] = Field(default=0, ge=0)
+    seed: Annotated[int, DATA] = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the shots, the held-out rows and the batches."""
 
     name: Annotated[str | None, EXPERT] = None
@@ -70,7 +75,7 @@ class TuneSettings(Settings):
     """Training steps of the task's own expert, at most."""
     batch_size: Annotated[int, TRAINING] = Field(default=16, ge=1)
     """Rows in each training step."""
-    learning_rate: Annotated[float | None, TRAINING] = Field(default=None, gt=0)
+    learning_rate: Annotated[float | None, TRAINING] = Field(default=None, gt=0, le=MAX_RATE)
     """Peak learning rate of the own expert. Without it, the default of the expert's kind."""
     warmup: Annotated[float, TRAINING] = Field(default=0.1, ge=0, le=1)
     """Share of the steps in which the learning rate rises."""
@@ -115,11 +120,11 @@ class TuneSettings(Settings):
     """Initial α: equal for all experts, or proportional to their similarity."""
     mixture_steps: Annotated[int, INTERPOLATION] = Field(default=40, ge=0)
     """Training steps of the mixture."""
-    alpha_learning_rate: Annotated[float, INTERPOLATION] = Field(default=2e-2, ge=0)
+    alpha_learning_rate: Annotated[float, INTERPOLATION] = Field(default=2e-2, ge=0, le=MAX_RATE)
     """Learning rate of α."""
-    expert_learning_rate: Annotated[float, INTERPOLATION] = Field(default=1e-4, ge=0)
+    expert_learning_rate: Annotated[float, INTERPOLATION] = Field(default=1e-4, ge=0, le=MAX_RATE)
     """Learning rate of the experts, for `policy=anchored`."""
-    temperature: Annotated[float, INTERPOLATION] = Field(default=0.1, gt=0)
+    temperature: Annotated[float, INTERPOLATION] = Field(default=0.1, ge=1e-6)
     """For `policy=zero-shot`: α is the softmax of similarity / temperature."""
 
 
@@ -151,7 +156,7 @@ class GenerateSettings(Settings):
     mode: Annotated[Literal["greedy", "beam", "constrained"] | None, GENERATION] = None
     """Search. constrained answers with one of the candidates; it is the default where there are
     labels or candidates, and greedy elsewhere."""
-    num_beams: Annotated[int | None, GENERATION] = Field(default=None, ge=1)
+    num_beams: Annotated[int | None, GENERATION] = Field(default=None, ge=1, le=1024)
     """Beams. Without it, 4 for beam, and one a candidate (16 at most) for constrained."""
     candidates: Annotated[
         tuple[str, ...], Shown("Generation", aliases=("--candidate",), commas=False)
@@ -211,7 +216,7 @@ class FoldSettings(Settings):
 
     run: Annotated[Path, Shown("Expert", argument=True)]
     """Run folder or expert folder of a LoRA."""
-    rank: Annotated[int, EXPERT] = Field(ge=1)
+    rank: Annotated[int, EXPERT] = Field(ge=1, le=4096)
     """Rank of the LoRA to write."""
     max_error: Annotated[float, EXPERT] = Field(default=0.1, ge=0, le=1)
     """Refuse a larger relative error of any site's update."""

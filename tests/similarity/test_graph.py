@@ -64,6 +64,9 @@ def test_top_k_keeps_the_nearest_only(pool: Path) -> None:
         assert nearest.edges[name, best[0]]["similarity"] == pytest.approx(best[1]["similarity"])
     assert len(nearest.edges) < len(whole.edges)
     assert nearest.nodes["nyt"] == whole.nodes["nyt"]
+    # More neighbours than tasks: all of them, and a table of as many columns.
+    most = task_graph(pool, top_k=2**62)
+    assert (most.graph["top_k"], len(most.edges)) == (len(whole) - 1, len(whole.edges))
     out = graph(pool, "--top-k", "1")
     best = max(whole["nyt"].items(), key=lambda item: item[1]["similarity"])
     assert f"{best[0]}  {best[1]['similarity']:.4f}" in out

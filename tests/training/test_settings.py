@@ -10,6 +10,7 @@ from pidep.adapters.kinds import adapter_kind
 from pidep.tasks.data import Split
 from pidep.training.batches import shuffled_batches
 from pidep.training.settings import TrainingSettings, few_shot_factor
+from pidep.tuning.settings import MAX_SEED
 
 SETTINGS = TrainingSettings(
     kind="lora",
@@ -69,3 +70,12 @@ def test_batches_are_the_same_from_any_step() -> None:
 def test_one_batch_holds_all_rows_of_a_small_split() -> None:
     rows = Split(["a", "bb"], [0, 1])
     assert sorted(next(shuffled_batches(rows, batch_size=16, seed=0))) == [0, 1]
+
+
+def test_the_largest_seed_draws_batches() -> None:
+    split = Split(["a", "b", "c"], [0, 1, 0])
+    drawn = [
+        next(shuffled_batches(split, batch_size=2, seed=MAX_SEED, start=start))
+        for start in (0, 1_000_000)
+    ]
+    assert all(0 < len(rows) <= 2 for rows in drawn)
