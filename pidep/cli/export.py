@@ -62,7 +62,7 @@ def named_run(text: str) -> Path | tuple[str, Path]:
     ('film', PosixPath('runs/b'))
     """
     name, sign, run = text.partition("=")
-    # A folder's name may hold the sign, too.
+    # A folder's name may contain the sign, too.
     if not sign or "/" in name or Path(text).exists():
         return Path(text)
     if not name or not run:

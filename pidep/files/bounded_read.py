@@ -56,7 +56,7 @@ def read_file(
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ExpertError(f"{path}: not readable ({_reason(error)}); check the file") from error
     try:
-        # Asked of the open file: a path can change between the check and the use.
+        # The open file is checked, because a path can change between the check and the use.
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise ExpertError(

@@ -26,7 +26,7 @@ Severity = Literal["error", "warning"]
 
 
 class Reader(Protocol):
-    """What tells how a backbone reads texts; every backbone is one."""
+    """The parts of a backbone that decide how it reads texts. Every backbone has them."""
 
     @property
     def tokenizer_json(self) -> str:
@@ -259,7 +259,7 @@ def _classes(
 
 
 def _lengths(task: Task, backbone: Reader, max_length: int, found: _Findings) -> TextLengths | None:
-    """Token counts of the texts; finds texts that are cut and labels that are one to it."""
+    """Token counts of the texts; finds cut texts, and labels that the tokenizer cannot tell apart."""
     tokenize = Tokenize(backbone.tokenizer_json)
     twins = same_tokens(task.labels, tokenize, most=backbone.max_positions)
     if twins is not None:
