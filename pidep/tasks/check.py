@@ -259,7 +259,7 @@ def _classes(
 
 
 def _lengths(task: Task, backbone: Reader, max_length: int, found: _Findings) -> TextLengths | None:
-    """Token counts of the texts; finds cut texts, and labels that the tokenizer cannot tell apart."""
+    """Token counts of the texts; finds cut texts, and labels that become the same tokens."""
     tokenize = Tokenize(backbone.tokenizer_json)
     twins = same_tokens(task.labels, tokenize, most=backbone.max_positions)
     if twins is not None:
