@@ -93,6 +93,7 @@ class TuneResult:
             "digest": self.digest,
             "metric": self.metric,
             "metrics": self.metrics,
+            "intervals": _named_intervals(self.intervals),
             "neighbours": [
                 {"name": near.name, "similarity": near.similarity} for near in self.neighbours
             ],
@@ -224,7 +225,7 @@ def write_run(
     write_task_record(out, job.task)
     write_json(out / "alpha.json", alpha.to_json())
     write_json(out / "similarity.json", {near.name: near.similarity for near in result.neighbours})
-    intervals = {name: found.to_json() for name, found in result.intervals.items() if found}
+    intervals = _named_intervals(result.intervals)
     facts = {"metric": result.metric, "test_rows": test_rows, "intervals": intervals}
     write_json(out / "metrics.json", {**facts, **metrics})
     write_json(out / "provenance.json", _provenance(job, result, reports, seconds))
@@ -363,6 +364,11 @@ def _parse(
         own=own,
         expert=expert,
     )
+
+
+def _named_intervals(found: Mapping[str, Interval | None]) -> dict[str, list[float | str]]:
+    """Method to low end, high end and the name of the interval; only methods that have one."""
+    return {name: one.to_json() for name, one in found.items() if one}
 
 
 def _interval(low: Any, high: Any, method: Any) -> Interval:

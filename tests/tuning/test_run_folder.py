@@ -31,6 +31,11 @@ def result(tiny_folder: Path, task_file: Path, tmp_path: Path) -> TuneResult:
 def test_it_is_read_as_it_was_written(result: TuneResult) -> None:
     run = read_run(result.run)
     assert (run.name, run.metric, run.metrics) == ("film", "accuracy", result.metrics)
+    assert run.intervals.keys() == run.metrics.keys()
+    for method, found in run.intervals.items():
+        assert found.low <= run.metrics[method] <= found.high
+        assert found.method == "Wilson"
+    assert result.to_json()["intervals"]["own_expert"][2] == "Wilson"
     assert run.expert.digest == result.digest
     assert run.own is not None
     assert run.experts == {"own expert": run.own}
