@@ -108,6 +108,7 @@ def _files_of(task: Task, path: Path) -> list[Path]:
 
 def _require_different(paths: list[Path], sets: list[list[Path]]) -> None:
     """Refuse one file as both sides: none of its rows would be left for training."""
+    # Resolved: a link and its file are one file under two names.
     shared = set.intersection(*({file.resolve() for file in files} for files in sets))
     if len(sets) > 1 and shared:
         raise TaskError(

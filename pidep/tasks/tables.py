@@ -206,6 +206,7 @@ def _holds_list(path: Path, form: TextFormat) -> bool:
 
 
 def _json_list(path: Path, form: TextFormat) -> Placed:
+    # As a whole: a list can be one long line, and its objects can go over several.
     try:
         rows = json.loads("".join(_lines(path, form)), object_pairs_hook=_object)
     except RecursionError:
