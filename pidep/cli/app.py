@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Any, NamedTuple
@@ -176,7 +178,8 @@ def main() -> None:
     try:
         _check_arguments()
         # standalone_mode=False: typer would print its errors in its own form and exit by itself.
-        code = app(standalone_mode=False, prog_name="pidep")
+        with _warnings_shown():
+            code = app(standalone_mode=False, prog_name="pidep")
         if code == _INTERRUPTED:
             raise KeyboardInterrupt  # typer has made an exit code of it
     except PidepError as error:
@@ -194,6 +197,22 @@ def main() -> None:
     except OSError as error:
         code = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     raise SystemExit(code or 0)
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        """A warning of the library as a line on stderr."""
+        typer.echo(f"warning: {record.getMessage()}", err=True)
+
+
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    logger, handler = logging.getLogger("pidep"), _Warnings(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _check_arguments() -> None:

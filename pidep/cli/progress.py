@@ -51,6 +51,8 @@ class Progress(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """A log record; its text without the values tells the piece of work."""
+        if record.levelno > logging.INFO:
+            return  # a warning is no progress; the program shows it as a line
         done, total = (int(getattr(record, name, 0)) for name in ("done", "total"))
         self._display.show(_State(str(record.msg), record.getMessage(), done, total))
 

@@ -24,7 +24,7 @@ from pidep.tasks.hub import with_labels
 from pidep.tasks.task import Task, load_task
 from pidep.training.scorer import Scorer, scorer_for_task
 from pidep.training.settings import TrainingSettings, few_shot_factor
-from pidep.tuning.job import require_every_label, split_rows
+from pidep.tuning.job import count_cut_texts, require_every_label, split_rows
 
 __all__ = ["REVISIONS", "Grid", "Key", "Part", "Target", "cells_of", "methods_of"]
 
@@ -358,6 +358,7 @@ def _target(task: Task, config: CompareSettings, backbone: Backbone) -> Target:
         # Drawn once to see that every class has enough rows, before hours of measuring.
         few_shot(train, shots=shots, seed=0)
     length = min(config.max_length or task.max_length, backbone.max_positions)
+    count_cut_texts(task, backbone, [train, test], length)
     return Target(task, TaskData(train, test), scorer_for_task(backbone, task, max_length=length))
 
 

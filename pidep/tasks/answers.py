@@ -34,7 +34,7 @@ def label_of(task: Task, row: dict[str, Any], place: Place) -> int | None:
     if task.candidates is not None:
         texts = [] if task.candidates_are == "image" else row[task.candidates]
         return _right_one(texts, value, len(row[task.candidates]), place)
-    mapped = known_name(value, task.label_map)
+    mapped = known_name(value, task.label_map) if task.label_map else None
     name = known_name(value, task.labels) if mapped is None else task.label_map[mapped]
     if mapped is not None and name is None:
         return None

@@ -123,9 +123,14 @@ def load_texts(task: Task) -> TaskData:
         else [found for found, row in zip(rows, train.rows, strict=True) if is_test(task, row)]
     )
     answers = [task.label] if task.target is None else task.target_columns
-    if all(is_missing(row.get(column)) for _, row in tested for column in answers):
+    # CSV writes a missing label as an empty field.
+    if all(_unanswered(row.get(column)) for _, row in tested for column in answers):
         return data
     return TaskData(data.train, parse_rows(task, tested, name))
+
+
+def _unanswered(value: Any) -> bool:
+    return is_missing(value) or (isinstance(value, str) and not value.strip())
 
 
 def parse_rows(

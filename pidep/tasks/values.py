@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from pidep.inputs.cells import filled, is_blank, is_missing, plain_text, whole_text
@@ -50,6 +50,8 @@ def name_of(value: Any) -> str:
     return str(value).strip() if isinstance(value, str) else spellings(value)[0]
 
 
-def known_name(value: Any, names: Iterable[str]) -> str | None:
+def known_name(value: Any, names: Collection[str]) -> str | None:
     """The name among `names` that a value of the data means; None where it means none."""
+    if isinstance(value, str) and value in names:
+        return value
     return next((one for one in spellings(value) if one in names), None)

@@ -34,7 +34,15 @@ from pidep.training.scorer import Scorer, scorer_for_task
 from pidep.training.settings import TrainingSettings, few_shot_factor
 from pidep.tuning.settings import TuneSettings
 
-__all__ = ["Job", "prepare", "require_every_label", "split_rows", "task_rows", "with_targets"]
+__all__ = [
+    "Job",
+    "count_cut_texts",
+    "prepare",
+    "require_every_label",
+    "split_rows",
+    "task_rows",
+    "with_targets",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -209,14 +217,14 @@ def prepare(
         ),
         sites=find_sites(backbone.model, config.sites, kind=config.kind),
         out=out,
-        cut_texts=_lengths(task, backbone, [train, validation, data.test], max_length),
+        cut_texts=count_cut_texts(task, backbone, [train, validation, data.test], max_length),
     )
 
 
-def _lengths(
+def count_cut_texts(
     task: Task, backbone: Backbone, splits: Sequence[Split | None], max_length: int
 ) -> TextLengths | None:
-    """How many texts are cut; says so in the log before minutes of training."""
+    """How many texts are cut; a warning says so before minutes of training."""
     rows = [row for split in splits if split is not None for row in split.rows]
     found = measure_lengths(
         rows,

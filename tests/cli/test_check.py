@@ -51,3 +51,31 @@ def test_good_data_exits_with_0_and_a_wrong_request_with_2(
     assert done.out.splitlines()[-1].endswith("0 errors, 0 warnings")
     assert_refused(inside("check", tmp_path / "none.yaml"), "none.yaml': no such file")
     assert_refused(inside("check", task, "--backbone", tmp_path / "none"), "backbone")
+
+
+def test_tune_and_compare_warn_of_cut_texts_on_stderr(
+    tmp_path: Path, tiny_folder: Path, inside: Callable[..., Done]
+) -> None:
+    task = write(tmp_path, wrong=0)
+    other = tmp_path / "other.yaml"
+    other.write_text(Path(task).read_text().replace("name: t", "name: other"))
+    quick = ("--backbone", tiny_folder, "--steps", 1, "--max-length", 4, "--test-limit", 4)
+    done = inside("tune", task, *quick, "--out", tmp_path / "run", "--json")
+    said = "warning: task 't': "
+    assert done.err.startswith(said)
+    assert "texts (100 %) are cut at 4 tokens; max_length 5 cuts none" in done.err
+    assert json.loads(done.out)["cut_texts"]["fitting"] == 5
+    grid = (
+        "--shots",
+        2,
+        "--seeds",
+        0,
+        "--methods",
+        "own",
+        "--out",
+        tmp_path / "grid",
+        "--epochs",
+        0,
+    )
+    done = inside("compare", task, other, *quick, *grid)
+    assert [line for line in done.err.splitlines() if line.startswith(said)]

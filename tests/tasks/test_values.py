@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from pidep.errors import TaskError
-from pidep.tasks.data import TaskData, load_data, load_texts
+from pidep.tasks.data import UNLABELLED, TaskData, load_data, load_texts
 from pidep.tasks.task import Task, load_task
+from tests.conftest import png
 
 
 def task_file(folder: Path, labels: str, rows: list[dict[str, Any]], more: str = "") -> Path:
@@ -196,3 +197,40 @@ def test_rows_on_both_sides_are_counted_in_a_warning(caplog: pytest.LogCaptureFi
     rows = [{"text": f"row {number}", "label": "xy"[number % 2]} for number in range(10)]
     load_data(Task.from_rows(rows, test=rows[:3]))
     assert "3 of 10 training rows are also test rows" in caplog.text
+
+
+def test_test_rows_without_labels_may_have_empty_fields_in_a_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"row {n},\n" for n in range(30)))
+    fields = {"name": "t", "labels": ["x", "y"], "data": {"path": tmp_path / "a.csv"}}
+    data = load_texts(Task.model_validate(fields))
+    assert set(data.test.labels) == {UNLABELLED}
+    with (tmp_path / "a.csv").open("a") as stream:
+        stream.writelines(f"labelled {number},x\n" for number in range(30))
+    with pytest.raises(TaskError, match="column 'label' is empty"):
+        load_texts(Task.model_validate(fields))
+
+
+def test_a_folder_of_parquet_and_a_glob_give_the_rows_of_one_file(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = [{"text": f"row {number}", "label": "xy"[number % 2]} for number in range(40)]
+    (tmp_path / "parts").mkdir()
+    for part in range(4):
+        name = f"train-0000{part}-of-00004.parquet"
+        pandas.DataFrame(rows[10 * part : 10 * part + 10]).to_parquet(tmp_path / "parts" / name)
+    expected = load_data(Task.from_rows(rows, labels=["x", "y"]))
+    for path in ("parts", "parts/train-*.parquet", "par*/*"):
+        (tmp_path / "task.yaml").write_text(f"name: t\nlabels: [x, y]\ndata: {{path: {path}}}\n")
+        assert load_data(load_task(tmp_path / "task.yaml")) == expected
+    (tmp_path / "parts" / "train-00003-of-00004.parquet").write_bytes(b"")
+    with pytest.raises(TaskError, match=r"train-00003-of-00004\.parquet: not readable"):
+        load_data(load_task(tmp_path / "task.yaml"))
+
+
+def test_a_folder_of_parquet_with_images(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = [{"image": png(number), "label": "xy"[number % 2]} for number in range(12)]
+    for part in range(2):
+        pandas.DataFrame(rows[part::2]).to_parquet(tmp_path / f"{part}.parquet")
+    fields = {"name": "t", "input": "", "image": "image", "labels": ["x", "y"]}
+    data = load_data(Task.model_validate({**fields, "data": {"path": tmp_path}, "split_seed": 3}))
+    assert len(data.train.rows) + len(data.test.rows) == 12
