@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from pidep.adapters.site import Undo
 from pidep.errors import ExpertError
 
-__all__ = ["check_room", "shift"]
+__all__ = ["check_room", "default_positions", "shift", "shift_rows", "text_reader"]
 
 _TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
 
@@ -47,6 +48,73 @@ def shift(model: nn.Module, by: int) -> Undo:
     return back
 
 
+def shift_rows(model: nn.Module, by: Callable[[], Tensor | None]) -> Undo:
+    """Move every token by its own row's number of positions.
+
+    Args:
+        by: gives the numbers `[B, 1]` int64 of the running pass; None moves nothing.
+
+    Raises:
+        ExpertError: the model does not take `position_ids`.
+    """
+    reader = text_reader(model)
+    names = list(inspect.signature(reader.forward).parameters)
+
+    def hook(
+        _: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]]:
+        options = {**dict(zip(names, arguments, strict=False)), **given}
+        numbers = by()
+        if numbers is not None:
+            positions = options.get("position_ids")
+            if positions is None:
+                tokens = options.get("input_ids")
+                tokens = options["inputs_embeds"] if tokens is None else tokens
+                positions = default_positions(reader, tokens.shape[1], tokens.device)
+            options["position_ids"] = positions + numbers
+        return (), options
+
+    handle = reader.register_forward_pre_hook(hook, with_kwargs=True)
+    return lambda: handle.remove()
+
+
+def default_positions(reader: nn.Module, count: int, device: torch.device) -> Tensor:  # [1, T]
+    """The position ids of `count` tokens, as the model makes them where none are given."""
+    first = max((_first(table) for table in _tables(reader)), default=0)
+    return (torch.arange(count, device=device) + first).unsqueeze(0)
+
+
+def text_reader(model: nn.Module, embeddings: str | None = None) -> nn.Module:
+    """The innermost model around the word embeddings that takes explicit positions.
+
+    Args:
+        embeddings: name of the word embeddings; the model's own when absent.
+
+    Raises:
+        ExpertError: there is none.
+    """
+    if embeddings is None:
+        try:
+            words = model.get_input_embeddings()  # type: ignore[operator]
+        except (AttributeError, NotImplementedError):
+            words = None
+        embeddings = next((name for name, part in model.named_modules() if part is words), "")
+    parts = embeddings.split(".")
+    for end in range(len(parts) - 1, -1, -1):
+        module = model.get_submodule(".".join(parts[:end]))
+        takes = set(inspect.signature(module.forward).parameters)
+        if (
+            {"inputs_embeds", "attention_mask", "position_ids"} <= takes
+            and hasattr(module, "get_input_embeddings")
+            and not any(_has_offset(table) for table in _tables(module))
+        ):
+            return module
+    raise ExpertError(
+        f"bank: {type(model).__name__} takes no position ids, so rows with virtual tokens and rows "
+        "without cannot share a batch; export the expert with `form=merged`"
+    )
+
+
 def check_room(model: nn.Module, *, length: int, added: int) -> None:
     """Refuse texts that do not fit behind `added` virtual tokens.
 
@@ -71,8 +139,12 @@ def _room(table: Any) -> int:
     """Number of tokens that the table has positions for."""
     if _has_offset(table):
         return int(table.num_embeddings - table.offset)
-    # RoBERTa's positions begin behind its padding index.
-    return int(table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
+    return int(table.num_embeddings) - _first(table)
+
+
+def _first(table: Any) -> int:
+    """Position of the first token. RoBERTa's positions begin behind its padding index."""
+    return 0 if table.padding_idx is None else int(table.padding_idx) + 1
 
 
 def _check(room: int, length: int, added: int) -> None:

@@ -19,6 +19,7 @@ from pidep.experts.kind import Array, ExpertKind, Tensors
 __all__ = [
     "AdapterKind",
     "Array",
+    "BankRows",
     "BankSite",
     "ExpertSite",
     "LayerSite",
@@ -29,6 +30,7 @@ __all__ = [
     "drawn_first",
     "everywhere",
     "nowhere",
+    "row_factors",
     "to_array",
 ]
 
@@ -166,12 +168,15 @@ class WrappedSite(ExpertSite):
         return detach
 
 
-_BANK_ROWS: list[Mapping[str, Mapping[str, Tensor]]] = []
+BankRows = Mapping[tuple[str, str], Mapping[str, Tensor]]
+"""Kind and site to factor to `[B, size, width]`: each row's own expert, zeros where it has none."""
+
+_BANK_ROWS: list[BankRows] = []
 
 
 @contextmanager
-def bank_rows(rows: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
-    """Give the bank sites their tensors `[B, …]` of each row's own expert, for one forward pass.
+def bank_rows(rows: BankRows) -> Iterator[None]:
+    """Give the bank sites their factors of each row's own expert, for one forward pass.
 
     The rows are on a module-level stack because `torch.export` copies modules and loses what was
     set on them afterwards.
@@ -183,16 +188,32 @@ def bank_rows(rows: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
         _BANK_ROWS.pop()
 
 
+def row_factors(kind: str, site: str) -> Mapping[str, Tensor]:
+    """The factors `[B, size, width]` of a kind at a site in the running pass."""
+    return _BANK_ROWS[-1][kind, site]
+
+
 class BankSite(WrappedSite):
     """A module of the backbone in a bank graph; a kind adds each row's own expert to its output."""
+
+    kind: str
 
     def __init__(self, name: str) -> None:
         super().__init__(1)
         self.name = name
 
-    def row_tensors(self) -> Mapping[str, Tensor]:
-        """The tensors of this site in the running pass."""
-        return _BANK_ROWS[-1][self.name]
+    def forward(self, x: Tensor, *more: Any, **options: Any) -> Tensor:
+        """The module, then `act`."""
+        assert self.base is not None
+        return self.act(x, self.base(x, *more, **options), row_factors(self.kind, self.name))
+
+    @abstractmethod
+    def act(self, x: Tensor, y: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """Input `[B, T, in]` and output `[B, T, out]` of the module to the new output.
+
+        Args:
+            own: each row's factors `[B, size, width]`, as the kind's `bank_factors` names them.
+        """
 
 
 class LayerSite(WrappedSite):
@@ -328,8 +349,14 @@ class AdapterKind:
         Callable[[nn.Module, Mapping[str, Tensors], float], AbstractContextManager[None]] | None
     ) = None
     """Adds an expert of a scaling to the backbone's weights; they come back bit for bit."""
-    bank_site: Callable[[str], WrappedSite] | None = None
-    """The module that stands at a site of a bank graph and reads its tensors from `bank_rows`."""
+    bank_site: Callable[[str], ExpertSite] | None = None
+    """What acts at a site of a bank graph. It reads its factors from `bank_rows`."""
+    bank_around: Callable[[nn.Module, Mapping[str, ExpertSite]], Undo] | None = None
+    """As `around`, while bank sites are attached."""
+    bank_shapes: (
+        Callable[[nn.Module, Sequence[str], int], dict[str, dict[str, tuple[int, ...]]]] | None
+    ) = None
+    """As `shapes`, for all sites of a bank; `shapes` itself when absent."""
 
     @property
     def name(self) -> str:

@@ -16,22 +16,26 @@ __all__ = ["BankRecord", "GroupRecord"]
 
 
 class GroupRecord(Record):
-    """One graph input that holds one tensor of many sites, `[E, S, R, width]` for LoRA."""
+    """One graph input that holds one factor of many sites, `[E, S, size, width]`."""
 
     input: str
     """Name of the graph's input."""
     factor: str
-    """Which tensor of the kind."""
+    """Which factor of the kind."""
     width: int = Field(ge=1)
     sites: tuple[str, ...]
+    size: int = Field(default=0, ge=0)
+    """Rows that an expert has room for at a site; 0 stands for the bank's `max_rank`."""
     kind: str = "lora"
     """Kind of the experts that it holds."""
 
     @model_serializer(mode="wrap")
     def _without_lora(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `kind` out for LoRA: older servers refuse the key."""
+        """Leave `kind` and `size` out for LoRA: older servers refuse the keys."""
         values: dict[str, Any] = handler(self)
-        return {k: v for k, v in values.items() if (k, v) != ("kind", "lora")}
+        if self.kind == "lora":
+            del values["kind"], values["size"]
+        return values
 
 
 class BankRecord(EntryRecord):
@@ -53,6 +57,7 @@ class BankRecord(EntryRecord):
     max_positions: int = 512
     """Tokens a candidate's text is cut to, as in training: the most that the backbone can read."""
     max_rank: int = Field(ge=1)
+    """Rank of the LoRAs that it has room for; 1 where it holds none."""
     expert_store: str
     """Path of the store, relative to the version folder, so that a repository can be moved."""
     groups: tuple[GroupRecord, ...]

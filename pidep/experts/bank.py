@@ -17,16 +17,20 @@ __all__ = ["BankGroup", "check_fits", "fill_row", "pack", "require_bank_kind"]
 
 
 def fill_row(row: Array, group: BankGroup, expert: Expert) -> None:
-    """Write an expert into one zeroed row of a group's input, `[S, R, width]`."""
-    expert_kind(group.kind).fill_bank_row(row, group, expert.sites, scaling=expert.scaling)
+    """Write an expert into one zeroed row of a group's input, `[S, size, width]`.
+
+    An expert of another kind leaves the row as it is.
+    """
+    if group.kind == expert.kind:
+        expert_kind(group.kind).fill_bank_row(row, group, expert.sites, scaling=expert.scaling)
 
 
-def pack(group: BankGroup, experts: Sequence[Expert | None], *, max_rank: int) -> Array:
-    """A group's input for a list of experts, `[E, S, R, width]` fp32.
+def pack(group: BankGroup, experts: Sequence[Expert | None]) -> Array:
+    """A group's input for a list of experts, `[E, S, size, width]` fp32.
 
     None (the bare backbone) and sites that an expert does not have are zeros.
     """
-    shape = expert_kind(group.kind).bank_shape(group, count=len(experts), max_rank=max_rank)
+    shape = (len(experts), len(group.sites), group.size, group.width)
     # Zeros, not empty: a smaller rank leaves the rest of its row untouched, and zeros change
     # nothing.
     packed = np.zeros(shape, dtype=np.float32)
@@ -51,16 +55,14 @@ def require_bank_kind(expert: Expert) -> None:
         )
 
 
-def check_fits(
-    expert: Expert, groups: Sequence[BankGroup], *, max_rank: int, backbones: Collection[str]
-) -> None:
+def check_fits(expert: Expert, groups: Sequence[BankGroup], *, backbones: Collection[str]) -> None:
     """Refuse an expert that cannot answer, or that a bank cannot hold.
 
     Args:
         backbones: digests of the backbones whose experts run on the bank's.
 
     Raises:
-        ExpertError: as `require_valid`, or another backbone, another kind, an unknown site, a rank
+        ExpertError: as `require_valid`, or another backbone, another kind, an unknown site, a size
             over the bank's, or a wrong width.
     """
     require_valid(expert)
@@ -75,4 +77,4 @@ def check_fits(
     require_bank_kind(expert)
     kind = expert_kind(expert.kind)
     where = f"expert {expert.name!r}"
-    kind.check_bank(expert.sites, groups, max_rank=max_rank, where=where)
+    kind.check_bank(expert.sites, groups, where=where)

@@ -48,16 +48,18 @@ class PeftAdapter:
 
 @dataclass(frozen=True)
 class BankGroup:
-    """Sites whose tensors of one name have one width, stacked into one graph input `[E, S, R,
+    """Sites whose factors of one name have one width, stacked into one graph input `[E, S, size,
     width]`.
     """
 
     input: str
     """Name of the graph's input."""
     factor: str
-    """Which tensor of the kind; LoRA: `A`, or `B` (transposed, the scaling folded in)."""
+    """Which factor of the kind, see `ExpertKind.bank_factors`."""
     width: int
     sites: tuple[str, ...]
+    size: int
+    """Rows that an expert has room for at a site: rank, bottleneck width, virtual tokens, or 1."""
     kind: str = "lora"
 
 
@@ -97,6 +99,8 @@ class ExpertKind(ABC):
     """Whether an expert of this kind is always written as a PEFT adapter."""
     in_bank: bool = False
     """Whether a bank can hold the kind."""
+    size_word: str = "size"
+    """What `size_of` counts, in messages: `rank`, `bottleneck width`, `virtual tokens`."""
 
     @abstractmethod
     def size_of(self, tensors: Tensors) -> int:
@@ -160,31 +164,85 @@ class ExpertKind(ABC):
         """
         raise ExpertError(f"is of kind {self.name!r}; only a LoRA has a rank to reduce, by SVD")
 
+    def bank_factors(self, tensors: Tensors, *, scaling: float) -> dict[str, Array]:
+        """A site's tensors as a bank holds them: factor to `[rows, width]` fp32.
+
+        Zeros in place of an expert must change nothing: they are what the bare backbone has, and
+        what fills up the rows of a small expert.
+        """
+        raise self._refusal("no bank holds it; export it with `form=merged`")
+
     def bank_groups(self, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> list[BankGroup]:
         """The graph inputs that hold experts of this kind in a bank.
 
-        Args:
-            shapes: site to the shapes of its tensors, in the backbone's order.
-        """
-        raise self._refusal("no bank holds it; export it with `form=merged`")
+        Many small gathers slow a small batch, so all sites of one width share one input.
 
-    def bank_shape(self, group: BankGroup, *, count: int, max_rank: int) -> tuple[int, ...]:
-        """Shape of a group's input for `count` experts; the first axis is the experts'."""
-        raise self._refusal("no bank holds it; export it with `form=merged`")
+        Args:
+            shapes: site to the shapes of its tensors, of the largest expert that the bank has room
+                for; in the backbone's order.
+        """
+        sites: dict[tuple[str, int], list[str]] = {}
+        sizes: dict[tuple[str, int], int] = {}
+        for site, tensors in shapes.items():
+            empty = {name: np.zeros(shape, np.float32) for name, shape in tensors.items()}
+            for factor, array in self.bank_factors(empty, scaling=1.0).items():
+                size, width = array.shape
+                sites.setdefault((factor, width), []).append(site)
+                sizes[factor, width] = max(size, sizes.get((factor, width), 0))
+        return [
+            BankGroup(
+                input=f"{self.name}_{factor.lower()}_{width}",
+                factor=factor,
+                width=width,
+                sites=tuple(sites[factor, width]),
+                size=sizes[factor, width],
+                kind=self.name,
+            )
+            # Sorted, so that the graph's inputs have the same order at every export.
+            for factor, width in sorted(sites)
+        ]
 
     def fill_bank_row(self, row: Array, group: BankGroup, sites: Sites, *, scaling: float) -> None:
-        """Write an expert into one zeroed row of a group's input."""
-        raise self._refusal("no bank holds it; export it with `form=merged`")
+        """Write an expert into one zeroed row `[S, size, width]` of a group's input."""
+        for column, site in enumerate(group.sites):
+            if site in sites:
+                factor = self.bank_factors(sites[site], scaling=scaling)[group.factor]
+                row[column, : len(factor)] = factor
 
-    def check_bank(
-        self, sites: Sites, groups: Sequence[BankGroup], *, max_rank: int, where: str
-    ) -> None:
+    def check_bank(self, sites: Sites, groups: Sequence[BankGroup], *, where: str) -> None:
         """Refuse an expert that the groups have no room for.
 
         Raises:
-            ExpertError: unknown site, rank over the bank's, or a wrong width; begins with `where`.
+            ExpertError: the bank does not hold the kind, lacks a site, or has too little room
+                there; begins with `where`.
         """
-        raise self._refusal("no bank holds it; export it with `form=merged`")
+        rooms = {
+            (group.factor, site): (group.size, group.width)
+            for group in groups
+            if group.kind == self.name
+            for site in group.sites
+        }
+        if not rooms:
+            held = " and ".join(sorted({group.kind for group in groups})) or "no experts"
+            raise ExpertError(
+                f"{where}: is of kind {self.name!r}, the bank holds {held}; "
+                "export the bank with it, or it alone with `form=merged`"
+            )
+        for site, tensors in sites.items():
+            for factor, array in self.bank_factors(tensors, scaling=1.0).items():
+                if (factor, site) not in rooms:
+                    raise ExpertError(
+                        f"{where}: site {site!r} is not in the bank; "
+                        "export the bank with an expert that uses it"
+                    )
+                size, width = rooms[factor, site]
+                if len(array) > size or array.shape[1] != width:
+                    raise ExpertError(
+                        f"{where}: {self.name}_{factor} at {site} has {self.size_word} "
+                        f"{len(array)} and width {array.shape[1]}, the bank needs "
+                        f"{self.size_word} <= {size} and width {width}; "
+                        "export the bank with this expert or retrain the expert"
+                    )
 
     def _refusal(self, why: str) -> ExpertError:
         return ExpertError(f"expert kind {self.name!r}: {why}")

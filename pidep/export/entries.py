@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from pidep.adapters.bank import bank_groups
 from pidep.artifacts.bank import BankRecord, GroupRecord
 from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import BANK, CONFIG, GRAPH, NO_BYTECODE, SHIM, TOKENIZER, VERSION
@@ -20,10 +21,11 @@ from pidep.backbones.load import load_backbone
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.bank import BankGroup, require_bank_kind
 from pidep.experts.folder import Expert, check_name
+from pidep.experts.kinds import kind_names
 from pidep.experts.validation import require_valid, require_within
 from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.gate import gate_bank, gate_merged
-from pidep.export.graph import bank_groups, export_bank_graph, export_merged_graph
+from pidep.export.graph import export_bank_graph, export_merged_graph
 from pidep.export.recipe import Recipe, shipped
 from pidep.export.source import Source
 from pidep.export.vision import export_vision
@@ -162,20 +164,19 @@ def staged_bank(
     """
     check_place(repo, "`repo`")
     backbone, every = _checked_bank(sources, published)
-    rank = _bank_rank(every, max_rank)
     # Room for the published experts too: the new bank serves them from its first batch on.
-    groups = bank_groups(backbone.model, _bank_sites(backbone, every))
+    groups = _groups_for(backbone, every, max_rank)
     with temporary_sibling(repo / BANK) as temporary:
         version = _new_version(temporary, backbone, shim=True)
         _LOG.info("export: compiles the graph")
-        export_bank_graph(backbone, groups, version / GRAPH, max_rank=rank, opset=recipe.opset)
+        export_bank_graph(backbone, groups, version / GRAPH, opset=recipe.opset)
         record = BankRecord(
             **_about(backbone, version, recipe),
             backbone=backbone.name,
             also_fitting=backbone.compatible_digests[1:],
             hidden_size=backbone.hidden_size,
             max_positions=backbone.max_positions,
-            max_rank=rank,
+            max_rank=max((group.size for group in groups if group.kind == "lora"), default=1),
             expert_store=expert_store,
             groups=_records_of(groups),
         ).sealed(version)
@@ -304,18 +305,37 @@ def _backbone_of(experts: Sequence[Expert]) -> Backbone:
     return backbone
 
 
-def _bank_rank(experts: Sequence[Expert], max_rank: int | None) -> int:
+def _groups_for(
+    backbone: Backbone, experts: Sequence[Expert], max_rank: int | None
+) -> list[BankGroup]:
+    """Graph inputs with room for the experts: for each kind, all of its sites and its largest size.
+
+    Raises:
+        UsageError: a LoRA of a larger rank than `max_rank`.
+    """
+    groups: list[BankGroup] = []
+    # The registry's order, not the experts': the graph must not depend on the order of the runs.
+    for kind in kind_names():
+        some = [expert for expert in experts if expert.kind == kind]
+        if some:
+            size = _largest(some, max_rank if kind == "lora" else None)
+            sites = _bank_sites(backbone, some)
+            groups += bank_groups(backbone.model, sites, kind=kind, size=size)
+    return groups
+
+
+def _largest(experts: Sequence[Expert], limit: int | None) -> int:
+    """The largest size of the experts, or the limit."""
     largest = max(expert.rank for expert in experts)
-    if max_rank is not None and max_rank < largest:
+    if limit is not None and limit < largest:
         raise UsageError(
-            f"`max_rank` {max_rank}: an expert has rank {largest}; "
+            f"`max_rank` {limit}: an expert has rank {largest}; "
             "raise it or fold that expert to a smaller rank"
         )
-    return max_rank or largest
+    return limit or largest
 
 
 def _bank_sites(backbone: Backbone, experts: Sequence[Expert]) -> list[str]:
     """The union of the experts' sites, in the backbone's order."""
     wanted = {site for expert in experts for site in expert.sites}
-    # The backbone's order, not the experts': the graph must not depend on the order of the runs.
     return [name for name, _ in backbone.model.named_modules() if name in wanted]

@@ -13,19 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pidep.adapters.bank import attached_bank, rows_of
 from pidep.adapters.fold import folded_or_attached
-from pidep.adapters.kinds import adapter_kind
-from pidep.adapters.mixture import attached
-from pidep.adapters.site import WrappedSite, bank_rows
+from pidep.adapters.site import bank_rows
 from pidep.artifacts import names
 from pidep.backbones.backbone import Backbone
 from pidep.errors import PidepError
 from pidep.experts.bank import BankGroup, pack
 from pidep.experts.folder import Expert
-from pidep.experts.kinds import expert_kind
 from pidep.inputs.row import Input, Row
 
-__all__ = ["bank_groups", "export_bank_graph", "export_merged_graph", "export_vision_graph"]
+__all__ = ["export_bank_graph", "export_merged_graph", "export_vision_graph"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def export_merged_graph(backbone: Backbone, expert: Expert, path: Path, *, opset
 
 
 def export_bank_graph(
-    backbone: Backbone, groups: Sequence[BankGroup], path: Path, *, max_rank: int, opset: int
+    backbone: Backbone, groups: Sequence[BankGroup], path: Path, *, opset: int
 ) -> None:
     """Write the graph that has experts as inputs.
 
@@ -67,7 +65,7 @@ def export_bank_graph(
     """
     inputs, axes = _example(backbone)
     # Experts are inputs of the graph: state that hangs on modules is lost in the exporter's copy.
-    factors = [torch.from_numpy(pack(group, [None] * 4, max_rank=max_rank)) for group in groups]
+    factors = [torch.from_numpy(pack(group, [None] * 4)) for group in groups]
     count = torch.export.Dim("experts")
     index = names.GRAPH_EXPERT_INDEX
     signature = _Signature(
@@ -82,8 +80,7 @@ def export_bank_graph(
         [*inputs, index, *(group.input for group in groups)],
         names.GRAPH_EMBEDDING,
     )
-    sites = {site: _bank_site(group, site) for group in groups for site in group.sites}
-    with attached(backbone.model, sites):
+    with attached_bank(backbone.model, groups):
         _to_onnx(_Bank(backbone, groups), signature, path, opset=opset, form="bank")
 
 
@@ -106,12 +103,6 @@ def export_vision_graph(backbone: Backbone, path: Path, *, opset: int) -> None:
         names.GRAPH_VISUAL,
     )
     _to_onnx(backbone.image_graph, signature, path, opset=opset, form="vision")
-
-
-def bank_groups(model: nn.Module, sites: Sequence[str], *, kind: str = "lora") -> list[BankGroup]:
-    """The graph inputs that hold experts of a kind at these sites, in a fixed order."""
-    shapes = {site: adapter_kind(kind).shapes(model, site, 1) for site in sites}
-    return expert_kind(kind).bank_groups(shapes)
 
 
 class _Merged(nn.Module):
@@ -141,20 +132,8 @@ class _Bank(nn.Module):
     def forward(
         self, inputs: dict[str, Tensor], expert_index: Tensor, factors: Sequence[Tensor]
     ) -> Tensor:
-        by_site: dict[str, dict[str, Tensor]] = {}
-        for group, tensor in zip(self.groups, factors, strict=True):
-            # One gather for all sites of a group: many small gathers slow a small batch.
-            rows = tensor.index_select(0, expert_index)  # [B, S, R, width]
-            for site, factor in zip(group.sites, rows.unbind(1), strict=True):
-                by_site.setdefault(site, {})[group.factor] = factor
-        with bank_rows(by_site):
+        with bank_rows(rows_of(self.groups, factors, expert_index)):
             return self.encode(**inputs)
-
-
-def _bank_site(group: BankGroup, site: str) -> WrappedSite:
-    make = adapter_kind(group.kind).bank_site
-    assert make is not None, group.kind
-    return make(site)
 
 
 def _example(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:

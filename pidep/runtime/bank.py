@@ -41,7 +41,7 @@ class Residents:
     rows: dict[str, int] = field(default_factory=dict)
     """Name to row of the factors; row 0 is the bare backbone."""
     factors: dict[str, Array] = field(default_factory=dict)
-    """Graph input to `[E, S, R, width]` fp32."""
+    """Graph input to `[E, S, size, width]` fp32."""
     values: dict[str, Any] = field(default_factory=dict)
     """`factors` as OrtValues, on the device where the graph runs."""
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Bank:
         for group in self._groups:
             # Zeros first: a site that an expert lacks must add nothing.
             nobody = [None] * (len(names) + 1)
-            packed = pack(group, nobody, max_rank=self.record.max_rank)
+            packed = pack(group, nobody)
             for name, row in rows.items():
                 # Copying a row is cheaper than packing it: no transpose, no scaling.
                 if previous.digests.get(name) == digests[name]:

@@ -12,7 +12,11 @@ __all__ = ["check_expert", "groups_of"]
 
 def groups_of(record: BankRecord) -> tuple[BankGroup, ...]:
     """The bank's graph inputs, as expert packing takes them."""
-    return tuple(BankGroup(**dict(group)) for group in record.groups)
+    # Banks before the one of all kinds held LoRAs only, and had one size for all groups.
+    return tuple(
+        BankGroup(**{**dict(group), "size": group.size or record.max_rank})
+        for group in record.groups
+    )
 
 
 def check_expert(record: BankRecord, expert: Expert) -> None:
@@ -20,8 +24,7 @@ def check_expert(record: BankRecord, expert: Expert) -> None:
 
     Raises:
         ExpertError: a value that no answer can use, another backbone, kind or width, an unknown
-            site, a rank over the bank's, or texts longer than the backbone reads.
+            site, a size over the bank's, or texts longer than the backbone reads.
     """
-    groups = groups_of(record)
-    check_fits(expert, groups, max_rank=record.max_rank, backbones=record.backbones)
+    check_fits(expert, groups_of(record), backbones=record.backbones)
     require_within(expert, width=record.hidden_size, max_positions=record.max_positions)

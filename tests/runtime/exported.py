@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from pidep.adapters.bank import bank_groups
 from pidep.adapters.mixture import find_sites
 from pidep.artifacts import BankRecord, GroupRecord
 from pidep.backbones.backbone import Backbone
 from pidep.export import load_recipe
-from pidep.export.graph import bank_groups, export_bank_graph
+from pidep.export.graph import export_bank_graph
 from pidep.export.vision import export_vision
 from pidep.files.digest import file_digest
 
@@ -20,8 +21,8 @@ def export_bank_folder(backbone: Backbone, root: Path) -> Path:
     """The version folder `<root>/pidep_bank/1`."""
     folder = root / "pidep_bank" / "1"
     folder.mkdir(parents=True)
-    groups = bank_groups(backbone.model, find_sites(backbone.model))
-    export_bank_graph(backbone, groups, folder / "model.onnx", max_rank=MAX_RANK, opset=20)
+    groups = bank_groups(backbone.model, find_sites(backbone.model), size=MAX_RANK)
+    export_bank_graph(backbone, groups, folder / "model.onnx", opset=20)
     (folder / "tokenizer.json").write_text(backbone.tokenizer_json)
     BankRecord(
         backbone_digest=backbone.digest,

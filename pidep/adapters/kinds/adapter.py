@@ -8,15 +8,16 @@ A decoder's cross-attention counts as attention.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from pidep.adapters.dense import dense_layers, widths
-from pidep.adapters.site import AdapterKind, Array, LayerSite, drawn_first, to_array
+from pidep.adapters.site import AdapterKind, Array, BankSite, LayerSite, drawn_first, to_array
 from pidep.experts.kinds.adapter import KIND as ADAPTER
 
-__all__ = ["KIND", "AdapterSite"]
+__all__ = ["KIND", "AdapterBankSite", "AdapterSite"]
 
 # The last dense layer of an attention or feed-forward block, by transformers' names. BERT, RoBERTa,
 # ELECTRA, DeBERTa, MPNet: (attention.)output.dense. DistilBERT: out_lin, lin2. ModernBERT: Wo. T5:
@@ -69,6 +70,18 @@ class AdapterSite(LayerSite):
             return {name: to_array(value) for name, value in self.side_by_side().items()}
 
 
+class AdapterBankSite(BankSite):
+    """A dense layer followed by the adapter of each row's own expert."""
+
+    kind = ADAPTER.name
+
+    def act(self, x: Tensor, y: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """y + up(relu(down(y)))."""
+        bias = own["hidden_bias"].transpose(-1, -2)  # [B, 1, W]
+        hidden = torch.relu(y @ own["down"].transpose(-1, -2) + bias)
+        return y + hidden @ own["up"] + own["bias"]
+
+
 def _candidates(model: nn.Module) -> list[str]:
     """Dense layers that write to the residual stream inside a stack of layers."""
     # Inside a stack only: SigLIP's pooling head has an `mlp.fc2` as well.
@@ -99,5 +112,6 @@ KIND = AdapterKind(
     start=drawn_first("down"),
     learning_rate=1e-3,
     mixes_outputs=True,
+    bank_site=AdapterBankSite,
     named_patterns={"houlsby": list, "pfeiffer": _feed_forward},
 )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from pidep.adapters.dense import is_dense
-from pidep.adapters.site import AdapterKind, LayerSite
+from pidep.adapters.site import AdapterKind, BankSite, LayerSite
 from pidep.experts.kinds.bitfit import KIND as BITFIT
 
-__all__ = ["KIND", "BitfitSite"]
+__all__ = ["KIND", "BitfitBankSite", "BitfitSite"]
 
 
 class BitfitSite(LayerSite):
@@ -20,6 +21,16 @@ class BitfitSite(LayerSite):
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         """y + δ on the last axis."""
         return y + self.tensors()["bias"].unsqueeze(-2)
+
+
+class BitfitBankSite(BankSite):
+    """A layer with a bias, plus the offset of each row's own expert."""
+
+    kind = BITFIT.name
+
+    def act(self, x: Tensor, y: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """y + δ on the last axis."""
+        return y + own["bias"]
 
 
 def _candidates(model: nn.Module) -> list[str]:
@@ -50,4 +61,5 @@ KIND = AdapterKind(
     shapes=_shapes,
     start=_start,
     learning_rate=2.5e-3,
+    bank_site=BitfitBankSite,
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -113,11 +112,11 @@ def _joined(parts: Sequence[Tensor], like: Tensor, axis: int) -> Tensor:
 class LoraBankSite(BankSite):
     """A dense layer plus the LoRA of each row's own expert."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, T, in]` to `[B, T, out]`."""
-        assert self.base is not None
-        rows = self.row_tensors()
-        return cast(Tensor, self.base(x) + lora_bank(x, rows["A"], rows["B"]))
+    kind = LORA.name
+
+    def act(self, x: Tensor, y: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """y + (x Aᵀ) B."""
+        return y + lora_bank(x, own["A"], own["B"])
 
 
 @contextmanager

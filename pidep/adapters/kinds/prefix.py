@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from pidep.adapters.attention import route
 from pidep.adapters.forward_facts import forward_facts
-from pidep.adapters.positions import shift
-from pidep.adapters.site import AdapterKind, Array, ExpertSite, Tensors, Undo, to_array
+from pidep.adapters.positions import shift, shift_rows
+from pidep.adapters.site import AdapterKind, Array, ExpertSite, Tensors, Undo, row_factors, to_array
 from pidep.errors import ExpertError
 from pidep.experts.kinds.prefix import KIND as PREFIX
 
-__all__ = ["IDLE_BIAS", "KIND", "PrefixSite", "attention_with_prefix"]
+__all__ = ["IDLE_BIAS", "KIND", "PrefixBankSite", "PrefixSite", "attention_with_prefix"]
 
 
 IDLE_BIAS = -1e4
@@ -102,6 +102,43 @@ class PrefixSite(ExpertSite):
             del attention.pidep_prefix
 
         return detach
+
+
+class PrefixBankSite(PrefixSite):
+    """The prefix of each row's own expert at one attention layer.
+
+    Virtual tokens that a row's expert does not have are hidden.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(1)
+        self.name = name
+
+    def acting(self) -> Mapping[str, Tensor]:
+        """`key` and `value` `[B, n·P, H]`, `bias` `[B, 1, n·P]`."""
+        own = row_factors(PREFIX.name, self.name)
+        # Not a multiple of `live`: where it is 1, the bias must stay what it is, bit for bit.
+        bias = own["bias"] + (1 - own["live"]) * IDLE_BIAS  # [B, P, 1]
+        return {"key": own["key"], "value": own["value"], "bias": bias.transpose(1, 2)}
+
+
+def _bank_around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
+    """Route the model through `attention_with_prefix`; each row's text moves by its own shift."""
+    undo = [route(model, "pidep_prefix", attention_with_prefix)]
+    first = next(iter(sites))
+
+    def by() -> Tensor | None:
+        shift = row_factors(PREFIX.name, first).get("shift")
+        return None if shift is None else shift.flatten(1).to(torch.int64)  # [B, 1]
+
+    if _in_peft(model, list(sites)):
+        undo.append(shift_rows(model, by))
+
+    def back() -> None:
+        for step in reversed(undo):
+            step()
+
+    return back
 
 
 def _around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
@@ -214,7 +251,8 @@ def _rows_like(rows: Tensor, batch: int) -> Tensor:
     Where B is R × windows (Swin), each sample goes to all of its windows.
     """
     rows = rows if rows.dim() == 4 else rows[None]
-    if len(rows) in (1, batch):
+    # A size, not len(): torch.export would fix len() as a constant.
+    if rows.shape[0] in (1, batch):
         return rows
     if batch % len(rows):
         raise ExpertError(
@@ -237,6 +275,14 @@ def _candidates(model: nn.Module) -> list[str]:
 def _shapes(model: nn.Module, site: str, tokens: int) -> dict[str, tuple[int, ...]]:
     key, value = forward_facts(model).keys_and_values[site]
     return {"key": (tokens, key), "value": (tokens, value)}
+
+
+def _bank_shapes(
+    model: nn.Module, sites: Sequence[str], tokens: int
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """As `_shapes`, with a `shift` where a prefix at all of the sites takes positions."""
+    shift: dict[str, tuple[int, ...]] = {"shift": (1, 1)} if _in_peft(model, sites) else {}
+    return {site: _shapes(model, site, tokens) | shift for site in sites}
 
 
 def _start(_: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -298,5 +344,8 @@ KIND = AdapterKind(
     same_shapes=_same_shapes,
     only_on_outputs=lambda tensors: "bias" in tensors,
     around=_around,
+    bank_site=PrefixBankSite,
+    bank_around=_bank_around,
+    bank_shapes=_bank_shapes,
     in_peft=_in_peft,
 )

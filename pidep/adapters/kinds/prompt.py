@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from pidep.adapters.forward_facts import forward_facts
-from pidep.adapters.positions import check_room
-from pidep.adapters.site import AdapterKind, ExpertSite, Undo
+from pidep.adapters.positions import check_room, default_positions, text_reader
+from pidep.adapters.site import AdapterKind, ExpertSite, Undo, row_factors
 from pidep.errors import ExpertError
 from pidep.experts.kinds.prompt import KIND as PROMPT
 
-__all__ = ["KIND", "PromptSite"]
+__all__ = ["KIND", "PromptBankSite", "PromptSite"]
 
 
 class PromptSite(ExpertSite):
@@ -73,6 +73,26 @@ class PromptSite(ExpertSite):
             own = own.repeat_interleave(batch // len(own), 0)
         return own.expand(batch, -1, -1)
 
+    def seen(self, mask: Tensor) -> Tensor:
+        """The part of the attention mask over the virtual tokens, `[B, P]`; they are visible."""
+        return mask.new_ones(mask.shape[0], self.length)
+
+    def moved(self, positions: Tensor | None, reader: nn.Module, count: int) -> Tensor | None:
+        """Position ids `[B, P + T]` of the prompt and the text behind it.
+
+        Args:
+            positions: the text's own; None leaves them to the model.
+            count: T.
+        """
+        if positions is None:
+            return None
+        first = torch.arange(self.length, device=positions.device)
+        return torch.cat([first.expand(positions.shape[0], -1), self.behind(positions)], 1)
+
+    def behind(self, positions: Tensor) -> Tensor:
+        """The text's position ids behind the prompt."""
+        return positions + self.length
+
     def _append(self, _: nn.Module, __: Any, output: Tensor) -> Tensor:
         """Patches `[B, N, D]` followed by the prompt."""
         return torch.cat([output, self.prompt(output.shape[0])], 1)
@@ -84,7 +104,7 @@ class PromptSite(ExpertSite):
         mask = options.get("encoder_attention_mask")
         return arguments, options if mask is None else {
             **options,
-            "encoder_attention_mask": _widened(mask, self.length),
+            "encoder_attention_mask": _widened(mask, self),
         }
 
     def _cut(self, body: nn.Module, *, at_end: bool, before: _Before | None = None) -> list[Any]:
@@ -118,6 +138,59 @@ class PromptSite(ExpertSite):
         return hooks
 
 
+class PromptBankSite(PromptSite):
+    """The prompt of each row's own expert; virtual tokens that it does not have are hidden.
+
+    A short prompt stands right before the text, with idle tokens before it. Positions count from
+    the prompt, so the text of a row without a prompt has the positions that it always had.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(1)
+        self.name = name
+
+    @property
+    def length(self) -> int:
+        """P of the longest prompt that the bank has room for."""
+        return int(self._own()["prompt"].shape[1])
+
+    def prompt(self, batch: int) -> Tensor:
+        """`[B, P, D]`, zeros for idle tokens."""
+        return self._own()["prompt"]
+
+    def seen(self, mask: Tensor) -> Tensor:
+        """1 for the virtual tokens that a row's expert has."""
+        return self._own()["live"].flatten(1).to(mask.dtype)
+
+    def moved(self, positions: Tensor | None, reader: nn.Module, count: int) -> Tensor:
+        """As `PromptSite.moved`, by each row's own number of virtual tokens."""
+        device = self._own()["live"].device
+        # Explicit, because the model would count idle tokens as well.
+        first = default_positions(reader, count, device)
+        text = first if positions is None else positions
+        idle = self.length - self._count()  # [B, 1]
+        virtual = (torch.arange(self.length, device=device) - idle).clamp(min=0) + first[:, :1]
+        rows = virtual.shape[0]
+        return torch.cat([virtual, self.behind(text).expand(rows, -1)], 1)
+
+    def behind(self, positions: Tensor) -> Tensor:
+        """The text's position ids behind each row's prompt."""
+        return positions + self._count()
+
+    def _count(self) -> Tensor:  # [B, 1] int64
+        return self._own()["live"].sum(1).to(torch.int64)
+
+    def _own(self) -> Mapping[str, Tensor]:
+        return row_factors(PROMPT.name, self.name)
+
+
+def _bank_around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
+    """Refuse a backbone whose positions cannot be given."""
+    for name in sites:
+        text_reader(model, name)
+    return lambda: None
+
+
 class _Before:
     """Puts a prompt before the input of a model that takes `inputs_embeds`."""
 
@@ -145,14 +218,10 @@ class _Before:
             options.get(name) for name in ("attention_mask", "position_ids", "token_type_ids")
         )
         if mask is not None:
-            options["attention_mask"] = _widened(mask, length)
+            options["attention_mask"] = _widened(mask, self.site)
         # Later steps of `generate` pass the position of the new token only. It moves as well.
-        if positions is not None:
-            positions = positions + length
-            if self.added:
-                first = torch.arange(length, device=positions.device).expand(positions.shape[0], -1)
-                positions = torch.cat([first, positions], 1)
-            options["position_ids"] = positions
+        if positions is not None and not self.added:
+            options["position_ids"] = self.site.behind(positions)
         if self.added:
             ids = options.pop("input_ids", None)
             inputs = options.get("inputs_embeds")
@@ -160,6 +229,9 @@ class _Before:
                 # Looked up here, because a model takes either ids or embeddings, not both.
                 inputs = reader.get_input_embeddings()(ids)  # type: ignore[operator]
             check_room(reader, length=inputs.shape[1], added=length)
+            moved = self.site.moved(positions, reader, inputs.shape[1])
+            if moved is not None:
+                options["position_ids"] = moved
             options["inputs_embeds"] = torch.cat(
                 [self.site.prompt(inputs.shape[0]).to(inputs.dtype), inputs], 1
             )
@@ -169,15 +241,15 @@ class _Before:
         return (), options
 
 
-def _widened(mask: Any, length: int) -> Tensor:
-    """The mask `[B, S]` as `[B, P + S]`; the prompt is visible."""
+def _widened(mask: Any, site: PromptSite) -> Tensor:
+    """The mask `[B, S]` as `[B, P + S]`."""
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         raise ExpertError(
             "prompt experts: expected an attention mask [batch, tokens], found one already made "
             "for attention; "
             "generate with a dynamic cache (not cache_implementation='static')"
         )
-    return torch.cat([mask.new_ones(mask.shape[0], length), mask], 1)
+    return torch.cat([site.seen(mask), mask], 1)
 
 
 def _reader(model: nn.Module, embeddings: str) -> nn.Module | None:
@@ -251,4 +323,6 @@ KIND = AdapterKind(
     start=_start,
     learning_rate=1.5e-2,
     in_peft=_in_peft,
+    bank_site=PromptBankSite,
+    bank_around=_bank_around,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pidep.experts.kind import ExpertKind, Tensors
+from pidep.experts.kind import Array, ExpertKind, Tensors
 
 __all__ = ["KIND"]
 
@@ -11,10 +11,15 @@ class _BitFit(ExpertKind):
     name = "bitfit"
     required = frozenset({"bias"})
     adapter = "pidep.adapters.kinds.bitfit:KIND"
+    in_bank = True
 
     def size_of(self, tensors: Tensors) -> int:
         """1: a change of a bias has no size to choose."""
         return 1
+
+    def bank_factors(self, tensors: Tensors, *, scaling: float) -> dict[str, Array]:
+        """`bias` [1, D]."""
+        return {"bias": tensors["bias"][None]}
 
 
 KIND = _BitFit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from pidep.errors import ExpertError
 from pidep.experts.finite import is_finite_number
-from pidep.experts.kind import Array, BankGroup, ExpertKind, PeftAdapter, Sites, Tensors, Truncated
+from pidep.experts.kind import Array, ExpertKind, PeftAdapter, Sites, Tensors, Truncated
 from pidep.experts.kinds.lora_truncation import truncate
 from pidep.experts.peft_format import finite
 from pidep.files.tensor_file import read_tensors
@@ -29,6 +29,7 @@ class _Lora(ExpertKind):
     peft_type = "LORA"
     only_in_peft = True
     in_bank = True
+    size_word = "rank"
 
     def size_of(self, tensors: Tensors) -> int:
         """r, the rank."""
@@ -102,50 +103,9 @@ class _Lora(ExpertKind):
         """The truncated SVD of every s·BA."""
         return truncate(sites, scaling=scaling, rank=rank, max_error=max_error)
 
-    def bank_groups(self, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> list[BankGroup]:
-        """One input for all factors of one width; many small gathers slow a small batch."""
-        of_width: dict[tuple[str, int], list[str]] = {}
-        for site, tensors in shapes.items():
-            of_width.setdefault(("A", tensors["lora_A"][1]), []).append(site)
-            of_width.setdefault(("B", tensors["lora_B"][0]), []).append(site)
-        return [
-            BankGroup(f"lora_{factor.lower()}_{width}", factor, width, tuple(sites))
-            # Sorted, so that the graph's inputs have the same order at every export.
-            for (factor, width), sites in sorted(of_width.items())
-        ]
-
-    def bank_shape(self, group: BankGroup, *, count: int, max_rank: int) -> tuple[int, ...]:
-        """`[E, S, R, width]`."""
-        return count, len(group.sites), max_rank, group.width
-
-    def fill_bank_row(self, row: Array, group: BankGroup, sites: Sites, *, scaling: float) -> None:
-        """A as it is, B transposed with the scaling folded in; a smaller rank leaves zeros."""
-        for column, site in enumerate(group.sites):
-            if site in sites:
-                lora = sites[site]
-                a = group.factor == "A"
-                factor = lora["lora_A"] if a else lora["lora_B"].T * np.float32(scaling)
-                row[column, : factor.shape[0]] = factor
-
-    def check_bank(
-        self, sites: Sites, groups: Sequence[BankGroup], *, max_rank: int, where: str
-    ) -> None:
-        """Every site must be in the bank, at most `max_rank` high and as wide as the backbone."""
-        widths = {(group.factor, site): group.width for group in groups for site in group.sites}
-        for site, lora in sites.items():
-            if ("A", site) not in widths:
-                raise ExpertError(
-                    f"{where}: site {site!r} is not in the bank; "
-                    "export the bank with an expert that uses it"
-                )
-            for factor, shape in (("A", lora["lora_A"].shape), ("B", lora["lora_B"].T.shape)):
-                width = widths[factor, site]
-                if shape[0] > max_rank or shape[1] != width:
-                    raise ExpertError(
-                        f"{where}: lora_{factor} at {site} has rank {shape[0]} and width "
-                        f"{shape[1]}, the bank needs rank <= {max_rank} and width {width}; "
-                        "export the bank with a larger `max_rank` or retrain the expert"
-                    )
+    def bank_factors(self, tensors: Tensors, *, scaling: float) -> dict[str, Array]:
+        """`A` [r, in] as it is; `B` [r, out], transposed, with the scaling folded in."""
+        return {"A": tensors["lora_A"], "B": tensors["lora_B"].T * np.float32(scaling)}
 
 
 def _read_factors(path: Path, rank: int) -> dict[str, dict[str, Array]]:

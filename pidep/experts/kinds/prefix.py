@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pidep.errors import ExpertError
-from pidep.experts.kind import Array, ExpertKind, PeftAdapter, Sites, Tensors
+from pidep.experts.kind import Array, BankGroup, ExpertKind, PeftAdapter, Sites, Tensors
 from pidep.experts.peft_format import in_layer_order, joined, read_virtual_tokens
 
 __all__ = ["KIND"]
@@ -24,10 +24,36 @@ class _Prefix(ExpertKind):
     adapter = "pidep.adapters.kinds.prefix:KIND"
     optional = frozenset({"bias"})
     peft_type = "PREFIX_TUNING"
+    in_bank = True
+    size_word = "virtual tokens"
 
     def size_of(self, tensors: Tensors) -> int:
         """The number of virtual tokens."""
         return len(tensors["key"])
+
+    def bank_factors(self, tensors: Tensors, *, scaling: float) -> dict[str, Array]:
+        """`key` and `value` [n·P, H], `bias` and `live` [n·P, 1]; sometimes `shift` [1, 1].
+
+        `live` is 1 for a virtual token that is one. A row of zeros is then hidden by the graph.
+        `shift` is the number of positions that the prefix takes before the text.
+        """
+        key = tensors["key"]
+        live = np.ones((len(key), 1), np.float32)
+        factors = {
+            "key": key,
+            "value": tensors["value"],
+            "live": live,
+            "bias": tensors["bias"].reshape(-1, 1) if "bias" in tensors else 0 * live,
+        }
+        return factors | ({"shift": tensors["shift"]} if "shift" in tensors else {})
+
+    def fill_bank_row(self, row: Array, group: BankGroup, sites: Sites, *, scaling: float) -> None:
+        """As for every kind; a prefix takes positions only where every attention layer has one."""
+        if group.factor != "shift":
+            super().fill_bank_row(row, group, sites, scaling=scaling)
+        elif set(sites) == set(group.sites):
+            first = next(iter(sites.values()))
+            row[:] = first["bias"].shape[1] if "bias" in first else len(first["key"])
 
     def written_for_peft(self, sites: Sites, *, peft_can: bool | None) -> bool:
         """Only where PEFT is known to run it: every layer of one stack, and no bias."""

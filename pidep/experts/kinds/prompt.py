@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pidep.experts.kind import Array, ExpertKind, PeftAdapter, Sites, Tensors
+import numpy as np
+
+from pidep.experts.kind import Array, BankGroup, ExpertKind, PeftAdapter, Sites, Tensors
 from pidep.experts.peft_format import joined, read_virtual_tokens
 
 __all__ = ["KIND"]
@@ -17,10 +19,27 @@ class _Prompt(ExpertKind):
     required = frozenset({"prompt"})
     adapter = "pidep.adapters.kinds.prompt:KIND"
     peft_type = "PROMPT_TUNING"
+    in_bank = True
+    size_word = "virtual tokens"
 
     def size_of(self, tensors: Tensors) -> int:
         """The number of virtual tokens."""
         return len(tensors["prompt"])
+
+    def bank_factors(self, tensors: Tensors, *, scaling: float) -> dict[str, Array]:
+        """`prompt` [P, D], and `live` [P, 1]: 1 for a virtual token that is one."""
+        prompt = tensors["prompt"]
+        return {"prompt": prompt, "live": np.ones((len(prompt), 1), np.float32)}
+
+    def fill_bank_row(self, row: Array, group: BankGroup, sites: Sites, *, scaling: float) -> None:
+        """The last rows, so that a short prompt stands right before the text.
+
+        Relative positions and local attention then see no gap.
+        """
+        for column, site in enumerate(group.sites):
+            if site in sites:
+                factor = self.bank_factors(sites[site], scaling=scaling)[group.factor]
+                row[column, len(row[column]) - len(factor) :] = factor
 
     def written_for_peft(self, sites: Sites, *, peft_can: bool | None) -> bool:
         """Unless PEFT is known not to run it; PEFT has one prompt, so one site."""
