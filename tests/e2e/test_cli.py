@@ -402,7 +402,7 @@ def test_a_new_name_is_served_at_once(served: Line) -> None:
     ("change", "message"),
     [
         ({"backbone_digest": "sha256:" + "0" * 64}, r"made for another backbone"),
-        ({"kind": "adapter"}, r"is of kind 'adapter', a bank holds lora"),
+        ({"kind": "adapter"}, r"is of kind 'adapter', the bank holds lora"),
         ({"rank": 65}, r"rank 65 and width 16, the bank needs rank <= \d+"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pidep.errors import ExpertError
-from pidep.experts.kind import ExpertKind
+from pidep.experts.kind import ExpertKind, Tensors
 from pidep.experts.kinds import expert_kind
 
 
@@ -25,5 +25,11 @@ def test_a_kind_without_a_peft_format_says_so() -> None:
 
 
 def test_a_kind_that_no_bank_holds_says_so() -> None:
-    with pytest.raises(ExpertError, match="expert kind 'bitfit': no bank holds it; export it with"):
-        expert_kind("bitfit").bank_groups({})
+    class Merged(ExpertKind):
+        name = "merged-only"
+
+        def size_of(self, tensors: Tensors) -> int:
+            return 1
+
+    with pytest.raises(ExpertError, match="expert kind 'merged-only': no bank holds it; export it"):
+        Merged().bank_groups({"layer": {"scale": (4,)}})
