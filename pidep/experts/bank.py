@@ -13,7 +13,14 @@ from pidep.experts.kind_names import kind_names
 from pidep.experts.kinds import expert_kind
 from pidep.experts.validation import require_valid
 
-__all__ = ["BankGroup", "check_fits", "fill_row", "pack", "require_bank_kind"]
+__all__ = [
+    "BankGroup",
+    "check_fits",
+    "fill_row",
+    "pack",
+    "positions_before",
+    "require_bank_kind",
+]
 
 
 def fill_row(row: Array, group: BankGroup, expert: Expert) -> None:
@@ -38,6 +45,11 @@ def pack(group: BankGroup, experts: Sequence[Expert | None]) -> Array:
         if expert is not None:
             fill_row(packed[row], group, expert)
     return packed
+
+
+def positions_before(expert: Expert, groups: Sequence[BankGroup]) -> int:
+    """Positions that an expert takes before the text: its virtual tokens, for some kinds."""
+    return expert_kind(expert.kind).positions_before(expert.sites, groups)
 
 
 def require_bank_kind(expert: Expert) -> None:

@@ -209,6 +209,10 @@ class ExpertKind(ABC):
                 factor = self.bank_factors(sites[site], scaling=scaling)[group.factor]
                 row[column, : len(factor)] = factor
 
+    def positions_before(self, sites: Sites, groups: Sequence[BankGroup]) -> int:
+        """Positions that an expert in these groups takes before the text."""
+        return 0
+
     def check_bank(self, sites: Sites, groups: Sequence[BankGroup], *, where: str) -> None:
         """Refuse an expert that the groups have no room for.
 

@@ -19,9 +19,10 @@ from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_backbone
 from pidep.errors import ExpertError, UsageError
-from pidep.experts.bank import BankGroup, require_bank_kind
+from pidep.experts.bank import BankGroup, positions_before, require_bank_kind
 from pidep.experts.folder import Expert, check_name
-from pidep.experts.kinds import kind_names
+from pidep.experts.kind_names import kind_names
+from pidep.experts.kinds import expert_kind
 from pidep.experts.validation import require_valid, require_within
 from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.gate import gate_bank, gate_merged
@@ -118,7 +119,7 @@ def staged_merged(
             expert=expert.name,
             digest=expert.digest,
             labels=expert.labels,
-            max_length=expert.max_length,
+            max_length=_text_room(backbone, expert),
             template=expert.template,
         ).sealed(version)
         record.write(version)
@@ -303,6 +304,15 @@ def _backbone_of(experts: Sequence[Expert]) -> Backbone:
     for expert in experts:
         _require_backbone(backbone, expert)
     return backbone
+
+
+def _text_room(backbone: Backbone, expert: Expert) -> int:
+    """Tokens a text is cut to: virtual tokens take positions of the backbone's table, too."""
+    if not expert_kind(expert.kind).in_bank:
+        return expert.max_length
+    sites = list(expert.sites)
+    groups = bank_groups(backbone.model, sites, kind=expert.kind, size=expert.rank)
+    return min(expert.max_length, backbone.max_positions - positions_before(expert, groups))
 
 
 def _groups_for(

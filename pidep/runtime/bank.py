@@ -13,7 +13,7 @@ import onnxruntime
 from pidep.artifacts.bank import BankRecord
 from pidep.artifacts.names import BACKBONE, GRAPH, GRAPH_EMBEDDING, GRAPH_EXPERT_INDEX, TOKENIZER
 from pidep.errors import ExpertError, PidepError
-from pidep.experts.bank import fill_row, pack
+from pidep.experts.bank import fill_row, pack, positions_before
 from pidep.experts.folder import Expert
 from pidep.inputs.row import Input, Row
 from pidep.runtime.answer import Answer, Array, finite, softmax
@@ -197,7 +197,10 @@ class Bank:
     def _max_length(self, residents: Residents, name: str) -> int:
         if name == BACKBONE:
             return self.record.max_positions
-        return residents.experts[name].max_length
+        expert = residents.experts[name]
+        # Virtual tokens take positions of the backbone's table, which has none beyond the last.
+        room = self.record.max_positions - positions_before(expert, self._groups)
+        return min(expert.max_length, room)
 
     def _answer(self, residents: Residents, name: str, embedding: Array) -> Answer | PidepError:
         none = np.zeros(0, np.float32)

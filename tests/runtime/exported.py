@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,11 +18,17 @@ from pidep.files.digest import file_digest
 MAX_RANK = 4
 
 
-def export_bank_folder(backbone: Backbone, root: Path) -> Path:
-    """The version folder `<root>/pidep_bank/1`."""
+def export_bank_folder(backbone: Backbone, root: Path, *, kinds: Sequence[str] = ("lora",)) -> Path:
+    """The version folder `<root>/pidep_bank/1`, with room at every site of the kinds."""
     folder = root / "pidep_bank" / "1"
     folder.mkdir(parents=True)
-    groups = bank_groups(backbone.model, find_sites(backbone.model), size=MAX_RANK)
+    groups = [
+        group
+        for kind in kinds
+        for group in bank_groups(
+            backbone.model, find_sites(backbone.model, kind=kind), kind=kind, size=MAX_RANK
+        )
+    ]
     export_bank_graph(backbone, groups, folder / "model.onnx", opset=20)
     (folder / "tokenizer.json").write_text(backbone.tokenizer_json)
     BankRecord(

@@ -5,7 +5,7 @@ An optional `bias` [n, P] makes it n prefixes side by side in the same P positio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,15 @@ class _Prefix(ExpertKind):
         """As for every kind; a prefix takes positions only where every attention layer has one."""
         if group.factor != "shift":
             super().fill_bank_row(row, group, sites, scaling=scaling)
-        elif set(sites) == set(group.sites):
-            first = next(iter(sites.values()))
-            row[:] = first["bias"].shape[1] if "bias" in first else len(first["key"])
+        else:
+            row[:] = self.positions_before(sites, [group])
+
+    def positions_before(self, sites: Sites, groups: Sequence[BankGroup]) -> int:
+        """P where every attention layer has a prefix, as in PEFT; else 0."""
+        if not any(set(sites) == set(group.sites) for group in groups if group.factor == "shift"):
+            return 0
+        first = next(iter(sites.values()))
+        return int(first["bias"].shape[1]) if "bias" in first else len(first["key"])
 
     def written_for_peft(self, sites: Sites, *, peft_can: bool | None) -> bool:
         """Only where PEFT is known to run it: every layer of one stack, and no bias."""

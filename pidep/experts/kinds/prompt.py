@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ class _Prompt(ExpertKind):
             if site in sites:
                 factor = self.bank_factors(sites[site], scaling=scaling)[group.factor]
                 row[column, len(row[column]) - len(factor) :] = factor
+
+    def positions_before(self, sites: Sites, groups: Sequence[BankGroup]) -> int:
+        """One for each virtual token."""
+        return max(len(tensors["prompt"]) for tensors in sites.values())
 
     def written_for_peft(self, sites: Sites, *, peft_can: bool | None) -> bool:
         """Unless PEFT is known not to run it; PEFT has one prompt, so one site."""
