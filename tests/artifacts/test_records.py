@@ -139,7 +139,7 @@ DAMAGE = [
     (
         "manifest.json",
         '{"schema": 1, "generation": ' + "9" * 5001 + ', "aliases": {}}',
-        r"damaged manifest \(Exceeds the limit",
+        r"damaged manifest \(9+… has more than 64 bits\)",
     ),
     ("manifest.json", '{"a":' * 100_000, r"damaged manifest \(nested too deeply\); restore it"),
     ("merged.json", "{}", r"merged\.json: malformed \(expert: Field required\); make it again"),
