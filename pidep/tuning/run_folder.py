@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pidep.tuning.job import Job
 
 __all__ = [
+    "KEPT",
     "METHODS",
     "Alpha",
     "Phase",
@@ -66,6 +67,13 @@ METHODS = {
     "zero_shot": "zero-shot mixture",
 }
 """Keys of `metrics.json` and their names for people, in the order of every table."""
+KEPT = {
+    "own_expert": "own expert",
+    "own_tuned": "own expert, high rate",
+    "pi": "π",
+    "zero_shot": "zero-shot mixture",
+}
+"""Methods whose experts a run keeps, and short names for them."""
 _FILES = ("result", "task", "metrics", "alpha", "similarity", "provenance")
 
 
@@ -188,7 +196,9 @@ class Run:
         # Without neighbours the result is the own expert, which has no second name.
         if self.own is not None and self.own.digest == self.expert.digest:
             return own
-        return {**own, ("zero-shot mixture" if self.zero_shot else "π"): self.expert}
+        mixed = "zero_shot" if self.zero_shot else "pi"
+        # Without neighbours, only another learning rate makes another expert.
+        return {**own, KEPT[mixed if self.neighbours else "own_tuned"]: self.expert}
 
     @property
     def decision(self) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ import pytest
 from pidep.inputs.row import Row
 from pidep.interpolation.guard import CHOICES, Comparison, Decision
 from pidep.lab.report import figures
-from pidep.lab.report.answers import classes_section, mistakes_section
+from pidep.lab.report.answers import classes_section, confusion_section, mistakes_section
 from pidep.lab.report.classes import class_scores, mistakes
 from pidep.lab.report.decision import decision_section
 from pidep.lab.report.evaluate import Evaluation, Predictions
@@ -144,6 +144,18 @@ def test_every_metric_has_its_interval_and_the_name_of_the_method() -> None:
     # An accuracy of an older run: the number of rows is enough.
     older = replace(made_run({"own_expert": 0.5}), intervals={})
     assert "0.412 to 0.588" in words(result_section(older))
+
+
+def test_an_own_expert_at_the_high_rate_is_not_called_pi() -> None:
+    """Without neighbours nothing is interpolated, and the result can still be another expert."""
+    name = "own expert, high rate"
+    found = evaluation(predictions("own expert", wrong_rows(40)), predictions(name, wrong_rows(4)))
+    scores = {one.model: one.score for one in found.predictions}
+    metrics = {"own_expert": scores["own expert"], "own_tuned": scores[name]}
+    run = made_run(metrics, neighbours={})
+    assert list(run.experts) == ["own expert", name]
+    assert "The own expert at the high rate is better than the own expert" in verdict(run, found)
+    assert words(confusion_section(run, found)).count("as the run says") == 2
 
 
 # The decision.

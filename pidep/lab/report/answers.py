@@ -9,7 +9,7 @@ import numpy as np
 from pidep.lab.report import figures
 from pidep.lab.report.classes import Share, class_scores, mistakes
 from pidep.lab.report.html import figure, interval_text, number_text, paragraph, table
-from pidep.tuning.run_folder import Run
+from pidep.tuning.run_folder import KEPT, Run
 
 if TYPE_CHECKING:
     from pidep.lab.report.evaluate import Evaluation, Predictions
@@ -21,7 +21,7 @@ def confusion_section(run: Run, evaluation: Evaluation | None) -> str:
     """The confusion matrix of each expert of the run."""
     if evaluation is None or not evaluation.predictions:
         return _not_predicted(run, evaluation)
-    kept = {"own expert": "own_expert", "π": "pi", "zero-shot mixture": "zero_shot"}
+    kept = {name: method for method, name in KEPT.items()}
     parts = []
     for number, one in enumerate(evaluation.predictions):
         again = run.metrics.get(kept[one.model])

@@ -81,7 +81,7 @@ def evaluate_run(
 ) -> Evaluation:
     """Predict the test rows with the run's experts; with `paths`, measure lines between experts.
 
-    The lines lead from the own expert to each helper and to π.
+    The lines lead from the own expert to each helper and to the run's result.
 
     Raises:
         TaskError: the task's rows are gone, or not those of the run.
@@ -201,7 +201,7 @@ def _paths(
 
 
 def _ends(run: Run, pool: Path | None) -> tuple[dict[str, Expert], tuple[str, ...]]:
-    """Ends of the lines: helpers and π, and the names of missing helpers."""
+    """Ends of the lines: helpers and the result, and the names of missing helpers."""
     ends: dict[str, Expert] = {}
     missing = []
     for name in run.neighbours:
@@ -213,6 +213,5 @@ def _ends(run: Run, pool: Path | None) -> tuple[dict[str, Expert], tuple[str, ..
             missing.append(name)
         else:
             ends[name] = expert
-    return ends | {name: expert for name, expert in run.experts.items() if name == "π"}, tuple(
-        missing
-    )
+    made = {name: expert for name, expert in run.experts.items() if expert is not run.own}
+    return ends | made, tuple(missing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pidep.tasks.metrics.intervals import Interval, difference
-from pidep.tuning.run_folder import METHODS, Run
+from pidep.tuning.run_folder import KEPT, METHODS, Run
 
 if TYPE_CHECKING:
     from pidep.lab.report.evaluate import Evaluation
@@ -14,8 +14,6 @@ __all__ = ["verdict"]
 
 _RESULTS = ("pi", "zero_shot", "own_tuned", "own_expert")
 """Methods that a run can end with; the first that was measured is its result."""
-_MODELS = {"own_expert": "own expert", "pi": "π", "zero_shot": "zero-shot mixture"}
-"""Methods whose predictions the report computes again, by their name there."""
 _SUBJECT = {"pi": "π", "own_tuned": "The own expert at the high rate"}
 
 
@@ -57,7 +55,7 @@ def _difference(
     if evaluation is None or evaluation.test is None:
         return None
     made = {found.model: found.labels.tolist() for found in evaluation.predictions}
-    one, other = (made.get(_MODELS.get(name, "")) for name in (result, against))
+    one, other = (made.get(KEPT.get(name, "")) for name in (result, against))
     if one is None or other is None:
         return None
     return difference(run.metric, evaluation.test.labels, one, other)
