@@ -41,11 +41,12 @@ def isolated(
 def as_row_error(error: BaseException) -> PidepError:
     """A row's error of one line. What nobody expected is logged with its traceback."""
     if isinstance(error, PidepError):
-        return error
+        # Tracebacks, also those of the causes, refer to the frame that keeps this error. Such a
+        # circle holds the request's megabytes until Python looks for circles, many requests later.
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
     _log.error("a row cannot be answered", exc_info=error)
     reason = " ".join(str(error).split())[:200]
-    found = AnswerError(
+    return AnswerError(
         f"the row cannot be answered ({type(error).__name__}: {reason}); see the server's log"
     )
-    found.__cause__ = error
-    return found

@@ -13,6 +13,7 @@ from pidep.artifacts.vision import VisionRecord
 from pidep.errors import ImageError, PidepError, ServingError
 from pidep.inputs.row import Input, as_row, image_key
 from pidep.runtime.answer import Array
+from pidep.runtime.isolate import as_row_error
 from pidep.runtime.session import open_session
 
 __all__ = ["VisionReader"]
@@ -58,7 +59,7 @@ class VisionReader:
                 try:
                     fresh[key] = self.record.preprocess.one(row.image, where=where)
                 except ImageError as error:
-                    wrong[at] = error
+                    wrong[at] = as_row_error(error)
         if fresh:
             pixels = np.stack(list(fresh.values()))
             (visual,) = self.session.run([GRAPH_VISUAL], {GRAPH_PIXELS: pixels})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import runpy
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -264,6 +266,29 @@ def test_a_merged_model_has_the_template_in_its_record(tmp_path: Path) -> None:
     np.testing.assert_array_equal(as_columns.arrays["SCORES"], as_text.arrays["SCORES"])
     assert wrong.error is not None
     assert "row 1: no column 'body'" in wrong.error.text
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"TEXT": [b"a" * 10**6], "EXPERT": [b"film"]},
+        {"TEXT": [b"a"], "EXPERT": [b"film"], "IMAGE": [b"no image"]},
+        {"TEXT": [b"\xff"], "EXPERT": [b"film"]},
+        {"TEXT": [b"a"], "EXPERT": [b"nope"]},
+    ],
+)
+def test_a_refused_request_is_freed_at_once(bank: Any, tensors: dict[str, list[bytes]]) -> None:
+    """Its tensors are shared memory of the server, which grows while they live."""
+    refused = Request(tensors)
+    alive = weakref.ref(refused)
+    gc.disable()
+    try:
+        responses = execute(bank, refused, asked([b"good"], [b"film"]))
+        assert responses[0].error is not None
+        del refused, responses
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_only_what_is_asked_for_is_returned(bank: Any) -> None:
