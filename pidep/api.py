@@ -386,10 +386,11 @@ def swap(name: str, expert: Exportable, **settings: Any) -> Swapped:
     Args:
         name: name under which the expert is served.
         expert: a run folder, an expert folder, an expert, or a result of `tune` or `interpolate`.
-        settings: `repo`, `url` and `timeout`, as for `pidep swap`.
+        settings: `repo`, `url`, `timeout` and `allow_new_labels`, as for `pidep swap`.
 
     Raises:
-        ExpertError: the bank cannot hold the expert; nothing was published.
+        ExpertError: the bank cannot hold the expert, or `name` would mean something else; nothing
+            was published.
         ServingError: the server cannot be reached, or did not answer with the digest in time.
     """
     from pidep.serving.swap import swap_expert
@@ -397,7 +398,14 @@ def swap(name: str, expert: Exportable, **settings: Any) -> Swapped:
 
     found = checked(SwapSettings, settings, where="swap")
     loaded = load_expert(_run_or_expert(expert, "swap"))
-    return swap_expert(name, loaded, found.repo, found.url, timeout_s=found.timeout)
+    return swap_expert(
+        name,
+        loaded,
+        found.repo,
+        found.url,
+        timeout_s=found.timeout,
+        allow_new_labels=found.allow_new_labels,
+    )
 
 
 def _check_task(task: Any, where: str) -> None:

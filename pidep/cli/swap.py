@@ -32,7 +32,14 @@ def swap(
     from pidep.serving.swap import swap_expert
 
     expert = read_expert(resolve_expert_folder(run))
-    result = swap_expert(name, expert, settings.repo, settings.url, timeout_s=settings.timeout)
+    result = swap_expert(
+        name,
+        expert,
+        settings.repo,
+        settings.url,
+        timeout_s=settings.timeout,
+        allow_new_labels=settings.allow_new_labels,
+    )
     if json:
         render.as_json(result.to_json())
         return

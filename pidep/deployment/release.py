@@ -23,10 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from pidep.artifacts.names import BANK, VERSION
+from pidep.artifacts.bank import BankRecord
+from pidep.artifacts.merged import MergedRecord
+from pidep.artifacts.names import BANK, MERGED_RECORD, VERSION
 from pidep.deployment.settings import ExportSettings
-from pidep.errors import UsageError
+from pidep.errors import ServingError, UsageError
 from pidep.experts.folder import Expert
+from pidep.experts.replacing import Meaning, check_same_meaning
 from pidep.export.entries import Exported, export_merged, staged_bank
 from pidep.export.recipe import Recipe, load_recipe
 from pidep.export.source import Source, read_source
@@ -60,7 +63,8 @@ def release_runs(
 
     Raises:
         UsageError: settings that do not fit together, or a run that is none.
-        ExpertError: an expert that this form cannot hold.
+        ExpertError: an expert that this form cannot hold, or that would change what a served name
+            means.
         ParityError: an expert is beyond the recipe's tolerance.
         ServingError: the store is damaged, or was changed meanwhile.
     """
@@ -77,10 +81,55 @@ def release_runs(
         for name, run in map(_with_name, runs)
     ]
     if form == "merged":
+        _check_merged_place(sources[0].expert, settings)
         return export_merged(sources[0], settings.repo, chosen, platform=settings.platform)
+    if not settings.overwrite:
+        _require_same_store(settings.repo, settings.store or _store_beside(settings.repo))
     return release_bank(
-        sources, settings.repo, chosen, store=settings.store, max_rank=settings.max_rank
+        sources,
+        settings.repo,
+        chosen,
+        store=settings.store,
+        max_rank=settings.max_rank,
+        allow_new_labels=settings.allow_new_labels,
     )
+
+
+def _check_merged_place(expert: Expert, settings: ExportSettings) -> None:
+    """Refuse to replace a model that is not pidep's, or one that answers otherwise."""
+    folder = settings.repo / expert.name
+    held = folder.is_dir() and any(folder.iterdir())
+    if held and not settings.overwrite and not (folder / VERSION / MERGED_RECORD).is_file():
+        raise UsageError(
+            f"{folder}: holds a model that pidep did not write, and {Meaning.of(expert)} would "
+            "replace it; export under another name, or give `overwrite`"
+        )
+    try:
+        old = MergedRecord.read(folder / VERSION)
+    except ServingError:
+        return  # absent, or damaged and to be replaced
+    if not settings.allow_new_labels:
+        before = Meaning(old.expert, old.digest, old.labels, old.template)
+        check_same_meaning(expert.name, before, Meaning.of(expert))
+
+
+def _require_same_store(repo: Path, store: Path) -> None:
+    """Refuse a bank of another store: all names that the old bank serves would be gone."""
+    version = repo / BANK / VERSION
+    try:
+        held = BankRecord.read(version).store(version)
+        served = sorted(ExpertStore(held).manifest().aliases)
+    except ServingError:
+        return  # no bank, or a damaged one
+    if served and held != store.resolve():
+        raise UsageError(
+            f"{repo / BANK}: serves {', '.join(served)} of the store {held}, and this export would "
+            f"serve the store {store.resolve()}; give `store={held}`, or `overwrite`"
+        )
+
+
+def _store_beside(repo: Path) -> Path:
+    return repo.resolve().parent / "expert_store"
 
 
 def _with_name(run: Named) -> tuple[str | None, Path | Expert]:
@@ -99,9 +148,10 @@ def release_bank(
     *,
     store: Path | None = None,
     max_rank: int | None = None,
+    allow_new_labels: bool = False,
 ) -> Exported:
     """Compile a bank and publish it with its experts; arguments and errors as `release_runs`."""
-    folder = store or repo.resolve().parent / "expert_store"
+    folder = store or _store_beside(repo)
     # Before the compilation, which takes minutes.
     check_place(folder, "`store`")
     held = ExpertStore(folder)
@@ -109,17 +159,23 @@ def release_bank(
     # Relative, so that repository and store can be copied or mounted together.
     relative = os.path.relpath(folder.resolve(), repo.resolve() / BANK / VERSION)
     experts = {source.expert.name: source.expert for source in sources}
+    published = held.published(before)
+    if not allow_new_labels:
+        # The store asks again when it publishes; here no minutes of compiling have passed yet.
+        for name in experts.keys() & published.keys():
+            check_same_meaning(name, Meaning.of(published[name]), Meaning.of(experts[name]))
     with staged_bank(
         sources,
         repo,
         recipe,
         max_rank=max_rank,
         expert_store=relative,
-        published=held.published(before),
+        published=published,
     ) as entry:
         # `since`: an expert that was published while the graph was compiled may not fit it.
         _LOG.info("export: %d experts passed the parity gate", len(experts))
-        with held.staged(experts, since=before) as name_versions, entry.in_place():
+        staged = held.staged(experts, since=before, allow_new_labels=allow_new_labels)
+        with staged as name_versions, entry.in_place():
             name_versions()
         _LOG.info("export: published %s with %s", repo / BANK, ", ".join(sorted(experts)))
         return entry.exported

@@ -40,6 +40,10 @@ class ExportSettings(Settings):
     """Model repository to publish into."""
     store: Annotated[Path | None, REPOSITORY] = None
     """Expert store of a bank. Without it, expert_store beside the repository."""
+    allow_new_labels: Annotated[bool, REPOSITORY] = False
+    """Permit an expert with other labels, or another template, than its name has now."""
+    overwrite: Annotated[bool, REPOSITORY] = False
+    """Replace a model of the repository that pidep did not write, or a bank of another store."""
 
 
 class ServeSettings(Settings):
@@ -92,6 +96,8 @@ class SwapSettings(Settings):
 
     repo: Annotated[Path, REPOSITORY] = Path("model_repo")
     """Model repository that the server serves."""
+    allow_new_labels: Annotated[bool, REPOSITORY] = False
+    """Permit an expert with other labels, or another template, than the name has now."""
     url: Annotated[str, ADDRESSES] = "127.0.0.1:8001"
     """gRPC address of the server, host:port."""
     timeout: Annotated[float, ADDRESSES] = Field(default=10.0, ge=0.1, le=86400)

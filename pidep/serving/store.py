@@ -19,6 +19,7 @@ from pidep.artifacts.manifest import Manifest
 from pidep.artifacts.names import EXPERT_RECORD, MANIFEST
 from pidep.errors import ExpertError, ServingError
 from pidep.experts.folder import Expert, check_name, read_expert, write_expert
+from pidep.experts.replacing import Meaning, check_same_meaning
 from pidep.experts.validation import require_valid
 from pidep.files.cache_folder import locked
 
@@ -109,16 +110,16 @@ class ExpertStore:
                 _log.warning("%s: is left out: %s", name, error)
         return found
 
-    def publish(self, expert: Expert, alias: str) -> str:
+    def publish(self, expert: Expert, alias: str, *, allow_new_labels: bool = False) -> str:
         """Serve the expert under a name; its digest.
 
         Publishing the same expert again changes nothing. A damaged version is written anew.
         """
-        return self.replace(alias, expert).new
+        return self.replace(alias, expert, allow_new_labels=allow_new_labels).new
 
-    def replace(self, alias: str, expert: Expert) -> Replaced:
+    def replace(self, alias: str, expert: Expert, *, allow_new_labels: bool = False) -> Replaced:
         """As `publish`; says what changed, so that it can be undone."""
-        with self.staged({alias: expert}) as commit:
+        with self.staged({alias: expert}, allow_new_labels=allow_new_labels) as commit:
             before, after = commit()
         old, new = before.aliases.get(alias), after.aliases[alias]
         return Replaced(alias, old, new, after.revision)
@@ -140,9 +141,23 @@ class ExpertStore:
             now.naming({done.alias: done.old}).write(self.folder)
         return True
 
+    def _require_same_meaning(self, manifest: Manifest, experts: Mapping[str, Expert]) -> None:
+        for name, expert in experts.items():
+            digest = manifest.aliases.get(name)
+            try:
+                old = None if digest is None else self.load(digest)
+            except ExpertError:
+                continue  # a damaged version must be replaceable
+            if old is not None:
+                check_same_meaning(name, Meaning.of(old), Meaning.of(expert))
+
     @contextmanager
     def staged(
-        self, experts: Mapping[str, Expert], *, since: Manifest | None = None
+        self,
+        experts: Mapping[str, Expert],
+        *,
+        since: Manifest | None = None,
+        allow_new_labels: bool = False,
     ) -> Iterator[Callable[[], tuple[Manifest, Manifest]]]:
         """Write the experts' versions; gives the function that lets the manifest name them.
 
@@ -153,9 +168,11 @@ class ExpertStore:
         Args:
             experts: served name to expert.
             since: refuse to work on a manifest that is newer than this one.
+            allow_new_labels: whether a name may get other labels or another template.
 
         Raises:
-            ExpertError: a name that cannot be a folder's, or an expert that cannot answer.
+            ExpertError: a name that cannot be a folder's, an expert that cannot answer, or one that
+                would change what a served name means.
             ServingError: the manifest is damaged or gone, or another process has changed it.
         """
         for expert in experts.values():
@@ -169,6 +186,8 @@ class ExpertStore:
                     f"{self.manifest_path}: changed meanwhile, expected revision {since.revision}, "
                     f"found {before.revision}; run the command again"
                 )
+            if not allow_new_labels:
+                self._require_same_meaning(before, experts)
             # Versions that existed before may be named by a running server, so only new ones are
             # removed.
             new = [digest for digest in digests.values() if not self.version(digest).exists()]

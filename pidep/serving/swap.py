@@ -39,19 +39,29 @@ class Swapped:
         return asdict(self)
 
 
-def publish_expert(name: str, expert: Expert, repo: Path) -> tuple[str | None, str]:
+def publish_expert(
+    name: str, expert: Expert, repo: Path, *, allow_new_labels: bool = False
+) -> tuple[str | None, str]:
     """Put an expert that fits into the store of a repository's bank; (old digest, new digest).
 
     Raises:
-        ExpertError: the bank cannot hold it; the store is unchanged.
+        ExpertError: the bank cannot hold it, or `name` would mean something else; the store is
+            unchanged.
         ServingError: the repository has no bank.
     """
-    done = _store_for(expert, repo).replace(name, expert)
+    store = _store_for(expert, repo)
+    done = store.replace(name, expert, allow_new_labels=allow_new_labels)
     return done.old, done.new
 
 
 def swap_expert(
-    name: str, expert: Expert, repo: Path, url: str, *, timeout_s: float = 10.0
+    name: str,
+    expert: Expert,
+    repo: Path,
+    url: str,
+    *,
+    timeout_s: float = 10.0,
+    allow_new_labels: bool = False,
 ) -> Swapped:
     """Publish, and wait for an answer that carries the new digest.
 
@@ -63,9 +73,11 @@ def swap_expert(
         name: served name.
         repo: the model repository that the server at `url` serves.
         url: gRPC host:port.
+        allow_new_labels: whether the name may get other labels or another template.
 
     Raises:
-        ExpertError: the bank cannot hold the expert; the store is unchanged.
+        ExpertError: the bank cannot hold the expert, or `name` would mean something else; the store
+            is unchanged.
         ServingError: the server cannot be reached, refuses the version, or did not answer with
             the new digest in time.
     """
@@ -74,7 +86,7 @@ def swap_expert(
     with Client(url, timeout_s=timeout_s) as client:
         # Asked first: a version that nobody serves should not wait in the store.
         _require_server(client, name)
-        done = store.replace(name, expert)
+        done = store.replace(name, expert, allow_new_labels=allow_new_labels)
         try:
             _wait_for(client, done, until=started + timeout_s)
         # Also on Ctrl-C: no answer has shown the new version yet.

@@ -8,6 +8,7 @@ import ctypes
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,56 @@ def test_an_expert_of_a_pool_is_exported_by_its_name(
         match=r"pool/flim: no such expert folder \(did you mean 'film'\?\); .*POOL/NAME",
     ):
         release_runs([work / "pool" / "flim"], settings)
+
+
+def relabelled(backbone: Any, folder: Path, task_file: Path) -> Path:
+    """A run of the same name with other labels."""
+    task = task_file.with_name("moods.yaml")
+    labels = "labels: {bad: negative, good: positive}\nlabel_map: {negative: bad, positive: good}"
+    text = task_file.read_text()
+    task.write_text(text.replace("labels: {negative: negative, positive: positive}", labels))
+    expert = make_expert(backbone, seed=5, sites=["*query"])
+    return write_run(folder, replace(expert, labels=("bad", "good")), task)
+
+
+def test_a_served_name_keeps_its_labels_unless_told(
+    work: Path, backbone: Any, task_file: Path
+) -> None:
+    run = write_run(work / "run", make_expert(backbone, sites=["*query"]), task_file)
+    other = relabelled(backbone, work / "other", task_file)
+    settings = ExportSettings(repo=work / "repo")
+    release_runs([run], settings)
+    message = r"'film': is .*labels negative, positive.*, and this is .*labels bad, good"
+    with untouched(work), pytest.raises(ExpertError, match=message):
+        release_runs([other], settings)
+    release_runs([other], settings.model_copy(update={"allow_new_labels": True}))
+    assert store_of(work).published()["film"].labels == ("bad", "good")
+
+
+def test_a_bank_keeps_its_store_unless_told(work: Path, backbone: Any, task_file: Path) -> None:
+    run = write_run(work / "run", make_expert(backbone, sites=["*query"]), task_file)
+    settings = ExportSettings(repo=work / "repo")
+    release_runs([run], settings)
+    elsewhere = settings.model_copy(update={"store": work / "elsewhere"})
+    with untouched(work), pytest.raises(UsageError, match=r"serves film of the store .*expert_s"):
+        release_runs([run], elsewhere)
+    release_runs([run], elsewhere.model_copy(update={"overwrite": True}))
+
+
+def test_a_merged_model_keeps_its_labels_and_replaces_nobody_elses(
+    work: Path, backbone: Any, task_file: Path
+) -> None:
+    run = write_run(work / "run", make_expert(backbone, sites=["*query"]), task_file)
+    other = relabelled(backbone, work / "other", task_file)
+    settings = ExportSettings(repo=work / "repo", form="merged")
+    foreign = work / "repo" / "film" / "1" / "model.pt"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("not pidep's")
+    with untouched(work), pytest.raises(UsageError, match="film: holds a model that pidep did not"):
+        release_runs([run], settings)
+    release_runs([run], settings.model_copy(update={"overwrite": True}))
+    with untouched(work), pytest.raises(ExpertError, match=r"'film': is .*labels bad, good"):
+        release_runs([other], settings)
 
 
 def test_a_folder_without_a_run_is_refused(work: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pidep.artifacts import Manifest
 from pidep.errors import ExpertError, ServingError
 from pidep.experts.folder import Expert, write_expert
+from pidep.inputs.template import Template
 from pidep.serving import ExpertStore
 from tests.cli.run import contents
 from tests.serving.experts import small_expert
@@ -237,3 +240,50 @@ def test_putting_back_is_a_compare_and_set(store: ExpertStore) -> None:
     assert store.manifest().aliases == {"book": other.digest}
     assert store.put_back(store.replace("book", other))
     assert store.manifest().aliases == {"book": other.digest}
+
+
+MAIL = Template("{subject}: {body}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"labels": ("bad", "good")},
+            r"'film': is expert 'film' \(sha256:.*, labels negative, positive\), and this is "
+            r"expert 'book' \(sha256:.*, labels bad, good\); .*`allow_new_labels`",
+        ),
+        ({"labels": ("positive", "negative")}, "labels negative, positive.*labels positive, neg"),
+        ({"labels": (), "label_embeddings": np.zeros((0, 4), np.float32)}, "without labels"),
+    ],
+)
+def test_a_name_gets_other_labels_only_when_told(
+    store: ExpertStore, changes: dict[str, Any], message: str
+) -> None:
+    store.publish(small_expert(), "film")
+    texts = tuple(f"a {label} film" for label in changes["labels"])
+    other = replace(small_expert(name="book", seed=1), label_texts=texts, **changes)
+    before = contents(store.folder)
+    with pytest.raises(ExpertError, match=message):
+        store.publish(other, "film")
+    assert contents(store.folder) == before
+    assert store.publish(other, "book") == other.digest
+    assert store.publish(other, "film", allow_new_labels=True) == other.digest
+
+
+def test_a_name_gets_another_template_only_when_told(store: ExpertStore) -> None:
+    store.publish(small_expert(), "film")
+    mail = replace(small_expert(seed=1), template=MAIL)
+    # The old expert has none: its clients send texts, which go on working.
+    store.publish(mail, "film")
+    for other in (Template("{text}"), None):
+        with pytest.raises(ExpertError, match=r"template '\{subject\}: \{body\}'.*`allow_new_"):
+            store.publish(replace(small_expert(seed=2), template=other), "film")
+    store.publish(replace(small_expert(seed=3), template=MAIL), "film")
+
+
+def test_a_damaged_version_is_replaced_whatever_its_labels_were(store: ExpertStore) -> None:
+    digest = store.publish(small_expert(), "film")
+    (store.version(digest) / "labels.safetensors").unlink()
+    other = replace(small_expert(seed=1), labels=("bad", "good"))
+    assert store.publish(other, "film") == other.digest
