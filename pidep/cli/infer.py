@@ -44,7 +44,10 @@ def _rows(expert: str | None) -> Iterator[Request]:
                 raise TypeError(f"expected an object of columns, found {type(columns).__name__}")
             yield Request(text, _text(row.get("expert") or expert or ""), path, columns)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            expected = '{"text": …, "image": PATH, "expert": …} (a text, "columns", an image)'
+            expected = (
+                '{"text": …, "image": PATH, "expert": …} (a text, an image or both), or '
+                '{"columns": {…}, "expert": …}'
+            )
             raise UsageError(
                 f"standard input, line {number}: expected {expected}, found {line.strip()[:80]!r}"
             ) from error
