@@ -32,6 +32,7 @@ __all__ = [
     "UnreachableError",
     "UsageError",
     "did_you_mean",
+    "fault_of_path",
     "fault_of_text",
 ]
 
@@ -94,3 +95,9 @@ def fault_of_text(text: str) -> str:
         half = ascii(text[error.start])
         return f"{ascii(text)[:100]} is not UTF-8 (it holds {half}); encode it as UTF-8"
     return ""
+
+
+def fault_of_path(path: object) -> str:
+    """What keeps a path out of the file system or of JSON; empty where nothing does."""
+    # A zero byte ends a path for the operating system.
+    return fault_of_text(str(path)) or ("has a zero byte; remove it" if "\0" in str(path) else "")

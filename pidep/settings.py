@@ -25,7 +25,7 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pidep.errors import UsageError, did_you_mean, fault_of_text
+from pidep.errors import UsageError, did_you_mean, fault_of_path
 
 __all__ = [
     "Setting",
@@ -290,9 +290,7 @@ def fault_of(value: Any, depth: int = 0) -> str:
     if depth > _DEEPEST:
         return "is nested too deeply"
     if isinstance(value, (str, Path)):
-        # A zero byte ends a path for the operating system.
-        zero = "has a zero byte; remove it" if "\0" in str(value) else ""
-        return fault_of_text(str(value)) or zero
+        return fault_of_path(value)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "has more than 64 bits; give a smaller number"
     if isinstance(value, Mapping):

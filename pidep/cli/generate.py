@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pidep.cli.options import OUTPUT, options
-from pidep.errors import UsageError, fault_of_text
+from pidep.errors import UsageError, fault_of_path, fault_of_text
 from pidep.tuning.settings import GenerateSettings
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _lines() -> Iterator[Row]:
             text, image = row.get("text", ""), row.get("image")
             if not isinstance(text, str) or not isinstance(image, str | None):
                 raise ValueError
-            if fault_of_text(f"{text}{image}") or "\0" in (image or ""):
+            if fault_of_text(text) or (image is not None and fault_of_path(image)):
                 raise ValueError
             if not row.keys() <= {"text", "image"}:
                 raise ValueError

@@ -16,7 +16,7 @@ from pidep.artifacts.names import BANK
 from pidep.cli import render
 from pidep.cli.options import OUTPUT, options
 from pidep.deployment.settings import InferSettings
-from pidep.errors import UsageError, fault_of_text
+from pidep.errors import UsageError, fault_of_path, fault_of_text
 
 if TYPE_CHECKING:
     from pidep.serving.client import Request, Result
@@ -64,10 +64,9 @@ def _text(value: object) -> str:
 
 def _path(value: object) -> Path:
     """`value` as a path."""
-    text = _text(value)
-    if "\0" in text:
-        raise ValueError("a path has no zero byte")
-    return Path(text)
+    if fault := fault_of_path(_text(value)):
+        raise ValueError(fault)
+    return Path(_text(value))
 
 
 def _asked(texts: list[str], images: list[Path]) -> list[tuple[str, Path | None]]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pidep.errors import UsageError
+from pidep.errors import UsageError, fault_of_path
 
 __all__ = [
     "atomic_folder",
@@ -33,8 +33,10 @@ def check_place(folder: Path, what: str) -> None:
     """Refuse a folder that could not be made, before any work is done for it.
 
     Raises:
-        UsageError: it is a file, or lies below one.
+        UsageError: it is a file, lies below one, or has a name that no file can have.
     """
+    if fault := fault_of_path(folder):
+        raise UsageError(f"{what} {str(folder)!a}: {fault}")
     for path in (folder, *folder.parents):
         if path.exists():
             if not path.is_dir():

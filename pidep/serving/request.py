@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.artifacts import names
-from pidep.errors import ServingError, UnreachableError, UsageError
+from pidep.errors import ServingError, UnreachableError, UsageError, fault_of_text
 
 __all__ = [
     "CHOICE",
@@ -105,14 +105,16 @@ def encode_rows(rows: Sequence[Request], *, with_expert: bool) -> dict[str, list
         with_expert: whether the model has the input EXPERT, which only a bank has.
 
     Raises:
-        UsageError: an image's file cannot be read, or columns are no JSON.
+        UsageError: a text is no text, an image's file cannot be read, or columns are no JSON.
 
     >>> encode_rows([Request("a film", "movie")], with_expert=True)
     {'TEXT': [b'a film'], 'EXPERT': [b'movie']}
     """
-    tensors = {names.TEXT: [row.text.encode() for row in rows]}
+    tensors = {names.TEXT: [_text(row.text, f"row {at}") for at, row in enumerate(rows, 1)]}
     if with_expert:
-        tensors[names.EXPERT] = [row.expert.encode() for row in rows]
+        tensors[names.EXPERT] = [
+            _text(row.expert, f"row {at}: expert") for at, row in enumerate(rows, 1)
+        ]
     # Servers of older releases have no such input, so it is sent only where it is needed.
     if any(row.columns is not None for row in rows):
         tensors[names.COLUMNS] = [_columns(row, f"row {at}") for at, row in enumerate(rows, 1)]
@@ -122,13 +124,22 @@ def encode_rows(rows: Sequence[Request], *, with_expert: bool) -> dict[str, list
     return tensors
 
 
+def _text(value: object, where: str) -> bytes:
+    """A text as UTF-8."""
+    if not isinstance(value, str):
+        raise UsageError(f"{where}: expected a text, found {type(value).__name__}")
+    if fault := fault_of_text(value):
+        raise UsageError(f"{where}: {fault}")
+    return value.encode()
+
+
 def _columns(row: Request, where: str) -> bytes:
     """A row's columns as JSON; nothing where it has none."""
     if row.columns is None:
         return b""
     try:
         return json.dumps(dict(row.columns), ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{where}: columns: expected texts and numbers ({error}); "
             "send an image as `image`, and everything else as text"

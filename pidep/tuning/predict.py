@@ -13,7 +13,7 @@ from pidep.adapters.mixture import Mixture
 from pidep.artifacts.names import TASK_EMBEDDING
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_any_backbone
-from pidep.errors import ExpertError, PidepError
+from pidep.errors import ExpertError, PidepError, UsageError, fault_of_text
 from pidep.experts.folder import Expert, read_expert
 from pidep.experts.resolve import resolve_expert_folder
 from pidep.files.tensor_file import read_tensors
@@ -79,6 +79,7 @@ def predict(
         backbone: the expert's backbone, loaded or by name; found by its recorded name when absent.
 
     Raises:
+        UsageError: a row has a text that is none.
         ExpertError: there is no expert, or it belongs to another backbone.
         TaskError: a row has neither text nor image, or columns that do not fit.
         BackboneError: the backbone cannot be loaded, or cannot read a row.
@@ -86,6 +87,7 @@ def predict(
     expert = load_expert(source)
     if not rows:
         return []
+    _check_texts(rows)
     rows = _ready(rows, expert)
     loaded = backbone_of(expert, backbone)
     scorer, mixture = scorer_for_expert(loaded, expert), Mixture.of([expert])
@@ -125,6 +127,17 @@ def backbone_of(expert: Expert, given: Backbone | str | None) -> Backbone:
             "give its own as `backbone`"
         )
     return given
+
+
+def _check_texts(rows: Sequence[Input]) -> None:
+    """Refuse what no tokenizer takes: no text, or half of a character."""
+    for number, row in enumerate(rows, 1):
+        for part in (row, *as_row(row).candidates):
+            text: object = text_of(part)
+            if not isinstance(text, str):
+                raise UsageError(f"row {number}: expected a text, found {type(text).__name__}")
+            if fault := fault_of_text(text):
+                raise UsageError(f"row {number}: {fault}")
 
 
 def _prediction(expert: Expert, row: Input, scores: Sequence[float]) -> Prediction:

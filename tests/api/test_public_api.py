@@ -23,6 +23,7 @@ from pidep.errors import (
     TaskError,
     UsageError,
 )
+from pidep.inputs.row import Row
 from pidep.lab.settings import CompareSettings
 from pidep.settings import Settings, checked, settings_of
 from pidep.tuning.run_folder import TuneResult
@@ -167,6 +168,13 @@ def test_a_wrong_place_or_backbone_is_refused_before_rows_are_written(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("out", ["a\0b", "a\ud83d"])
+def test_a_folder_that_cannot_exist_is_refused(out: str, tmp_path: Path) -> None:
+    (tmp_path / "film.yaml").write_text("name: film\n")
+    with pytest.raises(UsageError, match=r"^`out` 'a.*: .*(zero byte|not UTF-8)"):
+        pidep.tune(tmp_path / "film.yaml", out=out)
+
+
 def test_a_wrong_type_is_a_usage_error(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(UsageError, match="compare: `tasks`: expected at least 2 values, found 1"):
@@ -263,6 +271,22 @@ def test_predict_answers_texts_dicts_and_results(tuned: TuneResult, backbone: An
     assert pidep.predict(tuned, texts[0]) == pidep.predict(tuned, rows[0]) == found[:1]
     with pytest.raises(UsageError, match="predict: expected texts or dicts as rows, found int"):
         pidep.predict(tuned, [3])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a \ud83d", r"^row 1: 'a \\ud83d' is not UTF-8"),
+        (Row("a \ud83d"), r"^row 1: 'a \\ud83d' is not UTF-8"),
+        ({"text": "a \ud83d"}, r"^row 1: .*half of a character"),
+        ({"text": 10**5000}, r"^row 1: .*too long"),
+    ],
+)
+def test_predict_refuses_what_is_no_text(
+    tuned: TuneResult, backbone: Any, row: Any, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        pidep.predict(tuned, [row], backbone=backbone)
 
 
 def test_a_pool_and_given_experts(tuned: TuneResult, backbone: Any) -> None:

@@ -73,6 +73,13 @@ def test_every_option_says_what_it_is_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_in_a_group(name: str) -> None:
+    for parameter in PROGRAM.commands[name].params:
+        alone = parameter.param_type_name == "argument" or parameter.name == "help"
+        assert alone or parameter.hidden or parameter.rich_help_panel, f"{name}: {parameter.name}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_keeps_to_100_columns(
     name: str, inside: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:

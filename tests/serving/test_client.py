@@ -7,12 +7,13 @@ import socketserver
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from pidep.errors import ServingError, UsageError
 from pidep.serving import AsyncClient, Client, Request, Result
+from pidep.serving.request import encode_rows
 from tests.cli.run import nobody
 from tests.serving.stub_server import Asked, Stub, stub_server
 
@@ -126,6 +127,20 @@ def test_a_choice_is_the_nearest_candidate(stub: Stub, call: Call, batch_size: i
     asked = [expert for one in stub.asked for expert in one.tensors["EXPERT"]]
     assert asked == [b"first", b"@backbone", b"@backbone"]
     assert stub.asked[0].outputs == ["EMBEDDING", "DIGEST", "ENTRY"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (Request("a \ud83d", "film"), r"^row 2: 'a \\ud83d' is not UTF-8"),
+        (Request("a", "\ud83d"), r"^row 2: expert: '\\ud83d' is not UTF-8"),
+        (Request(cast(str, 5), "film"), r"^row 2: expected a text, found int"),
+        (Request("a", "film", columns={"text": "\ud83d"}), r"^row 2: columns: "),
+    ],
+)
+def test_a_request_that_is_no_text_is_refused_before_it_is_sent(row: Request, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        encode_rows([Request("a", "film"), row], with_expert=True)
 
 
 def test_a_choice_among_nothing_is_refused(stub: Stub, call: Call) -> None:
