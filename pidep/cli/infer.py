@@ -49,8 +49,13 @@ def _rows(expert: str | None) -> Iterator[Request]:
                 '{"columns": {…}, "expert": …}'
             )
             raise UsageError(
-                f"standard input, line {number}: expected {expected}, found {line.strip()[:80]!r}"
+                f"standard input, line {number}: expected {expected}, found {_line(line)!r}"
             ) from error
+
+
+def _line(line: bytes) -> str:
+    """The start of a line, as a message shows it."""
+    return line.strip()[:80].decode(errors="backslashreplace")
 
 
 def _text(value: object) -> str:

@@ -169,10 +169,11 @@ def test_a_wrong_place_or_backbone_is_refused_before_rows_are_written(tmp_path: 
 
 
 @pytest.mark.parametrize("out", ["a\0b", "a\ud83d"])
-def test_a_folder_that_cannot_exist_is_refused(out: str, tmp_path: Path) -> None:
-    (tmp_path / "film.yaml").write_text("name: film\n")
+def test_a_folder_that_cannot_exist_is_refused(out: str) -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}] * 20
+    task = pidep.Task.from_rows(rows, labels={"x": "x", "y": "y"})
     with pytest.raises(UsageError, match=r"^`out` 'a.*: .*(zero byte|not UTF-8)"):
-        pidep.tune(tmp_path / "film.yaml", out=out)
+        pidep.tune(task, out=out)
 
 
 def test_a_wrong_type_is_a_usage_error(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from pidep.serving.server import free_ports
 from tests.cli.run import Done, assert_refused, nobody, pidep, untouched, write_run
-from tests.conftest import make_expert
+from tests.serving.experts import small_expert
+from tests.serving.small_bank import write_small_bank
 
 Inside = Callable[..., Done]
 
@@ -141,8 +142,9 @@ def test_a_text_that_is_not_utf8(inside: Inside) -> None:
     assert_refused(done, r"argument: '\\udcff' is not UTF-8")
 
 
-def test_a_real_process_that_swaps_where_nobody_listens(work: Path, tiny) -> None:
-    write_run(work / "run", make_expert(tiny), work / "film.yaml")
+def test_a_real_process_that_swaps_where_nobody_listens(work: Path) -> None:
+    write_small_bank(work / "model_repo")
+    write_run(work / "run", small_expert(), work / "film.yaml")
     url = nobody()
     with untouched(work):
         assert_refused(pidep("swap", "film", "run", "--url", url, cwd=work), url, code=1)
