@@ -39,7 +39,8 @@ FOREIGN = {
         "--load-model",
         "--disable-auto-complete-config",
     ),
-    *("--http-restricted-api", "--grpc-restricted-protocol"),
+    *("--http-restricted-api", "--grpc-restricted-protocol", "--exit-timeout-secs"),
+    *("--allow-http", "--http-max-input-size"),
 }
 
 
