@@ -9,6 +9,7 @@ from pidep.errors import PidepError, TaskError
 from pidep.inputs.cells import is_blank
 from pidep.inputs.row import Input, Row, as_row
 from pidep.inputs.template import Template
+from pidep.runtime.isolate import as_row_error
 
 __all__ = ["ready_rows"]
 
@@ -31,7 +32,7 @@ def ready_rows(
         try:
             found.append(_ready(row, template))
         except TaskError as error:
-            found.append(error)
+            found.append(as_row_error(error))
     return found
 
 

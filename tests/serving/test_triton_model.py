@@ -275,6 +275,9 @@ def test_a_merged_model_has_the_template_in_its_record(tmp_path: Path) -> None:
         {"TEXT": [b"a"], "EXPERT": [b"film"], "IMAGE": [b"no image"]},
         {"TEXT": [b"\xff"], "EXPERT": [b"film"]},
         {"TEXT": [b"a"], "EXPERT": [b"nope"]},
+        {"TEXT": [b" "], "EXPERT": [b"film"]},
+        {"COLUMNS": [b'{"text": "a"}'], "EXPERT": [b"film"]},
+        {"COLUMNS": [b"{"], "EXPERT": [b"film"]},
     ],
 )
 def test_a_refused_request_is_freed_at_once(bank: Any, tensors: dict[str, list[bytes]]) -> None:
