@@ -431,8 +431,11 @@ def test_an_expert_the_bank_cannot_hold_is_not_swapped_in(
 
 def descendants(pid: int) -> list[int]:
     """Every process below another one."""
+    # A thread of pidep starts the server, and the children of a process are listed by thread.
     children = [
-        int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        int(child)
+        for listed in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in listed.read_text().split()
     ]
     return children + [below for child in children for below in descendants(child)]
 
