@@ -115,8 +115,8 @@ class ExpertKind(ABC):
         found = set(tensors)
         if self.required and not self.required <= found <= self.required | self.optional:
             raise ExpertError(
-                f"{where}: has {', '.join(sorted(map(str, found))) or 'no tensors'}, a {self.name} "
-                f"expert has {', '.join(sorted(self.required))}; train it again"
+                f"{where}: has {', '.join(sorted(map(str, found))) or 'no tensors'}, an expert "
+                f"of kind {self.name!r} has {', '.join(sorted(self.required))}; train it again"
             )
 
     def scaling(self, alpha: float, size: int, *, rank_stabilized: bool = False) -> float:

@@ -88,7 +88,7 @@ def swap_expert(
         _require_server(client, name)
         done = store.replace(name, expert, allow_new_labels=allow_new_labels)
         try:
-            _wait_for(client, done, until=started + timeout_s)
+            _wait_for(client, done, started=started, timeout_s=timeout_s)
         # Also on Ctrl-C: no answer has shown the new version yet.
         except BaseException as error:
             left = _put_back(store, done)
@@ -119,14 +119,14 @@ def _require_server(client: Client, name: str) -> None:
         return
 
 
-def _wait_for(client: Client, done: Replaced, *, until: float) -> None:
+def _wait_for(client: Client, done: Replaced, *, started: float, timeout_s: float) -> None:
     """Return when the server answers with the new version.
 
     Raises:
         ServingError: it refuses the version, or does not answer with it in time.
     """
-    last, asked_at, started = "no answer", time.monotonic(), time.monotonic()
-    while time.monotonic() < until:
+    last, asked_at = "no answer", time.monotonic()
+    while time.monotonic() < started + timeout_s:
         try:
             last = client.infer([Request(_PROBE, done.alias)])[0].digest
         except ServingError as error:
@@ -139,8 +139,8 @@ def _wait_for(client: Client, done: Replaced, *, until: float) -> None:
             asked_at = time.monotonic()
         time.sleep(_POLL_S)
     raise ServingError(
-        f"published {done.new[:19]}… but after {time.monotonic() - started:.2g} s the server "
-        f"answered {last[:120]}; is it serving this repository? See its log"
+        f"published {done.new[:19]}… but after {timeout_s:g} s the server answered "
+        f"{last[:120]}; is it serving this repository? See its log"
     )
 
 

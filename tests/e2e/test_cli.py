@@ -23,6 +23,7 @@ import networkx
 import numpy as np
 import pytest
 
+from pidep.artifacts import BankRecord
 from pidep.experts.folder import read_expert
 from pidep.serving.server import Ports, free_ports
 from tests.cli.run import assert_refused, environment, in_turn, pidep, untouched, write_run
@@ -229,6 +230,8 @@ def test_texts_as_arguments_are_answered_as_pytorch_would(
         ("film", expert.digest, expert.labels)
     }
     assert all(row["label"] == max(row["scores"], key=row["scores"].get) for row in rows)
+    bank = BankRecord.read(served.folder / "repo" / "pidep_bank" / "1")
+    assert {row["entry"] for row in rows} == {bank.entry_digest}
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -402,7 +405,10 @@ def test_a_new_name_is_served_at_once(served: Line) -> None:
     ("change", "message"),
     [
         ({"backbone_digest": "sha256:" + "0" * 64}, r"made for another backbone"),
-        ({"kind": "adapter"}, r"is of kind 'adapter', the bank holds lora"),
+        (
+            {"kind": "bitfit", "sites": {"pooler": {"bias": np.ones(16, np.float32)}}},
+            r"is of kind 'bitfit', the bank holds lora",
+        ),
         ({"rank": 65}, r"rank 65 and width 16, the bank needs rank <= \d+"),
     ],
 )

@@ -90,16 +90,20 @@ WRONG: list[tuple[str, Callable[[], Expert], str]] = [
         r"lora_A is \(1, 4\) and lora_B \(4, 2\)",
     ),
     ("vector", lambda: with_factor("lora_A", filled(1)[0]), r"lora_A is \(4,\)"),
-    ("more", lambda: with_factor("lora_C", filled(1)), "has lora_A, lora_B, lora_C, a lora expert"),
+    (
+        "more",
+        lambda: with_factor("lora_C", filled(1)),
+        "has lora_A, lora_B, lora_C, an expert of kind 'lora'",
+    ),
     (
         "less",
         lambda: replace(small_expert(), sites={SITE: {"lora_A": filled(1)}}),
-        "has lora_A, a lora expert has lora_A, lora_B",
+        "has lora_A, an expert of kind 'lora' has lora_A, lora_B",
     ),
     (
         "another kind's",
         lambda: replace(small_expert(), kind="prompt"),
-        "has lora_A, lora_B, a prompt expert has prompt",
+        "has lora_A, lora_B, an expert of kind 'prompt' has prompt",
     ),
     ("no kind", lambda: replace(small_expert(), kind="dora"), "expert kind 'dora'"),
 ]
@@ -171,7 +175,7 @@ def test_a_bank_refuses_what_its_graph_cannot_answer_with(
         ("logit_scale", "1e39", "logit_scale is 1e"),
         ("logit_scale", "NaN", "'logit_scale'"),
         ("scaling", "1e999", "'scaling'"),
-        ("scaling", "1" + "0" * 400, "scaling"),
+        ("scaling", "1" + "0" * 400, "64 bits"),
         ("metrics", '{"a":' * 5000 + "1" + "}" * 5000, "nested too deeply"),
     ],
 )
