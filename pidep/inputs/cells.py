@@ -45,7 +45,10 @@ def filled(row: Mapping[str, Any], column: str, place: Place | str) -> Any:
 def _there(row: Mapping[str, Any], column: str) -> str:
     # Quoted: otherwise a space or an invisible character in a name cannot be seen.
     names = [str(name) for name in row]
-    plain = {name.strip().strip("\ufeff").casefold(): name for name in names}
+    plain = {
+        unicodedata.normalize("NFKC", name).strip().strip("\ufeff").casefold(): name
+        for name in names
+    }
     close = difflib.get_close_matches(column.casefold(), plain, n=1)
     near = f" (did you mean {plain[close[0]]!r}?)" if close else ""
     return f"the row has {', '.join(map(repr, names)) or 'none'}{near}"

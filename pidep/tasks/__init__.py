@@ -10,9 +10,10 @@ from pidep.lazy import lazy_names
 if TYPE_CHECKING:
     from pidep.tasks.check import Problem, TaskCheck, check_task
     from pidep.tasks.data import Split, TaskData, few_shot, load_data
+    from pidep.tasks.data_source import Data
     from pidep.tasks.metrics import score, score_texts
     from pidep.tasks.packaged import PackagedTask, packaged_tasks
-    from pidep.tasks.task import Data, Task, load_task
+    from pidep.tasks.task import Task, load_task
 
 __all__ = [
     "Data",
@@ -34,7 +35,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "Data": "pidep.tasks.task",
+        "Data": "pidep.tasks.data_source",
         "PackagedTask": "pidep.tasks.packaged",
         "Problem": "pidep.tasks.check",
         "TaskCheck": "pidep.tasks.check",

@@ -100,7 +100,16 @@ def load_data(task: Task) -> TaskData:
     """
     task = with_labels(task)
     train, *test = [parse_rows(task, one.rows, one.name) for one in sources_of(task)]
-    return _sides(task, train, test)
+    data = _sides(task, train, test)
+    shared = len(train.rows) - len(data.train.rows) if test else 0
+    if shared:
+        _log.warning(
+            "task %r: %d of %d training rows are also test rows; training leaves them out",
+            task.name,
+            shared,
+            len(train.rows),
+        )
+    return data
 
 
 def load_texts(task: Task) -> TaskData:
@@ -171,18 +180,10 @@ def _sides(task: Task, train: Split, test: list[Split]) -> TaskData:
                 )
         return data
     data = without_leakage(train, test[0])
-    shared = len(train.rows) - len(data.train.rows)
     if not data.train.rows:
         raise TaskError(
-            f"task {task.name!r}: all {shared} training rows are also test rows; give other rows "
-            "as the test data"
-        )
-    if shared:
-        _log.warning(
-            "task %r: %d of %d training rows are also test rows; training leaves them out",
-            task.name,
-            shared,
-            len(train.rows),
+            f"task {task.name!r}: all {len(train.rows)} training rows are also test rows; give "
+            "other rows as the test data"
         )
     return data
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pidep.errors import TaskError, did_you_mean
 from pidep.tasks.hub import hub_rows
@@ -80,7 +81,8 @@ def _whole_sources(task: Task) -> list[tuple[str, Placed]]:
     sets = [_files_of(task, path) for path in paths]
     _require_different(paths, sets)
     return [
-        (str(path), _rows_of_files(task, files)) for path, files in zip(paths, sets, strict=True)
+        (str(path), _rows_of_files(task, files, path))
+        for path, files in zip(paths, sets, strict=True)
     ]
 
 
@@ -117,9 +119,25 @@ def _require_different(paths: list[Path], sets: list[list[Path]]) -> None:
         )
 
 
-def _rows_of_files(task: Task, files: list[Path]) -> Placed:
+def _rows_of_files(task: Task, files: list[Path], root: Path) -> Placed:
     for path in files:
-        yield from _rows_of(task, path)
+        columns = _partition(path, root)
+        for place, row in _rows_of(task, path):
+            yield place, {**columns, **row} if columns and isinstance(row, dict) else row
+
+
+def _partition(path: Path, root: Path) -> dict[str, str | None]:
+    """The columns that folders below `root` name: `label=pos/part-0.parquet`.
+
+    pandas and Spark write partitioned data like this, and leave these columns out of the files.
+    """
+    if not path.is_relative_to(root):
+        return {}
+    named = (part.partition("=") for part in path.relative_to(root).parts[:-1] if "=" in part)
+    return {
+        unquote(name): None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
+        for name, _, value in named
+    }
 
 
 def _rows_of(task: Task, path: Path) -> Placed:

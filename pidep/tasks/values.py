@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection
 from typing import Any
 
@@ -37,10 +38,14 @@ def spellings(value: Any) -> tuple[str, ...]:
     if isinstance(value, float):
         return (str(int(value)), str(value)) if value.is_integer() else (str(value),)
     text = str(value).strip()
+    if not text.isascii():
+        # macOS writes é in file names as e and an accent; a task file has it as one character.
+        forms = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+        return tuple(dict.fromkeys((text, *forms)))
     if text.casefold() in ("true", "false"):
         return text, *_YES_NO[text.casefold() == "true"][:3]
     whole, _, zeros = text.partition(".")
-    if whole.lstrip("-").isdecimal() and text.isascii() and not zeros.strip("0"):
+    if whole.lstrip("-").isdecimal() and not zeros.strip("0"):
         return text, whole, f"{whole}.0"
     return (text,)
 

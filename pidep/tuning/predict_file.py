@@ -21,9 +21,10 @@ from pidep.inputs.images import load_image
 from pidep.inputs.places import Place, RowError
 from pidep.inputs.row import Input, as_row
 from pidep.inputs.template import Template
+from pidep.tasks.data_source import Data
 from pidep.tasks.row_inputs import input_of
 from pidep.tasks.sources import sources_of
-from pidep.tasks.task import Data, Task, load_task
+from pidep.tasks.task import Task, load_task
 from pidep.tuning.predict import Prediction, backbone_of, load_expert, predict
 from pidep.tuning.run_folder import run_task
 from pidep.tuning.settings import PredictSettings

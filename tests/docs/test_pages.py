@@ -18,8 +18,9 @@ from pidep import errors
 from pidep.artifacts import BankRecord, Manifest, MergedRecord, VisionRecord
 from pidep.artifacts.record import Record
 from pidep.cli.command import with_flags
+from pidep.tasks.data_source import Data
 from pidep.tasks.metrics import METRICS
-from pidep.tasks.task import Data, Task
+from pidep.tasks.task import Task
 from tools.docs.cli_reference import commands
 from tools.docs.hooks import GENERATED, generated
 from tools.docs.navigation import DOCS, ROOT, all_pages, configuration, executed_pages

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,36 @@ def test_a_folder_of_parquet_with_images(tmp_path: Path) -> None:
     fields = {"name": "t", "input": "", "image": "image", "labels": ["x", "y"]}
     data = load_data(Task.model_validate({**fields, "data": {"path": tmp_path}, "split_seed": 3}))
     assert len(data.train.rows) + len(data.test.rows) == 12
+
+
+def test_folders_that_name_columns(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = [{"text": f"row {number}", "label": ["x y", "z"][number % 2]} for number in range(40)]
+    pandas.DataFrame(rows).to_parquet(tmp_path / "parts", partition_cols=["label"])
+    assert (tmp_path / "parts" / "label=x%20y").is_dir(), (
+        "pandas leaves the column out of the files"
+    )
+    fields = {"name": "t", "labels": ["x y", "z"], "data": {"path": tmp_path / "parts"}}
+    expected = load_data(Task.from_rows(rows, labels=["x y", "z"]))
+    assert numbers(load_data(Task.model_validate(fields))) == numbers(expected)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_of_two_forms_are_one_label(tmp_path: Path, form: Any) -> None:
+    for number, name in enumerate(("café", "thé") * 8):
+        folder = tmp_path / "pets" / unicodedata.normalize(form, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(png(number))
+    fields = {"name": "t", "input": "", "image": "image", "labels": ["café", "thé"]}
+    data = load_data(Task.model_validate({**fields, "data": {"path": tmp_path / "pets"}}))
+    assert set(data.train.labels) == {0, 1}
+
+
+def test_anchors_and_merges_of_yaml(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "name: t\nlabels: &both {no: bad}\nlabel_map: {<<: &gone {5: null}, 4: no, n: yes}\n"
+        "data: {path: a.csv}\n".replace("{no: bad}", "{no: bad, yes: good}")
+    )
+    task = load_task(tmp_path / "task.yaml")
+    assert task.labels == {"no": "bad", "yes": "good"}
+    assert task.label_map == {"5": None, "4": "no", "n": "yes"}
