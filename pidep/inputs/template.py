@@ -21,6 +21,10 @@ from pidep.inputs.places import Place, RowError
 __all__ = ["Template", "columns_of", "fill", "read_columns"]
 
 
+MOST_CHARACTERS = 1 << 20
+"""Characters of a text that is made for a request."""
+
+
 def columns_of(template: str) -> tuple[str, ...]:
     """The columns that a template names, each once, in order.
 
@@ -145,6 +149,7 @@ class Template:
                     f"{where}: unknown column {ascii(name)[:60]}{did_you_mean(name, self.columns)};"
                     f" {do.get(name, f'the template has {expected}')}"
                 )
+        self._require_small(row, where)
         return self.render(row, where)
 
     @classmethod
@@ -165,6 +170,15 @@ class Template:
         if values.get("candidates_are", "text") not in ("text", "image"):
             raise ValueError("candidates_are: expected text or image")
         return cls(**values)
+
+    def _require_small(self, row: Mapping[str, Any], where: Place | str) -> None:
+        """Refuse a text far longer than its columns: a template may name one column often."""
+        longest = max((len(str(row.get(name, ""))) for name in self.columns), default=0)
+        if len(self.text) + longest * self.text.count("{") > MOST_CHARACTERS:
+            raise RowError(
+                where,
+                f"its text would have more than {MOST_CHARACTERS} characters; send shorter columns",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """For the expert's record and digest; keys whose value is the default are left out."""

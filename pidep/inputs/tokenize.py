@@ -54,6 +54,9 @@ class Tokenize:
         """`input_ids` and `attention_mask`, both `[B, T]` int64; T is the longest row's length.
 
         A row that is cut keeps its closing tokens.
+
+        Raises:
+            BackboneError: a text has no token at all.
         """
         # A limit for each row: a batch may name experts of different `max_length`.
         limits = [max_length] * len(texts) if isinstance(max_length, int) else list(max_length)
@@ -63,6 +66,13 @@ class Tokenize:
                 self._tokenizer.encode_batch(list(texts)), limits, strict=True
             )
         ]
+        for text, row in zip(texts, rows, strict=True):
+            # A tokenizer without special tokens can drop every character. The mean over no token is
+            # not a number, or depends on the neighbours in the batch.
+            if not row:
+                raise BackboneError(
+                    f"text {text[:40]!a}: the tokenizer makes no token of it; give another text"
+                )
         width = max((len(row) for row in rows), default=0)
         ids = np.full((len(rows), width), self._pad_id, dtype=np.int64)
         mask = np.zeros((len(rows), width), dtype=np.int64)

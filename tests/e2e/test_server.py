@@ -255,7 +255,8 @@ def test_a_refusal_has_the_code_of_a_wrong_request(served) -> None:
 
 def test_swaps_under_traffic_lose_nothing(served) -> None:
     server, repo, experts, backbone = served
-    versions = [experts["film"], make_expert(backbone, name="film", seed=11)]
+    other = make_expert(backbone, name="film", seed=11)
+    versions = [experts["film"], replace(other, template=experts["film"].template)]
     known = {expert.digest for expert in versions}
     stop = threading.Event()
     sent, answered, wrong, failed = [0] * 4, [0] * 4, [], []

@@ -105,6 +105,13 @@ def test_columns_that_are_no_object_are_refused(data: bytes, message: str) -> No
     assert len(str(caught.value)) < 200
 
 
+def test_a_request_makes_no_text_of_any_length() -> None:
+    often = Template("{a}" * 40_000)
+    assert often.asked({"a": "x"}, "row 1") == "x" * 40_000
+    with pytest.raises(TaskError, match="row 1: its text would have more than 1048576 characters"):
+        often.asked({"a": "x" * 65_000}, "row 1")
+
+
 def test_its_json_is_the_template() -> None:
     for template in (MAIL, Template("", "photo"), Template("{a}", None, "choices", "image")):
         assert Template.of(template.to_json()) == template

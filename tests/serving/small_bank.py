@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from pidep.artifacts import BankRecord, GroupRecord, MergedRecord
 from pidep.artifacts.names import NO_BYTECODE
@@ -52,6 +52,7 @@ def _words() -> Any:
 
 def _write_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_tokens([NEW])
     (folder / "tokenizer.json").write_text(tokenizer.to_str())

@@ -229,6 +229,22 @@ def test_a_request_that_cannot_be_read_at_all_fails_alone(bank: Any) -> None:
     assert before.error is after.error is None
 
 
+@pytest.mark.parametrize("form", ["bank", "merged"])
+def test_a_text_without_a_token_is_refused_alone(form: str, request: pytest.FixtureRequest) -> None:
+    """The tokenizer of the small models drops private characters, and has no special tokens."""
+    model = request.getfixturevalue(form)
+    good, wrong = (
+        Request({"TEXT": [text], "EXPERT": [b"film"]}) for text in (b"good film", "\ue000".encode())
+    )
+    before, refused, after = execute(model, good, wrong, good)
+    assert refused.error is not None
+    assert refused.error.code == "INVALID_ARG"
+    assert "the tokenizer makes no token of it" in refused.error.text
+    (alone,) = execute(model, good)
+    for response in (before, after):
+        np.testing.assert_array_equal(response.arrays["SCORES"], alone.arrays["SCORES"])
+
+
 def test_columns_are_answered_as_the_text_that_training_made_of_them(bank: Any) -> None:
     rows = [{"subject": "good", "body": "film"}, {"body": 3, "subject": "bad"}]
     texts = [MAIL.render(row, "row").encode() for row in rows]
