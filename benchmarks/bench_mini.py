@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.record import Claim, write_result
+from pidep.backbones.checkpoint import weights_digest
 from pidep.backbones.connector import read_connector, write_connector
-from pidep.backbones.encoder import weights_digest
 from pidep.backbones.mini import PREPROCESS, Mini
 from pidep.errors import PidepError
 from pidep.gallery.backbones import CONNECTOR

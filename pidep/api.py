@@ -21,6 +21,7 @@ from pidep.tuning.settings import TuneSettings
 if TYPE_CHECKING:
     from pidep.adapters.mixture import Mixture
     from pidep.backbones.backbone import Backbone
+    from pidep.backbones.pooling import Pooling
     from pidep.experts.folder import Expert
     from pidep.export.entries import Exported
     from pidep.inputs.row import Input
@@ -106,7 +107,7 @@ def load_backbone(
     *,
     tokenizer: Any = None,
     name: str | None = None,
-    pooling: Literal["mean", "cls"] = "mean",
+    pooling: Pooling = "mean",
 ) -> Backbone:
     """A frozen backbone.
 
@@ -116,7 +117,8 @@ def load_backbone(
         tokenizer: the fast tokenizer of a loaded model.
         name: what experts call the backbone of a loaded model. To use these experts in another
             process, give a folder or a hub id from which the same weights can be loaded again.
-        pooling: how a loaded model's tokens become one vector.
+        pooling: how the tokens of a loaded model become one vector: `mean`, `cls`, `max`,
+            `lasttoken` or `weightedmean`.
 
     Raises:
         BackboneError: nothing loadable is there, or it is no model that pidep can use.

@@ -62,7 +62,9 @@ def save_tiny(folder: Path, *, num_layers: int = 2) -> Path:
         BertConfig(vocab_size=len(WORDS), num_hidden_layers=num_layers, **size)
     ).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    # Without a mask token of its own: the model has no embedding for one more.
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), mask_token="[UNK]")
+    tokenizer.save_pretrained(folder)
     return folder
 
 

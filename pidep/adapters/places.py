@@ -183,12 +183,12 @@ def skeleton(
     from transformers import AutoConfig, AutoModel
 
     try:
-        config: Any = AutoConfig.from_pretrained(source)
+        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
         name = class_of(config)
         # Sites and shapes need no weights: a large model is surveyed in seconds.
         with torch.device("meta"):
             model: nn.Module = (
-                AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+                AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
                 if name is None
                 else getattr(transformers, name)._from_config(config)
             )

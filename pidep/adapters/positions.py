@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pidep.adapters.site import Undo
 from pidep.errors import ExpertError
 
-__all__ = ["check_room", "default_positions", "shift", "shift_rows", "text_reader"]
+__all__ = ["check_room", "default_positions", "room_of", "shift", "shift_rows", "text_reader"]
 
 _TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
 
@@ -123,6 +123,11 @@ def check_room(model: nn.Module, *, length: int, added: int) -> None:
     """
     for table in _tables(model):
         _check(_room(table), length, added)
+
+
+def room_of(model: nn.Module) -> int | None:
+    """Tokens that the smallest table of learned positions holds; None without one."""
+    return min(map(_room, _tables(model)), default=None)
 
 
 def _tables(model: nn.Module) -> Iterator[Any]:

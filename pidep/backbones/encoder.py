@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,25 +11,29 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pidep.backbones.checkpoint import (
+    backbone_digest,
+    check_finite,
+    check_vocabulary,
+    is_read,
+    load_model,
+    load_tokenizer,
+    position_limit,
+    require_place,
+    weights_digest,
+)
 from pidep.backbones.embedding import EmbeddingBackbone
 from pidep.backbones.layer_cache import LayerCache
+from pidep.backbones.pooling import Pooling, pool
+from pidep.backbones.sentence_transformers import Declared, read_declared, warn_if_unknown
 from pidep.errors import BackboneError
 from pidep.inputs.images import Preprocess
 from pidep.inputs.row import Input, size_key, texts_only
 from pidep.inputs.tokenize import Tokenize
 
-__all__ = ["Encoder", "encode_sorted", "encoder_of", "load_encoder", "pool", "weights_digest"]
+__all__ = ["Encoder", "encode_sorted", "encoder_of", "load_encoder"]
 
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over the sorted state dict: names, shapes, dtypes and bytes."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        # Equal weights must give one digest on every device and memory layout.
-        value = tensor.detach().cpu().contiguous()
-        sha.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return "sha256:" + sha.hexdigest()
+_EXPECTED = "'minilm', a folder or a hub id of a text encoder"
 
 
 @dataclass(eq=False)
@@ -40,10 +42,11 @@ class Encoder(EmbeddingBackbone):
 
     name: str
     model: nn.Module
-    pooling: str
-    """`mean` over the attended tokens, or `cls`."""
+    pooling: Pooling
     tokenizer_json: str
     digest: str
+    declared_length: int | None = None
+    """Tokens that the checkpoint cuts texts to; None where only its positions count."""
 
     preprocess: ClassVar[Preprocess | None] = None
     image_graph: ClassVar[nn.Module | None] = None
@@ -64,8 +67,9 @@ class Encoder(EmbeddingBackbone):
 
     @property
     def max_positions(self) -> int:
-        """Longest text that the model was built for, in tokens."""
-        return int(getattr(self.model.config, "max_position_embeddings", 512))
+        """Longest text that the checkpoint was made for, in tokens."""
+        limit = position_limit(self.model)
+        return limit if self.declared_length is None else min(limit, self.declared_length)
 
     def forward(
         self,
@@ -142,59 +146,37 @@ def encode_sorted(
     return out
 
 
-def pool(
-    hidden: Tensor, attention_mask: Tensor, pooling: str, beside: Tensor | None = None
-) -> Tensor:
-    """Hidden states `[B, T, D]` to unit rows `[B, D]`.
-
-    `beside` [B, D] is added to the sum over tokens; it bypassed the model.
-    """
-    weight = attention_mask.to(hidden.dtype).unsqueeze(-1)
-    # A text of no tokens would divide by zero.
-    total = weight.sum(1).clamp(min=1.0)
-    pooled = hidden[:, 0] if pooling == "cls" else (hidden * weight).sum(1) / total
-    return nn.functional.normalize(pooled if beside is None else pooled + beside / total, dim=-1)
-
-
-def _pooling(folder: Path) -> str:
-    config = folder / "1_Pooling" / "config.json"
-    if config.is_file() and json.loads(config.read_text()).get("pooling_mode_cls_token"):
-        return "cls"
-    return "mean"
-
-
 def load_encoder(source: str | Path, *, name: str | None = None) -> Encoder:
     """Load and freeze a text encoder from a folder or a hub id.
+
+    Its pooling, and where it cuts texts, are those that the files of sentence-transformers
+    declare.
 
     Args:
         name: the encoder's name; `source` when absent.
 
     Raises:
-        BackboneError: nothing loadable is there, its digest is wrong, or it is no text encoder
-            with a fast tokenizer.
+        BackboneError: nothing loadable is there, weights or tokenizer are missing, it is no text
+            encoder, or it makes its embeddings in a way that pidep cannot.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+    from transformers import AutoModel
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     name = name or str(source)
-    try:
-        # dtype is named: without it, transformers takes the precision that the checkpoint was saved
-        # in.
-        model: Any = AutoModel.from_pretrained(source, dtype=torch.float32)
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BackboneError(
-            f"backbone {name!r}: expected 'minilm', a folder or a hub id of a text encoder; "
-            f"{reason}"
-        ) from error
-    return encoder_of(model, tokenizer, name=name, pooling=_pooling(Path(source)))
+    require_place(source, name=name)
+    declared = read_declared(source, name=name)
+    place: dict[str, Any] = {"name": name, "expected": _EXPECTED, "subfolder": declared.subfolder}
+    model, tokenizer = load_model(AutoModel, source, **place), load_tokenizer(source, **place)
+    warn_if_unknown(source)
+    return encoder_of(model, tokenizer, name=name, declared=declared)
 
 
 def encoder_of(
-    model: Any, tokenizer: Any, *, name: str | None = None, pooling: str = "mean"
+    model: Any,
+    tokenizer: Any,
+    *,
+    name: str | None = None,
+    pooling: Pooling = "mean",
+    declared: Declared | None = None,
 ) -> Encoder:
     """A text encoder from a model and a tokenizer of `transformers` that are loaded already.
 
@@ -202,10 +184,11 @@ def encoder_of(
 
     Args:
         name: what experts call the backbone. The default is made of the class and the digest.
-        pooling: `mean` over the tokens, or `cls`.
+        pooling: how the tokens of a text become one vector.
+        declared: what the checkpoint says about its embeddings, in place of `pooling`.
 
     Raises:
-        BackboneError: it is no text encoder in float32 with a fast tokenizer.
+        BackboneError: it is no text encoder in float32 with a fast tokenizer that fits it.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     found = type(model).__name__
@@ -214,20 +197,51 @@ def encoder_of(
             f"backbone {name or found!r}: expected a text encoder with a fast tokenizer, "
             f"found {found}"
         )
-    # The digest covers the bytes, so other precisions would be other backbones.
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise BackboneError(
             f"backbone {name or found!r}: expected weights in float32; load it with "
             "dtype=torch.float32"
         )
-    # Evaluation mode: dropout would give a frozen model another answer each time.
+    check_vocabulary(model, tokenizer, name=name or found)
+    check_finite(model, name=name or found)
     model.requires_grad_(False).eval()
-    digest = weights_digest(model)
-    name = name or f"{found}-{digest.removeprefix('sha256:')[:12]}"
-    return Encoder(
-        name=name,
+    declared = declared or Declared(pooling)
+    # sentence-transformers 6 keeps the length in the tokenizer's config, as transformers does.
+    declared = replace(declared, max_length=declared.max_length or _length_of(tokenizer))
+    tokens = _tokenizer_json(backend, lower_case=declared.lower_case)
+    return _encoder(model, tokens, declared, name=name)
+
+
+def _encoder(model: Any, tokenizer_json: str, declared: Declared, *, name: str | None) -> Encoder:
+    """The encoder with its digest and, where nobody named it, its name."""
+    weights = weights_digest(model, only=is_read)
+    encoder = Encoder(
+        name="",
         model=model,
-        pooling=pooling,
-        tokenizer_json=backend.to_str(),
-        digest=digest,
+        pooling=declared.pooling,
+        tokenizer_json=tokenizer_json,
+        digest="",
+        declared_length=declared.max_length,
     )
+    facts = (f"pooling {declared.pooling}", f"positions {encoder.max_positions}")
+    digest = backbone_digest(weights, model.config, tokenizer_json, *facts)
+    name = name or f"{type(model).__name__}-{digest.removeprefix('sha256:')[:12]}"
+    return replace(encoder, name=name, digest=digest)
+
+
+def _length_of(tokenizer: Any) -> int | None:
+    """Tokens that a tokenizer's config cuts texts to."""
+    found = getattr(tokenizer, "model_max_length", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def _tokenizer_json(backend: Any, *, lower_case: bool) -> str:
+    """The tokenizer, with lowercasing as its first step where the checkpoint asks for it."""
+    if not lower_case or backend.encode("A").ids == backend.encode("a").ids:
+        return str(backend.to_str())
+    from tokenizers import Tokenizer, normalizers
+
+    changed = Tokenizer.from_str(backend.to_str())
+    own = [] if changed.normalizer is None else [changed.normalizer]
+    changed.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+    return str(changed.to_str())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from weakref import WeakValueDictionary
 
 from pidep import plugins
@@ -56,4 +57,6 @@ def load_any_backbone(name: str = "minilm") -> Backbone:
     if name in plugins.names("pidep.backbones"):
         found: Backbone = plugins.load("pidep.backbones", name)()
         return found
+    # Experts keep the name. A folder's must find it from other working directories, too.
+    name = os.path.abspath(name) if os.path.isdir(name) else name
     return load_encoder_decoder(name) if is_encoder_decoder(name) else load_encoder(name)

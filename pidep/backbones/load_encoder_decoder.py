@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pidep.backbones.encoder import weights_digest
+from pidep.backbones.checkpoint import (
+    backbone_digest,
+    check_vocabulary,
+    load_config,
+    load_model,
+    load_tokenizer,
+    require_place,
+    weights_digest,
+)
 from pidep.backbones.encoder_decoder import EncoderDecoder
 from pidep.backbones.preprocessor_config import read_preprocess
 from pidep.errors import BackboneError
@@ -17,8 +22,7 @@ __all__ = ["class_of", "is_encoder_decoder", "load_encoder_decoder"]
 
 _BLIP = ("BlipForConditionalGeneration", "BlipForQuestionAnswering")
 _EXPECTED = (
-    "expected a folder or a hub id of an encoder-decoder: "
-    "T5, BART, Florence-2, BLIP for captions or answers"
+    "a folder or a hub id of an encoder-decoder: T5, BART, Florence-2, BLIP for captions or answers"
 )
 
 
@@ -30,7 +34,7 @@ def is_encoder_decoder(name: str | Path) -> bool:
     from transformers import AutoConfig
 
     try:
-        config: Any = AutoConfig.from_pretrained(name)
+        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception:  # The loader that comes next reports the fault.
         return False
     return class_of(config) is not None
@@ -44,53 +48,27 @@ def load_encoder_decoder(name: str) -> EncoderDecoder:
             with a fast tokenizer.
     """
     import transformers
-    from safetensors import SafetensorError
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        config: Any = transformers.AutoConfig.from_pretrained(name)
-        maker = class_of(config)
-        if maker is None:
-            heads = ", ".join(config.architectures or ["no head"])
-            raise BackboneError(
-                f"backbone {name!r}: {_EXPECTED}; found {config.model_type} ({heads})"
-            )
-        model, report = getattr(transformers, maker).from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
-        )
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BackboneError(f"backbone {name!r}: {_EXPECTED}; {reason}") from error
-    missing = sorted(report["missing_keys"])
-    # transformers fills missing weights with random numbers and only warns.
-    if missing:
+    require_place(name, name=name)
+    config = load_config(name, name=name, expected=_EXPECTED)
+    maker = class_of(config)
+    if maker is None:
+        heads = ", ".join(config.architectures or ["no head"])
         raise BackboneError(
-            f"backbone {name!r}: {len(missing)} weights of {maker} are not there, e.g. "
-            f"{missing[0]}; save the whole model"
+            f"backbone {name!r}: expected {_EXPECTED}; found {config.model_type} ({heads})"
         )
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise BackboneError(
-            f"backbone {name!r}: expected a fast tokenizer, found {type(tokenizer).__name__}"
-        )
+    model = load_model(getattr(transformers, maker), name, name=name, expected=_EXPECTED)
+    tokenizer = load_tokenizer(name, name=name, expected=_EXPECTED)
+    check_vocabulary(model, tokenizer, name=name)
     model.requires_grad_(False).eval()
     preprocess = read_preprocess(name)
-    digest = weights_digest(model)
-    # Another resizing gives other answers, so it is another backbone.
-    if preprocess is not None:
-        digest = (
-            "sha256:"
-            + hashlib.sha256(
-                f"weights {digest}\npreprocess {preprocess.digest}".encode()
-            ).hexdigest()
-        )
+    tokenizer_json = tokenizer.backend_tokenizer.to_str()
+    images = () if preprocess is None else (f"preprocess {preprocess.digest}",)
     return EncoderDecoder(
         name=name,
         model=model,
-        tokenizer_json=backend.to_str(),
-        digest=digest,
+        tokenizer_json=tokenizer_json,
+        digest=backbone_digest(weights_digest(model), config, tokenizer_json, *images),
         preprocess=preprocess,
     )
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from pidep.backbones.connector import Connector
 from pidep.backbones.embedding import EmbeddingBackbone
-from pidep.backbones.encoder import Encoder, encode_sorted, pool
+from pidep.backbones.encoder import Encoder, encode_sorted
 from pidep.backbones.layer_cache import LayerCache
+from pidep.backbones.pooling import pool
 from pidep.backbones.stem import EfficientNetLite0
 from pidep.errors import BackboneError
 from pidep.inputs.images import ImageSource, Preprocess

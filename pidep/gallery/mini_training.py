@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pidep.backbones.checkpoint import weights_digest
 from pidep.backbones.connector import as_kept, gathered
-from pidep.backbones.encoder import weights_digest
 from pidep.backbones.mini import PREPROCESS, Mini, new_connector
 from pidep.backbones.stem import load_stem
 from pidep.files.cache_folder import cache_folder

@@ -192,7 +192,7 @@ def test_peft_gives_the_same_embeddings(tiny, tiny_folder, tmp_path) -> None:
     from peft import PeftModel
     from transformers import AutoModel
 
-    from pidep.backbones.encoder import pool
+    from pidep.backbones.pooling import pool
     from pidep.experts.folder import write_expert
 
     expert = make_expert(tiny)

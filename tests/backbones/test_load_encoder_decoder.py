@@ -62,7 +62,7 @@ def test_other_models_are_no_encoder_decoder(tiny_folder: Path, tmp_path: Path) 
         load_encoder_decoder(str(tiny_folder))
     with pytest.raises(
         BackboneError,
-        match=r"backbone '.*nowhere': expected a folder or a hub id of an encoder-decoder",
+        match=r"backbone '.*nowhere': no such folder; give the place where it lies now",
     ):
         load_encoder_decoder(str(tmp_path / "nowhere"))
     config = json.loads((folder_of("BLIP captions") / "config.json").read_text())

@@ -69,7 +69,7 @@ def backbone_folder(folder: Path) -> Path:
             value.copy_(torch.from_numpy(weights(name, tuple(value.shape), seed)))
     model.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizerFast(vocab=str(folder / "vocab.txt"), mask_token="[UNK]").save_pretrained(folder)
     return folder
 
 

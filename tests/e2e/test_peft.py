@@ -224,8 +224,8 @@ def test_virtual_tokens_of_peft_are_taken_over(
     from transformers import AutoModel
 
     from pidep.adapters.mixture import Mixture, attached
-    from pidep.backbones.encoder import pool
     from pidep.backbones.load import load_backbone
+    from pidep.backbones.pooling import pool
 
     config_type = PromptTuningConfig if peft_type == "prompt" else PrefixTuningConfig
     torch.manual_seed(0)

@@ -150,7 +150,7 @@ def test_a_site_nothing_flows_through_has_no_information(tiny) -> None:
 
 
 def test_the_backbone_is_left_as_it_was(tiny) -> None:
-    from pidep.backbones.encoder import weights_digest
+    from pidep.backbones.checkpoint import weights_digest
 
     modules, before = dict(tiny.model.named_modules()), weights_digest(tiny.model)
     diagonal_fisher(tiny, random_expert(tiny, "adapter"), TEXTS, LABELS)

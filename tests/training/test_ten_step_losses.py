@@ -57,7 +57,7 @@ def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter.copy_(torch.from_numpy(drawn))
     model.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizerFast(vocab=str(folder / "vocab.txt"), mask_token="[UNK]").save_pretrained(folder)
     return folder
 
 
