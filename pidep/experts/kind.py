@@ -147,8 +147,13 @@ class ExpertKind(ABC):
         """The content of `adapter_model.safetensors`."""
         raise self._refusal("PEFT has no format for it")
 
-    def read_peft(self, folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
-        """A PEFT folder whose config was read.
+    def read_peft(
+        self, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]
+    ) -> PeftAdapter:
+        """The adapter of a config and its tensors.
+
+        Args:
+            folder: where they were read, for messages.
 
         Raises:
             ExpertError: a value or tensor is missing, damaged or of another shape.

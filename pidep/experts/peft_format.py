@@ -29,15 +29,20 @@ from pidep.files.bounded_read import read_json
 from pidep.files.tensor_file import read_tensors
 
 __all__ = [
+    "CONFIG",
+    "TENSORS",
     "at_sites",
     "finite",
     "in_layer_order",
     "joined",
+    "peft_adapter",
     "peft_config",
     "peft_types",
     "read_peft",
-    "read_virtual_tokens",
+    "virtual_tokens",
 ]
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
@@ -50,17 +55,30 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "trainable_token_indices": (None, []),
     "target_parameters": (None, []),
     "use_qalora": (False, None),
-    # the other ways to start change the backbone's weights, too
-    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
+    # The other ways to start change the backbone's weights, too. EVA and MiCA only choose where the
+    # factors start.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "mica"),
     "alora_invocation_tokens": (None, []),
     "use_bdlora": (None, False),
     "arrow_config": (None,),
     "kasa_config": (None,),
 }
-"""Settings that change the answers and that pidep does not have, with the values that are harmless.
-
-`fan_in_fan_out` is not among them: it only says how PEFT merges into a Conv1D.
-"""
+"""Settings that change answers and that pidep does not have, with the values that are harmless."""
+_KNOWN = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "inference_mode"),
+    *("base_model_name_or_path", "revision", "runtime_config", "megatron_config", "megatron_core"),
+    # LoRA: where it acts, which its tensors say, and how it was trained. `fan_in_fan_out` only says
+    # how PEFT merges into a Conv1D.
+    *("r", "lora_alpha", "use_rslora", "lora_dropout", "fan_in_fan_out", "ensure_weight_tying"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("eva_config", "corda_config", "loftq_config", "lora_ga_config", "qalora_group_size"),
+    # Prompt and prefix.
+    *("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads"),
+    *("num_layers", "encoder_hidden_size", "prefix_projection", "init_weights"),
+    *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path"),
+    *("tokenizer_kwargs", "prompt_tuning_init_state_dict_path"),
+}
+"""Settings that each kind's own reader honours, or that change no answer of a trained adapter."""
 
 
 def peft_types() -> dict[str, str]:
@@ -113,13 +131,19 @@ def peft_config(
 
 
 def read_peft(folder: Path) -> PeftAdapter:
-    """A folder that PEFT or pidep wrote.
+    """A folder that pidep wrote, or that PEFT wrote in the same way.
 
     Raises:
         ExpertError: it is damaged, or has a setting that pidep cannot honour; the message names it.
     """
-    where = folder / "adapter_config.json"
-    config = read_json(where)
+    return peft_adapter(folder, read_json(folder / CONFIG), read_tensors(folder / TENSORS))
+
+
+def peft_adapter(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]
+) -> PeftAdapter:
+    """The adapter of a config and tensors that were read in `folder`; raises as `read_peft`."""
+    where = folder / CONFIG
     types = peft_types()
     kind = next((name for name, found in types.items() if found == config.get("peft_type")), None)
     if kind is None:
@@ -128,13 +152,15 @@ def read_peft(folder: Path) -> PeftAdapter:
             f"expected {' or '.join(map(repr, types.values()))}"
         )
     # Refused by name instead of ignored: an adapter without DoRA's magnitudes would answer, only
-    # wrongly.
-    for key, allowed in _REFUSED.items():
-        if key in config and config[key] not in allowed:
+    # wrongly. The same holds for settings that a later PEFT invents.
+    unused: tuple[Any, ...] = (False, None, [], {})
+    allowed = {key: unused for key in config if key not in _KNOWN} | _REFUSED
+    for key, harmless in allowed.items():
+        if key in config and config[key] not in harmless:
             raise ExpertError(
                 f"{where}: {key}={config[key]!r} is not supported; train the expert without it"
             )
-    return expert_kind(kind).read_peft(folder, config)
+    return expert_kind(kind).read_peft(folder, config, tensors)
 
 
 def joined(parts: Sequence[Array]) -> dict[str, Array]:
@@ -142,16 +168,20 @@ def joined(parts: Sequence[Array]) -> dict[str, Array]:
     return {"prompt_embeddings": np.ascontiguousarray(np.concatenate(parts, axis=1))}
 
 
-def read_virtual_tokens(
-    folder: Path, config: Mapping[str, Any], *, layers: Any, parts: int
+def virtual_tokens(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, npt.NDArray[Any]],
+    *,
+    layers: Any,
+    parts: int,
 ) -> list[Array]:
     """`prompt_embeddings` cut into `layers` × `parts` arrays of equal width.
 
     Raises:
         ExpertError: the config's numbers or the tensor do not fit together.
     """
-    where, path = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-    tensors = read_tensors(path)
+    where, path = folder / CONFIG, folder / TENSORS
     array = tensors.get("prompt_embeddings")
     # A second tensor, such as a projection's, would change the answers if it were ignored.
     if array is None or len(tensors) != 1:

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
+from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as save_safetensors
 
 from pidep.errors import ExpertError
@@ -19,6 +18,12 @@ from pidep.files.bounded_read import MAX_TENSOR_BYTES, read_file
 __all__ = ["read_tensors", "tensor_bytes"]
 
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
+_DTYPES = {
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BOOL": np.bool_},
+    **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
+    **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8},
+}
+"""numpy's types by safetensors' names; BF16 is widened."""
 
 
 def tensor_bytes(
@@ -38,7 +43,9 @@ def tensor_bytes(
 
 
 def read_tensors(path: Path, *, limit: int = MAX_TENSOR_BYTES) -> dict[str, npt.NDArray[Any]]:
-    """A safetensors file as arrays. The header's size is checked before anything is parsed.
+    """A safetensors file as arrays; BF16 is widened to fp32, which is exact.
+
+    The header's size is checked before anything is parsed.
 
     Args:
         limit: most bytes of the file.
@@ -48,7 +55,8 @@ def read_tensors(path: Path, *, limit: int = MAX_TENSOR_BYTES) -> dict[str, npt.
     """
     try:
         data = read_file(path, limit=limit, head=(8, lambda first, size: _check(first, size, path)))
-        return dict(load_safetensors(data))
+        views = deserialize(data)  # type: ignore[no-untyped-call]
+        return {name: _array(name, view) for name, view in views}
     except FileNotFoundError as error:
         raise ExpertError(
             f"{path}: expected a safetensors file, found none; re-export or re-train the expert"
@@ -77,3 +85,15 @@ def _check(first: bytes, size: int, path: Path) -> None:
             f"after it (at most {_MAX_HEADER_BYTES} allowed): truncated or not safetensors; copy "
             "or train it again"
         )
+
+
+def _array(name: str, view: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """One tensor; a `ValueError` names a type that numpy does not have."""
+    content, shape, dtype = view["data"], view["shape"], view["dtype"]
+    if dtype == "BF16":
+        # The bits of a bfloat16 are the upper half of the same number's fp32.
+        bits = np.frombuffer(content, np.dtype("<u2")).astype(np.uint32) << 16
+        return bits.view(np.float32).reshape(shape)
+    if dtype not in _DTYPES:
+        raise ValueError(f"{name} is {dtype}, expected one of {', '.join(_DTYPES)}, BF16")
+    return np.frombuffer(content, np.dtype(_DTYPES[dtype])).reshape(shape)

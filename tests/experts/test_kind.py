@@ -21,7 +21,7 @@ def test_a_kind_must_know_its_size() -> None:
 
 def test_a_kind_without_a_peft_format_says_so() -> None:
     with pytest.raises(ExpertError, match="expert kind 'adapter': PEFT has no format for it"):
-        expert_kind("adapter").read_peft(Path("nowhere"), {})
+        expert_kind("adapter").read_peft(Path("nowhere"), {}, {})
 
 
 def test_a_kind_that_no_bank_holds_says_so() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pidep.errors import ExpertError
 from pidep.experts.finite import is_finite_number
 from pidep.experts.kind import Array, ExpertKind, PeftAdapter, Sites, Tensors, Truncated
 from pidep.experts.kinds.lora_truncation import truncate
-from pidep.experts.peft_format import finite
-from pidep.files.tensor_file import read_tensors
+from pidep.experts.peft_format import TENSORS, finite
 
 __all__ = ["KIND"]
 
@@ -76,7 +76,9 @@ class _Lora(ExpertKind):
         """The factors by PEFT's names."""
         return self.named(sites)
 
-    def read_peft(self, folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
+    def read_peft(
+        self, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]
+    ) -> PeftAdapter:
         """Sites, factors and scaling; raises as `ExpertKind.read_peft`."""
         rank, alpha = config.get("r"), config.get("lora_alpha")
         # Not above 2**31: a tensor file has no such rank, and no float holds a number that large.
@@ -91,7 +93,7 @@ class _Lora(ExpertKind):
                 f"found r={str(rank)[:40]}, lora_alpha={str(alpha)[:40]}"
             )
         stabilized = bool(config.get("use_rslora"))
-        factors = _read_factors(folder / "adapter_model.safetensors", rank)
+        factors = _factors(tensors, rank, folder / TENSORS)
         sites = tuple(sorted(factors))
         layers = tuple(
             {name: factors[site][name] for name in ("lora_A", "lora_B")} for site in sites
@@ -108,10 +110,12 @@ class _Lora(ExpertKind):
         return {"A": tensors["lora_A"], "B": tensors["lora_B"].T * np.float32(scaling)}
 
 
-def _read_factors(path: Path, rank: int) -> dict[str, dict[str, Array]]:
+def _factors(
+    tensors: Mapping[str, npt.NDArray[Any]], rank: int, path: Path
+) -> dict[str, dict[str, Array]]:
     """Site to both factors."""
     factors: dict[str, dict[str, Array]] = {}
-    for name, array in read_tensors(path).items():
+    for name, array in tensors.items():
         match = re.fullmatch(r"base_model\.model\.(.+)\.(lora_[AB])\.weight", name)
         if not match:
             raise ExpertError(

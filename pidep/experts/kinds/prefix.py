@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pidep.errors import ExpertError
 from pidep.experts.kind import Array, BankGroup, ExpertKind, PeftAdapter, Sites, Tensors
-from pidep.experts.peft_format import in_layer_order, joined, read_virtual_tokens
+from pidep.experts.peft_format import in_layer_order, joined, virtual_tokens
 
 __all__ = ["KIND"]
 
@@ -80,7 +81,9 @@ class _Prefix(ExpertKind):
         ordered = [sites[name] for name in in_layer_order(list(sites))]
         return joined([tensors[name] for tensors in ordered for name in ("key", "value")])
 
-    def read_peft(self, folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
+    def read_peft(
+        self, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]
+    ) -> PeftAdapter:
         """Keys and values of every layer; raises as `ExpertKind.read_peft`."""
         submodules = config.get("num_transformer_submodules") or 1
         if submodules != 1:
@@ -88,7 +91,7 @@ class _Prefix(ExpertKind):
                 f"{folder / 'adapter_config.json'}: num_transformer_submodules={submodules} "
                 "(encoder-decoder) is not supported; train the expert with pidep"
             )
-        parts = read_virtual_tokens(folder, config, layers=config.get("num_layers"), parts=2)
+        parts = virtual_tokens(folder, config, tensors, layers=config.get("num_layers"), parts=2)
         pairs = zip(parts[::2], parts[1::2], strict=True)
         return PeftAdapter(
             self.name,

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pidep.experts.kind import Array, BankGroup, ExpertKind, PeftAdapter, Sites, Tensors
-from pidep.experts.peft_format import joined, read_virtual_tokens
+from pidep.experts.peft_format import joined, virtual_tokens
 
 __all__ = ["KIND"]
 
@@ -66,9 +67,11 @@ class _Prompt(ExpertKind):
         """The virtual tokens."""
         return joined([tensors["prompt"] for tensors in sites.values()])
 
-    def read_peft(self, folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
+    def read_peft(
+        self, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]
+    ) -> PeftAdapter:
         """The virtual tokens; raises as `ExpertKind.read_peft`."""
-        (prompt,) = read_virtual_tokens(folder, config, layers=1, parts=1)
+        (prompt,) = virtual_tokens(folder, config, tensors, layers=1, parts=1)
         return PeftAdapter(self.name, ({"prompt": prompt},))
 
 
