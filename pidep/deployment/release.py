@@ -20,12 +20,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 from pidep.artifacts.bank import BankRecord
 from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import BANK, MERGED_RECORD, VERSION
+from pidep.backbones.load import place_of
 from pidep.deployment.settings import ExportSettings
 from pidep.errors import ServingError, UsageError
 from pidep.experts.folder import Expert
@@ -80,6 +82,8 @@ def release_runs(
         read_source(run, rows=chosen.parity_rows, task=given or _own_task(run), name=name)
         for name, run in map(_with_name, runs)
     ]
+    if settings.backbone is not None:
+        sources = [_with_backbone(source, settings.backbone) for source in sources]
     if form == "merged":
         _check_merged_place(sources[0].expert, settings)
         return export_merged(sources[0], settings.repo, chosen, platform=settings.platform)
@@ -134,6 +138,11 @@ def _store_beside(repo: Path) -> Path:
 
 def _with_name(run: Named) -> tuple[str | None, Path | Expert]:
     return run if isinstance(run, tuple) else (None, run)
+
+
+def _with_backbone(source: Source, backbone: str) -> Source:
+    """The source with another place of its backbone; the expert's digest stays the same."""
+    return replace(source, expert=replace(source.expert, backbone=place_of(backbone)))
 
 
 def _own_task(run: Path | Expert) -> Task | None:

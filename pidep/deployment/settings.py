@@ -36,6 +36,8 @@ class ExportSettings(Settings):
     """Triton Server's backend of a merged graph. onnxruntime needs NVIDIA's container."""
     task: Annotated[str | None, GRAPH] = None
     """Task whose test rows the parity gate uses, for an expert that has none itself."""
+    backbone: Annotated[str | None, GRAPH] = None
+    """Name or folder of the backbone, where it moved after training. Its digest is checked."""
     repo: Annotated[Path, REPOSITORY] = Path("model_repo")
     """Model repository to publish into."""
     store: Annotated[Path | None, REPOSITORY] = None

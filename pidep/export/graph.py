@@ -18,12 +18,15 @@ from pidep.adapters.fold import folded_or_attached
 from pidep.adapters.site import bank_rows
 from pidep.artifacts import names
 from pidep.backbones.backbone import Backbone
-from pidep.errors import PidepError
+from pidep.errors import PidepError, UsageError
 from pidep.experts.bank import BankGroup, pack
 from pidep.experts.folder import Expert
 from pidep.inputs.row import Input, Row
 
 __all__ = ["export_bank_graph", "export_merged_graph", "export_vision_graph"]
+
+_MOST_BYTES = 2**31
+"""An ONNX file is a protobuf message, which has at most 2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def _example(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, dict[int,
     if backbone.image_graph is not None:
         # One row with an image, so that the inputs for images are there and not empty.
         rows[2] = Row("and one in between", np.zeros((8, 8), np.uint8))
-    inputs = backbone.prepare(rows, max_length=32)
+    inputs = backbone.prepare(rows, max_length=min(32, backbone.max_positions))
     batch = torch.export.Dim("batch")
     # torch.export refuses a length beyond the table of positions.
     length = torch.export.Dim("length", max=backbone.max_positions)
@@ -159,6 +162,7 @@ def _to_onnx(
     module: nn.Module, signature: _Signature, path: Path, *, opset: int, form: str
 ) -> None:
     """`torch.onnx.export`, quiet, into one self-contained file."""
+    _require_one_file(module, form)
     # The exporter logs and warns about each of its steps, also where all went well.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
@@ -182,6 +186,27 @@ def _to_onnx(
         # One file, because the record has one digest for it.
         _strip_metadata(program.model)
         program.save(str(path), external_data=False)
+    # The exporter writes large graphs as two files in spite of the argument.
+    if any(other != path and other.name.startswith(path.name) for other in path.parent.iterdir()):
+        raise _too_large(form)
+
+
+def _require_one_file(module: nn.Module, form: str) -> None:
+    """Refuse weights that one ONNX file cannot hold, before minutes of work.
+
+    Raises:
+        UsageError: the weights have 2 GiB or more.
+    """
+    weights = {*module.parameters(), *module.buffers()}
+    if sum(weight.numel() * weight.element_size() for weight in weights) >= _MOST_BYTES:
+        raise _too_large(form)
+
+
+def _too_large(form: str) -> UsageError:
+    return UsageError(
+        f"export of the {form} graph: its weights have more than 2 GiB, which one ONNX file cannot "
+        "hold; use a smaller backbone"
+    )
 
 
 def _strip_metadata(model: Any) -> None:

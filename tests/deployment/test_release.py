@@ -17,14 +17,14 @@ import pytest
 from pidep.artifacts import BankRecord
 from pidep.deployment import release_bank, release_runs
 from pidep.deployment.settings import ExportSettings
-from pidep.errors import ExpertError, ParityError, ServingError, UsageError
+from pidep.errors import BackboneError, ExpertError, ParityError, ServingError, UsageError
 from pidep.export import Recipe, Source, entries, load_recipe
 from pidep.runtime import Bank
 from pidep.serving import ExpertStore
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
 from tests.cli.run import contents, untouched, write_run
-from tests.conftest import make_expert
+from tests.conftest import make_expert, save_tiny
 
 pytestmark = pytest.mark.slow  # a graph is compiled
 
@@ -325,3 +325,21 @@ def test_a_store_in_a_files_place_is_refused(work: Path, backbone: Any, task_fil
     (work / "store").touch()
     with untouched(work), pytest.raises(UsageError, match=r"`store` .*is a file; give a folder"):
         release_runs([run], ExportSettings(repo=work / "repo", store=work / "store"))
+
+
+def test_a_moved_backbone_is_given_again_and_checked_by_its_digest(
+    work: Path, backbone: Any, tiny_folder: Path, task_file: Path
+) -> None:
+    gone = replace(make_expert(backbone, sites=["*query"]), backbone=str(work / "gone"))
+    run = write_run(work / "run", gone, task_file)
+    settings = ExportSettings(repo=work / "repo")
+    with untouched(work):
+        with pytest.raises(BackboneError, match=r"gone': no such folder; .* as `backbone`"):
+            release_runs([run], settings)
+        other = save_tiny(work / "other", num_layers=1)
+        with pytest.raises(ExpertError, match=r"made for backbone '.*other'"):
+            release_runs([run], settings.model_copy(update={"backbone": str(other)}))
+        shutil.rmtree(other)
+    moved = settings.model_copy(update={"backbone": os.path.relpath(tiny_folder)})
+    assert release_runs([run], moved).experts == {"film": gone.digest}
+    assert store_of(work).published()["film"].backbone == str(tiny_folder)

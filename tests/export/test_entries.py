@@ -395,3 +395,37 @@ def test_a_recipe_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"mine\.yaml: not readable as YAML"):
         load_recipe(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("form", ["merged", "bank"])
+def test_a_graph_over_2_gib_is_refused_before_it_is_compiled(
+    form: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.model.register_buffer("large", torch.empty(2**29, device="meta"))  # 4 bytes each
+    monkeypatch.setattr(entries, "load_backbone", lambda _: tiny)
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: compiled.append(1))
+    source = Source(make_expert(tiny, sites=["*query"]), TASK, ROWS)
+    given: Any = source if form == "merged" else [source]
+    export = export_merged if form == "merged" else release_bank
+    with pytest.raises(UsageError, match=f"export of the {form} graph: .* more than 2 GiB"):
+        export(given, tmp_path / "repo", load_recipe(f"{form}-onnx-fp32"))
+    assert not compiled
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+def test_weights_beside_the_graph_are_refused(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exporter writes a second file where it finds the first one too large."""
+    save = torch.onnx.ONNXProgram.save
+
+    def beside(self: Any, path: str, **_: Any) -> None:
+        save(self, path, external_data=True)
+
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", beside)
+    monkeypatch.setattr(entries, "load_backbone", lambda _: tiny)
+    source = Source(make_expert(tiny, sites=["*query"]), TASK, ROWS)
+    with pytest.raises(UsageError, match="more than 2 GiB, which one ONNX file cannot hold"):
+        export_merged(source, tmp_path / "repo", load_recipe("merged-onnx-fp32"))
+    assert not (tmp_path / "repo" / "film").exists()
