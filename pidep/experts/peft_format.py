@@ -42,7 +42,8 @@ __all__ = [
     "virtual_tokens",
 ]
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
 
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
