@@ -98,6 +98,6 @@ def fault_of_text(text: str) -> str:
 
 
 def fault_of_path(path: object) -> str:
-    """What keeps a path out of the file system or of JSON; empty where nothing does."""
+    """Why a path cannot name a file or be written as JSON; empty where it can."""
     # A zero byte ends a path for the operating system.
     return fault_of_text(str(path)) or ("has a zero byte; remove it" if "\0" in str(path) else "")

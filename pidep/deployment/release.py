@@ -64,7 +64,7 @@ def release_runs(
         task: the task of `settings`, where it is in memory.
 
     Raises:
-        UsageError: settings that do not fit together, or a run that is none.
+        UsageError: settings that do not fit together, or a folder that is not a run.
         ExpertError: an expert that this form cannot hold, or that would change what a served name
             means.
         ParityError: an expert is beyond the recipe's tolerance.
@@ -100,7 +100,7 @@ def release_runs(
 
 
 def _check_merged_place(expert: Expert, settings: ExportSettings) -> None:
-    """Refuse to replace a model that is not pidep's, or one that answers otherwise."""
+    """Refuse to replace a model that pidep did not write, or one of another meaning."""
     folder = settings.repo / expert.name
     held = folder.is_dir() and any(folder.iterdir())
     if held and not settings.overwrite and not (folder / VERSION / MERGED_RECORD).is_file():

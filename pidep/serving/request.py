@@ -105,7 +105,7 @@ def encode_rows(rows: Sequence[Request], *, with_expert: bool) -> dict[str, list
         with_expert: whether the model has the input EXPERT, which only a bank has.
 
     Raises:
-        UsageError: a text is no text, an image's file cannot be read, or columns are no JSON.
+        UsageError: a text is not a string, an image's file cannot be read, or columns are no JSON.
 
     >>> encode_rows([Request("a film", "movie")], with_expert=True)
     {'TEXT': [b'a film'], 'EXPERT': [b'movie']}

@@ -79,7 +79,7 @@ def predict(
         backbone: the expert's backbone, loaded or by name; found by its recorded name when absent.
 
     Raises:
-        UsageError: a row has a text that is none.
+        UsageError: a row's text is not a string, or holds half of a character.
         ExpertError: there is no expert, or it belongs to another backbone.
         TaskError: a row has neither text nor image, or columns that do not fit.
         BackboneError: the backbone cannot be loaded, or cannot read a row.
@@ -130,7 +130,7 @@ def backbone_of(expert: Expert, given: Backbone | str | None) -> Backbone:
 
 
 def _check_texts(rows: Sequence[Input]) -> None:
-    """Refuse what no tokenizer takes: no text, or half of a character."""
+    """Refuse what no tokenizer takes: a value that is not a string, or half of a character."""
     for number, row in enumerate(rows, 1):
         for part in (row, *as_row(row).candidates):
             text: object = text_of(part)

@@ -283,7 +283,7 @@ def test_predict_answers_texts_dicts_and_results(tuned: TuneResult, backbone: An
         ({"text": 10**5000}, r"^row 1: .*too long"),
     ],
 )
-def test_predict_refuses_what_is_no_text(
+def test_predict_refuses_texts_that_are_not_text(
     tuned: TuneResult, backbone: Any, row: Any, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):

@@ -142,7 +142,7 @@ def test_a_text_that_is_not_utf8(inside: Inside) -> None:
     assert_refused(done, r"argument: '\\udcff' is not UTF-8")
 
 
-def test_a_real_process_that_swaps_where_nobody_listens(work: Path) -> None:
+def test_a_real_process_that_swaps_without_a_server(work: Path) -> None:
     write_small_bank(work / "model_repo")
     write_run(work / "run", small_expert(), work / "film.yaml")
     url = nobody()

@@ -299,7 +299,7 @@ def test_a_bank_keeps_its_store_unless_told(work: Path, backbone: Any, task_file
     release_runs([run], elsewhere.model_copy(update={"overwrite": True}))
 
 
-def test_a_merged_model_keeps_its_labels_and_replaces_nobody_elses(
+def test_a_merged_model_keeps_its_labels_and_replaces_no_foreign_model(
     work: Path, backbone: Any, task_file: Path
 ) -> None:
     run = write_run(work / "run", make_expert(backbone, sites=["*query"]), task_file)

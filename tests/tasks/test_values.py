@@ -117,7 +117,7 @@ def test_a_yaml_that_is_too_deep(tmp_path: Path) -> None:
         ({"label": "y "}, r"label 'y' is not in the task's set \(x, yy\) \(did you mean 'yy'\?\)"),
     ],
 )
-def test_what_is_no_text_is_refused_by_row_and_column(given: Any, message: str) -> None:
+def test_values_that_are_not_text_are_refused_with_row_and_column(given: Any, message: str) -> None:
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "yy", **given}]
     with pytest.raises(TaskError, match=f"training rows, row 2: {message}"):
         load_data(Task.from_rows(rows, labels=["x", "yy"]))

@@ -169,6 +169,7 @@ class PromptBankSite(PromptSite):
         first = default_positions(reader, count, device)
         text = first if positions is None else positions
         idle = self.length - self._count()  # [B, 1]
+        # Idle tokens are hidden, so any position that the table has will do.
         virtual = (torch.arange(self.length, device=device) - idle).clamp(min=0) + first[:, :1]
         rows = virtual.shape[0]
         return torch.cat([virtual, self.behind(text).expand(rows, -1)], 1)

@@ -35,7 +35,7 @@ class _Prefix(ExpertKind):
     def bank_factors(self, tensors: Tensors, *, scaling: float) -> dict[str, Array]:
         """`key` and `value` [n·P, H], `bias` and `live` [n·P, 1]; sometimes `shift` [1, 1].
 
-        `live` is 1 for a virtual token that is one. A row of zeros is then hidden by the graph.
+        `live` is 1 for each virtual token of the expert. The graph hides tokens whose `live` is 0.
         `shift` is the number of positions that the prefix takes before the text.
         """
         key = tensors["key"]

@@ -28,7 +28,7 @@ class _Prompt(ExpertKind):
         return len(tensors["prompt"])
 
     def bank_factors(self, tensors: Tensors, *, scaling: float) -> dict[str, Array]:
-        """`prompt` [P, D], and `live` [P, 1]: 1 for a virtual token that is one."""
+        """`prompt` [P, D], and `live` [P, 1]: 1 for each virtual token of the expert."""
         prompt = tensors["prompt"]
         return {"prompt": prompt, "live": np.ones((len(prompt), 1), np.float32)}
 
