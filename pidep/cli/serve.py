@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,4 +57,6 @@ def serve(
                 f"Triton Server ended by itself with code {code}: {server.last_error()}"
             )
     except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
+        # After SIGHUP the terminal may be gone.
+        with suppress(OSError):
+            typer.echo("stopped", err=True)

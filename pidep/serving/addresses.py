@@ -37,6 +37,16 @@ class Ports:
         """The address at which clients on this machine reach the server."""
         return LOOPBACK if self.host == _EVERY_ADDRESS else self.host
 
+    @property
+    def warning(self) -> str:
+        """What to warn of before the server starts; empty for an address of this machine alone."""
+        if is_loopback(self.host):
+            return ""
+        return (
+            f"warning: other machines can ask this server at {self.host}; it has no "
+            "authentication, so protect the ports by a firewall or a proxy"
+        )
+
     def resolved(self) -> Ports:
         """The same, with the IPv4 address in the place of a name.
 

@@ -10,13 +10,14 @@ import secrets
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
 from pidep.errors import ServingError
 from pidep.serving import end_with_parent
-from pidep.serving.addresses import Ports, free_ports, is_loopback, require_free
+from pidep.serving.addresses import Ports, free_ports, require_free
 from pidep.serving.limits import Limits
 from pidep.serving.packaged_server import (
     find_wheel,
@@ -131,11 +132,8 @@ class TritonServer:
         wheel = find_wheel()
         # Checked last: the window in which another process can take a port stays short.
         require_free(self.ports)
-        if not is_loopback(self.ports.host):
-            _log.warning(
-                "warning: other machines can ask this server at %s; it has no authentication",
-                self.ports.host,
-            )
+        if self.ports.warning:
+            _log.warning(self.ports.warning)
         self._staging = StagingFolder()
         try:
             self._launch(wheel, self._staging)
@@ -159,8 +157,9 @@ class TritonServer:
                 # A drained server holds no request, so nothing is lost when it is killed.
                 process.wait(_CLOSE_WITHIN_S if drained else 2 * _EXIT_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                # Its group: a stub that hangs would outlive the server.
-                os.killpg(process.pid, signal.SIGKILL)
+                # The whole group: a stub that hangs would outlive the server.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         self._ready = False
         if self._staging is not None:

@@ -29,6 +29,7 @@ def test_loopback_needs_no_permission(host: str) -> None:
     assert resolved.host.count(".") == 3
     assert is_loopback(resolved.host)
     assert resolved.local_host == resolved.host
+    assert not resolved.warning
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "0"])
@@ -37,6 +38,7 @@ def test_other_machines_need_permission(host: str) -> None:
         Ports(host=host).resolved()
     resolved = Ports(host=host, allow_remote=True).resolved()
     assert not is_loopback(resolved.host)
+    assert "no authentication" in resolved.warning
 
 
 def test_a_server_on_every_address_is_asked_at_this_machine() -> None:
