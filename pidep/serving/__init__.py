@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pidep.serving.request import Request, Result
     from pidep.serving.server import TritonServer
     from pidep.serving.store import ExpertStore
-    from pidep.serving.swap import Swapped, publish_expert, swap_expert
+    from pidep.serving.swap import Swapped, swap_expert
 
 __all__ = [
     "AsyncClient",
@@ -28,7 +28,6 @@ __all__ = [
     "Swapped",
     "TritonServer",
     "free_ports",
-    "publish_expert",
     "swap_expert",
 ]
 
@@ -44,7 +43,6 @@ __getattr__ = lazy_names(
         "Swapped": "pidep.serving.swap",
         "TritonServer": "pidep.serving.server",
         "free_ports": "pidep.serving.addresses",
-        "publish_expert": "pidep.serving.swap",
         "swap_expert": "pidep.serving.swap",
     },
 )

@@ -110,22 +110,18 @@ class ExpertStore:
                 _log.warning("%s: is left out: %s", name, error)
         return found
 
-    def publish(self, expert: Expert, alias: str, *, allow_new_labels: bool = False) -> str:
-        """Serve the expert under a name; its digest.
+    def publish(self, expert: Expert, alias: str, *, allow_new_labels: bool = False) -> Replaced:
+        """Serve the expert under a name; what changed, so that it can be undone.
 
         Publishing the same expert again changes nothing. A damaged version is written anew.
         """
-        return self.replace(alias, expert, allow_new_labels=allow_new_labels).new
-
-    def replace(self, alias: str, expert: Expert, *, allow_new_labels: bool = False) -> Replaced:
-        """As `publish`; says what changed, so that it can be undone."""
         with self.staged({alias: expert}, allow_new_labels=allow_new_labels) as commit:
             before, after = commit()
         old, new = before.aliases.get(alias), after.aliases[alias]
         return Replaced(alias, old, new, after.revision)
 
     def put_back(self, done: Replaced) -> bool:
-        """Undo `replace`, unless somebody has named another version since.
+        """Undo `publish`, unless somebody has named another version since.
 
         Returns:
             whether the name means what it meant before.

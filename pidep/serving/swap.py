@@ -15,7 +15,7 @@ from pidep.runtime.fit import check_expert
 from pidep.serving.client import Client, Request
 from pidep.serving.store import ExpertStore, Replaced
 
-__all__ = ["Swapped", "publish_expert", "swap_expert"]
+__all__ = ["Swapped", "swap_expert"]
 
 
 _PROBE = "which expert answers?"
@@ -37,21 +37,6 @@ class Swapped:
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
         return asdict(self)
-
-
-def publish_expert(
-    name: str, expert: Expert, repo: Path, *, allow_new_labels: bool = False
-) -> tuple[str | None, str]:
-    """Put an expert that fits into the store of a repository's bank; (old digest, new digest).
-
-    Raises:
-        ExpertError: the bank cannot hold it, or `name` would mean something else; the store is
-            unchanged.
-        ServingError: the repository has no bank.
-    """
-    store = _store_for(expert, repo)
-    done = store.replace(name, expert, allow_new_labels=allow_new_labels)
-    return done.old, done.new
 
 
 def swap_expert(
@@ -86,7 +71,7 @@ def swap_expert(
     with Client(url, timeout_s=timeout_s) as client:
         # Asked first: a version that nobody serves should not wait in the store.
         _require_server(client, name)
-        done = store.replace(name, expert, allow_new_labels=allow_new_labels)
+        done = store.publish(expert, name, allow_new_labels=allow_new_labels)
         try:
             _wait_for(client, done, started=started, timeout_s=timeout_s)
         # Also on Ctrl-C: no answer has shown the new version yet.

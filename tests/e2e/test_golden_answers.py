@@ -22,7 +22,6 @@ from pidep.experts.folder import Expert
 from pidep.export import Source, export_merged, load_recipe
 from pidep.serving.client import Client, Request
 from pidep.serving.server import TritonServer, free_ports
-from pidep.serving.swap import publish_expert
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
 from tests.conftest import WORDS
@@ -113,8 +112,6 @@ def served(folder: Path) -> dict[str, Any]:
     recipe = load_recipe("bank-onnx-fp32")
     release_bank([film, book], repo, recipe)
     export_merged(film, repo, load_recipe("merged-onnx-fp32"))
-    for one in (film, book):
-        publish_expert(one.expert.name, one.expert, repo)
     with TritonServer(repo, free_ports()) as server:
         answers = asked(server.grpc_url)
     return {"answers": answers, "records": records(repo)}

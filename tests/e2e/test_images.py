@@ -22,7 +22,7 @@ from pidep.export import Source, export_merged, load_recipe
 from pidep.inputs.row import Input, Row, as_row
 from pidep.serving.client import Client, Request
 from pidep.serving.server import TritonServer, free_ports
-from pidep.serving.swap import publish_expert, swap_expert
+from pidep.serving.swap import swap_expert
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
 from tests.conftest import make_expert, picture, png
@@ -63,8 +63,6 @@ def served(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     experts["chooses"] = sources[-1].expert
     exported = release_bank(sources, repo, load_recipe("bank-onnx-fp32"))
     export_merged(sources[1], repo, load_recipe("merged-onnx-fp32"))
-    for name, expert in experts.items():
-        publish_expert(name, expert, repo)
     with TritonServer(repo, free_ports()) as server:
         yield server, repo, experts, backbone, exported
 

@@ -20,7 +20,7 @@ from pidep.export import Source, export_merged, load_recipe
 from pidep.inputs.template import Template
 from pidep.serving import AsyncClient, Client, Request
 from pidep.serving.server import Ports, TritonServer, free_ports
-from pidep.serving.swap import publish_expert, swap_expert
+from pidep.serving.swap import swap_expert
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
 from pidep.tuning.predict_file import predict_file
@@ -57,8 +57,6 @@ def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
         max_rank=4,
     )
     export_merged(Source(experts["film"], TASK, ROWS), repo, load_recipe("merged-onnx-fp32"))
-    for name, expert in experts.items():
-        publish_expert(name, expert, repo)
     with TritonServer(repo, free_ports()) as server:
         yield server, repo, experts, backbone
 

@@ -71,7 +71,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     store = ExpertStore(root / "expert_store")
     store.publish(FILM, "film")
     store.publish(BOOK, "book")
-    broken = store.publish(small_expert(name="broken", seed=9), "broken")
+    broken = store.publish(small_expert(name="broken", seed=9), "broken").new
     (store.version(broken) / "labels.safetensors").write_bytes(b"")
     with TritonServer(root / "repo", free_ports(), ready_within_s=100) as server:
         yield Served(server, root / "repo", store)

@@ -26,7 +26,7 @@ def test_every_public_name_is_there_without_torch(room: str) -> None:
 
 
 def test_clients_and_swaps_need_no_onnx_runtime() -> None:
-    code = "from pidep.serving import AsyncClient, Client, ExpertStore, publish_expert, swap_expert"
+    code = "from pidep.serving import AsyncClient, Client, ExpertStore, swap_expert"
     loaded = loaded_after(code)
     assert "onnxruntime" not in loaded
     assert "numpy" in loaded

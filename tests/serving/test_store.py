@@ -46,7 +46,7 @@ def test_the_manifests_bytes_are_golden(store: ExpertStore) -> None:
 
 def test_what_is_published_is_loaded(store: ExpertStore) -> None:
     first, second = small_expert(), small_expert(name="book", seed=1)
-    assert store.publish(first, "film") == first.digest
+    assert store.publish(first, "film").new == first.digest
     store.publish(second, "book")
     assert store.load(first.digest).digest == first.digest
     found = {name: expert.digest for name, expert in store.published().items()}
@@ -72,7 +72,7 @@ def test_a_new_version_keeps_the_old_one(store: ExpertStore) -> None:
 
 def test_a_damaged_version_is_written_anew(store: ExpertStore) -> None:
     expert = small_expert()
-    digest = store.publish(expert, "film")
+    digest = store.publish(expert, "film").new
     (store.version(digest) / "labels.safetensors").write_bytes(b"")
     with pytest.raises(ExpertError):
         store.load(digest)
@@ -81,7 +81,7 @@ def test_a_damaged_version_is_written_anew(store: ExpertStore) -> None:
 
 
 def test_a_version_of_another_digest_is_refused(store: ExpertStore) -> None:
-    digest = store.publish(small_expert(), "film")
+    digest = store.publish(small_expert(), "film").new
     write_expert(small_expert(seed=9), store.version(digest))
     with pytest.raises(ExpertError, match=r"holds sha256:.*, expected sha256:.*; publish it again"):
         store.load(digest)
@@ -216,7 +216,7 @@ Damage = Callable[[Path], object]
 def test_anything_in_a_versions_place_is_healed_by_publishing_again(
     store: ExpertStore, damage: Damage
 ) -> None:
-    digest = store.publish(small_expert(), "film")
+    digest = store.publish(small_expert(), "film").new
     revision = store.manifest().revision
     damage(store.version(digest))
     with pytest.raises(ExpertError):
@@ -229,16 +229,16 @@ def test_anything_in_a_versions_place_is_healed_by_publishing_again(
 
 def test_putting_back_is_a_compare_and_set(store: ExpertStore) -> None:
     old, new, other = (small_expert(seed=seed) for seed in range(3))
-    first = store.replace("film", old)
+    first = store.publish(old, "film")
     assert (first.old, first.new) == (None, old.digest)
-    done = store.replace("film", new)
+    done = store.publish(new, "film")
     store.publish(other, "book")
     assert store.put_back(done)
     assert store.manifest().aliases == {"film": old.digest, "book": other.digest}
     assert not store.put_back(done)
     assert store.put_back(first)
     assert store.manifest().aliases == {"book": other.digest}
-    assert store.put_back(store.replace("book", other))
+    assert store.put_back(store.publish(other, "book"))
     assert store.manifest().aliases == {"book": other.digest}
 
 
@@ -267,8 +267,8 @@ def test_a_name_gets_other_labels_only_when_told(
     with pytest.raises(ExpertError, match=message):
         store.publish(other, "film")
     assert contents(store.folder) == before
-    assert store.publish(other, "book") == other.digest
-    assert store.publish(other, "film", allow_new_labels=True) == other.digest
+    assert store.publish(other, "book").new == other.digest
+    assert store.publish(other, "film", allow_new_labels=True).new == other.digest
 
 
 def test_a_name_gets_another_template_only_when_told(store: ExpertStore) -> None:
@@ -283,7 +283,7 @@ def test_a_name_gets_another_template_only_when_told(store: ExpertStore) -> None
 
 
 def test_a_damaged_version_is_replaced_whatever_its_labels_were(store: ExpertStore) -> None:
-    digest = store.publish(small_expert(), "film")
+    digest = store.publish(small_expert(), "film").new
     (store.version(digest) / "labels.safetensors").unlink()
     other = replace(small_expert(seed=1), labels=("bad", "good"))
-    assert store.publish(other, "film") == other.digest
+    assert store.publish(other, "film").new == other.digest

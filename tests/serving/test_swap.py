@@ -13,7 +13,7 @@ import pytest
 
 from pidep.errors import ExpertError, ServingError, UnreachableError
 from pidep.experts.folder import Expert
-from pidep.serving import Client, ExpertStore, Request, publish_expert, swap_expert
+from pidep.serving import Client, ExpertStore, Request, swap_expert
 from pidep.serving.triton_model import TritonPythonModel
 from tests.cli.run import nobody, untouched
 from tests.serving import backend_utils
@@ -52,13 +52,6 @@ def served(repo: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
     model.finalize()
 
 
-def test_an_expert_is_published_under_a_name(repo: Path, store: ExpertStore) -> None:
-    old, new = small_expert(), small_expert(seed=1)
-    assert publish_expert("film", old, repo) == (None, old.digest)
-    assert publish_expert("film", new, repo) == (old.digest, new.digest)
-    assert store.manifest().aliases == {"film": new.digest}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -71,16 +64,16 @@ def test_an_expert_is_published_under_a_name(repo: Path, store: ExpertStore) -> 
     ],
 )
 def test_an_expert_that_does_not_fit_is_not_published(
-    repo: Path, change: dict[str, Any], message: str
+    repo: Path, store: ExpertStore, change: dict[str, Any], message: str
 ) -> None:
-    publish_expert("film", small_expert(), repo)
+    store.publish(small_expert(), "film")
     with untouched(repo.parent), pytest.raises(ExpertError, match=message):
-        publish_expert("film", replace(small_expert(seed=1), **change), repo)
+        swap_expert("film", replace(small_expert(seed=1), **change), repo, nobody())
 
 
 def test_a_repository_without_a_bank_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match=r"bank\.json: no such file; make it with"):
-        publish_expert("film", small_expert(), tmp_path)
+        swap_expert("film", small_expert(), tmp_path, nobody())
 
 
 def test_a_swap_returns_when_the_server_answers_with_the_new_version(

@@ -51,12 +51,12 @@ def test_an_empty_store_serves_nobody(bank: Bank, store: ExpertStore) -> None:
 
 
 def test_it_serves_the_manifest(bank: Bank, store: ExpertStore) -> None:
-    digest = store.publish(small_expert(), "film")
+    digest = store.publish(small_expert(), "film").new
     watcher = Watcher(bank, store)
     watcher.refresh()
     assert watcher.residents.digests == {"film": digest}
-    new = store.publish(small_expert(seed=1), "film")
-    other = store.publish(small_expert(name="book", seed=2), "book")
+    new = store.publish(small_expert(seed=1), "film").new
+    other = store.publish(small_expert(name="book", seed=2), "book").new
     watcher.refresh()
     assert watcher.residents.digests == {"film": new, "book": other}
 
@@ -71,7 +71,7 @@ def test_a_manifest_that_did_not_change_is_not_loaded_again(bank: Bank, store: E
 
 
 def test_residents_of_a_running_batch_never_change(bank: Bank, store: ExpertStore) -> None:
-    old = store.publish(small_expert(), "film")
+    old = store.publish(small_expert(), "film").new
     watcher = Watcher(bank, store)
     watcher.refresh()
     taken = watcher.residents
@@ -86,10 +86,10 @@ def test_residents_of_a_running_batch_never_change(bank: Bank, store: ExpertStor
 def test_a_broken_version_leaves_the_old_one_serving(
     bank: Bank, store: ExpertStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    old = store.publish(small_expert(), "film")
+    old = store.publish(small_expert(), "film").new
     watcher = Watcher(bank, store)
     watcher.refresh()
-    new = store.publish(small_expert(seed=1), "film")
+    new = store.publish(small_expert(seed=1), "film").new
     weights = store.version(new) / WEIGHTS
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-4])
@@ -150,11 +150,11 @@ def deep(store: ExpertStore, digest: str) -> None:
 def test_one_bad_version_is_refused_and_all_others_are_served_also_at_a_start(
     bank: Bank, store: ExpertStore, damage: Callable[[ExpertStore, str], None]
 ) -> None:
-    film = store.publish(small_expert(), "film")
+    film = store.publish(small_expert(), "film").new
     running = Watcher(bank, store)
     running.refresh()
-    bad = store.publish(small_expert(seed=1), "bad")
-    book = store.publish(small_expert(name="book", seed=2), "book")
+    bad = store.publish(small_expert(seed=1), "bad").new
+    book = store.publish(small_expert(name="book", seed=2), "book").new
     damage(store, bad)
     for watcher in (running, Watcher(bank, store)):
         watcher.refresh()
@@ -176,13 +176,13 @@ def test_an_expert_whose_answers_are_not_finite_is_never_exposed(
     bank: Bank, store: ExpertStore
 ) -> None:
     """Weights of 3e38 are finite, and their sum is not."""
-    good = store.publish(small_expert(), "film")
+    good = store.publish(small_expert(), "film").new
     watcher = Watcher(bank, store)
     watcher.refresh()
     expert = small_expert(seed=1)
     huge = {**expert.sites["layer.0"], "lora_A": np.full((2, 4), 3e38, np.float32)}
-    bad = store.publish(replace(expert, scaling=1.0, sites={"layer.0": huge}), "film")
-    other = store.publish(small_expert(name="book", seed=2), "book")
+    bad = store.publish(replace(expert, scaling=1.0, sites={"layer.0": huge}), "film").new
+    other = store.publish(small_expert(name="book", seed=2), "book").new
     watcher.refresh()
     assert watcher.residents.digests == {"film": good, "book": other}
     assert watcher.residents.refused["film"] == {
@@ -192,7 +192,7 @@ def test_an_expert_whose_answers_are_not_finite_is_never_exposed(
 
 
 def test_a_digest_that_leaves_the_store_is_refused(bank: Bank, store: ExpertStore) -> None:
-    film = store.publish(small_expert(), "film")
+    film = store.publish(small_expert(), "film").new
     aliases = {"film": film, "evil": "sha256:../../elsewhere", "empty": ""}
     Manifest(revision=2, aliases=aliases).write(store.folder)
     watcher = Watcher(bank, store)
@@ -238,7 +238,7 @@ def a_terabyte(path: Path) -> None:
 def test_the_watcher_outlives_anything_in_place_of_the_manifest(
     bank: Bank, store: ExpertStore, damage: Callable[[Path], None]
 ) -> None:
-    film = store.publish(small_expert(), "film")
+    film = store.publish(small_expert(), "film").new
     good = store.manifest_path.read_bytes()
     watcher = Watcher(bank, store)
     watcher.start()
@@ -251,7 +251,7 @@ def test_the_watcher_outlives_anything_in_place_of_the_manifest(
         aside = store.folder / "aside"
         store.manifest_path.rename(aside)
         store.manifest_path.write_bytes(good)
-        new = store.publish(small_expert(seed=1), "film")
+        new = store.publish(small_expert(seed=1), "film").new
         until(lambda: watcher.residents.digests == {"film": new})
         assert watcher.status()["fault"] == ""
     finally:
@@ -285,8 +285,8 @@ def test_a_panic_while_a_version_is_read_is_that_names_fault(
     class Panic(BaseException):
         """As one of a Rust package."""
 
-    film = store.publish(small_expert(), "film")
-    book = store.publish(small_expert(name="book", seed=2), "book")
+    film = store.publish(small_expert(), "film").new
+    book = store.publish(small_expert(name="book", seed=2), "book").new
     load = store.load
 
     def panicking(digest: str) -> Expert:
@@ -304,7 +304,7 @@ def test_a_panic_while_a_version_is_read_is_that_names_fault(
 def test_an_expert_that_does_not_fit_leaves_the_old_ones_serving(
     bank: Bank, store: ExpertStore
 ) -> None:
-    old = store.publish(small_expert(), "film")
+    old = store.publish(small_expert(), "film").new
     watcher = Watcher(bank, store)
     watcher.refresh()
     store.publish(replace(small_expert(seed=1), backbone_digest="sha256:other"), "book")
@@ -316,7 +316,7 @@ def test_an_expert_that_does_not_fit_leaves_the_old_ones_serving(
 def test_a_lost_manifest_leaves_the_old_experts_serving(
     bank: Bank, store: ExpertStore, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    old = store.publish(small_expert(), "film")
+    old = store.publish(small_expert(), "film").new
     watcher = Watcher(bank, store)
     watcher.refresh()
     if damage == "gone":
@@ -341,7 +341,7 @@ def test_it_follows_until_it_is_stopped(bank: Bank, store: ExpertStore) -> None:
     watcher = Watcher(bank, store)
     watcher.start()
     try:
-        digest = store.publish(small_expert(), "film")
+        digest = store.publish(small_expert(), "film").new
         until(lambda: watcher.residents.digests == {"film": digest})
     finally:
         watcher.stop()
