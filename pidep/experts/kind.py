@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,8 @@ class ExpertKind(ABC):
     name: str
     adapter: str
     """`module:object` of the `AdapterKind` that lets experts of this kind act on a torch module."""
-    required: frozenset[str] = frozenset()
-    """Tensors that each site has; empty where the kind does not say."""
+    axes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """Tensor to its axes; axes of one name have one length at a site. Empty: not checked."""
     optional: frozenset[str] = frozenset()
     """Tensors that a site may have beside those it must have."""
     peft_type: str | None = None
@@ -112,12 +113,29 @@ class ExpertKind(ABC):
         Raises:
             ExpertError: a tensor is missing, unknown or of a wrong shape; begins with `where`.
         """
-        found = set(tensors)
-        if self.required and not self.required <= found <= self.required | self.optional:
+        needed = self.axes.keys() - self.optional
+        if not self.axes:
+            return
+        if not needed <= tensors.keys() <= self.axes.keys():
             raise ExpertError(
-                f"{where}: has {', '.join(sorted(map(str, found))) or 'no tensors'}, an expert "
-                f"of kind {self.name!r} has {', '.join(sorted(self.required))}; train it again"
+                f"{where}: has {', '.join(sorted(map(str, tensors))) or 'no tensors'}, an expert "
+                f"of kind {self.name!r} has {', '.join(sorted(needed))}; train it again"
             )
+        lengths: dict[str, int] = {}
+        for name, array in tensors.items():
+            axes = self.axes[name]
+            fits = array.ndim == len(axes) and all(
+                length and lengths.setdefault(axis, length) == length
+                for axis, length in zip(axes, array.shape, strict=True)
+            )
+            if not fits:
+                shapes = ", ".join(f"{one} {tensors[one].shape}" for one in sorted(tensors))
+                expected = ", ".join(
+                    f"{one} ({', '.join(self.axes[one])})" for one in sorted(tensors)
+                )
+                raise ExpertError(
+                    f"{where}: has {shapes}, expected {expected} of equal lengths; train it again"
+                )
 
     def scaling(self, alpha: float, size: int, *, rank_stabilized: bool = False) -> float:
         """The factor s of an expert's change; 1 for kinds that have none."""

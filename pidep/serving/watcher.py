@@ -13,7 +13,6 @@ from pidep.artifacts.manifest import Manifest
 from pidep.errors import ServingError
 from pidep.experts.folder import Expert
 from pidep.runtime.bank import Bank, Residents
-from pidep.runtime.fit import check_expert
 from pidep.serving.refusals import Refusals, path_stamp
 from pidep.serving.store import ExpertStore
 
@@ -95,18 +94,16 @@ class Watcher:
         """Replace the residents by what the manifest names, as far as it can be loaded."""
         old = self.residents
         self._refusals.keep(manifest.aliases)
-        same = {
-            name: old.experts[name]
-            for name, digest in manifest.aliases.items()
-            if old.digests.get(name) == digest
-        }
         fresh: dict[str, Expert] = {}
         for name, digest in manifest.aliases.items():
-            if name not in same and not self._refusals.waiting(name):
+            if old.digests.get(name) != digest and not self._refusals.waiting(name):
                 self._load(name, digest, into=fresh)
         # A name keeps its old version where the new one is refused.
         kept = {name: old.experts[name] for name in manifest.aliases if name in old.experts}
-        residents = self._probed({**kept, **same}, fresh, manifest.aliases)
+        residents = old
+        # A retry that fails again changes nothing, and packing would copy every expert.
+        if fresh or kept.keys() != old.experts.keys():
+            residents = self._probed(kept, fresh, manifest.aliases)
         # One assignment: a batch has read the old reference or reads the new one.
         self.residents = replace(residents, refused=self._refusals.reasons())
         self._served = manifest
@@ -119,7 +116,8 @@ class Watcher:
         self._beat = time.monotonic()
         try:
             expert = self._store.load(digest)
-            check_expert(self._bank.record, expert)
+            # Alone: an expert that the bank cannot pack must not keep the others from being packed.
+            self._bank.build({name: expert})
         except BaseException as error:  # as in `refresh`
             self._refusals.add(name, digest, error)
             return

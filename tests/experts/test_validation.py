@@ -87,9 +87,9 @@ WRONG: list[tuple[str, Callable[[], Expert], str]] = [
     (
         "ranks",
         lambda: with_factor("lora_A", filled(1)[:1]),
-        r"lora_A is \(1, 4\) and lora_B \(4, 2\)",
+        r"lora_A \(1, 4\), lora_B \(4, 2\)",
     ),
-    ("vector", lambda: with_factor("lora_A", filled(1)[0]), r"lora_A is \(4,\)"),
+    ("vector", lambda: with_factor("lora_A", filled(1)[0]), r"lora_A \(4,\)"),
     (
         "more",
         lambda: with_factor("lora_C", filled(1)),
@@ -127,6 +127,43 @@ def test_what_cannot_answer_is_neither_written_nor_published(
     with pytest.raises(ExpertError):
         store.publish(expert, "film")
     assert store.manifest().aliases == {}
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+GOOD: dict[str, dict[str, np.ndarray]] = {
+    "adapter": {"down": ones(2, 4), "down_bias": ones(2), "up": ones(4, 2), "up_bias": ones(4)},
+    "prefix": {"key": ones(6, 4), "value": ones(6, 4), "bias": ones(3, 2)},
+    "prompt": {"prompt": ones(2, 4)},
+    "bitfit": {"bias": ones(4)},
+}
+
+
+@pytest.mark.parametrize("kind", list(GOOD))
+def test_each_kinds_tensors_have_their_axes(kind: str) -> None:
+    require_valid(replace(small_expert(), kind=kind, sites={SITE: GOOD[kind]}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("adapter", {"up": ones(4, 3)}, r"up \(4, 3\), .*expected .*up \(D, W\)"),
+        ("adapter", {"down_bias": ones(1, 2)}, r"down_bias \(1, 2\)"),
+        ("adapter", {"down": ones(2)}, r"down \(2,\)"),
+        ("prefix", {"value": ones(5, 4)}, r"value \(5, 4\)"),
+        ("prefix", {"bias": ones(2, 2)}, r"bias is \(2, 2\) for 6 virtual tokens"),
+        ("prompt", {"prompt": ones(0, 4)}, r"prompt \(0, 4\)"),
+        ("prompt", {"more": ones(2, 4)}, "has more, prompt, an expert of kind 'prompt' has prompt"),
+        ("bitfit", {"bias": ones(1, 4)}, r"bias \(1, 4\)"),
+    ],
+)
+def test_tensors_of_other_axes_are_refused(
+    kind: str, change: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(ExpertError, match=message):
+        require_valid(replace(small_expert(), kind=kind, sites={SITE: {**GOOD[kind], **change}}))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -17,7 +17,7 @@ import pytest
 from pidep.artifacts import Manifest
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, write_expert
-from pidep.runtime import Bank
+from pidep.runtime import Bank, Residents
 from pidep.serving import ExpertStore
 from pidep.serving.watcher import Watcher
 from tests.serving.experts import small_expert
@@ -277,6 +277,40 @@ def test_the_status_tells_a_watcher_that_follows_from_one_that_does_not(
     until(lambda: watcher.is_alive)
     watcher.stop()
     assert not watcher.is_alive
+
+
+def test_an_expert_that_the_bank_cannot_pack_leaves_all_others_served(
+    bank: Bank, store: ExpertStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = store.publish(small_expert(), "film")
+    book = store.publish(small_expert(name="book", seed=2), "book")
+    build = bank.build
+
+    def failing(experts: dict[str, Expert], *previous: Residents) -> Residents:
+        if "book" in experts:
+            raise IndexError("an array has too few axes")
+        return build(experts, *previous)
+
+    monkeypatch.setattr(bank, "build", failing)
+    watcher = Watcher(bank, store)
+    watcher.refresh()
+    assert watcher.residents.digests == {"film": film}
+    assert watcher.residents.refused == {
+        "book": {"digest": book, "reason": "an array has too few axes"}
+    }
+
+
+def test_a_retry_that_fails_again_packs_nothing(bank: Bank, store: ExpertStore) -> None:
+    store.publish(small_expert(), "film")
+    bad = store.publish(small_expert(seed=1), "bad")
+    damage_weights(store, bad)
+    watcher = Watcher(bank, store)
+    watcher.refresh()
+    factors = watcher.residents.factors
+    os.utime(store.version(bad))  # its folder looks new, so it is tried again
+    watcher.refresh()
+    assert watcher.residents.factors is factors
+    assert list(watcher.residents.refused) == ["bad"]
 
 
 def test_a_panic_while_a_version_is_read_is_that_names_fault(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from pidep.experts.kind import Array, ExpertKind, Tensors
 
 __all__ = ["KIND"]
@@ -9,7 +11,9 @@ __all__ = ["KIND"]
 
 class _Adapter(ExpertKind):
     name = "adapter"
-    required = frozenset({"down", "down_bias", "up", "up_bias"})
+    axes = MappingProxyType(
+        {"down": ("W", "D"), "down_bias": ("W",), "up": ("D", "W"), "up_bias": ("D",)}
+    )
     adapter = "pidep.adapters.kinds.adapter:KIND"
     in_bank = True
     size_word = "bottleneck width"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from pidep.experts.kind import Array, ExpertKind, Tensors
 
 __all__ = ["KIND"]
@@ -9,7 +11,7 @@ __all__ = ["KIND"]
 
 class _BitFit(ExpertKind):
     name = "bitfit"
-    required = frozenset({"bias"})
+    axes = MappingProxyType({"bias": ("D",)})
     adapter = "pidep.adapters.kinds.bitfit:KIND"
     in_bank = True
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ _PREFIX = "base_model.model."  # PEFT wraps the backbone twice and names tensors
 class _Lora(ExpertKind):
     name = "lora"
     adapter = "pidep.adapters.kinds.lora:KIND"
-    required = frozenset({"lora_A", "lora_B"})
+    axes = MappingProxyType({"lora_A": ("rank", "in"), "lora_B": ("out", "rank")})
     peft_type = "LORA"
     only_in_peft = True
     in_bank = True
@@ -34,16 +35,6 @@ class _Lora(ExpertKind):
     def size_of(self, tensors: Tensors) -> int:
         """r, the rank."""
         return len(tensors["lora_A"])
-
-    def check_tensors(self, tensors: Tensors, *, where: str) -> None:
-        """`lora_A` [r, in] and `lora_B` [out, r]; raises as `ExpertKind.check_tensors`."""
-        super().check_tensors(tensors, where=where)
-        a, b = tensors["lora_A"].shape, tensors["lora_B"].shape
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in (*a, *b):
-            raise ExpertError(
-                f"{where}: lora_A is {a} and lora_B {b}, expected (rank, in) and (out, rank); "
-                "train it again"
-            )
 
     def scaling(self, alpha: float, size: int, *, rank_stabilized: bool = False) -> float:
         """s = alpha / r, or alpha / √r with rsLoRA (Kalajdzievski, 2023).

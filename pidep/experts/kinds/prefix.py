@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ __all__ = ["KIND"]
 
 class _Prefix(ExpertKind):
     name = "prefix"
-    required = frozenset({"key", "value"})
+    axes = MappingProxyType({"key": ("T", "K"), "value": ("T", "V"), "bias": ("n", "P")})
     adapter = "pidep.adapters.kinds.prefix:KIND"
     optional = frozenset({"bias"})
     peft_type = "PREFIX_TUNING"
@@ -31,6 +32,15 @@ class _Prefix(ExpertKind):
     def size_of(self, tensors: Tensors) -> int:
         """The number of virtual tokens."""
         return len(tensors["key"])
+
+    def check_tensors(self, tensors: Tensors, *, where: str) -> None:
+        """As for every kind; n prefixes of P tokens are n · P rows."""
+        super().check_tensors(tensors, where=where)
+        if "bias" in tensors and tensors["bias"].size != len(tensors["key"]):
+            raise ExpertError(
+                f"{where}: bias is {tensors['bias'].shape} for {len(tensors['key'])} virtual "
+                "tokens, expected one number for each; train it again"
+            )
 
     def bank_factors(self, tensors: Tensors, *, scaling: float) -> dict[str, Array]:
         """`key` and `value` [n·P, H], `bias` and `live` [n·P, 1]; sometimes `shift` [1, 1].

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ __all__ = ["KIND"]
 
 class _Prompt(ExpertKind):
     name = "prompt"
-    required = frozenset({"prompt"})
+    axes = MappingProxyType({"prompt": ("P", "D")})
     adapter = "pidep.adapters.kinds.prompt:KIND"
     peft_type = "PROMPT_TUNING"
     in_bank = True
