@@ -80,6 +80,53 @@ def test_flags_win_over_the_file(run: Run, tmp_path: Path) -> None:
     assert run("book", "--config", path, "--no-full")[0] == Sample(task="book", seeds=(8,))
 
 
+class Place(Settings):
+    """A second model of the same command."""
+
+    out: Annotated[Path, Shown("Output")]
+    """Folder."""
+    again: Annotated[bool, Shown("Output")] = False
+    """Once more."""
+    evaluate: Annotated[bool, Shown("Output")] = True
+    """Evaluate."""
+
+
+def test_a_command_with_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found: list[tuple[Sample, Place]] = []
+
+    @options(Sample, Place, yaml=True)
+    def sample(settings: Sample, place: Place) -> None:
+        """Do nothing."""
+        found.append((settings, place))
+
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(cls=PanelCommand)(sample)
+    (tmp_path / "sample.yaml").write_text("seeds: [8]\n")
+
+    def call(*arguments: object) -> None:
+        app(list(map(str, arguments)), prog_name="sample", standalone_mode=False)
+
+    call("film", "--out", "o", "--config", tmp_path / "sample.yaml", "--again", "--no-evaluate")
+    assert found == [
+        (Sample(task="film", seeds=(8,)), Place(out=Path("o"), again=True, evaluate=False))
+    ]
+    with pytest.raises(UsageError, match=r"^sample: --out: expected a value, found none$"):
+        call("film")
+    # The file holds settings of the first model only.
+    (tmp_path / "sample.yaml").write_text("out: o\n")
+    with pytest.raises(UsageError, match=r"unknown key 'out'"):
+        call("film", "--out", "o", "--config", tmp_path / "sample.yaml")
+    capsys.readouterr()
+    call("--help")
+    shown = capsys.readouterr().out
+    assert "--out PATH" in shown
+    assert "[required]" in shown
+    # What is off by default, and never on in a file, needs no option that turns it off.
+    assert "--no-again" not in shown
+    assert "--full / --no-full" in shown
+    assert "--evaluate / --no-evaluate" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -382,6 +382,15 @@ def test_a_recipe_by_path(tmp_path: Path) -> None:
         ("max_abs: 0.001", "max_abs: 0", r"mine\.yaml: tolerance\.max_abs: .*found 0"),
         ("precision: fp32", "precision: fp7", r"mine\.yaml: precision: .*found 'fp7'"),
         ("form: bank", "form: [", r"mine\.yaml: not readable as YAML"),
+        ("max_abs: 0.001", "max_abs: .inf", r"mine\.yaml: tolerance\.max_abs: .*found inf"),
+        (
+            "max_abs: 0.001",
+            f"max_abs: 1{'0' * 400}",
+            r"mine\.yaml: tolerance: has more than 64 bits",
+        ),
+        ("opset: 20", f"opset: {'[' * 5000}", r"mine\.yaml: not readable as YAML \(nested too"),
+        ("opset: 20", f"opset: {'9' * 5001}", r"mine\.yaml: not readable as YAML \(Exceeds"),
+        ("form: bank", 'form: "\\ud83d"', r"mine\.yaml: form: '\\ud83d' is not UTF-8"),
     ],
 )
 def test_a_recipe_that_is_wrong(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pidep.errors import UsageError
-from pidep.tuning.run_folder import Alpha, TuneResult, is_run_folder, read_run
+from pidep.tuning.run_folder import Alpha, TuneResult, is_run_folder, read_run, run_task
 from pidep.tuning.settings import TuneSettings
 from pidep.tuning.tune import tune
 
@@ -48,6 +48,36 @@ def test_it_is_read_as_it_was_written(result: TuneResult) -> None:
     assert run.seconds == result.seconds
     assert list(run.seconds_by_phase) == ["own expert", "neighbours", "evaluate"]
     assert TuneSettings.model_validate(run.config).rank == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("alpha.json", "1.0", f"1{'0' * 400}", r"alpha\.json: .*more than 64 bits"),
+        ("metrics.json", '"test_rows": ', '"test_rows": 1e999, "more": ', "malformed .*infinity"),
+        ("provenance.json", '"seconds": ', f'"deep": {"[" * 5000}, "seconds": ', "nested too deep"),
+        ("config.yaml", '"rank": 2', f'"rank": {"9" * 5001}', "not readable as YAML"),
+    ],
+)
+def test_what_no_number_can_hold_is_one_line(
+    result: TuneResult, name: str, old: str, new: str, message: str
+) -> None:
+    path = result.run / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UsageError, match=message) as error:
+        read_run(result.run)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[" * 5000, "nested too deeply"), ("{", "Expecting"), ("{}", "name")]
+)
+def test_a_damaged_task_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "task.json").write_text(text)
+    with pytest.raises(UsageError, match=rf"task\.json: damaged \(.*{message}"):
+        run_task(tmp_path)
 
 
 def test_it_is_complete_once_its_result_is_there(result: TuneResult) -> None:
