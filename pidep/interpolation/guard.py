@@ -163,18 +163,18 @@ def _reason(name: str, one: Comparison, rows: int, default: str, *, clear: bool)
     needed = (
         "one row cannot tell"
         if one.needed is None
-        else f"a lead of {one.lead:.3f} where {one.needed:.3f} is needed, {rows} rows"
+        else f"it leads by {one.lead:.3f} and needs {one.needed:.3f} ({rows} rows)"
     )
     if clear:
-        return f"{what} is clearly better than {against}: {figures} ({needed})"
+        return f"{what} is clearly better than {against}: {figures}; {needed}"
     if one.lead <= 0:
         return (
-            f"no other candidate is better than {against}: the nearest, {what}, has a "
-            f"{figures} ({rows} rows)"
+            f"no other candidate is better than the one it is compared with; {what} comes nearest: "
+            f"{figures} of {against} ({rows} rows)"
         )
     return (
-        f"no other candidate is clearly better; {what} comes nearest. Beside {against}: "
-        f"{figures} ({needed})"
+        f"no other candidate is clearly better; {what} comes nearest: {figures} of {against}; "
+        f"{needed}"
     )
 
 
