@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pidep.errors import fault_of_text
 from pidep.tasks.memory import MemoryRows
 from pidep.tasks.tables import TextFormat, require_encoding
 
@@ -58,6 +59,16 @@ class Data(BaseModel):
         if self.test_dataset is not None and (self.dataset is None or self.test_split is None):
             raise ValueError("test_dataset goes with dataset and test_split")
         return self
+
+    @field_validator("path", "images", "files")
+    @classmethod
+    def _possible_paths(cls, found: Path | dict[str, Path] | None) -> Path | dict[str, Path] | None:
+        for path in found.values() if isinstance(found, dict) else [found]:
+            # The operating system ends a path at a zero byte.
+            zero = "holds a zero byte; remove it" if "\0" in str(path) else ""
+            if fault := fault_of_text(str(path)) or zero:
+                raise ValueError(f"the path {fault}")
+        return found
 
     @field_validator("encoding")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from pidep.errors import TaskError
 __all__ = ["read_task_yaml"]
 
 _TEXT, _NULL, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "merge"))
-_NUMBERS = ("test_fraction", "split_seed", "max_length")
-"""Keys whose values are no texts."""
+_MOST = 100_000
+"""Values of a task file, at most."""
 
 
 def read_task_yaml(path: Path) -> Any:
-    """The content of a task file. Every value is a text, except null and the settings with numbers.
+    """The content of a task file. Every value is a text or null; `Task` makes numbers of some.
 
     Raises:
         TaskError: the file cannot be read, is no YAML, or has a key twice.
@@ -29,8 +30,8 @@ def read_task_yaml(path: Path) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _refuse_twice(node, path)
-        _keep_words(node)
+        for one in _nodes(node, path):
+            _keep_words(one, path)
         return loader.construct_document(node)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise TaskError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
@@ -41,15 +42,26 @@ def read_task_yaml(path: Path) -> Any:
             loader.dispose()
 
 
-def _refuse_twice(node: Any, path: Path) -> None:
-    """Refuse a mapping with a key twice, of which YAML would keep the last without a word."""
-    if isinstance(node, yaml.SequenceNode):
-        for one in node.value:
-            _refuse_twice(one, path)
-    if not isinstance(node, yaml.MappingNode):
-        return
+def _nodes(root: Any, path: Path) -> Iterator[Any]:
+    """Every node; one that is named by an alias comes once for each place."""
+    waiting = [root]
+    for _ in range(_MOST):
+        if not waiting:
+            return
+        node = waiting.pop()
+        yield node
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+    # A few lines of aliases can stand for billions of values.
+    raise TaskError(f"{path}: holds more than {_MOST:,} values; a task file holds no rows")
+
+
+def _refuse_twice(mapping: Any, path: Path) -> None:
+    """Refuse a key that is there twice, of which YAML would keep the last without a word."""
     seen: set[str] = set()
-    for key, value in node.value:
+    for key, _ in mapping.value:
         if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
             if key.value in seen:
                 line = key.start_mark.line + 1
@@ -57,23 +69,14 @@ def _refuse_twice(node: Any, path: Path) -> None:
                     f"{path}, line {line}: key {key.value!r} is there twice; remove one of the two"
                 )
             seen.add(key.value)
-        _refuse_twice(value, path)
 
 
-def _keep_words(node: Any) -> None:
-    """Make texts of all scalars, so that `no` is not false and `0` is not a number."""
+def _keep_words(node: Any, path: Path) -> None:
+    """Make texts of scalars, so that `no` is not false and `0` is not a number."""
     if isinstance(node, yaml.ScalarNode) and node.tag not in (_NULL, _MERGE):
         node.tag = _TEXT
-    elif isinstance(node, yaml.SequenceNode):
-        for one in node.value:
-            _keep_words(one)
     elif isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            _as_key(key)
-            if not (isinstance(key, yaml.ScalarNode) and key.value in _NUMBERS):
-                _keep_words(value)
-
-
-def _as_key(node: Any) -> None:
-    if isinstance(node, yaml.ScalarNode) and node.tag != _MERGE:
-        node.tag = _TEXT  # a label may be called null, too
+        _refuse_twice(node, path)
+        for key, _ in node.value:
+            if key.tag == _NULL:
+                key.tag = _TEXT  # a label may be called null

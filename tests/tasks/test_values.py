@@ -94,9 +94,22 @@ def test_labels_that_are_refused(tmp_path: Path, labels: str, more: str, message
         load_task(task_file(tmp_path, labels, [], more))
 
 
-def test_a_yaml_that_is_too_deep(tmp_path: Path) -> None:
-    (tmp_path / "task.yaml").write_text("labels: " + "[" * 3000)
-    with pytest.raises(TaskError, match="not readable as YAML"):
+BOMB = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("labels: " + "[" * 1000, "not readable as YAML"),
+        ("l0: &l0 [x]\n" + BOMB, "holds more than 100,000 values"),
+        ("labels: &a [*a]", "holds more than 100,000 values"),
+        ("max_length: !!int ''", "max_length: .*found ''"),
+    ],
+)
+def test_a_yaml_that_is_deep_or_endless(tmp_path: Path, text: str, message: str) -> None:
+    rest = "" if text.startswith("l") else "\nname: t\nlabels: [x, y]\ndata: {path: a.csv}"
+    (tmp_path / "task.yaml").write_text(text + rest)
+    with pytest.raises(TaskError, match=message):
         load_task(tmp_path / "task.yaml")
 
 
