@@ -50,7 +50,7 @@ def check(
 
 
 def _print(found: TaskCheck, show: int) -> None:
-    from pidep.tasks.places import KINDS
+    from pidep.inputs.places import KINDS
 
     def group(problem: Problem) -> tuple[str, int]:
         return problem.severity, KINDS.index(problem.kind)

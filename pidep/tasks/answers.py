@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pidep.errors import did_you_mean
+from pidep.inputs.cells import filled, is_blank, plain_text, whole_text
 from pidep.inputs.images import ImageSource, load_image
 from pidep.inputs.locations import box_to_text
+from pidep.inputs.places import Place, RowError
 from pidep.inputs.row import Input, Row
-from pidep.tasks.places import Place, RowError
 from pidep.tasks.task import Task
-from pidep.tasks.values import filled, is_blank, known_name, name_of, plain_text, whole_text
+from pidep.tasks.values import known_name, name_of
 
 __all__ = ["label_of", "targets_of"]
 

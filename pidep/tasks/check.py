@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from pidep.errors import ImageError, TaskError
+from pidep.inputs.places import Kind, Place, RowError
 from pidep.inputs.row import Input, text_of
 from pidep.inputs.tokenize import Tokenize
 from pidep.tasks.answers import label_of, targets_of
@@ -15,7 +16,6 @@ from pidep.tasks.data import UNLABELLED, content_of, is_test
 from pidep.tasks.hub import with_labels
 from pidep.tasks.lengths import TextLengths, lengths_of, same_tokens
 from pidep.tasks.packaged import Side
-from pidep.tasks.places import Kind, Place, RowError
 from pidep.tasks.row_inputs import input_of
 from pidep.tasks.sources import Source, sources_of
 from pidep.tasks.task import Task

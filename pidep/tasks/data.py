@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pidep.errors import TaskError
+from pidep.inputs.cells import is_missing
+from pidep.inputs.places import Place, RowError
 from pidep.inputs.row import Input, Row, picture_digest, text_of
 from pidep.tasks.answers import label_of, targets_of
 from pidep.tasks.by_hash import held_out
 from pidep.tasks.hub import with_labels
-from pidep.tasks.places import Place, RowError
 from pidep.tasks.row_inputs import input_of
 from pidep.tasks.sources import sources_of
 from pidep.tasks.task import Task
-from pidep.tasks.values import is_missing
 
 __all__ = [
     "UNLABELLED",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pidep.errors import TaskError
-from pidep.tasks.places import Place, RowError
+from pidep.inputs.places import Place, RowError
 
 __all__ = [
     "AmbiguousQuoting",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pidep.errors import TaskError, did_you_mean
-from pidep.tasks.places import RowError
+from pidep.inputs.places import RowError
 from pidep.tasks.tables import parquet_file, read_rows
 
 __all__ = ["SUFFIXES", "image_folder", "parquet_images"]

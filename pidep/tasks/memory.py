@@ -16,8 +16,9 @@ from PIL import Image
 
 from pidep.errors import TaskError
 from pidep.files.atomic_write import write_bytes, write_text
+from pidep.inputs.cells import is_missing
 from pidep.tasks.delimited import unique_columns
-from pidep.tasks.values import is_missing, name_of
+from pidep.tasks.values import name_of
 
 if TYPE_CHECKING:
     from pidep.tasks.task import Task

@@ -7,11 +7,11 @@ from typing import Any
 
 from PIL import Image
 
+from pidep.inputs.cells import filled, is_blank, whole_text
 from pidep.inputs.images import ImageSource, check_source
+from pidep.inputs.places import Place, RowError
 from pidep.inputs.row import Input, Row
 from pidep.inputs.template import Template
-from pidep.tasks.places import Place, RowError
-from pidep.tasks.values import filled, is_blank, whole_text
 
 __all__ = ["input_of"]
 

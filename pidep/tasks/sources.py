@@ -9,10 +9,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from pidep.errors import TaskError, did_you_mean
+from pidep.inputs.places import Place, Placed, RowError
 from pidep.tasks.hub import hub_rows
 from pidep.tasks.images import image_folder, parquet_images
 from pidep.tasks.packaged import Side, packaged_task, packaged_tasks
-from pidep.tasks.places import Place, Placed, RowError
 from pidep.tasks.tables import data_files, file_kind, read_rows
 from pidep.tasks.task import Task
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pidep.errors import TaskError
+from pidep.inputs.places import Place, Placed, RowError
 from pidep.tasks.delimited import (
     delimited_rows,
     find_delimiter,
     find_quoting,
     unique_columns,
 )
-from pidep.tasks.places import Place, Placed, RowError
 
 __all__ = ["TextFormat", "data_files", "file_kind", "parquet_file", "read_rows", "require_encoding"]
 

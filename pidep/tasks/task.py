@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pidep.errors import TaskError, did_you_mean
+from pidep.inputs.cells import is_blank
 from pidep.inputs.template import Template, columns_of
 from pidep.tasks.data_source import Data
 from pidep.tasks.memory import MemoryRows, label_names, labels_in, plain_rows
 from pidep.tasks.metrics import METRICS, Metric
 from pidep.tasks.packaged import packaged_task, packaged_tasks
 from pidep.tasks.task_yaml import read_task_yaml
-from pidep.tasks.values import is_blank, name_of
+from pidep.tasks.values import name_of
 
 if TYPE_CHECKING:
     from pidep.tasks.check import Reader, TaskCheck

@@ -1,4 +1,4 @@
-"""Values of columns: what may become a text, and what a label may be called."""
+"""What a label may be called in the data."""
 
 from __future__ import annotations
 
@@ -6,18 +6,7 @@ import unicodedata
 from collections.abc import Collection
 from typing import Any
 
-from pidep.inputs.cells import filled, is_blank, is_missing, plain_text, whole_text
-
-__all__ = [
-    "filled",
-    "is_blank",
-    "is_missing",
-    "known_name",
-    "name_of",
-    "plain_text",
-    "spellings",
-    "whole_text",
-]
+__all__ = ["known_name", "name_of", "spellings"]
 
 _YES_NO = {
     True: ("true", "True", "TRUE", "yes", "Yes", "YES", "1"),

@@ -12,6 +12,7 @@ from pidep.serving.server import free_ports
 from tests.cli.run import Done, assert_refused, nobody, pidep, untouched, write_run
 from tests.serving.experts import small_expert
 from tests.serving.small_bank import write_small_bank
+from tests.serving.stub_server import stub_server
 
 Inside = Callable[..., Done]
 
@@ -163,3 +164,21 @@ def test_a_real_process_that_reads_rows(work: Path) -> None:
         "infer", "--expert", "film", "--url", nobody(), cwd=work, stdin=b'{"text": "\xff"}\n'
     )
     assert_refused(done, r"standard input, line 1: expected")
+
+
+def test_infer_sends_rows_of_columns(inside: Inside) -> None:
+    lines = b'{"columns": {"subject": "Re", "body": 3}, "expert": "mail"}\n{"text": "a film"}\n'
+    with stub_server("grpc") as stub:
+        done = inside("infer", "--url", stub.url, "--expert", "film", stdin=lines)
+    assert done.code == 0, done.err
+    (asked,) = stub.asked
+    assert asked.tensors == {
+        "TEXT": [b"", b"a film"],
+        "EXPERT": [b"mail", b"film"],
+        "COLUMNS": [b'{"subject": "Re", "body": 3}', b""],
+    }
+    wrong = b'{"columns": ["Re"], "expert": "mail"}\n'
+    with stub_server("grpc") as stub:
+        done = inside("infer", "--url", stub.url, stdin=wrong)
+    assert_refused(done, r"line 1: expected .*\"columns\"")
+    assert not stub.asked

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pidep.errors import TaskError
+from pidep.inputs.places import RowError
 from pidep.tasks.delimited import AmbiguousQuoting
-from pidep.tasks.places import RowError
 from pidep.tasks.tables import TextFormat, data_files, read_rows
 
 ROWS = [{"text": "a good, fine film", "label": "pos"}, {"text": "it's bad; café", "label": "neg"}]
