@@ -153,7 +153,6 @@ def test_a_lora_of_pefts_means_the_same_here(
         {"use_dora": True},
         {"init_lora_weights": "olora"},
         {"init_lora_weights": "pissa"},
-        {"rank_pattern": {"query": 2}},
         {"modules_to_save": ["pooler"]},
         {"bias": "lora_only"},
         {"trainable_token_indices": {"word_embeddings": [1]}},
