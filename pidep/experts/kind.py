@@ -91,7 +91,7 @@ class ExpertKind(ABC):
     adapter: str
     """`module:object` of the `AdapterKind` that lets experts of this kind act on a torch module."""
     axes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
-    """Tensor to its axes; axes of one name have one length at a site. Empty: not checked."""
+    """Tensor to axis names; at a site, axes of one name have one length. Empty: no check."""
     optional: frozenset[str] = frozenset()
     """Tensors that a site may have beside those it must have."""
     peft_type: str | None = None

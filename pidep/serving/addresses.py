@@ -39,7 +39,7 @@ class Ports:
 
     @property
     def warning(self) -> str:
-        """What to warn of before the server starts; empty for an address of this machine alone."""
+        """The warning before the server starts; empty where only this machine can ask it."""
         if is_loopback(self.host):
             return ""
         return (

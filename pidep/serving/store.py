@@ -121,7 +121,7 @@ class ExpertStore:
         return Replaced(alias, old, new, after.revision)
 
     def put_back(self, done: Replaced) -> bool:
-        """Undo `publish`, unless somebody has named another version since.
+        """Undo `publish`, unless the name has been given to another version since.
 
         Returns:
             whether the name means what it meant before.

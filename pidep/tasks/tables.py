@@ -142,7 +142,7 @@ def require_encoding(name: str) -> str:
         ValueError: it does not.
     """
     try:
-        "a".encode(name)  # Python looks no encoding up for an empty text
+        "a".encode(name)  # with an empty text, Python would not look the encoding up
     except (LookupError, ValueError):  # ValueError: a name with a null character
         raise ValueError(
             f"encoding {name!r}: expected one that Python knows, such as utf-8 or cp1252"

@@ -14,11 +14,11 @@ __all__ = ["read_task_yaml"]
 
 _TEXT, _NULL, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "merge"))
 _MOST = 100_000
-"""Values of a task file, at most."""
+"""The largest number of values in a task file."""
 
 
 def read_task_yaml(path: Path) -> Any:
-    """The content of a task file. Every value is a text or null; `Task` makes numbers of some.
+    """The content of a task file. Every value is a text or null; `Task` turns some into numbers.
 
     Raises:
         TaskError: the file cannot be read, is no YAML, or has a key twice.
@@ -43,7 +43,7 @@ def read_task_yaml(path: Path) -> Any:
 
 
 def _nodes(root: Any, path: Path) -> Iterator[Any]:
-    """Every node; one that is named by an alias comes once for each place."""
+    """Every node. A node with aliases comes once for each of its places."""
     waiting = [root]
     for _ in range(_MOST):
         if not waiting:
@@ -59,7 +59,7 @@ def _nodes(root: Any, path: Path) -> Iterator[Any]:
 
 
 def _refuse_twice(mapping: Any, path: Path) -> None:
-    """Refuse a key that is there twice, of which YAML would keep the last without a word."""
+    """Refuse a repeated key: YAML would keep the last one without a word."""
     seen: set[str] = set()
     for key, _ in mapping.value:
         if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:

@@ -121,7 +121,7 @@ def test_a_command_with_two_models(tmp_path: Path, capsys: pytest.CaptureFixture
     shown = capsys.readouterr().out
     assert "--out PATH" in shown
     assert "[required]" in shown
-    # What is off by default, and never on in a file, needs no option that turns it off.
+    # No file can turn `again` on, so it needs no option that turns it off.
     assert "--no-again" not in shown
     assert "--full / --no-full" in shown
     assert "--evaluate / --no-evaluate" in shown
