@@ -243,6 +243,6 @@ def inside(
             for number, handler in before.items():
                 signal.signal(number, handler)
         out, err = capfd.readouterr()
-        return Done(int(str(code or 0)), out, err)
+        return Done.of(int(str(code or 0)), out, err)
 
     return run

@@ -127,9 +127,10 @@ def _lines() -> Iterator[Lines]:
     found, end = Lines(time.monotonic()), threading.Event()
 
     def print_lines() -> None:
+        # Without `pidep: `, which begins the messages that programs look for.
         # A thread: one long piece of work, such as a graph's compilation, calls nobody.
         while not end.wait(EVERY_S):
-            typer.echo(f"pidep: {found.line(time.monotonic())}", err=True)
+            typer.echo(found.line(time.monotonic()), err=True)
 
     thread = threading.Thread(target=print_lines, daemon=True)
     thread.start()

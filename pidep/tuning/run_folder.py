@@ -30,7 +30,7 @@ from pidep.errors import UsageError
 from pidep.experts.folder import Expert, read_expert
 from pidep.files.atomic_write import write_json, write_text
 from pidep.files.bounded_read import parse_json, read_json
-from pidep.settings import read_yaml
+from pidep.settings import fault_of, read_yaml
 from pidep.tasks.metrics.intervals import Interval
 
 if TYPE_CHECKING:
@@ -338,6 +338,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     config = read_yaml(path)
     if not isinstance(config, dict):
         raise UsageError(f"{path}: expected a mapping of settings, found {type(config).__name__}")
+    if fault := fault_of(config):
+        raise UsageError(f"{path}: {fault}")
     return config
 
 

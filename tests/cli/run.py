@@ -25,6 +25,16 @@ class Done:
     code: int
     out: str
     err: str
+    """Standard error without the lines of progress, which only a slow machine sees."""
+    progress: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, code: int, out: str, err: str) -> Done:
+        """Lines of progress and other lines of standard error apart."""
+        lines = err.splitlines(keepends=True)
+        progress = [line for line in lines if re.search(r" \(\d+:\d\d so far\)$", line)]
+        rest = "".join(line for line in lines if line not in progress)
+        return cls(code, out, rest, tuple(line.rstrip("\n") for line in progress))
 
 
 PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
@@ -43,7 +53,7 @@ def pidep(*arguments: object, cwd: Path, stdin: str | bytes = "") -> Done:
     done = subprocess.run(
         command, cwd=cwd, input=given, capture_output=True, env=environment(), timeout=110
     )
-    return Done(done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace"))
+    return Done.of(done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace"))
 
 
 IN_TURN = """
@@ -72,7 +82,7 @@ def in_turn(*commands: Sequence[object], cwd: Path) -> list[Done]:
     )
     outs, errs = (stream.decode().split("\x1e") for stream in (done.stdout, done.stderr))
     assert (done.returncode, outs.pop(), errs.pop()) == (0, "", ""), errs
-    return [Done(int(out[-1]), out[:-1], err[:-1]) for out, err in zip(outs, errs, strict=True)]
+    return [Done.of(int(out[-1]), out[:-1], err[:-1]) for out, err in zip(outs, errs, strict=True)]
 
 
 def contents(folder: Path) -> Contents:

@@ -104,6 +104,8 @@ def test_a_file_that_says_it_is_empty_and_is_not_is_refused() -> None:
         (b'{"a": ' + b"9" * 5001 + b"}", "has more than 64 bits"),
         (b'{"a": 1' + b"0" * 400 + b"}", "has more than 64 bits"),
         (b'{"a": -9223372036854775809}', "has more than 64 bits"),
+        (b'{"a": ["\\uD83D"]}', "can't encode character"),
+        (b'{"a\\udc80": 1}', "can't encode character"),
         (b'{"a": "\xff"}', "can't decode"),
         (b"", "Expecting value"),
         (b"[]", "expected a JSON object, found list"),
@@ -121,7 +123,7 @@ def test_a_text_that_is_not_safe_json_is_one_line(
 
 
 def test_json_is_read_as_it_is_written(tmp_path: Path) -> None:
-    value = {"a": [1, 2.5, -1e308, None, 2**63 - 1, -(2**63), "é\u2028", {"b": {}}]}
+    value = {"a": [1, 2.5, -1e308, None, 2**63 - 1, -(2**63), "é\u2028😀", {"b": {}}]}
     (tmp_path / "file.json").write_text(json.dumps(value))
     assert read_json(tmp_path / "file.json") == value
 

@@ -22,7 +22,7 @@ from pidep.lab.compare_summary import summarise
 from pidep.lab.settings import METHODS, CompareSettings, GridSettings
 from pidep.settings import checked
 from pidep.similarity.pool import read_pool
-from tests.cli.run import untouched
+from tests.cli.run import Done, untouched
 
 pytestmark = pytest.mark.slow  # whole comparisons and pages
 
@@ -628,7 +628,8 @@ def test_the_command(
         )
         with pytest.raises(SystemExit) as ended:
             main()
-        return (int(ended.value.code or 0), *capsys.readouterr())
+        done = Done.of(int(ended.value.code or 0), *capsys.readouterr())
+        return done.code, done.out, done.err
 
     code, out, err = run("--json")
     assert (code, err) == (0, "")

@@ -57,6 +57,7 @@ def test_it_is_read_as_it_was_written(result: TuneResult) -> None:
         ("metrics.json", '"test_rows": ', '"test_rows": 1e999, "more": ', "malformed .*infinity"),
         ("provenance.json", '"seconds": ', f'"deep": {"[" * 5000}, "seconds": ', "nested too deep"),
         ("config.yaml", '"rank": 2', f'"rank": {"9" * 5001}', "not readable as YAML"),
+        ("config.yaml", '"kind": "lora"', '"kind": "\\ud83d"', "config.yaml: .*not UTF-8"),
     ],
 )
 def test_what_no_number_can_hold_is_one_line(
