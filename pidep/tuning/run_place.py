@@ -103,7 +103,7 @@ def check_pool_place(folder: Path, task: Task, name: str, *, fingerprint: str) -
     if _fingerprint_in(folder) == fingerprint:
         return
     new = Meaning(name, "", tuple(task.labels), task.template)
-    refuse_to_replace(folder, f"{new} of task {task.name!r}", do="give `name`, another `pool`")
+    refuse_to_replace(folder, f"{new} of task {task.name!r}", do="choose another `name` or `pool`")
 
 
 def missing_helpers(config: TuneSettings, name: str) -> dict[str, str]:

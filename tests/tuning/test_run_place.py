@@ -10,9 +10,11 @@ import pytest
 
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import read_expert, write_expert
+from pidep.inputs.template import Template
 from pidep.settings import checked
 from pidep.tuning import fold_expert
-from pidep.tuning.settings import FoldSettings, TuneSettings
+from pidep.tuning.import_peft import import_peft
+from pidep.tuning.settings import FoldSettings, ImportSettings, TuneSettings
 from pidep.tuning.tune import tune
 from tests.cli.run import contents
 from tests.conftest import make_expert
@@ -100,7 +102,7 @@ def test_a_pools_expert_is_replaced_by_its_own_run_only(
     before = contents(pool)
     message = (
         "pool/film: holds expert 'film' .*labels negative, positive.*"
-        "and expert 'film' .labels bad, good, .*would replace it; give `name`"
+        "and expert 'film' .labels bad, good, .*would replace it; choose another `name`"
     )
     with pytest.raises(UsageError, match=message):
         run(namesake, "three", pool=pool)
@@ -138,3 +140,18 @@ def test_fold_replaces_an_expert_only_when_told(tiny: Any, tmp_path: Path) -> No
     assert read_expert(out).name == "film"
     with pytest.raises(UsageError, match="would replace it"):
         fold_expert(settings.model_copy(update={"out": source}))
+
+
+def test_import_replaces_an_expert_only_when_told(
+    tiny: Any, tiny_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    source = write_expert(make_expert(tiny), tmp_path / "lora")
+    out = write_expert(make_expert(tiny, name="book", seed=3), tmp_path / "out")
+    given = {"folder": source, "task": str(task_file), "backbone": str(tiny_folder), "out": out}
+    message = r"out: holds expert 'book' .* and expert 'film' .*template '\{text\}'.* from .*lora"
+    with pytest.raises(UsageError, match=message):
+        import_peft(ImportSettings(**given))
+    assert read_expert(out).name == "book"
+    imported = import_peft(ImportSettings(**given, overwrite=True))
+    assert read_expert(out).digest == imported.digest
+    assert imported.template == Template("{text}")
