@@ -22,7 +22,7 @@ def report(settings: ReportSettings, json: Json = False) -> None:
     """Write a self-contained HTML page about a run."""
     from pidep.lab.report import write_report
 
-    with progress() as shown:
+    with progress(logs=True) as shown:
         found = write_report(settings, on_step=shown.step)
     if json:
         render.as_json(found.to_json())

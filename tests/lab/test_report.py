@@ -260,6 +260,17 @@ def test_the_page_holds_every_section_and_figure(made: Path, tmp_path: Path) -> 
     assert np.sum(report.to_json()["confusion"]["π"]) == read_run(made / "runs" / "few").test_rows
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_says_what_it_does(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="pidep")
+    report_of(made / "runs" / "few", tmp_path / "few.html")
+    said = [(one.getMessage(), getattr(one, "done", None)) for one in caplog.records]
+    assert ("report: reads the test rows and loads the backbone", None) in said
+    assert [done for text, done in said if text == "report: predicts the test rows"] == [0, 1]
+
+
 def test_nothing_is_fetched_and_nothing_runs(made: Path, tmp_path: Path) -> None:
     html = report_of(made / "runs" / "full", tmp_path / "full.html", paths=True).out.read_text(
         encoding="utf-8"

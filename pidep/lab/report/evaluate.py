@@ -5,6 +5,7 @@ They are computed again from the run's experts and its task.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = ["PATH_ROWS", "Evaluation", "Paths", "Predictions", "evaluate_run"]
 
 PATH_ROWS = 256
 """Most rows of a path. Every path costs one pass over them for each of its points."""
+_log = logging.getLogger(__name__)
 OnStep = Callable[[str, int, int, float], None]
 
 
@@ -87,6 +89,7 @@ def evaluate_run(
         TaskError: the task's rows are gone, or not those of the run.
         BackboneError: the backbone is gone, or not that of the run.
     """
+    _log.info("report: reads the test rows and loads the backbone")
     rows = _rows(run)
     backbone = load_any_backbone(str(run.config.get("backbone", run.expert.backbone)))
     if backbone.digest != run.expert.backbone_digest:
@@ -102,12 +105,14 @@ def evaluate_run(
         )
     experts = {} if free or UNLABELLED in rows.test.labels else run.experts
     with backbone.cached_below(sorted(run.expert.sites)):
-        predictions = tuple(
-            _predictions(run, backbone, name, expert, rows.test) for name, expert in experts.items()
-        )
+        predictions: list[Predictions] = []
+        for name, expert in experts.items():
+            count = {"done": len(predictions), "total": len(experts)}
+            _log.info("report: predicts the test rows", extra=count)
+            predictions.append(_predictions(run, backbone, name, expert, rows.test))
         found = _paths(run, backbone, pool, rows, on_step) if paths else None
     parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
-    return Evaluation(predictions, rows.test, parameters, found)
+    return Evaluation(tuple(predictions), rows.test, parameters, found)
 
 
 def _rows(run: Run) -> _Rows:
