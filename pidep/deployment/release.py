@@ -38,7 +38,7 @@ from pidep.export.source import Source, read_source
 from pidep.files.atomic_write import check_place
 from pidep.serving.store import ExpertStore
 from pidep.tasks.task import Task
-from pidep.tuning.run_folder import run_task
+from pidep.tuning.run_folder import recorded_metric, run_task
 
 __all__ = ["Named", "release_bank", "release_runs"]
 
@@ -79,7 +79,9 @@ def release_runs(
     if chosen.form != form:
         raise UsageError(f"`recipe` {chosen.name}: is for `form={chosen.form}`, not {form}")
     sources = [
-        read_source(run, rows=chosen.parity_rows, task=given or _own_task(run), name=name)
+        _with_record(
+            read_source(run, rows=chosen.parity_rows, task=given or _own_task(run), name=name), run
+        )
         for name, run in map(_with_name, runs)
     ]
     if settings.backbone is not None:
@@ -143,6 +145,13 @@ def _with_name(run: Named) -> tuple[str | None, Path | Expert]:
 def _with_backbone(source: Source, backbone: str) -> Source:
     """The source with another place of its backbone; the expert's digest stays the same."""
     return replace(source, expert=replace(source.expert, backbone=place_of(backbone)))
+
+
+def _with_record(source: Source, run: Path | Expert) -> Source:
+    """The source with the metric that its run measured on the same rows."""
+    if isinstance(run, Expert):
+        return source
+    return replace(source, recorded=recorded_metric(run, source.rows))
 
 
 def _own_task(run: Path | Expert) -> Task | None:

@@ -15,7 +15,7 @@ from pidep.artifacts.names import BACKBONE
 from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.choices import Choices
-from pidep.errors import PidepError
+from pidep.errors import ParityError, PidepError
 from pidep.export.parity import check_parity, measure_parity
 from pidep.export.recipe import Recipe
 from pidep.export.source import Source
@@ -31,6 +31,8 @@ _LOG = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
 _BATCH = 32
+_METRIC_ROUNDING = 0.05
+"""A run measures its mixture before it is folded; rounding may turn single rows that are tied."""
 _NO_CANDIDATE = -1e4
 """Pads the logits of rows with fewer candidates. Finite, and below every real logit."""
 
@@ -135,4 +137,22 @@ def _checked(source: Source, reference: Array, exported: Array, recipe: Recipe) 
         labels = reference.argmax(1).tolist()  # PyTorch's answers stand for the labels
     parity = measure_parity(reference, exported, labels=labels, metric=source.task.metric)
     check_parity(source.expert.name, parity, recipe.tolerance)
+    _check_recorded(source, parity)
     return parity
+
+
+def _check_recorded(source: Source, parity: Parity) -> None:
+    """Refuse an expert that no longer answers as its run measured it.
+
+    Graph and PyTorch share the backbone, so their parity does not tell that it is another one.
+
+    Raises:
+        ParityError: with both figures.
+    """
+    recorded = source.recorded
+    if recorded is not None and abs(parity.metric_torch - recorded) > _METRIC_ROUNDING:
+        raise ParityError(
+            f"parity of {source.expert.name!r}: {parity.metric} of the same rows is "
+            f"{parity.metric_torch:.3g}, its run measured {recorded:.3g}; the backbone or a "
+            "package answers otherwise now, run pidep tune again; nothing was published"
+        )

@@ -22,6 +22,8 @@ class Source:
     expert: Expert
     task: Task
     rows: Split
+    recorded: float | None = None
+    """The metric that the expert's run measured on these very rows; None where it used others."""
 
 
 def read_source(

@@ -35,6 +35,7 @@ from pidep.tasks.metrics.intervals import Interval
 
 if TYPE_CHECKING:
     from pidep.similarity.measures import Neighbour
+    from pidep.tasks.data import Split
     from pidep.tasks.lengths import TextLengths
     from pidep.tasks.task import Task
     from pidep.training.loop import TrainReport
@@ -50,6 +51,7 @@ __all__ = [
     "TuneResult",
     "is_run_folder",
     "read_run",
+    "recorded_metric",
     "run_task",
     "write_run",
     "write_task_record",
@@ -332,6 +334,25 @@ def run_task(folder: Path) -> Task | None:
         raise UsageError(
             f"{path}: damaged ({reason}); give `task`, or run pidep tune again"
         ) from error
+
+
+def recorded_metric(folder: Path, rows: Split) -> float | None:
+    """The test metric of a run's expert; None where it was measured on other rows, or not at all.
+
+    Raises:
+        ExpertError: a file of the run is not readable.
+    """
+    from pidep.tasks.data import data_digest
+
+    files = [folder / f"{name}.json" for name in ("metrics", "provenance")]
+    if not all(path.is_file() for path in files):
+        return None
+    metrics, provenance = map(read_json, files)
+    if (provenance.get("data") or {}).get("test") != data_digest(rows):
+        return None
+    measured = [metrics[method] for method in METHODS if method in metrics]
+    # The last one is the run's result: helpers and own experts come before their mixture.
+    return _finite(measured[-1]) if measured else None
 
 
 def _read_config(path: Path) -> dict[str, Any]:

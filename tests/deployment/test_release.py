@@ -5,6 +5,7 @@ were.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -18,10 +19,10 @@ from pidep.artifacts import BankRecord
 from pidep.deployment import release_bank, release_runs
 from pidep.deployment.settings import ExportSettings
 from pidep.errors import BackboneError, ExpertError, ParityError, ServingError, UsageError
-from pidep.export import Recipe, Source, entries, load_recipe
+from pidep.export import Recipe, Source, entries, load_recipe, read_source
 from pidep.runtime import Bank
 from pidep.serving import ExpertStore
-from pidep.tasks.data import Split
+from pidep.tasks.data import Split, data_digest
 from pidep.tasks.task import Task
 from tests.cli.run import contents, untouched, write_run
 from tests.conftest import make_expert, save_tiny
@@ -343,3 +344,28 @@ def test_a_moved_backbone_is_given_again_and_checked_by_its_digest(
     moved = settings.model_copy(update={"backbone": os.path.relpath(tiny_folder)})
     assert release_runs([run], moved).experts == {"film": gone.digest}
     assert store_of(work).published()["film"].backbone == str(tiny_folder)
+
+
+def test_the_metric_that_the_run_measured_on_the_same_rows(
+    work: Path, backbone: Any, task_file: Path
+) -> None:
+    run = write_run(work / "run", make_expert(backbone, sites=["*query"]), task_file)
+    settings = ExportSettings(repo=work / "repo")
+    exported = release_runs([run], settings)
+    found = exported.parity["film"].metric_torch
+    rows = read_source(run, rows=RECIPE.parity_rows, task=str(task_file)).rows
+
+    def record(value: float, digest: str) -> None:
+        (run / "metrics.json").write_text(json.dumps({"backbone": 0.1, "own_expert": value}))
+        (run / "provenance.json").write_text(json.dumps({"data": {"test": digest}}))
+
+    record(found, data_digest(rows))
+    release_runs([run], settings)
+    record(found - 0.2, "sha256:other rows")
+    release_runs([run], settings)
+    record(found - 0.2, data_digest(rows))
+    with (
+        untouched(work),
+        pytest.raises(ParityError, match=r"its run measured 0\.\d+; the"),
+    ):
+        release_runs([run], settings)
