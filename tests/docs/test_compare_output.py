@@ -58,6 +58,13 @@ def test_dots_alone_stand_for_any_lines() -> None:
     assert difference(["first", "…"], ["second"]) == "expected 'first', found 'second'"
 
 
+def test_progress_lines_do_not_count() -> None:
+    page = ["runs/movie/report.html  104 kB"]
+    slow = ["pidep: starting (0:05 so far)", "pidep: own, 9 of 20, loss 0.2 (1:00:05 so far)"]
+    assert difference(page, [*slow, *page]) is None
+    assert difference(page, ["pidep: no run folder", *page]) is not None
+
+
 def test_rows_of_a_table_may_stand_in_another_order() -> None:
     page = ["┡━━━━┩", "│ amazon │ 0.46 │", "│ nyt │ 0.44 │", "└────┘"]
     assert difference(page, [page[0], "│ nyt │ 0.50 │", "│ amazon │ 0.45 │", page[3]]) is None

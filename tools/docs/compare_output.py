@@ -8,7 +8,8 @@ Words, integers and table cells must be equal. Figures vary between machines, so
 - the rows of a table may stand in another order, because some tables are sorted by a figure;
 - `…` matches any text in a line, and a line with `…` alone matches any number of lines.
 
-Widths do not count: runs of blanks and of horizontal lines are as good as one.
+Progress lines do not count: how many there are depends on the machine's speed. Widths do not count:
+runs of blanks and of horizontal lines are as good as one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _TOKEN = re.compile(
     r"|(?P<decimal>-?\d+\.\d+)"
     r"|(?P<any>…)"
 )
+_PROGRESS = re.compile(r"pidep: .*\((\d+:)?\d+:\d\d so far\)")
 _DIGEST = r"sha256:(?:[0-9a-f]+…?|…)"
 _FIGURE = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
@@ -40,9 +42,9 @@ def difference(expected: Sequence[str], found: Sequence[str]) -> str | None:
 
 
 def _lines(text: Sequence[str]) -> list[str]:
-    """Lines without their widths; empty ones are left out."""
+    """Lines without their widths; empty ones and progress are left out."""
     lines = [re.sub(r"([━─═])\1+", r"\1", " ".join(line.split())) for line in text]
-    return [line for line in lines if line]
+    return [line for line in lines if line and not _PROGRESS.fullmatch(line)]
 
 
 def _match(wanted: list[str], given: list[str]) -> tuple[int, int] | None:
