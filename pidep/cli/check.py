@@ -68,7 +68,11 @@ def _print(found: TaskCheck, show: int) -> None:
             typer.echo(f"{label.ljust(width)}  {counts['train']:>7,}  {counts['test']:>7,}")
     if found.cut_texts is not None:
         typer.echo(str(found.cut_texts))
-    typer.echo(
-        f"{found.task}: {found.rows['train']:,} training rows, {found.rows['test']:,} test rows, "
-        f"{found.errors:,} errors, {found.warnings:,} warnings"
-    )
+    sums = {
+        "training row": found.rows["train"],
+        "test row": found.rows["test"],
+        "error": found.errors,
+        "warning": found.warnings,
+    }
+    told = (f"{count:,} {what}{'' if count == 1 else 's'}" for what, count in sums.items())
+    typer.echo(f"{found.task}: {', '.join(told)}")

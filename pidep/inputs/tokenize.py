@@ -81,6 +81,11 @@ class Tokenize:
             mask[index, : len(row)] = 1
         return ids, mask
 
+    @property
+    def special_tokens(self) -> int:
+        """Tokens that every text gets; a text with no more than these has no content."""
+        return int(self._special)
+
     def lengths(self, texts: Sequence[str]) -> IntArray:
         """Tokens of each text before it is cut, special tokens included: `[N]` int64."""
         # In parts: the encodings of a large data set would not fit into memory at once.

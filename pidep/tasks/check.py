@@ -9,12 +9,12 @@ from typing import Any, Literal, Protocol
 
 from pidep.errors import ImageError, TaskError
 from pidep.inputs.places import Kind, Place, RowError
-from pidep.inputs.row import Input, text_of
+from pidep.inputs.row import Input, as_row, text_of
 from pidep.inputs.tokenize import Tokenize
 from pidep.tasks.answers import label_of, targets_of
 from pidep.tasks.data import UNLABELLED, content_of, is_test
 from pidep.tasks.hub import with_labels
-from pidep.tasks.lengths import TextLengths, lengths_of, same_tokens
+from pidep.tasks.lengths import NO_TOKEN, TextLengths, lengths_of, same_tokens
 from pidep.tasks.packaged import Side
 from pidep.tasks.row_inputs import input_of
 from pidep.tasks.sources import Source, sources_of
@@ -276,6 +276,8 @@ def _lengths(task: Task, backbone: Reader, max_length: int, found: _Findings) ->
     limit = min(max_length, most)
     counts = tokenize.lengths([text_of(row.asked) for row in rows])
     for row, count in zip(rows, counts, strict=True):
+        if count <= tokenize.special_tokens and as_row(row.asked).image is None:
+            found.add("error", "empty", f"its text {NO_TOKEN}", row.place)
         if count > limit:
             message = f"its text has {count:,} tokens and is cut at {limit:,}"
             found.add("warning", "length", message, row.place)

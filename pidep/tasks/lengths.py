@@ -9,10 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pidep.inputs.row import Input, text_of
+from pidep.errors import TaskError
+from pidep.inputs.row import Input, as_row, text_of
 from pidep.inputs.tokenize import Tokenize
 
-__all__ = ["TextLengths", "lengths_of", "measure_lengths", "same_tokens"]
+__all__ = ["NO_TOKEN", "TextLengths", "lengths_of", "measure_lengths", "same_tokens"]
+
+
+# Tokenizers drop control characters, U+FFFD and others; some have no token for unknown words.
+NO_TOKEN = "has no token for the backbone; remove the row"
+"""What is wrong with a text that the tokenizer drops as a whole."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,18 @@ def measure_lengths(
     """The lengths of the rows' texts; None where no row has a text.
 
     Candidates do not count: they are cut only at the backbone's limit, `most`.
+
+    Raises:
+        TaskError: a row has no image, and its text has no token.
     """
-    texts = [text for text in map(text_of, rows) if text]
-    if not texts:
+    whole = [as_row(row) for row in rows if text_of(row)]
+    if not whole:
         return None
-    return lengths_of(tokenize.lengths(texts), max_length=max_length, most=most)
+    counts = tokenize.lengths([row.text for row in whole])
+    for row, count in zip(whole, counts, strict=True):
+        if count <= tokenize.special_tokens and row.image is None:
+            raise TaskError(f"the text {row.text[:40]!r} {NO_TOKEN}")
+    return lengths_of(counts, max_length=max_length, most=most)
 
 
 def same_tokens(

@@ -224,14 +224,17 @@ def prepare(
 def count_cut_texts(
     task: Task, backbone: Backbone, splits: Sequence[Split | None], max_length: int
 ) -> TextLengths | None:
-    """How many texts are cut; a warning says so before minutes of training."""
+    """How many texts are cut; a warning says so before minutes of training.
+
+    Raises:
+        TaskError: a text has no token for the backbone.
+    """
     rows = [row for split in splits if split is not None for row in split.rows]
-    found = measure_lengths(
-        rows,
-        Tokenize(backbone.tokenizer_json),
-        max_length=max_length,
-        most=backbone.max_positions,
-    )
+    tokenize, most = Tokenize(backbone.tokenizer_json), backbone.max_positions
+    try:
+        found = measure_lengths(rows, tokenize, max_length=max_length, most=most)
+    except TaskError as error:
+        raise TaskError(f"task {task.name!r}: {error}") from error
     if found is not None and found.cut:
         _log.warning("task %r: %s", task.name, found)
     return found

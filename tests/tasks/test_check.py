@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pidep.errors import TaskError
 from pidep.tasks.check import TaskCheck, check_task
-from pidep.tasks.data import load_data
+from pidep.tasks.data import Split, load_data
 from pidep.tasks.task import Task, load_task
+from pidep.tuning.job import count_cut_texts
 from tests.conftest import png
 
 GOOD = [f"note {number}" for number in range(20)]
@@ -164,6 +165,21 @@ def test_texts_that_are_cut_are_listed_and_counted(tiny: Any) -> None:
     assert (lengths.texts, lengths.cut, lengths.longest, lengths.fitting) == (5, 2, 62, 32)
     assert [one.row for one in task.check(tiny, max_length=9).problems if one.row] == [3]
     assert task.check().cut_texts is None
+
+
+def test_texts_that_the_tokenizer_drops_are_an_error(tiny: Any) -> None:
+    table = [{"text": text, "label": "xy"[n % 2]} for n, text in enumerate(["a", "\ufffd\ufffd"])]
+    task = Task.from_rows(table, test=table[:1], labels={"x": "good", "y": "bad"})
+    [wrong] = [one for one in task.check(tiny).problems if one.kind == "empty"]
+    assert str(wrong) == (
+        "training rows, row 2: its text has no token for the backbone; remove the row"
+    )
+    rows = Split([row["text"] for row in table], [0, 1])
+    with pytest.raises(TaskError, match=r"task 'task': the text .* has no token for the backbone"):
+        count_cut_texts(task, tiny, [rows], 8)
+    image = [{**row, "image": png(n)} for n, row in enumerate(table)]
+    task = Task.from_rows(image, test=image, labels={"x": "good", "y": "bad"}, image="image")
+    assert not [one for one in task.check(tiny).problems if one.kind == "empty"]
 
 
 def test_labels_that_are_one_to_the_tokenizer_are_an_error(tiny: Any) -> None:

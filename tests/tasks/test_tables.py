@@ -142,6 +142,14 @@ def test_enclosed_fields_with_line_breaks_are_one_row(tmp_path: Path) -> None:
         assert read(tmp_path / name) == rows
 
 
+def test_a_file_of_one_column_may_have_line_breaks(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text\n"Dear all,\nhello"\nbye\n')
+    assert read(tmp_path / "a.csv", wanted=("text",)) == [
+        {"text": "Dear all,\nhello"},
+        {"text": "bye"},
+    ]
+
+
 def test_malformed_records_are_named_and_the_next_rows_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(

@@ -151,6 +151,9 @@ def test_the_same_from_pandas_and_datasets_and_parquet(tmp_path: Path) -> None:
     gaps = pandas.DataFrame({"text": ["a", pandas.NA, "c"], "label": [0, 1, None]})
     with pytest.raises(TaskError, match=r"row 2: column 'text' is empty"):
         load_data(Task.from_rows(gaps, labels={0: "bad", 1: "good"}))
+    for missing in (pandas.NA, pandas.NaT):
+        with pytest.raises(TaskError, match=r"row 1: column 'text' is empty"):
+            load_data(Task.from_rows([{"text": missing, "label": "x"}], labels=["x", "y"]))
     twice = pandas.DataFrame([["a", "b", "x"]], columns=["text", "text", "label"])
     with pytest.raises(TaskError, match="column 'text' is there twice"):
         Task.from_rows(twice)
