@@ -368,23 +368,6 @@ def test_a_run_whose_task_is_damaged(work: Path, inside: Inside, run: Path, reco
         assert_refused(inside("export", "run", "--repo", "repo"), r"run/task\.json: ")
 
 
-@pytest.mark.parametrize("kind", ["adapter", "prefix", "prompt", "bitfit"])
-def test_a_bank_of_experts_it_cannot_hold(work: Path, inside: Inside, tiny, kind: str) -> None:
-    from pidep.adapters.mixture import find_sites, fresh
-
-    sites = fresh(tiny.model, find_sites(tiny.model, kind=kind), kind=kind, rank=2)
-    write_run(
-        work / "run",
-        replace(make_expert(tiny), kind=kind, sites=sites, scaling=1.0),
-        work / "film.yaml",
-    )
-    with untouched(work):
-        assert_refused(
-            inside("export", "run", "--repo", "repo"),
-            rf"'film': is of kind '{kind}', .*--form merged",
-        )
-
-
 def test_a_merged_model_in_the_banks_place(work: Path, inside: Inside, tiny) -> None:
     write_run(work / "run", make_expert(tiny, name="pidep_bank"), work / "film.yaml")
     with untouched(work):

@@ -39,6 +39,6 @@ def test_with_labels_to_test_on_and_without(
     (work / "rows.jsonl").write_text(
         "".join(json.dumps({"text": row["text"]}) + "\n" for row in rows)
     )
-    done = inside(*common, "--pool", "pool")
+    done = inside(*common, "--pool", "pool", "--overwrite")
     assert (done.code, done.err) == (0, "")
     assert "the test rows have no labels, so nothing was measured" in done.out
