@@ -115,6 +115,6 @@ def _lines() -> Iterator[Row]:
         except (ValueError, AttributeError, RecursionError) as error:
             raise UsageError(
                 f'standard input, line {number}: expected {{"text": …, "image": PATH}}, '
-                f"found {line.strip()[:80]!r}"
+                f"found {line.strip()[:80].decode(errors='backslashreplace')!r}"
             ) from error
         yield Row(text, image)
