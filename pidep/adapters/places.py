@@ -22,6 +22,7 @@ __all__ = [
     "Survey",
     "find_sites",
     "fresh",
+    "loading_fault",
     "parameters_of",
     "peft_can",
     "place_of",
@@ -193,12 +194,23 @@ def skeleton(
                 else getattr(transformers, name)._from_config(config)
             )
     except Exception as error:  # A config from anywhere can fail in any way.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackboneError(
             f"backbone {str(source)!r}: expected 'minilm', a folder with a config.json or a hub "
-            f"id; {reason}"
+            f"id; {loading_fault(error)}"
         ) from error
     return model.eval()
+
+
+def loading_fault(error: Exception) -> str:
+    """Why transformers could not load a checkpoint, in one line."""
+    text = str(error).strip()
+    if "trust_remote_code" in text:
+        # transformers advises to allow the code. No setting of pidep does.
+        return (
+            "it holds Python code of its own, which pidep does not run; use an architecture that "
+            "transformers has"
+        )
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 def parameters_of(model: nn.Module) -> int:

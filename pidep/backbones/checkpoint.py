@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pidep.adapters.places import loading_fault
 from pidep.adapters.positions import room_of
 from pidep.errors import BackboneError
 
@@ -192,14 +193,9 @@ def _loaded(load: Callable[[], Any], name: str, expected: str) -> Any:
     try:
         return load()
     except Exception as error:  # A checkpoint from anywhere can fail in any way.
-        text = str(error)
-        reason = (text.strip().splitlines() or [type(error).__name__])[0]
-        if "trust_remote_code" in text:
-            reason = (
-                "it holds Python code of its own, which pidep does not run; "
-                "use an architecture that transformers has"
-            )
-        raise BackboneError(f"backbone {name!r}: expected {expected}; {reason}") from error
+        raise BackboneError(
+            f"backbone {name!r}: expected {expected}; {loading_fault(error)}"
+        ) from error
 
 
 # Facts that decide an answer.

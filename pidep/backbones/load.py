@@ -11,7 +11,7 @@ from pidep.backbones.encoder import load_encoder
 from pidep.backbones.load_encoder_decoder import is_encoder_decoder, load_encoder_decoder
 from pidep.errors import BackboneError
 
-__all__ = ["load_any_backbone", "load_backbone", "place_of", "remember_backbone"]
+__all__ = ["load_any_backbone", "load_backbone", "recorded_name", "remember_backbone"]
 
 # Weak: a backbone is found by its name for as long as the caller keeps it, and no longer.
 _IN_MEMORY: WeakValueDictionary[str, Backbone] = WeakValueDictionary()
@@ -45,7 +45,7 @@ def load_backbone(name: str = "minilm") -> Backbone:
     return found
 
 
-def place_of(name: str) -> str:
+def recorded_name(name: str) -> str:
     """The name that experts keep: the absolute path of a folder, any other name as it is."""
     # A relative path would lead elsewhere from another working directory.
     taken = name in _IN_MEMORY or name in plugins.names("pidep.backbones")
@@ -64,5 +64,5 @@ def load_any_backbone(name: str = "minilm") -> Backbone:
     if name in plugins.names("pidep.backbones"):
         found: Backbone = plugins.load("pidep.backbones", name)()
         return found
-    name = place_of(name)
+    name = recorded_name(name)
     return load_encoder_decoder(name) if is_encoder_decoder(name) else load_encoder(name)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from pidep.adapters.positions import room_of
 from pidep.errors import BackboneError
 
 __all__ = [
@@ -111,8 +112,11 @@ class ModelCalls:
     @property
     def positions(self) -> int | None:
         """Number of positions of encoder and decoder; None where positions are relative."""
-        found = getattr(self.text_config, "max_position_embeddings", None)
-        return None if found is None else int(found)
+        declared = getattr(self.text_config, "max_position_embeddings", None)
+        # The config of two joined encoders says nothing; their tables do. A vision tower's table is
+        # of patches, which does not limit texts.
+        table = room_of(self.model) if self.images == "never" else None
+        return min((int(one) for one in (declared, table) if one is not None), default=None)
 
     def source(self, text: str) -> str:
         """The text as the encoder gets it."""

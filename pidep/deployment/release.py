@@ -27,7 +27,7 @@ from typing import TypeAlias
 from pidep.artifacts.bank import BankRecord
 from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import BANK, MERGED_RECORD, VERSION
-from pidep.backbones.load import place_of
+from pidep.backbones.load import recorded_name
 from pidep.deployment.settings import ExportSettings
 from pidep.errors import ServingError, UsageError
 from pidep.experts.folder import Expert
@@ -144,7 +144,7 @@ def _with_name(run: Named) -> tuple[str | None, Path | Expert]:
 
 def _with_backbone(source: Source, backbone: str) -> Source:
     """The source with another place of its backbone; the expert's digest stays the same."""
-    return replace(source, expert=replace(source.expert, backbone=place_of(backbone)))
+    return replace(source, expert=replace(source.expert, backbone=recorded_name(backbone)))
 
 
 def _with_record(source: Source, run: Path | Expert) -> Source:

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pidep
+from pidep.adapters.places import skeleton
 from pidep.backbones.checkpoint import position_limit
 from pidep.backbones.encoder import Encoder, load_encoder
 from pidep.backbones.load import load_any_backbone
+from pidep.backbones.seq2seq import TextToText
 from pidep.errors import BackboneError
 from tests.backbones.tiny_models import save_model
 
@@ -275,3 +277,23 @@ def test_every_load_says_that_no_code_of_a_checkpoint_runs() -> None:
                     said = {one.arg: ast.unparse(one.value) for one in node.keywords}
                     assert said.get("trust_remote_code") == "False", f"{path}:{node.lineno}"
     assert calls >= 5
+
+
+def test_a_skeleton_runs_no_code_either(copy: Path, tmp_path: Path) -> None:
+    own_code(copy, tmp_path / "ran", AutoConfig="mine.Config", AutoModel="mine.Model")
+    with pytest.raises(BackboneError, match="holds Python code of its own, which pidep does not"):
+        skeleton(copy)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_two_joined_encoders_have_the_positions_of_their_tables() -> None:
+    import transformers
+
+    joined = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(
+        *(roberta().config for _ in range(2)),
+        decoder_start_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+    calls = TextToText(transformers.EncoderDecoderModel(joined))
+    assert calls.positions == 10

@@ -287,6 +287,13 @@ def test_the_same_run_gives_the_same_figure(made: Path) -> None:
     assert figures.curves(phases) == figures.curves(phases)
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_the_backbone_is_found_from_other_folders(run: Path, tmp_path: Path) -> None:
+    """The settings have it as it was typed, the expert has its absolute path."""
+    change(run / "config.yaml", lambda content: content.update(backbone="typed-elsewhere"))
+    assert report_of(run, tmp_path / "labels.html").out.is_file()
+
+
 def test_data_is_escaped_as_text(run: Path, tmp_path: Path) -> None:
     evaluated = report_of(run, tmp_path / "labels.html").out.read_text()
     assert (
