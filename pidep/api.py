@@ -327,7 +327,7 @@ def export(
     *,
     repo: str | Path = Path("model_repo"),
     form: Literal["bank", "merged"] = "bank",
-    recipe: str | None = None,
+    recipe: str = "onnx-cpu",
     task: str | Path | Task | None = None,
     **settings: Any,
 ) -> Exported:
@@ -338,7 +338,7 @@ def export(
             make one bank. A mapping publishes each under its key.
         repo: model repository to publish into.
         form: `bank`, whose experts can be swapped, or `merged`, one expert in the weights.
-        recipe: recipe name or YAML file; the form's default recipe by default.
+        recipe: recipe name or YAML file.
         task: as for `tune`. Its test rows check the export. Run folders and experts of a pool know
             their own.
         settings: the other settings of `pidep export`.

@@ -98,7 +98,7 @@ ONLY_IN = {
     },
     "transformers": {"adapters", "backbones"},
     "peft": {"lab"},
-    "onnxruntime": {"deployment", "runtime"},
+    "onnxruntime": {"deployment", "export", "runtime"},
     "onnx": {"export"},
     "tritonclient": {"serving", "export"},
     "triton": {"kernels"},

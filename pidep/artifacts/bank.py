@@ -52,6 +52,8 @@ class BankRecord(EntryRecord):
     also_fitting: tuple[str, ...] = ()
     """Digests of other backbones whose experts run on this one unchanged."""
     graph_digest: str
+    quantised_products: int | None = None
+    """Matrix products of the graph in int8; None in fp32."""
     hidden_size: int = 0
     """D, width of an embedding; 0 in the oldest files, which do not say."""
     max_positions: int = 512

@@ -32,6 +32,8 @@ class MergedRecord(EntryRecord):
     """How the task makes a text of a row's columns; None in files of older releases."""
     backbone_digest: str
     graph_digest: str
+    quantised_products: int | None = None
+    """Matrix products of the graph in int8; None in fp32."""
     parity: Parity | None = None
     vision: VisionRecord | None = None
     """None where the model reads text only."""

@@ -61,6 +61,7 @@ COMMANDS = {
         "Compile experts to ONNX, check them against PyTorch, publish them.",
         stopped="nothing is half published; start again with: {command}",
     ),
+    "recipes": Entry("Ship", "List the ways in which `pidep export` compiles."),
     "serve": Entry("Ship", "Run Triton Server on a model repository until it is stopped."),
     "infer": Entry("Ship", "Ask a running server."),
     "swap": Entry("Ship", "Replace an expert on a running server."),

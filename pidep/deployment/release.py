@@ -75,9 +75,7 @@ def release_runs(
         raise UsageError(
             f"`form=merged`: takes one run, found {len(runs)}; use `form=bank` for several"
         )
-    chosen = load_recipe(settings.recipe or f"{form}-onnx-fp32")
-    if chosen.form != form:
-        raise UsageError(f"`recipe` {chosen.name}: is for `form={chosen.form}`, not {form}")
+    chosen = load_recipe(settings.recipe)
     sources = [
         _with_record(
             read_source(run, rows=chosen.parity_rows, task=given or _own_task(run), name=name), run

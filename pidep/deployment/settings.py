@@ -28,8 +28,8 @@ class ExportSettings(Settings):
     form: Annotated[Literal["bank", "merged"], GRAPH] = "bank"
     """bank: one graph for many experts, which can be swapped. merged: one graph with one expert in
     its weights."""
-    recipe: Annotated[str | None, GRAPH] = None
-    """Recipe name or YAML file. Without it, bank-onnx-fp32 or merged-onnx-fp32."""
+    recipe: Annotated[str, GRAPH] = "onnx-cpu"
+    """Recipe name or YAML file; `pidep recipes` lists the names."""
     max_rank: Annotated[int | None, GRAPH] = Field(default=None, ge=1, le=4096)
     """Largest rank a bank can hold. Without it, that of the largest expert."""
     platform: Annotated[Literal["python", "onnxruntime"], GRAPH] = "python"

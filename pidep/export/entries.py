@@ -27,7 +27,8 @@ from pidep.experts.validation import require_valid, require_within
 from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.gate import gate_bank, gate_merged
 from pidep.export.graph import export_bank_graph, export_merged_graph
-from pidep.export.recipe import Recipe, shipped
+from pidep.export.quantise import quantise
+from pidep.export.recipe import Quantisation, Recipe, shipped
 from pidep.export.source import Source
 from pidep.export.vision import export_vision
 from pidep.files.atomic_write import check_place, in_place, temporary_sibling
@@ -114,8 +115,10 @@ def staged_merged(
         version = _new_version(temporary, backbone, shim=platform == "python")
         _LOG.info("export: compiles the graph")
         export_merged_graph(backbone, expert, version / GRAPH, opset=recipe.opset)
+        quantised = _in_precision(version / GRAPH, recipe)
         record = MergedRecord(
             **_about(backbone, version, recipe),
+            quantised_products=quantised,
             expert=expert.name,
             digest=expert.digest,
             labels=expert.labels,
@@ -171,8 +174,10 @@ def staged_bank(
         version = _new_version(temporary, backbone, shim=True)
         _LOG.info("export: compiles the graph")
         export_bank_graph(backbone, groups, version / GRAPH, opset=recipe.opset)
+        quantised = _in_precision(version / GRAPH, recipe)
         record = BankRecord(
             **_about(backbone, version, recipe),
+            quantised_products=quantised,
             backbone=backbone.name,
             also_fitting=backbone.compatible_digests[1:],
             hidden_size=backbone.hidden_size,
@@ -233,6 +238,14 @@ def _new_version(entry: Path, backbone: Backbone, *, shim: bool) -> Path:
         # A new folder looks like a changed model, and the stub ignores PYTHONDONTWRITEBYTECODE.
         (version / NO_BYTECODE).touch()
     return version
+
+
+def _in_precision(graph: Path, recipe: Recipe) -> int | None:
+    """Bring a graph to the recipe's precision; the number of its products in int8, None in fp32."""
+    if recipe.precision == "fp32":
+        return None
+    _LOG.info("export: quantises the graph")
+    return quantise(graph, recipe.quantisation or Quantisation())
 
 
 def _about(backbone: Backbone, version: Path, recipe: Recipe) -> dict[str, Any]:

@@ -338,10 +338,9 @@ def run(work: Path, tiny) -> Path:
     [
         (("nope",), r"nope: no such expert folder"),
         (
-            ("run", "--recipe", "bank-onx-fp32"),
-            r"no such recipe; there are bank-onnx-fp32.*did you mean 'bank-onnx-fp32'\?",
+            ("run", "--recipe", "onnx-cpu-in8"),
+            r"no such recipe; there are onnx-cpu, .*did you mean 'onnx-cpu-int8'\?",
         ),
-        (("run", "--recipe", "merged-onnx-fp32"), r"is for --form merged, not bank"),
         (
             ("run", "--form", "merge"),
             r"export: --form: expected 'bank' or 'merged', found 'merge' \(did you mean 'merged'",
@@ -396,7 +395,7 @@ def test_a_new_bank_holds_what_is_published_and_a_parity_failure_leaves_it(
     check_expert(record, older)
     check_expert(record, read_expert(run / "expert"))
     assert {"repo/pidep_bank/config.pbtxt", "expert_store/manifest.json"} <= set(contents(work))
-    shipped_recipe = shipped("export/bank-onnx-fp32.yaml").read_text()
+    shipped_recipe = shipped("export/onnx-cpu.yaml").read_text()
     (work / "strict.yaml").write_text(shipped_recipe.replace("max_abs: 0.001", "max_abs: 1.0e-12"))
     with untouched(work):
         done = inside("export", "run", "--repo", "repo", "--recipe", "strict.yaml")

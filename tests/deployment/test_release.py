@@ -37,7 +37,7 @@ TASK = Task.model_validate(
     }
 )
 ROWS = Split(["the film was good", "awful", "a very bad film", "great film"], [1, 0, 0, 1])
-RECIPE = load_recipe("bank-onnx-fp32")
+RECIPE = load_recipe("onnx-cpu")
 Compile = Callable[..., None]
 
 
@@ -223,14 +223,12 @@ def test_an_expert_published_meanwhile_stops_the_release(
 # Requests that are refused before anything is compiled.
 
 
-def test_forms_and_recipes_must_agree(work: Path) -> None:
+def test_a_merged_model_has_one_run(work: Path) -> None:
     with untouched(work):
         with pytest.raises(UsageError, match="`form=merged`: takes one run, found 2"):
             release_runs(
                 [work / "a", work / "b"], ExportSettings(repo=work / "repo", form="merged")
             )
-        with pytest.raises(UsageError, match="bank-onnx-fp32: is for `form=bank`, not merged"):
-            release_runs([work / "a"], ExportSettings(form="merged", recipe="bank-onnx-fp32"))
 
 
 def test_two_runs_of_one_name_are_published_under_other_names(

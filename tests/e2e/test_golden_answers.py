@@ -109,9 +109,9 @@ def served(folder: Path) -> dict[str, Any]:
     film = source(backbone, "film", ["encoder.layer.0.attention.self.query"], rank=2)
     values = [f"encoder.layer.{layer}.attention.self.value" for layer in (0, 1)]
     book = source(backbone, "book", values, rank=3)
-    recipe = load_recipe("bank-onnx-fp32")
+    recipe = load_recipe("onnx-cpu")
     release_bank([film, book], repo, recipe)
-    export_merged(film, repo, load_recipe("merged-onnx-fp32"))
+    export_merged(film, repo, load_recipe("onnx-cpu"))
     with TritonServer(repo, free_ports()) as server:
         answers = asked(server.grpc_url)
     return {"answers": answers, "records": records(repo)}

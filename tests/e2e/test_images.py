@@ -61,8 +61,8 @@ def served(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     sources = [Source(expert, TASK, Split(ROWS, [0, 1, 0, 1])) for expert in experts.values()]
     sources.append(choosing(backbone, sites))
     experts["chooses"] = sources[-1].expert
-    exported = release_bank(sources, repo, load_recipe("bank-onnx-fp32"))
-    export_merged(sources[1], repo, load_recipe("merged-onnx-fp32"))
+    exported = release_bank(sources, repo, load_recipe("onnx-cpu"))
+    export_merged(sources[1], repo, load_recipe("onnx-cpu"))
     with TritonServer(repo, free_ports()) as server:
         yield server, repo, experts, backbone, exported
 
@@ -251,7 +251,7 @@ def test_a_merged_model_needs_labels(served, tmp_path: Path) -> None:  # type: i
         export_merged(
             choosing(backbone, ("encoder.layer.5.attention.*",)),
             tmp_path / "repo",
-            load_recipe("merged-onnx-fp32"),
+            load_recipe("onnx-cpu"),
         )
     assert not (tmp_path / "repo").exists()
 

@@ -49,14 +49,14 @@ def served(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
         for seed, name in enumerate(("film", "book"))
     }
     experts["film"] = replace(experts["film"], template=Template("the {subject} was {verdict}"))
-    recipe = load_recipe("bank-onnx-fp32")
+    recipe = load_recipe("onnx-cpu")
     release_bank(
         [Source(expert, TASK, ROWS) for expert in experts.values()],
         repo,
         recipe,
         max_rank=4,
     )
-    export_merged(Source(experts["film"], TASK, ROWS), repo, load_recipe("merged-onnx-fp32"))
+    export_merged(Source(experts["film"], TASK, ROWS), repo, load_recipe("onnx-cpu"))
     with TritonServer(repo, free_ports()) as server:
         yield server, repo, experts, backbone
 

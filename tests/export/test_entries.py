@@ -12,10 +12,11 @@ import torch
 
 from pidep.artifacts import BankRecord, MergedRecord
 from pidep.deployment.release import release_bank
-from pidep.errors import ParityError, UsageError
+from pidep.errors import ParityError, PidepError, UsageError
 from pidep.export import (
     Exported,
     Parity,
+    Quantisation,
     Recipe,
     Source,
     Tolerance,
@@ -23,6 +24,7 @@ from pidep.export import (
     export_merged,
     load_recipe,
     read_source,
+    recipes,
 )
 from pidep.export.parity import check_parity, measure_parity
 from pidep.export.recipe import shipped
@@ -32,6 +34,7 @@ from pidep.runtime import Bank, Merged
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
 from pidep.tuning.run_folder import run_task
+from tests.adapters.test_bank import experts_of
 from tests.cli.run import contents, untouched, write_run
 from tests.conftest import make_expert, save_tiny
 
@@ -96,6 +99,11 @@ def bank(
             backbone, name="book", seed=1, rank=3, sites=["encoder.layer.1.*query"]
         ),
     }
+    # One of another kind: both kinds share the graph and the batches of the gate.
+    prompt = experts_of(backbone.model, "prompt")[0]
+    experts["ending"] = replace(
+        make_expert(backbone, name="ending"), kind="prompt", sites=prompt.sites, scaling=1.0
+    )
     sources = [Source(expert, TASK, ROWS) for expert in experts.values()]
     chooser = replace(
         make_expert(backbone, name="chooser", seed=2, sites=["encoder.layer.1.*query"]),
@@ -104,7 +112,7 @@ def bank(
         label_embeddings=np.zeros((0, backbone.hidden_size), np.float32),
     )
     sources.append(Source(chooser, TASK, CHOICES))
-    recipe = load_recipe("bank-onnx-fp32")
+    recipe = load_recipe("onnx-cpu")
     exported = release_bank(sources, repo, recipe)
     return exported, {**experts, "chooser": chooser}
 
@@ -143,7 +151,8 @@ def test_the_record_says_what_was_compiled(bank: Any, backbone: Any) -> None:
 def test_parity_is_recorded_for_every_expert(bank: Any) -> None:
     exported, _ = bank
     assert BankRecord.read(exported.folder / "1").parity == exported.parity
-    rows = {"film": len(ROWS.rows), "book": len(ROWS.rows), "chooser": len(CHOICES.rows)}
+    rows = dict.fromkeys(("film", "book", "ending"), len(ROWS.rows))
+    rows["chooser"] = len(CHOICES.rows)
     assert {name: parity.rows for name, parity in exported.parity.items()} == rows
     for parity in exported.parity.values():
         assert parity.argmax_flips == 0
@@ -167,7 +176,7 @@ def test_the_gate_runs_on_the_files_that_are_published(
     source = Source(make_expert(backbone, sites=["*query"]), TASK, ROWS)
     (tmp_path / "repo").mkdir()
     with untouched(tmp_path), pytest.raises(ParityError, match=r"parity of 'film': max abs error"):
-        release_bank([source], tmp_path / "repo", load_recipe("bank-onnx-fp32"))
+        release_bank([source], tmp_path / "repo", load_recipe("onnx-cpu"))
 
 
 def test_the_bank_equals_pytorch(bank: Any, backbone: Any) -> None:
@@ -246,7 +255,7 @@ def test_a_merged_model_equals_pytorch(
     exported = export_merged(
         Source(expert, TASK, ROWS),
         tmp_path / "repo",
-        load_recipe("merged-onnx-fp32"),
+        load_recipe("onnx-cpu"),
         platform=platform,
     )
     want = torch_scores(backbone, expert, ROWS.rows)
@@ -286,7 +295,7 @@ def test_a_merged_model_beyond_tolerance_is_not_published(shallow: Any, tmp_path
             ParityError, match=r"parity of 'film': max abs error is .*, the recipe allows 1e-12"
         ),
     ):
-        export_merged(source, tmp_path / "repo", strict(load_recipe("merged-onnx-fp32")))
+        export_merged(source, tmp_path / "repo", strict(load_recipe("onnx-cpu")))
 
 
 def test_figures_of_the_gate() -> None:
@@ -352,19 +361,62 @@ def test_a_run_is_exported_from_any_folder(
     assert len(read_source(run, rows=4, task=run_task(run)).rows.rows) == 4
 
 
-@pytest.mark.parametrize("name", ["bank-onnx-fp32", "merged-onnx-fp32"])
-def test_a_recipe_by_name(name: str) -> None:
-    recipe = load_recipe(name)
-    assert (recipe.name, recipe.form) == (name, name.split("-")[0])
-    assert recipe.tolerance.max_abs < 0.01
+def test_every_shipped_recipe_has_the_name_of_its_file() -> None:
+    names = sorted(path.stem for path in shipped("export").glob("*.yaml"))
+    assert [recipe.name for recipe in recipes()] == names == ["onnx-cpu", "onnx-cpu-int8"]
+    assert all(recipe.summary for recipe in recipes())
+
+
+def test_quantisation_is_for_int8(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    text = shipped("export/onnx-cpu-int8.yaml").read_text()
+    path.write_text(text.replace("precision: int8", "precision: fp32"))
+    with pytest.raises(UsageError, match=r"quantisation is for precision int8, not fp32"):
+        load_recipe(str(path))
+
+
+def int8_recipe(**changes: Any) -> Recipe:
+    """The shipped recipe for matrices as small as the tiny backbone's."""
+    how = Quantisation(min_features=8)
+    return load_recipe("onnx-cpu-int8").model_copy(update={"quantisation": how, **changes})
+
+
+@pytest.mark.parametrize("form", ["bank", "merged"])
+def test_a_graph_in_int8(backbone: Any, tmp_path: Path, form: str) -> None:
+    source = Source(make_expert(backbone), TASK, ROWS)
+    repo = tmp_path / "repo"
+    if form == "bank":
+        exported = release_bank([source], repo, int8_recipe())
+        record: Any = BankRecord.read(exported.folder / "1")
+    else:
+        exported = export_merged(source, repo, int8_recipe())
+        record = MergedRecord.read(exported.folder / "1")
+    # Six Linears in each of two layers. Labels and experts stay in fp32.
+    assert record.quantised_products == 12
+    assert 1e-3 < exported.parity["film"].max_abs < 4
+
+
+def test_int8_is_refused_where_the_metric_falls(backbone: Any, tmp_path: Path) -> None:
+    source = Source(make_expert(backbone), TASK, ROWS)
+    strict = int8_recipe(tolerance=Tolerance(max_abs=1e-6, argmax_flips=0, metric_drop=0.0))
+    (tmp_path / "repo").mkdir()
+    with untouched(tmp_path):
+        with pytest.raises(ParityError, match="parity of 'film': max abs error is"):
+            export_merged(source, tmp_path / "repo", strict)
+
+
+def test_a_graph_without_large_matrices_is_refused(backbone: Any, tmp_path: Path) -> None:
+    source = Source(make_expert(backbone), TASK, ROWS)
+    (tmp_path / "repo").mkdir()
+    with untouched(tmp_path):
+        with pytest.raises(PidepError, match="no matrix has 64 features on both sides"):
+            export_merged(source, tmp_path / "repo", load_recipe("onnx-cpu-int8"))
 
 
 def test_a_recipe_by_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    text = shipped("export/bank-onnx-fp32.yaml").read_text()
-    path.write_text(
-        text.replace("name: bank-onnx-fp32", "name: mine").replace("opset: 20", "opset: 21")
-    )
+    text = shipped("export/onnx-cpu.yaml").read_text()
+    path.write_text(text.replace("name: onnx-cpu", "name: mine").replace("opset: 20", "opset: 21"))
     recipe = load_recipe(str(path))
     assert (recipe.name, recipe.opset) == ("mine", 21)
 
@@ -381,7 +433,6 @@ def test_a_recipe_by_path(tmp_path: Path) -> None:
         ("opset: 20", "opset: 99", r"mine\.yaml: opset: .*found 99"),
         ("max_abs: 0.001", "max_abs: 0", r"mine\.yaml: tolerance\.max_abs: .*found 0"),
         ("precision: fp32", "precision: fp7", r"mine\.yaml: precision: .*found 'fp7'"),
-        ("form: bank", "form: [", r"mine\.yaml: not readable as YAML"),
         ("max_abs: 0.001", "max_abs: .inf", r"mine\.yaml: tolerance\.max_abs: .*found inf"),
         (
             "max_abs: 0.001",
@@ -390,12 +441,14 @@ def test_a_recipe_by_path(tmp_path: Path) -> None:
         ),
         ("opset: 20", f"opset: {'[' * 5000}", r"mine\.yaml: not readable as YAML \(nested too"),
         ("opset: 20", f"opset: {'9' * 5001}", r"mine\.yaml: not readable as YAML \(Exceeds"),
-        ("form: bank", 'form: "\\ud83d"', r"mine\.yaml: form: '\\ud83d' is not UTF-8"),
+        ("runtime: onnxruntime", 'runtime: "\\ud83d"', r"mine\.yaml: runtime: '\\ud83d' is not UTF-8"),
+        ("opset: 20", "form: bank", r"mine\.yaml: unknown key 'form'"),
+        ("runtime: onnxruntime", "runtime: [", r"mine\.yaml: not readable as YAML"),
     ],
 )
 def test_a_recipe_that_is_wrong(tmp_path: Path, old: str, new: str, message: str) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text(shipped("export/bank-onnx-fp32.yaml").read_text().replace(old, new))
+    path.write_text(shipped("export/onnx-cpu.yaml").read_text().replace(old, new))
     with pytest.raises(UsageError, match=message):
         load_recipe(str(path))
 

@@ -38,6 +38,6 @@ def export_bank_folder(backbone: Backbone, root: Path, *, kinds: Sequence[str] =
         max_rank=MAX_RANK,
         expert_store="../../../expert_store",
         groups=tuple(GroupRecord(**asdict(group)) for group in groups),
-        vision=export_vision(backbone, folder, load_recipe("bank-onnx-fp32")),
+        vision=export_vision(backbone, folder, load_recipe("onnx-cpu")),
     ).write(folder)
     return folder

@@ -214,9 +214,9 @@ def test_it_is_exported_like_any_other(
     digest = mix(without_labels(TRAIN), test).digest
     source = read_source(tmp_path / "run", rows=8, task=run_task(tmp_path / "run"))
     if test is TEST:
-        exported = release_bank([source], tmp_path / "repo", load_recipe("bank-onnx-fp32"))
+        exported = release_bank([source], tmp_path / "repo", load_recipe("onnx-cpu"))
     else:
-        exported = export_merged(source, tmp_path / "repo", load_recipe("merged-onnx-fp32"))
+        exported = export_merged(source, tmp_path / "repo", load_recipe("onnx-cpu"))
     assert exported.experts == {"film": digest}
     parity = exported.parity["film"]
     assert (parity.rows, parity.argmax_flips) == (8, 0)
