@@ -441,7 +441,11 @@ def test_a_recipe_by_path(tmp_path: Path) -> None:
         ),
         ("opset: 20", f"opset: {'[' * 5000}", r"mine\.yaml: not readable as YAML \(nested too"),
         ("opset: 20", f"opset: {'9' * 5001}", r"mine\.yaml: not readable as YAML \(Exceeds"),
-        ("runtime: onnxruntime", 'runtime: "\\ud83d"', r"mine\.yaml: runtime: '\\ud83d' is not UTF-8"),
+        (
+            "runtime: onnxruntime",
+            'runtime: "\\ud83d"',
+            r"mine\.yaml: runtime: '\\ud83d' is not UTF-8",
+        ),
         ("opset: 20", "form: bank", r"mine\.yaml: unknown key 'form'"),
         ("runtime: onnxruntime", "runtime: [", r"mine\.yaml: not readable as YAML"),
     ],
@@ -471,7 +475,7 @@ def test_a_graph_over_2_gib_is_refused_before_it_is_compiled(
     given: Any = source if form == "merged" else [source]
     export = export_merged if form == "merged" else release_bank
     with pytest.raises(UsageError, match=f"export of the {form} graph: .* more than 2 GiB"):
-        export(given, tmp_path / "repo", load_recipe(f"{form}-onnx-fp32"))
+        export(given, tmp_path / "repo", load_recipe("onnx-cpu"))
     assert not compiled
     assert not list(tmp_path.rglob("*.onnx"))
 
@@ -489,5 +493,5 @@ def test_weights_beside_the_graph_are_refused(
     monkeypatch.setattr(entries, "load_backbone", lambda _: tiny)
     source = Source(make_expert(tiny, sites=["*query"]), TASK, ROWS)
     with pytest.raises(UsageError, match="more than 2 GiB, which one ONNX file cannot hold"):
-        export_merged(source, tmp_path / "repo", load_recipe("merged-onnx-fp32"))
+        export_merged(source, tmp_path / "repo", load_recipe("onnx-cpu"))
     assert not (tmp_path / "repo" / "film").exists()
