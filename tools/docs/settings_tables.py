@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from pidep.backbones.settings import SitesSettings
 from pidep.deployment.settings import ExportSettings, InferSettings, ServeSettings, SwapSettings
-from pidep.export.recipe import Recipe, Tolerance
+from pidep.export.recipe import Quantisation, Recipe, Tolerance
 from pidep.lab.settings import CompareSettings, GridSettings, ReportSettings
 from pidep.settings import Setting, Settings, settings_of
 from pidep.similarity.settings import GraphSettings
@@ -48,7 +48,11 @@ SETTINGS: dict[str, type[Settings]] = {
     "swap": SwapSettings,
 }
 """Settings that are given by flags and Python, some also in YAML: a table for each panel."""
-RECORDS: dict[str, type[BaseModel]] = {"recipe": Recipe, "tolerance": Tolerance}
+RECORDS: dict[str, type[BaseModel]] = {
+    "recipe": Recipe,
+    "quantisation": Quantisation,
+    "tolerance": Tolerance,
+}
 """Files that are written by hand: one table."""
 
 
