@@ -278,7 +278,7 @@ def test_a_run_with_labels_is_reported_with_its_confusions(
         (
             [],
             b"\n{}\n[1]\n",
-            r'standard input, line 3: expected {"text": …, "image": PATH}, found b\'\[1\]\'',
+            r'standard input, line 3: expected {"text": …, "image": PATH}, found \'\[1\]\'',
         ),
         ([], b'{"txt": "a"}\n', "standard input, line 1: expected"),
         (
@@ -291,7 +291,7 @@ def test_a_run_with_labels_is_reported_with_its_confusions(
             b"",
             "row 1: has an image, and backbone .* reads text only",
         ),
-        (["--text", " "], b"", "row 1: expected a text, found none"),
+        (["--text", " "], b"", "row 1: expected a text, an image or both, found neither"),
     ],
 )
 def test_what_is_refused_is_one_line(
@@ -307,5 +307,5 @@ def test_what_is_refused_is_one_line(
 def test_a_source_that_does_not_exist(inside: Callable[..., Done], tmp_path: Path) -> None:
     assert_refused(
         inside("generate", tmp_path / "nowhere", "--text", "a"),
-        "backbone '.*nowhere': expected a folder or a hub id of an encoder-d",
+        "backbone '.*nowhere': no such folder; give the place where it lies now as --backbone",
     )
