@@ -16,6 +16,7 @@ import pytest
 
 from pidep.errors import ExpertError, TaskError, UsageError
 from pidep.experts.folder import write_expert
+from pidep.inputs.row import Row
 from pidep.inputs.template import Template
 from pidep.tuning.predict import predict
 from pidep.tuning.predict_file import WrongRows, predict_file
@@ -152,6 +153,14 @@ def test_images_and_candidates_of_each_row(mini: Any, tmp_path: Path) -> None:
     rows = [{"photo": "0.png", "thing": "film"}, {"photo": "1.png", "thing": ""}]
     found = predict_file(settings(tmp_path, jsonl(tmp_path, rows)), backbone=mini).answers
     assert found[0].scores != found[1].scores
+    for number in (0, 1):
+        (tmp_path / "photos" / str(number)).mkdir(parents=True)
+        (tmp_path / "photos" / str(number) / "a.png").write_bytes(png(number))
+    alone = replace(base, template=Template("", image="photo"))
+    write_expert(alone, tmp_path / "alone" / "expert")
+    wanted = PredictSettings(run=tmp_path / "alone", file=tmp_path / "photos")
+    of_folder = predict_file(wanted, backbone=mini).answers
+    assert list(of_folder) == predict(alone, [Row(image=png(0)), Row(image=png(1))], backbone=mini)
     (tmp_path / "1.png").write_bytes(b"\x89PNG damaged")
     with pytest.raises(WrongRows, match=r"1 of 2 rows .* row 2 .*expected PNG"):
         predict_file(settings(tmp_path, jsonl(tmp_path, rows)), backbone=mini)
