@@ -113,8 +113,8 @@ class ModelCalls:
     def positions(self) -> int | None:
         """Number of positions of encoder and decoder; None where positions are relative."""
         declared = getattr(self.text_config, "max_position_embeddings", None)
-        # The config of two joined encoders says nothing; their tables do. A vision tower's table is
-        # of patches, which does not limit texts.
+        # The config of two joined encoders has no number; their tables do. A vision tower's table
+        # counts patches, which do not limit texts.
         table = room_of(self.model) if self.images == "never" else None
         return min((int(one) for one in (declared, table) if one is not None), default=None)
 

@@ -127,8 +127,8 @@ def _lines() -> Iterator[Lines]:
     found, end = Lines(time.monotonic()), threading.Event()
 
     def print_lines() -> None:
-        # Without `pidep: `, which begins the messages that programs look for.
-        # A thread: one long piece of work, such as a graph's compilation, calls nobody.
+        # Without the prefix `pidep: `, by which programs find messages.
+        # In a thread: long work, such as a graph's compilation, reports nothing meanwhile.
         while not end.wait(EVERY_S):
             typer.echo(found.line(time.monotonic()), err=True)
 

@@ -241,7 +241,7 @@ def _new_version(entry: Path, backbone: Backbone, *, shim: bool) -> Path:
 
 
 def _in_precision(graph: Path, recipe: Recipe) -> int | None:
-    """Bring a graph to the recipe's precision; the number of its products in int8, None in fp32."""
+    """Quantise a graph if the recipe says so; how many products are in int8, None in fp32."""
     if recipe.precision == "fp32":
         return None
     _LOG.info("export: quantises the graph")

@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 Array = npt.NDArray[np.float32]
 _BATCH = 32
 _METRIC_ROUNDING = 0.05
-"""A run measures its mixture before it is folded; rounding may turn single rows that are tied."""
+"""A run measures its mixture before it is folded; rounding can change the answers of tied rows."""
 _NO_CANDIDATE = -1e4
 """Pads the logits of rows with fewer candidates. Finite, and below every real logit."""
 
@@ -144,10 +144,10 @@ def _checked(source: Source, reference: Array, exported: Array, recipe: Recipe) 
 def _check_recorded(source: Source, parity: Parity) -> None:
     """Refuse an expert that no longer answers as its run measured it.
 
-    Graph and PyTorch share the backbone, so their parity does not tell that it is another one.
+    Graph and PyTorch share the backbone, so their parity does not show that it has changed.
 
     Raises:
-        ParityError: with both figures.
+        ParityError: the metrics differ; the message has both.
     """
     recorded = source.recorded
     if recorded is not None and abs(parity.metric_torch - recorded) > _METRIC_ROUNDING:

@@ -22,7 +22,7 @@ def quantise(graph: Path, how: Quantisation) -> int:
         How many matrix products are quantised.
 
     Raises:
-        PidepError: the graph has nothing to quantise, or a product was left out without a word.
+        PidepError: the graph has nothing to quantise, or ONNX Runtime left a product out.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -34,7 +34,7 @@ def quantise(graph: Path, how: Quantisation) -> int:
             f"{graph.name}: no matrix has {how.min_features} features on both sides; "
             "lower `min_features` in the recipe's quantisation or use precision fp32"
         )
-    # It advises a shape inference that the exporter has done already.
+    # ONNX Runtime advises a shape inference that the exporter has done already.
     logging.getLogger().addFilter(_no_advice)
     try:
         quantize_dynamic(

@@ -20,7 +20,7 @@ __all__ = ["export_vision"]
 
 
 _MAX_ERROR = 1e-3
-"""Relative error of fp32 that no graph reaches without a mistake."""
+"""A larger relative error in fp32 is a mistake, not rounding."""
 
 
 def export_vision(backbone: Backbone, folder: Path, recipe: Recipe) -> VisionRecord | None:

@@ -110,8 +110,8 @@ def parse_json(data: bytes) -> Any:
     try:
         text = data.decode("utf-8")
         value = json.loads(text, parse_int=_integer)
-        # An escape can name half of a character, which no file could hold again. Few files have
-        # escapes, so few are written out for this check.
+        # An escape can name half of a character, which cannot be written to a file again. Few
+        # files have escapes, so few are encoded for this check.
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
         return value

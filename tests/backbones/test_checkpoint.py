@@ -279,7 +279,7 @@ def test_every_load_says_that_no_code_of_a_checkpoint_runs() -> None:
     assert calls >= 5
 
 
-def test_a_skeleton_runs_no_code_either(copy: Path, tmp_path: Path) -> None:
+def test_a_skeleton_runs_no_code_of_the_checkpoint(copy: Path, tmp_path: Path) -> None:
     own_code(copy, tmp_path / "ran", AutoConfig="mine.Config", AutoModel="mine.Model")
     with pytest.raises(BackboneError, match="holds Python code of its own, which pidep does not"):
         skeleton(copy)
