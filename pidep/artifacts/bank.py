@@ -11,6 +11,7 @@ from pidep.artifacts.names import BANK_RECORD
 from pidep.artifacts.parity import Parity
 from pidep.artifacts.record import EntryRecord, Record
 from pidep.artifacts.vision import VisionRecord
+from pidep.errors import ServingError
 
 __all__ = ["BankRecord", "GroupRecord"]
 
@@ -74,6 +75,16 @@ class BankRecord(EntryRecord):
         return (self.backbone_digest, *self.also_fitting)
 
     def store(self, version_folder: Path) -> Path:
-        """The expert store's folder."""
-        # Resolved: the path goes up through the repository, which may be a link itself.
-        return (version_folder / self.expert_store).resolve()
+        """The expert store's folder.
+
+        Raises:
+            ServingError: its path leads nowhere.
+        """
+        place = version_folder / self.expert_store
+        try:
+            # Resolved: the path goes up through the repository, which may be a link itself.
+            return place.resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # links that lead to themselves
+            raise ServingError(
+                f"{place}: no expert store ({error}); export the bank again"
+            ) from error

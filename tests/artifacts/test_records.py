@@ -119,6 +119,13 @@ def test_the_store_is_beside_the_repository_wherever_that_is(tmp_path: Path) -> 
     assert BANK.store(version) == tmp_path / "expert_store"
 
 
+def test_a_store_behind_links_that_lead_to_themselves_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    record = BANK.model_copy(update={"expert_store": "loop/store"})
+    with pytest.raises(ServingError, match=r"loop/store: no expert store"):
+        record.store(tmp_path)
+
+
 def test_a_group_of_another_kind_says_so() -> None:
     lora, other = BANK.groups[0], BANK.groups[0].model_copy(update={"kind": "adapter"})
     assert "kind" not in lora.model_dump()

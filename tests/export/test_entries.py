@@ -12,7 +12,7 @@ import torch
 
 from pidep.artifacts import BankRecord, MergedRecord
 from pidep.deployment.release import release_bank
-from pidep.errors import ParityError, PidepError, UsageError
+from pidep.errors import ExpertError, ParityError, PidepError, UsageError
 from pidep.export import (
     Exported,
     Parity,
@@ -346,6 +346,27 @@ def test_the_gate_names_the_bound_that_broke(change: dict[str, Any], message: st
 def test_a_graph_that_gives_no_number_is_refused(bad: float) -> None:
     with pytest.raises(ParityError, match="NaN or Inf on real rows; nothing was published"):
         measure_parity(np.zeros((1, 2)), np.array([[0.0, bad]]), labels=[0], metric="accuracy")
+
+
+@pytest.mark.parametrize("form", ["bank", "merged"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label_embeddings": np.eye(2, 5, dtype=np.float32)}, "have width 5, the backbone's have"),
+        ({"max_length": 100_000}, "max_length is 100000, the backbone reads at most 32 tokens"),
+        ({"labels": (0, 1)}, "label 0 is a int, expected a text"),
+        ({"logit_scale": float("nan")}, "logit_scale is nan"),
+    ],
+)
+def test_an_expert_that_cannot_answer_is_refused_before_anything_is_compiled(
+    backbone: Any, tmp_path: Path, form: str, change: dict[str, Any], message: str
+) -> None:
+    source = Source(replace(make_expert(backbone), **change), TASK, ROWS)
+    given: Any = source if form == "merged" else [source]
+    export = export_merged if form == "merged" else release_bank
+    with pytest.raises(ExpertError, match=message):
+        export(given, tmp_path / "repo", load_recipe(f"{form}-onnx-fp32"))
+    assert not list(tmp_path.iterdir())
 
 
 # Sources and recipes.

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pidep.artifacts import BankRecord, MergedRecord, VisionRecord
@@ -174,14 +173,3 @@ def test_a_file_outside_the_entry_is_not_read(tmp_path: Path) -> None:
     changed.write(folder)
     with pytest.raises(ServingError, match=r"'\.\./outside\.json' is no file of the entry"):
         Merged(folder)
-
-
-def test_the_exporters_own_paths_are_not_in_a_graph(tmp_path: Path, tiny: Any) -> None:
-    """Otherwise the digest of one graph would depend on the folder of the checkout."""
-    from tests.runtime.exported import export_bank_folder
-
-    first, second = (export_bank_folder(tiny, tmp_path / name) for name in "ab")
-    data = (first / "model.onnx").read_bytes()
-    assert data == (second / "model.onnx").read_bytes()
-    assert b".py" not in data
-    assert str(Path(np.__file__).parents[1]).encode() not in data
