@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -54,12 +55,15 @@ class EntryRecord(Record):
         """
         path = version_folder / cls.file_name
         make = f"pidep export --form {cls.form}"
+        faults = {"fault": "malformed", "remedy": f"make it again with {make}"}
         try:
-            found = read_record(path, cls, fault="malformed", remedy=f"make it again with {make}")
+            values = _values(path, **faults)
         except FileNotFoundError as error:
             raise ServingError(f"{path}: no such file; make it with {make}") from error
-        # Entries of older releases have no digest.
-        if found.entry_digest not in (None, content := found.content_digest()):
+        found = _validated(values, cls, path, **faults)
+        # Over the file's own keys: another release may know more of them. Entries of older
+        # releases have no digest.
+        if found.entry_digest not in (None, content := cls._digest_of(values)):
             raise ServingError(
                 f"{path}: its content has entry digest {content}, expected {found.entry_digest}; "
                 f"make it again with {make}"
@@ -81,9 +85,11 @@ class EntryRecord(Record):
 
     def content_digest(self) -> str:
         """What `entry_digest` must be for this content."""
-        content = self.model_dump(
-            mode="json", by_alias=True, exclude_none=True, exclude=set(self.no_answer)
-        )
+        return self._digest_of(_as_json(self))
+
+    @classmethod
+    def _digest_of(cls, values: Mapping[str, Any]) -> str:
+        content = {key: value for key, value in values.items() if key not in cls.no_answer}
         return bytes_digest(json.dumps(content, sort_keys=True).encode())
 
     def write(self, version_folder: Path) -> None:
@@ -102,11 +108,12 @@ def read_record(path: Path, model: type[R], *, fault: str, remedy: str) -> R:
         FileNotFoundError: no such file; the caller knows what that means.
         ServingError: not a plain file, not JSON, or a key is unknown, missing or out of range.
     """
+    return _validated(_values(path, fault=fault, remedy=remedy), model, path, fault, remedy)
+
+
+def _values(path: Path, fault: str, remedy: str) -> Any:
     try:
-        return model.model_validate(parse_json(read_file(path, limit=MAX_JSON_BYTES)))
-    # pydantic's own text has several lines and a link; a message here is one line.
-    except ValidationError as error:
-        raise ServingError(f"{path}: {fault} ({_first(error)}); {remedy}") from error
+        return parse_json(read_file(path, limit=MAX_JSON_BYTES))
     except ExpertError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise ServingError(f"{path}: {fault} ({reason}); {remedy}") from error
@@ -114,9 +121,21 @@ def read_record(path: Path, model: type[R], *, fault: str, remedy: str) -> R:
         raise ServingError(f"{path}: {fault} ({error}); {remedy}") from error
 
 
+def _validated(values: Any, model: type[R], path: Path, fault: str, remedy: str) -> R:
+    try:
+        return model.model_validate(values)
+    # pydantic's own text has several lines and a link; a message here is one line.
+    except ValidationError as error:
+        raise ServingError(f"{path}: {fault} ({_first(error)}); {remedy}") from error
+
+
 def write_record(path: Path, record: Record) -> None:
     """Write a record whole or not at all. Keys are in the order of the fields, None is left out."""
-    write_json(path, record.model_dump(mode="json", by_alias=True, exclude_none=True))
+    write_json(path, _as_json(record))
+
+
+def _as_json(record: Record) -> dict[str, Any]:
+    return record.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _first(error: ValidationError) -> str:

@@ -365,7 +365,7 @@ def test_an_expert_that_cannot_answer_is_refused_before_anything_is_compiled(
     given: Any = source if form == "merged" else [source]
     export = export_merged if form == "merged" else release_bank
     with pytest.raises(ExpertError, match=message):
-        export(given, tmp_path / "repo", load_recipe(f"{form}-onnx-fp32"))
+        export(given, tmp_path / "repo", load_recipe("onnx-cpu"))
     assert not list(tmp_path.iterdir())
 
 
