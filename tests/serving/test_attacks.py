@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
@@ -22,7 +23,7 @@ from pidep.experts.folder import Expert, write_expert
 from pidep.export.config_pbtxt import bank_config
 from pidep.export.recipe import shipped
 from pidep.files.tensor_file import tensor_bytes
-from pidep.serving import Client, ExpertStore, Request
+from pidep.serving import AsyncClient, Client, ExpertStore, Request
 from pidep.serving.server import TritonServer, free_ports
 from pidep.serving.swap import swap_expert
 from tests.serving.experts import small_expert
@@ -220,6 +221,12 @@ def test_an_answer_names_its_expert_and_its_entry(served: Served, protocol: Any)
         (result,) = client.infer([Request("good", "film")])
         assert (result.digest, result.entry) == (FILM.digest, entry)
         assert client.status()["entry"] == entry
+
+    async def asked() -> dict[str, Any]:
+        async with AsyncClient(url, protocol=protocol) as client:
+            return await client.status()
+
+    assert asyncio.run(asked())["served"] == served.status()["served"]
 
 
 def test_a_client_of_an_older_release_goes_on(served: Served) -> None:

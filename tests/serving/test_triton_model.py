@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import runpy
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -346,3 +347,44 @@ def test_a_merged_model_cuts_texts_where_training_cut_them(merged: Any) -> None:
 
 def test_what_triton_server_loads_is_this_model() -> None:
     assert runpy.run_path(str(shipped("model.py")))["TritonPythonModel"] is TritonPythonModel
+
+
+def test_a_status_row_shares_a_batch_and_tells_what_is_served(
+    bank: Any, store: ExpertStore
+) -> None:
+    # Finite weights whose sum is not: the probe rows find it.
+    huge = {**small_expert().sites["layer.0"], "lora_A": np.full((2, 4), 3e38, np.float32)}
+    bad = store.publish(replace(small_expert(), scaling=1.0, sites={"layer.0": huge}), "bad").new
+    deadline = time.monotonic() + 20
+    state: dict[str, Any] = {"refused": {}}
+    while "bad" not in state["refused"]:
+        assert time.monotonic() < deadline
+        status, answer = execute(
+            bank, asked([b"any text"], [b"@status"]), asked([b"good"], [b"film"])
+        )
+        assert answer.arrays["DIGEST"].tolist() == [[small_expert().digest.encode()]]
+        state = json.loads(status.arrays["LABEL"][0, 0])
+    assert state["ready"]
+    assert state["silent_s"] < 20
+    assert state["revision"] == store.manifest().revision
+    assert list(state["served"]) == ["book", "film"]
+    assert state["refused"]["bad"]["digest"] == bad
+    assert state["entry"].startswith("sha256:")
+
+
+def test_a_model_is_ready_while_it_follows_its_store(bank: Any, merged: Any) -> None:
+    assert bank.is_ready()
+    assert merged.is_ready()
+    bank.finalize()
+    assert not bank.is_ready()
+
+
+def test_every_answer_names_its_entry(bank: Any, merged: Any) -> None:
+    wanted = ("ENTRY", "DIGEST")
+    (first,) = execute(bank, asked([b"a", b"good"], [b"film", b"@backbone"], wanted=wanted))
+    (second,) = execute(merged, Request({"TEXT": [b"film"]}, wanted=wanted))
+    entries = [value for row in first.arrays["ENTRY"].tolist() for value in row]
+    assert len(entries) == 2
+    assert len(set(entries)) == 1
+    assert entries[0].startswith(b"sha256:")
+    assert second.arrays["ENTRY"].tolist() != [[entries[0]]]
