@@ -367,7 +367,7 @@ def test_a_status_row_shares_a_batch_and_tells_what_is_served(
     assert state["ready"]
     assert state["silent_s"] < 20
     assert state["revision"] == store.manifest().revision
-    assert list(state["served"]) == ["book", "film"]
+    assert list(state["served"]) == ["book", "film", "mail"]
     assert state["refused"]["bad"]["digest"] == bad
     assert state["entry"].startswith("sha256:")
 
