@@ -282,8 +282,8 @@ def test_the_status_tells_a_watcher_that_follows_from_one_that_does_not(
 def test_an_expert_that_the_bank_cannot_pack_leaves_all_others_served(
     bank: Bank, store: ExpertStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    film = store.publish(small_expert(), "film")
-    book = store.publish(small_expert(name="book", seed=2), "book")
+    film = store.publish(small_expert(), "film").new
+    book = store.publish(small_expert(name="book", seed=2), "book").new
     build = bank.build
 
     def failing(experts: dict[str, Expert], *previous: Residents) -> Residents:
@@ -302,7 +302,7 @@ def test_an_expert_that_the_bank_cannot_pack_leaves_all_others_served(
 
 def test_a_retry_that_fails_again_packs_nothing(bank: Bank, store: ExpertStore) -> None:
     store.publish(small_expert(), "film")
-    bad = store.publish(small_expert(seed=1), "bad")
+    bad = store.publish(small_expert(seed=1), "bad").new
     damage_weights(store, bad)
     watcher = Watcher(bank, store)
     watcher.refresh()
