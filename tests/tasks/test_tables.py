@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tables")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     rows=tables,
     delimiter=st.sampled_from([",", ";", "\t", "|"]),
@@ -72,7 +72,7 @@ def test_what_csv_writes_is_read_back(
         assert read(path) == rows
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(rows=tables)
 def test_what_json_and_pandas_write_is_read_back(folder: Path, rows: list[dict[str, str]]) -> None:
     pandas = pytest.importorskip("pandas")
@@ -87,7 +87,7 @@ def test_what_json_and_pandas_write_is_read_back(folder: Path, rows: list[dict[s
     assert read(folder / "a.csv", quoting="csv") == rows
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(rows=tables)
 def test_a_plain_tsv_is_read_back(folder: Path, rows: list[dict[str, str]]) -> None:
     plain = [
