@@ -22,6 +22,7 @@ from pidep.errors import BackboneError
 
 __all__ = [
     "backbone_digest",
+    "check_bare",
     "check_finite",
     "check_vocabulary",
     "is_read",
@@ -114,6 +115,7 @@ def load_model(
             + (f" (the checkpoint has {len(others)} others, e.g. {others[0]})" if others else "")
             + "; save the whole model with save_pretrained"
         )
+    check_bare(model, name=name)
     check_finite(model, name=name)
     return model
 
@@ -159,6 +161,21 @@ def check_vocabulary(model: Any, tokenizer: Any, *, name: str) -> None:
             f"backbone {name!r}: the tokenizer has {tokens} tokens, the model has {rows} "
             "embeddings; call resize_token_embeddings and train the new ones, or remove the "
             "added tokens"
+        )
+
+
+def check_bare(model: Any, *, name: str) -> None:
+    """Refuse a model with an adapter of PEFT in it.
+
+    transformers loads the adapter of a folder together with its base, which may lie elsewhere.
+
+    Raises:
+        BackboneError: the message says where adapters belong.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
+        raise BackboneError(
+            f"backbone {name!r}: holds an adapter of PEFT; give its base as `backbone`, and make "
+            "an expert of the adapter with pidep import"
         )
 
 

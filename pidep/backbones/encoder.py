@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pidep.backbones.checkpoint import (
     backbone_digest,
+    check_bare,
     check_finite,
     check_vocabulary,
     is_read,
@@ -202,6 +203,7 @@ def encoder_of(
             f"backbone {name or found!r}: expected weights in float32; load it with "
             "dtype=torch.float32"
         )
+    check_bare(model, name=name or found)
     check_vocabulary(model, tokenizer, name=name or found)
     check_finite(model, name=name or found)
     model.requires_grad_(False).eval()

@@ -17,7 +17,7 @@ from torch import Tensor
 import pidep
 from pidep.adapters.places import skeleton
 from pidep.backbones.checkpoint import position_limit
-from pidep.backbones.encoder import Encoder, load_encoder
+from pidep.backbones.encoder import Encoder, encoder_of, load_encoder
 from pidep.backbones.load import load_any_backbone
 from pidep.backbones.seq2seq import TextToText
 from pidep.errors import BackboneError
@@ -88,6 +88,19 @@ def test_weights_that_are_not_finite(copy: Path) -> None:
     weights["encoder.layer.0.output.dense.bias"][3] = torch.nan
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(BackboneError, match=r"encoder.layer.0.output.dense.bias holds NaN or Inf"):
+        load_encoder(copy)
+
+
+def test_an_adapter_beside_the_weights_is_no_part_of_a_backbone(copy: Path) -> None:
+    import peft
+    from transformers import AutoModel, AutoTokenizer
+
+    config = peft.LoraConfig(r=2, target_modules=["query"])
+    model = peft.get_peft_model(AutoModel.from_pretrained(copy), config)
+    with pytest.raises(BackboneError, match="holds an adapter of PEFT; give its base as"):
+        encoder_of(model, AutoTokenizer.from_pretrained(copy))
+    model.save_pretrained(copy)
+    with pytest.raises(BackboneError, match=r"holds an adapter of PEFT; .* with pidep import"):
         load_encoder(copy)
 
 
