@@ -7,6 +7,7 @@ from typing import Any
 
 from pidep.backbones.checkpoint import (
     backbone_digest,
+    check_finite,
     check_vocabulary,
     load_config,
     load_model,
@@ -60,6 +61,7 @@ def load_encoder_decoder(name: str) -> EncoderDecoder:
     model = load_model(getattr(transformers, maker), name, name=name, expected=_EXPECTED)
     tokenizer = load_tokenizer(name, name=name, expected=_EXPECTED)
     check_vocabulary(model, tokenizer, name=name)
+    check_finite(model, name=name)
     model.requires_grad_(False).eval()
     preprocess = read_preprocess(name)
     tokenizer_json = tokenizer.backend_tokenizer.to_str()

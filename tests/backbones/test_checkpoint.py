@@ -91,6 +91,15 @@ def test_weights_that_are_not_finite(copy: Path) -> None:
         load_encoder(copy)
 
 
+def test_an_encoder_decoder_that_is_not_finite(tmp_path: Path) -> None:
+    path = save_model(tmp_path, "T5") / "model.safetensors"
+    weights = load_file(path)
+    weights["shared.weight"][1] = torch.inf
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=r"shared.weight holds NaN or Inf"):
+        load_any_backbone(str(tmp_path))
+
+
 def test_an_adapter_beside_the_weights_is_no_part_of_a_backbone(copy: Path) -> None:
     import peft
     from transformers import AutoModel, AutoTokenizer
