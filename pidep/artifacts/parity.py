@@ -24,6 +24,8 @@ class Parity(Record):
     """The task's metric, such as `accuracy`."""
     metric_torch: float
     metric_exported: float
+    effect: float | None = None
+    """How far the expert moves a logit of the bare backbone, at most; None in older files."""
 
     def to_json(self) -> dict[str, Any]:
         """For files and `--json`."""

@@ -16,7 +16,7 @@ from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.choices import Choices
 from pidep.errors import ParityError, PidepError
-from pidep.export.parity import check_parity, measure_parity
+from pidep.export.parity import check_effect, check_parity, measure_parity
 from pidep.export.recipe import Recipe
 from pidep.export.source import Source
 from pidep.inputs.row import Input, Row, row_key
@@ -56,12 +56,12 @@ def gate_bank(
     for number, source in enumerate(sources):
         count = {"done": number, "total": len(sources)}
         _LOG.info("export: compares %s with PyTorch", source.expert.name, extra=count)
-        reference = _torch_logits(backbone, source)
+        reference, bare = _torch_logits(backbone, source)
         # PyTorch's logits are as wide as the row with the most candidates.
         exported = np.full(reference.shape, _NO_CANDIDATE, np.float32)
         for at, logits in enumerate(_bank_logits(bank, residents, source)):
             exported[at, : len(logits)] = logits
-        found[source.expert.name] = _checked(source, reference, exported, recipe)
+        found[source.expert.name] = _checked(source, reference, bare, exported, recipe)
     return found
 
 
@@ -96,7 +96,7 @@ def gate_merged(version_folder: Path, backbone: Backbone, source: Source, recipe
     """
     answers = _answered(Merged(version_folder).run, source.rows.rows)
     exported = np.stack([answer.logits for answer in answers])
-    return _checked(source, _torch_logits(backbone, source), exported, recipe)
+    return _checked(source, *_torch_logits(backbone, source), exported, recipe)
 
 
 def _answered(
@@ -118,25 +118,34 @@ def _candidates(rows: Sequence[Input]) -> dict[tuple[str, str], Input]:
     return {row_key(one): one for candidates in own for one in candidates}
 
 
-def _torch_logits(backbone: Backbone, source: Source) -> Array:
-    """PyTorch's logits `[N, C]`, the expert attached and not folded."""
+def _torch_logits(backbone: Backbone, source: Source) -> tuple[Array, Array]:
+    """PyTorch's logits `[N, C]` with the expert attached, not folded, and without the expert."""
     expert, rows = source.expert, source.rows.rows
     labels = torch.from_numpy(expert.label_embeddings)
     choices = Choices(backbone, labels, logit_scale=expert.logit_scale)
     choices.learn(rows)  # before anything is attached: the bare backbone embeds candidates
+
+    def logits() -> Array:
+        found = choices.all_logits(rows, max_length=expert.max_length)
+        return np.nan_to_num(found.numpy(), neginf=_NO_CANDIDATE)
+
     # Attached, so that an error in folding shows as a difference.
     with attached(backbone.model, Mixture.of([expert])):
-        logits = choices.all_logits(rows, max_length=expert.max_length)
-    return np.nan_to_num(logits.numpy(), neginf=_NO_CANDIDATE)
+        reference = logits()
+    return reference, logits()
 
 
-def _checked(source: Source, reference: Array, exported: Array, recipe: Recipe) -> Parity:
-    """The figures, within the recipe's tolerance."""
+def _checked(
+    source: Source, reference: Array, bare: Array, exported: Array, recipe: Recipe
+) -> Parity:
+    """The figures, within the recipe's tolerance, of an expert that acts."""
     labels = source.rows.labels
     if UNLABELLED in labels:
         labels = reference.argmax(1).tolist()  # PyTorch's answers stand for the labels
-    parity = measure_parity(reference, exported, labels=labels, metric=source.task.metric)
+    measured = measure_parity(reference, exported, labels=labels, metric=source.task.metric)
+    parity = measured.model_copy(update={"effect": float(np.abs(reference - bare).max())})
     check_parity(source.expert.name, parity, recipe.tolerance)
+    check_effect(source.expert.name, parity)
     _check_recorded(source, parity)
     return parity
 

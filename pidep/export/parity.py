@@ -12,7 +12,10 @@ from pidep.errors import ParityError
 from pidep.export.recipe import Tolerance
 from pidep.tasks.metrics import score
 
-__all__ = ["check_parity", "measure_parity"]
+__all__ = ["check_effect", "check_parity", "measure_parity"]
+
+_NO_EFFECT = 1e-5
+"""Of a logit. Rounding alone moves a logit of fp32 by less."""
 
 
 def measure_parity(
@@ -66,3 +69,27 @@ def check_parity(name: str, parity: Parity, tolerance: Tolerance) -> None:
                 f"parity of {name!r}: {what} is {found:.3g}, the recipe allows {allowed:.3g}; "
                 "nothing was published"
             )
+
+
+def check_effect(name: str, parity: Parity) -> None:
+    """Refuse an expert whose answers could be the bare backbone's.
+
+    An adapter that is loaded and changes nothing gives no error anywhere. A graph in which the
+    expert's tensors reach nothing differs from PyTorch by what the expert does.
+
+    Raises:
+        ParityError: the expert changes no logit, or the graph's error is over half of its effect.
+    """
+    effect = parity.effect or 0.0
+    if effect < _NO_EFFECT:
+        raise ParityError(
+            f"expert {name!r}: changes no logit of {parity.rows} rows by more than "
+            f"{_NO_EFFECT:.0e}, so it would answer as the bare backbone; train it longer or at "
+            "other sites; nothing was published"
+        )
+    # Half, not all: a graph without the expert is off by its effect, plus or minus its rounding.
+    if parity.max_abs > effect / 2:
+        raise ParityError(
+            f"parity of {name!r}: the graph's error of {parity.max_abs:.3g} is over half of what "
+            f"the expert does, {effect:.3g}; use a recipe of more precision; nothing was published"
+        )

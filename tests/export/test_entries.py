@@ -26,7 +26,7 @@ from pidep.export import (
     read_source,
     recipes,
 )
-from pidep.export.parity import check_parity, measure_parity
+from pidep.export.parity import check_effect, check_parity, measure_parity
 from pidep.export.recipe import shipped
 from pidep.files.digest import file_digest
 from pidep.inputs.row import Row
@@ -157,6 +157,8 @@ def test_parity_is_recorded_for_every_expert(bank: Any) -> None:
     for parity in exported.parity.values():
         assert parity.argmax_flips == 0
         assert 0 < parity.max_abs < 1e-4
+        assert parity.effect is not None
+        assert parity.effect > 10 * parity.max_abs
         assert parity.metric_torch == parity.metric_exported
 
 
@@ -340,6 +342,53 @@ def test_the_gate_names_the_bound_that_broke(change: dict[str, Any], message: st
     check_parity("film", good.model_copy(update={"metric_exported": 1.0}), tolerance)
     with pytest.raises(ParityError, match=message):
         check_parity("film", good.model_copy(update=change), tolerance)
+
+
+def test_an_error_near_the_effect_is_refused() -> None:
+    figures = Parity(
+        rows=4,
+        max_abs=0.5,
+        max_relative=0.1,
+        argmax_flips=0,
+        metric="accuracy",
+        metric_torch=1.0,
+        metric_exported=1.0,
+        effect=2.0,
+    )
+    check_effect("film", figures)
+    with pytest.raises(ParityError, match=r"'film': the graph's error of 0\.5 is over half of what"):
+        check_effect("film", figures.model_copy(update={"effect": 0.9}))
+
+
+@pytest.mark.parametrize("release", [release_bank, export_merged])
+def test_an_expert_that_changes_nothing_is_refused(
+    backbone: Any, tmp_path: Path, release: Any
+) -> None:
+    """As an adapter that is loaded, listed, and answers as the bare backbone."""
+    idle = make_expert(backbone, sites=["*query"])
+    sites = {
+        site: {**tensors, "lora_B": np.zeros_like(tensors["lora_B"])}
+        for site, tensors in idle.sites.items()
+    }
+    source = Source(replace(idle, sites=sites), TASK, ROWS)
+    given = [source] if release is release_bank else source
+    (tmp_path / "repo").mkdir()
+    with untouched(tmp_path):
+        with pytest.raises(ParityError, match="expert 'film': changes no logit of 5 rows"):
+            release(given, tmp_path / "repo", load_recipe("onnx-cpu"))
+
+
+def test_a_graph_that_leaves_an_expert_unbound_is_refused(
+    backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bank whose rows read zeros answers as the bare backbone, without any error."""
+    monkeypatch.setattr("pidep.runtime.bank.fill_row", lambda *_: None)
+    # An expert so small that the recipe's bound alone would let it pass.
+    small = make_expert(backbone, sites=["encoder.layer.1.*query"], scaling=0.05)
+    (tmp_path / "repo").mkdir()
+    with untouched(tmp_path):
+        with pytest.raises(ParityError, match=r"the graph's error of .* is over half of what"):
+            release_bank([Source(small, TASK, ROWS)], tmp_path / "repo", load_recipe("onnx-cpu"))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
