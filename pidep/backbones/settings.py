@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pidep.experts.kind_names import KindName, kind_names
+from pidep.experts.kind_names import kind_names
+from pidep.experts.kind_setting import KindName
 from pidep.settings import Settings, Shown
 
 __all__ = ["SitesSettings"]

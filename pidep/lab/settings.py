@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from pidep.experts.kind_names import KindName, kind_names
+from pidep.experts.kind_names import kind_names
+from pidep.experts.kind_setting import KindName
 from pidep.settings import Settings, Shown
 from pidep.tuning.settings import MAX_RATE, MAX_SEED
 

@@ -356,7 +356,9 @@ def test_an_error_near_the_effect_is_refused() -> None:
         effect=2.0,
     )
     check_effect("film", figures)
-    with pytest.raises(ParityError, match=r"'film': the graph's error of 0\.5 is over half of what"):
+    with pytest.raises(
+        ParityError, match=r"'film': the graph's error of 0\.5 is over half of what"
+    ):
         check_effect("film", figures.model_copy(update={"effect": 0.9}))
 
 

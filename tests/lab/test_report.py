@@ -426,7 +426,7 @@ def test_another_backbone_is_refused(run: Path, tiny_folder: Path, tmp_path: Pat
     with torch.no_grad():
         model.embeddings.word_embeddings.weight.add_(1)
     model.save_pretrained(folder)
-    change(run / "config.yaml", lambda content: content.update(backbone=str(folder)))
+    change(run / "expert" / "expert.json", lambda content: content.update(backbone=str(folder)))
     with pytest.raises(BackboneError, match="tuned on sha256:"):
         report_of(run, tmp_path / "out.html")
 
