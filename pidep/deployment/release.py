@@ -29,7 +29,7 @@ from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import BANK, MERGED_RECORD, VERSION
 from pidep.backbones.load import recorded_name
 from pidep.deployment.settings import ExportSettings
-from pidep.errors import ServingError, UsageError
+from pidep.errors import ServingError, TaskError, UsageError
 from pidep.experts.folder import Expert
 from pidep.experts.replacing import Meaning, check_same_meaning
 from pidep.export.entries import Exported, export_merged, staged_bank
@@ -77,9 +77,7 @@ def release_runs(
         )
     chosen = load_recipe(settings.recipe)
     sources = [
-        _with_record(
-            read_source(run, rows=chosen.parity_rows, task=given or _own_task(run), name=name), run
-        )
+        _with_record(_source(run, name, given, rows=chosen.parity_rows), run)
         for name, run in map(_with_name, runs)
     ]
     if settings.backbone is not None:
@@ -138,6 +136,18 @@ def _store_beside(repo: Path) -> Path:
 
 def _with_name(run: Named) -> tuple[str | None, Path | Expert]:
     return run if isinstance(run, tuple) else (None, run)
+
+
+def _source(run: Path | Expert, name: str | None, given: Task | str | None, *, rows: int) -> Source:
+    """The source of a run. A run's own task may name data that have moved since."""
+    if given is not None:
+        return read_source(run, rows=rows, task=given, name=name)
+    try:
+        return read_source(run, rows=rows, task=_own_task(run), name=name)
+    except TaskError as error:
+        raise TaskError(
+            f"{error}; if the data have moved, give `task`, a task file that says where they lie"
+        ) from error
 
 
 def _with_backbone(source: Source, backbone: str) -> Source:

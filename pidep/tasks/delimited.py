@@ -60,7 +60,7 @@ def delimited_rows(
     """
     header: list[str] | None = None
     number = 0
-    for line, record in _records(lines(), delimiter, quoted=quoting == "csv"):
+    for line, record in _without_empty_end(_records(lines(), delimiter, quoted=quoting == "csv")):
         if not record:
             continue  # a blank line
         if header is None:
@@ -105,6 +105,25 @@ def _row(
 def _fits(record: list[str], columns: int) -> bool:
     """Whether a record has the header's columns. Spreadsheets add empty ones at the end."""
     return len(record) >= columns and not any(record[columns:])
+
+
+def _without_empty_end(
+    records: Iterable[tuple[int, list[str] | csv.Error]],
+) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """The records without those at the end that are delimiters alone.
+
+    Spreadsheets write them for cells that were cleared. Between other rows, an empty record stays a
+    row, so that answers keep their places.
+    """
+    waiting: list[tuple[int, list[str] | csv.Error]] = []
+    for line, record in records:
+        # In a file of one column, an empty field is an empty text.
+        if isinstance(record, list) and len(record) != 1 and not any(record):
+            waiting.append((line, record))
+            continue
+        yield from waiting
+        waiting.clear()
+        yield line, record
 
 
 def _records(

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ _FORMATS = {
     ".parquet": "parquet",
 }
 _KNOWN = ".csv, .tsv, .json, .jsonl or .parquet"
+# The line above the header by which Excel tells itself the delimiter.
+_EXCEL_DELIMITER = re.compile(r"sep=([,;\t|])\r?\n?")
 # The mark of UTF-32 begins with that of UTF-16, so it is looked for first.
 _MARKS = (
     (b"\xff\xfe\x00\x00", "utf-32"),
@@ -187,11 +190,18 @@ def _undecodable(path: Path, error: UnicodeDecodeError) -> str:
 
 
 def _delimited(path: Path, form: TextFormat, wanted: Collection[str], *, tab: bool) -> Placed:
-    header = next((line for line in _lines(path, form) if line.strip()), "")
-    delimiter = form.delimiter or ("\t" if tab else find_delimiter(header, wanted))
+    said = _EXCEL_DELIMITER.fullmatch(next(_lines(path, form), ""))
 
     def lines() -> Iterator[str]:
-        return _lines(path, form)
+        found = _lines(path, form)
+        if said:
+            next(found)
+            yield "\n"  # a blank line in its place keeps the numbers of the lines
+        yield from found
+
+    header = next((line for line in lines() if line.strip()), "")
+    delimiter = form.delimiter or (said and said[1])
+    delimiter = delimiter or ("\t" if tab else find_delimiter(header, wanted))
 
     quoting = form.quoting
     if quoting == "auto":

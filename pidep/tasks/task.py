@@ -283,18 +283,17 @@ def _fields(template: str) -> list[str]:
 
 
 def _unknown_key(where: str, values: dict[str, Any]) -> None:
+    _require_known(where, values, Task)
+    if isinstance(data := values.get("data"), dict):
+        _require_known(f"{where}: data", data, Data)
+
+
+def _require_known(where: str, values: dict[str, Any], model: type[BaseModel]) -> None:
     for key in values:
-        if key not in Task.model_fields:
-            raise TaskError(
-                f"{where}: unknown key {key!r}{did_you_mean(str(key), Task.model_fields)}"
-            )
-    data = values.get("data")
-    if isinstance(data, dict):
-        for key in data:
-            if key not in Data.model_fields:
-                raise TaskError(
-                    f"{where}: data: unknown key {key!r}{did_you_mean(str(key), Data.model_fields)}"
-                )
+        if key not in model.model_fields:
+            near = did_you_mean(str(key), model.model_fields)
+            known = near or f", expected one of {', '.join(model.model_fields)}"
+            raise TaskError(f"{where}: unknown key {str(key)[:80]!r}{known}")
 
 
 def load_task(reference: str | Path) -> Task:

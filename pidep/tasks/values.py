@@ -13,6 +13,13 @@ _YES_NO = {
     False: ("false", "False", "FALSE", "no", "No", "NO", "0"),
 }
 
+_ANY_CASE = (
+    *(names[:3] for names in _YES_NO.values()),
+    *(names[3:6] for names in _YES_NO.values()),
+)
+"""Words that programs write in capitals, too. A text is not one of the other pair: `yes` is a label
+of its own beside `true`."""
+
 
 def spellings(value: Any) -> tuple[str, ...]:
     """The names that a label in the data may have in the task file, the likeliest first.
@@ -31,8 +38,9 @@ def spellings(value: Any) -> tuple[str, ...]:
         # macOS writes é in file names as e and an accent; a task file has it as one character.
         forms = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
         return tuple(dict.fromkeys((text, *forms)))
-    if text.casefold() in ("true", "false"):
-        return text, *_YES_NO[text.casefold() == "true"][:3]
+    for names in _ANY_CASE:
+        if text.casefold() == names[0]:
+            return text, *names
     whole, _, zeros = text.partition(".")
     if whole.lstrip("-").isdecimal() and not zeros.strip("0"):
         return text, whole, f"{whole}.0"

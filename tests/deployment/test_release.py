@@ -18,7 +18,14 @@ import pytest
 from pidep.artifacts import BankRecord
 from pidep.deployment import release_bank, release_runs
 from pidep.deployment.settings import ExportSettings
-from pidep.errors import BackboneError, ExpertError, ParityError, ServingError, UsageError
+from pidep.errors import (
+    BackboneError,
+    ExpertError,
+    ParityError,
+    ServingError,
+    TaskError,
+    UsageError,
+)
 from pidep.export import Recipe, Source, entries, load_recipe, read_source
 from pidep.runtime import Bank
 from pidep.serving import ExpertStore
@@ -342,6 +349,20 @@ def test_a_moved_backbone_is_given_again_and_checked_by_its_digest(
     moved = settings.model_copy(update={"backbone": os.path.relpath(tiny_folder)})
     assert release_runs([run], moved).experts == {"film": gone.digest}
     assert store_of(work).published()["film"].backbone == str(tiny_folder)
+
+
+def test_a_run_whose_data_have_moved_takes_another_task_file(
+    work: Path, backbone: Any, task_file: Path
+) -> None:
+    run = write_run(work / "run", make_expert(backbone, sites=["*query"]), task_file)
+    moved = task_file.parent / "moved"
+    moved.mkdir()
+    for path in (task_file, task_file.parent / "rows.jsonl"):
+        path.rename(moved / path.name)
+    with untouched(work), pytest.raises(TaskError, match=r"no such data file; .* give `task`"):
+        release_runs([run], ExportSettings(repo=work / "repo"))
+    settings = ExportSettings(repo=work / "repo", task=str(moved / task_file.name))
+    assert release_runs([run], settings).experts.keys() == {"film"}
 
 
 def test_the_metric_that_the_run_measured_on_the_same_rows(

@@ -287,3 +287,34 @@ def test_the_quoting_that_is_asked_for(tmp_path: Path, quoting: Literal["csv", "
     assert read(tmp_path / "a.tsv", quoting=quoting) == [
         {"text": "a" if quoting == "csv" else '"a"', "label": "pos"}
     ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("delimiter", [";", ",", "\t", "|"])
+def test_the_line_by_which_excel_tells_the_delimiter(
+    tmp_path: Path, delimiter: str, end: str
+) -> None:
+    path = tmp_path / "a.csv"
+    table = csv_text([*ROWS, {"text": "", "label": "x"}], delimiter)
+    path.write_text(f"sep={delimiter}{end}{table}", "utf-8", newline="")
+    placed = list(read_rows(path, wanted=("text", "label")))
+    assert [row for _, row in placed][:-1] == ROWS
+    without = tmp_path / "b.csv"
+    without.write_text(table, "utf-8", newline="")
+    lines = [place.line or 0 for place, _ in read_rows(without, wanted=("text", "label"))]
+    assert [place.line for place, _ in placed] == [line + 1 for line in lines]
+
+
+def test_a_column_may_be_called_sep(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sep=,label\na,pos\n")
+    assert read(tmp_path / "a.csv") == [{"sep=": "a", "label": "pos"}]
+
+
+@pytest.mark.parametrize("end", [",\n", ",\r\n,\r\n,\r\n", "\n\n,\n\n", ",,,,\n,"])
+def test_cleared_cells_at_the_end_of_a_spreadsheet_are_no_rows(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"text,label\na,pos\n,\nb,neg\n{end}", newline="")
+    rows = [{"text": "a", "label": "pos"}, {"text": "", "label": ""}, {"text": "b", "label": "neg"}]
+    assert read(path) == rows, "an empty row between others keeps its place"
+    (tmp_path / "one.csv").write_text('text\na\n""\n')
+    assert read(tmp_path / "one.csv", wanted=("text",)) == [{"text": "a"}, {"text": ""}]

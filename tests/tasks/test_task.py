@@ -52,6 +52,11 @@ def test_packaged_tasks(name: str) -> None:
     [
         ("label: mood", "labl: mood", r"mood\.yaml: unknown key 'labl' \(did you mean 'label'\?\)"),
         (
+            "label: mood",
+            "template: '{text}'",
+            r"unknown key 'template', expected one of name, input, ",
+        ),
+        (
             "{path: rows.jsonl}",
             "{pth: rows.jsonl}",
             r"mood\.yaml: data: unknown key 'pth' \(did you mean 'path'\?\)",

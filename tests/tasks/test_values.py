@@ -48,6 +48,8 @@ def numbers(data: TaskData) -> dict[str, int]:
         ("{null: bad, on: good}", ("null", "on")),
         ("{2020-01-01: bad, 1e3: good}", ("2020-01-01", "1e3")),
         ("{no: bad, yes: good}", (" no ", "yes\n")),
+        ("{no: bad, yes: good}", ("No", "YES")),
+        ("{NO: bad, Yes: good}", ("no", "yes")),
         ("[no, yes]", ("no", "yes")),
     ],
 )
