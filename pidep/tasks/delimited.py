@@ -183,8 +183,8 @@ def find_quoting(lines: Lines, source: str, *, delimiter: str) -> Quoting:
         raise AmbiguousQuoting(
             Place(source, row, first),
             f"its quotation marks enclose lines {first} to {last}, and each of these lines is a "
-            "row of its own, too; write `quoting: none` under data if the marks belong to the "
-            "texts, or `quoting: csv` if they enclose fields",
+            "row of its own, too; set `quoting=none` (in a task file, under data) if the marks "
+            "belong to the texts, or `quoting=csv` if they enclose fields",
         )
     return "csv"
 

@@ -184,8 +184,8 @@ def _undecodable(path: Path, error: UnicodeDecodeError) -> str:
                 place, found = f"{path}, line {number}", line[wrong.start]
                 break
     return (
-        f"{place}: not readable as UTF-8 (byte 0x{found:02x}); save the file as UTF-8, or write "
-        "`encoding: cp1252` under data for Windows-1252"
+        f"{place}: not readable as UTF-8 (byte 0x{found:02x}); save the file as UTF-8, or set "
+        "`encoding=cp1252` (in a task file, under data) for Windows-1252"
     )
 
 

@@ -175,7 +175,12 @@ def _reader(settings: PredictSettings, expert: Expert, template: Template) -> Ta
             name=expert.name,
             input=template.text,
             image=template.image,
-            data=Data(path=settings.file, encoding=settings.encoding, delimiter=settings.delimiter),
+            data=Data(
+                path=settings.file,
+                encoding=settings.encoding,
+                delimiter=settings.delimiter,
+                quoting=settings.quoting,
+            ),
             **answer,
         )
     except ValidationError as error:

@@ -183,6 +183,8 @@ class PredictSettings(Settings):
     """Encoding of a text file. Without it, UTF-8, or what a byte order mark says."""
     delimiter: Annotated[str | None, DATA] = None
     """Delimiter of a CSV file. Without it, the one that fits the header."""
+    quoting: Annotated[Literal["auto", "csv", "none"], DATA] = "auto"
+    """Whether quotation marks enclose fields (csv) or are part of the texts (none)."""
     backbone: Annotated[str | None, EXPERT] = None
     """The expert's backbone. Without it, the name that the expert has for it."""
     task: Annotated[str | None, EXPERT] = None

@@ -82,6 +82,21 @@ def test_the_template_makes_the_texts_and_every_format_has_the_same_answers(
             assert row[f"score_{label}"] == score == float(record[f"score_{label}"])
 
 
+def test_quotation_marks_of_two_readings_are_settled_by_an_option(
+    expert: Any, tiny: Any, tmp_path: Path, inside: Callable[..., Done]
+) -> None:
+    file = tmp_path / "rows.tsv"
+    file.write_text('subject\tverdict\n"a\tgood\nthe\tbad\nfilm"\tgood\n')
+    done = inside("predict", tmp_path / "run", file)
+    assert done.code == 2
+    assert "set --quoting none (in a task file, under data)" in done.err
+    found = predict_file(settings(tmp_path, file, quoting="none"), backbone=tiny)
+    texts = ['the "a was good', "the the was bad", 'the film" was good']
+    assert [place.line for place in found.places] == [2, 3, 4]
+    for one, other in zip(found.answers, predict(expert, texts, backbone=tiny), strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-6)
+
+
 def test_wrong_rows_are_all_listed_and_nothing_is_written(
     expert: Any, tiny: Any, tmp_path: Path, inside: Callable[..., Done]
 ) -> None:
