@@ -13,7 +13,8 @@ def lora_mixture(
     x: Tensor, a: Tensor, b: Tensor, weight: Tensor, base: Tensor | None = None
 ) -> Tensor:
     """Two products; the second one adds `base` as it multiplies."""
-    inner = linear(x, a.to(x.dtype)) * weight.to(x.dtype)
+    # In the weight's precision, rounded once: 16-bit products would round dw at every token.
+    inner = (linear(x, a.to(x.dtype)) * weight).to(x.dtype)
     up = b.to(x.dtype)
     if base is None:
         return linear(inner, up)
