@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KEPT",
     "METHODS",
+    "RUN_FILES",
     "Alpha",
     "Phase",
     "Run",
@@ -77,6 +78,8 @@ KEPT = {
 }
 """Methods whose experts a run keeps, and short names for them."""
 _FILES = ("result", "task", "metrics", "alpha", "similarity", "provenance")
+RUN_FILES = ("config.yaml", *(f"{name}.json" for name in _FILES))
+"""Files that a run writes beside its experts."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pidep.errors import ExpertError, UsageError
 from pidep.experts.replacing import Meaning, found_expert, refuse_to_replace
 from pidep.files.bounded_read import read_json
 from pidep.tasks.task import Task, load_task
+from pidep.tuning.run_folder import RUN_FILES
 from pidep.tuning.settings import TuneSettings
 
 __all__ = ["FINGERPRINT", "check_pool_place", "check_resumed", "check_run_place", "missing_helpers"]
@@ -22,14 +23,15 @@ FINGERPRINT = "run"
 def check_run_place(
     out: Path, config: TuneSettings, name: str, *, resume: bool, overwrite: bool
 ) -> None:
-    """Refuse to write over another run, or over the checkpoint of one that was interrupted.
+    """Refuse to write over another run, the checkpoint of an interrupted one, or foreign files.
 
     Args:
         name: of the run's expert.
         resume: whether the run goes on; a finished run of the same settings may then, too.
 
     Raises:
-        UsageError: the folder holds a run of other settings, or one that would begin again.
+        UsageError: the folder holds a run of other settings, one that would begin again, or files
+            of a run's names without a run.
     """
     if overwrite:
         return
@@ -43,10 +45,18 @@ def check_run_place(
             f"{out}: holds {held or 'a finished run'}, and this run of expert {name!r}{settings} "
             "would replace it; choose another `out`, or give `overwrite`"
         )
-    if (out / "checkpoint").is_dir() and not resume:
+    if (out / "checkpoint").is_dir():
+        if resume:
+            return
         raise UsageError(
             f"{out}: holds the checkpoint of an interrupted run, and this run of expert {name!r} "
             "would replace it; give `resume` to continue, `overwrite` to begin again"
+        )
+    # `--out .` in a project: other programs have a config.yaml or a metrics.json of their own.
+    if foreign := [file for file in RUN_FILES if (out / file).exists()]:
+        raise UsageError(
+            f"{out}: holds {', '.join(foreign)} and no run, and this run of expert {name!r} would "
+            "replace that; choose another `out`, or give `overwrite`"
         )
 
 

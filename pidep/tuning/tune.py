@@ -13,6 +13,7 @@ from pidep import __version__
 from pidep.adapters.mixture import Mixture
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_any_backbone
+from pidep.errors import UsageError
 from pidep.experts.folder import Expert, check_expert_place, write_expert
 from pidep.files.atomic_write import check_place, in_place, temporary_sibling
 from pidep.interpolation.auto import tuned_own
@@ -119,7 +120,18 @@ def _check_replaced(job: Job, *, resume: bool, overwrite: bool) -> None:
 
 
 def _write_data(task: Task, out: Path) -> Path:
-    """Write a task with its rows to `out/data`, whole or not at all; its task file."""
+    """Write a task with its rows to `out/data`, whole or not at all; its task file.
+
+    Raises:
+        UsageError: `out/data` holds something else.
+    """
+    held = out / "data"
+    # A project often has a folder of this name, and the rows would replace it as a whole.
+    if held.exists() and not (held / "task.yaml").is_file():
+        raise UsageError(
+            f"{held}: holds data that no run has written, and the rows of this run would replace "
+            "it; choose another `out`"
+        )
     # Beside `out`: a row that cannot be written must not leave the run folder behind.
     with temporary_sibling(out) as temporary:
         path = write_task(task, temporary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import read_expert, write_expert
 from pidep.inputs.template import Template
 from pidep.settings import checked
+from pidep.tasks.task import Task
 from pidep.tuning import fold_expert
 from pidep.tuning.import_peft import import_peft
 from pidep.tuning.settings import FoldSettings, ImportSettings, TuneSettings
@@ -80,6 +82,44 @@ def test_an_interrupted_run_is_resumed_or_overwritten(
     with pytest.raises(UsageError, match=r"checkpoint of an interrupted run.*`resume` to continue"):
         run(task_file, "run")
     assert run(task_file, "run", resume=True).digest == first.digest
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "task.json"])
+def test_files_of_a_project_are_replaced_only_when_told(
+    run: Any, task_file: Path, tmp_path: Path, name: str
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "notes.txt").write_text("mine")
+    (project / name).write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(UsageError, match=rf"project: holds {name} and no run, .*`overwrite`"):
+            run(task_file, "project", resume=resume)
+    assert contents(project) == {"notes.txt": b"mine", name: b"mine"}
+
+
+def test_rows_in_memory_replace_no_folder_of_data(
+    tiny: Any, task_file: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    task = Task.from_rows(rows, max_length=12, name="film")
+    (tmp_path / "project" / "data").mkdir(parents=True)
+    (tmp_path / "project" / "data" / "raw.csv").write_text("mine")
+    config = checked(TuneSettings, {**TINY, "task": "film", "backbone": "tiny"}, where="tune")
+    with pytest.raises(UsageError, match="data: holds data that no run has written"):
+        tune(config, tmp_path / "project", task=task, backbone=tiny, overwrite=True)
+    assert contents(tmp_path / "project" / "data") == {"raw.csv": b"mine"}
+    assert tune(config, tmp_path / "run", task=task, backbone=tiny).digest
+    assert tune(config, tmp_path / "run", task=task, backbone=tiny, overwrite=True).digest
+
+
+def test_a_run_goes_into_a_folder_with_other_files(
+    run: Any, task_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "notes.txt").write_text("mine")
+    run(task_file, "project")
+    assert (tmp_path / "project" / "notes.txt").read_text() == "mine"
 
 
 def test_a_pools_expert_is_replaced_by_its_own_run_only(
