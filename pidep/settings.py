@@ -32,6 +32,7 @@ __all__ = [
     "Settings",
     "Shown",
     "checked",
+    "ends_in",
     "fault_of",
     "parameters_of",
     "read_settings",
@@ -188,6 +189,19 @@ def parameters_of(model: type[Settings], *, without: Sequence[str] = ()) -> list
         for name, field in model.model_fields.items()
         if name not in without
     ]
+
+
+def ends_in(path: Path | None, *suffixes: str) -> Path | None:
+    """The path of a file to write, if its name says what it will hold.
+
+    A wrong name could be that of a data file, which the new file would replace.
+
+    Raises:
+        ValueError: it ends in none of the suffixes.
+    """
+    if path is not None and path.suffix.lower() not in suffixes:
+        raise ValueError(f"expected a file that ends in {' or '.join(suffixes)}")
+    return path
 
 
 def checked(model: type[Model], values: Mapping[str, Any], *, where: str) -> Model:

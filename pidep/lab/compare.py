@@ -56,6 +56,11 @@ def compare(grid: Grid, how: GridSettings, *, on_cell: OnCell | None = None) -> 
     out, part = how.out, None if how.part is None else Part.of_text(how.part)
     if out.exists() and not out.is_dir():
         raise UsageError(f"`out` {out}: is a file; give a folder")
+    # Another program's summary; the cells of a comparison lie beside its own.
+    if (out / "summary.json").exists() and not ((out / "cells").is_dir() or how.overwrite):
+        raise UsageError(
+            f"{out}: holds a summary.json and no cells; choose another `out`, or give `overwrite`"
+        )
     files, share = CellFiles(grid, out), part or Part(0, 1)
     helpers = files.missing_helpers(overwrite=how.overwrite)
     if helpers and part is not None and not how.prepare:

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pidep.experts.kind_names import kind_names
 from pidep.experts.kind_setting import KindName
-from pidep.settings import Settings, Shown
+from pidep.settings import Settings, Shown, ends_in
 from pidep.tuning.settings import MAX_RATE, MAX_SEED
 
 __all__ = [
@@ -210,6 +210,11 @@ class ReportSettings(Settings):
     """Also measure the loss along the lines from the own expert to the others."""
     out: Annotated[Path | None, OUTPUT] = None
     """Page to write. Without it, report.html in the run folder."""
+
+    @field_validator("out")
+    @classmethod
+    def _is_html(cls, path: Path | None) -> Path | None:
+        return ends_in(path, ".html", ".htm")
 
     @model_validator(mode="after")
     def _paths_need_rows(self) -> ReportSettings:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from pidep.settings import Settings, Shown
+from pidep.settings import Settings, Shown, ends_in
 
 __all__ = ["GraphSettings"]
 
@@ -32,12 +32,12 @@ class GraphSettings(Settings):
     @field_validator("png")
     @classmethod
     def _is_png(cls, path: Path | None) -> Path | None:
-        return _ends_in(path, ".png")
+        return ends_in(path, ".png")
 
     @field_validator("graphml")
     @classmethod
     def _is_graphml(cls, path: Path | None) -> Path | None:
-        return _ends_in(path, ".graphml", ".xml")
+        return ends_in(path, ".graphml", ".xml")
 
     @model_validator(mode="after")
     def _one_view(self) -> GraphSettings:
@@ -47,9 +47,3 @@ class GraphSettings(Settings):
                 "run them without it"
             )
         return self
-
-
-def _ends_in(path: Path | None, *suffixes: str) -> Path | None:
-    if path is not None and path.suffix.lower() not in suffixes:
-        raise ValueError(f"expected a file that ends in {' or '.join(suffixes)}")
-    return path

@@ -255,6 +255,17 @@ def test_what_was_made_with_other_settings_is_refused(
         run(tiny, tasks, tmp_path, **base)
 
 
+def test_a_summary_of_another_program_is_replaced_only_when_told(
+    tiny, tasks: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "project"
+    out.mkdir()
+    (out / "summary.json").write_text("mine")
+    with pytest.raises(UsageError, match=r"project: holds a summary\.json and no cells"):
+        run(tiny, tasks, out)
+    assert contents(out) == {"summary.json": b"mine"}
+
+
 def test_learning_rates_count_not_how_they_are_written(
     tiny, tasks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

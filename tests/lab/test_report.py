@@ -393,8 +393,11 @@ def test_what_does_not_fit_the_run_is_refused_and_nothing_is_written(
         report_of(tmp_path, out)
     with pytest.raises(UsageError, match=r"`pool` .*: no such folder"):
         report_of(run, out, pool=tmp_path / "gone")
+    (tmp_path / "folder.html").mkdir()
     with pytest.raises(UsageError, match="is a folder; give a file"):
-        report_of(run, tmp_path)
+        report_of(run, tmp_path / "folder.html")
+    with pytest.raises(UsageError, match=r"expected a file that ends in \.html or \.htm, found"):
+        report_of(run, tmp_path / "rows.jsonl")
     with pytest.raises(UsageError, match="`paths` measures on rows"):
         report_of(run, out, paths=True, evaluate=False)
     with pytest.raises(UsageError, match="no path to walk"):
