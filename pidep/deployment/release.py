@@ -26,14 +26,14 @@ from typing import TypeAlias
 
 from pidep.artifacts.bank import BankRecord
 from pidep.artifacts.merged import MergedRecord
-from pidep.artifacts.names import BANK, MERGED_RECORD, VERSION
+from pidep.artifacts.names import BANK, BANK_RECORD, MERGED_RECORD, SHIM, VERSION
 from pidep.backbones.load import recorded_name
 from pidep.deployment.settings import ExportSettings
 from pidep.errors import ServingError, TaskError, UsageError
 from pidep.experts.folder import Expert
 from pidep.experts.replacing import Meaning, check_same_meaning
 from pidep.export.entries import Exported, export_merged, staged_bank
-from pidep.export.recipe import Recipe, load_recipe
+from pidep.export.recipe import Recipe, load_recipe, shipped
 from pidep.export.source import Source, read_source
 from pidep.files.atomic_write import check_place
 from pidep.serving.store import ExpertStore
@@ -86,6 +86,7 @@ def release_runs(
         _check_merged_place(sources[0].expert, settings)
         return export_merged(sources[0], settings.repo, chosen, platform=settings.platform)
     if not settings.overwrite:
+        _require_own_model(settings.repo / BANK, BANK_RECORD, "this bank", do="another `repo`")
         _require_same_store(settings.repo, settings.store or _store_beside(settings.repo))
     return release_bank(
         sources,
@@ -100,12 +101,8 @@ def release_runs(
 def _check_merged_place(expert: Expert, settings: ExportSettings) -> None:
     """Refuse to replace a model that pidep did not write, or one of another meaning."""
     folder = settings.repo / expert.name
-    held = folder.is_dir() and any(folder.iterdir())
-    if held and not settings.overwrite and not (folder / VERSION / MERGED_RECORD).is_file():
-        raise UsageError(
-            f"{folder}: holds a model that pidep did not write, and {Meaning.of(expert)} would "
-            "replace it; export under another name, or give `overwrite`"
-        )
+    if not settings.overwrite:
+        _require_own_model(folder, MERGED_RECORD, f"{Meaning.of(expert)}", do="another name")
     try:
         old = MergedRecord.read(folder / VERSION)
     except ServingError:
@@ -113,6 +110,21 @@ def _check_merged_place(expert: Expert, settings: ExportSettings) -> None:
     if not settings.allow_new_labels:
         before = Meaning(old.expert, old.digest, old.labels, old.template)
         check_same_meaning(expert.name, before, Meaning.of(expert))
+
+
+def _require_own_model(folder: Path, record: str, new: str, *, do: str) -> None:
+    """Refuse to replace a model that pidep did not write."""
+    # A checkout of pidep has the shim alone in the place of the bank.
+    shim = shipped(SHIM).read_bytes()
+    held = any(
+        path.is_file() and (path.name != SHIM or path.read_bytes() != shim)
+        for path in folder.rglob("*")
+    )
+    if held and not (folder / VERSION / record).is_file():
+        raise UsageError(
+            f"{folder}: holds a model that pidep did not write, and {new} would replace it; "
+            f"export under {do}, or give `overwrite`"
+        )
 
 
 def _require_same_store(repo: Path, store: Path) -> None:

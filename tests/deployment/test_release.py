@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pidep.artifacts import BankRecord
+from pidep.artifacts.names import BANK, SHIM
 from pidep.deployment import release_bank, release_runs
 from pidep.deployment.settings import ExportSettings
 from pidep.errors import (
@@ -27,6 +28,7 @@ from pidep.errors import (
     UsageError,
 )
 from pidep.export import Recipe, Source, entries, load_recipe, read_source
+from pidep.export.recipe import shipped
 from pidep.runtime import Bank
 from pidep.serving import ExpertStore
 from pidep.tasks.data import Split, data_digest
@@ -303,6 +305,22 @@ def test_a_bank_keeps_its_store_unless_told(work: Path, backbone: Any, task_file
     with untouched(work), pytest.raises(UsageError, match=r"serves film of the store .*expert_s"):
         release_runs([run], elsewhere)
     release_runs([run], elsewhere.model_copy(update={"overwrite": True}))
+
+
+def test_a_bank_replaces_no_foreign_model_unless_told(
+    work: Path, backbone: Any, task_file: Path
+) -> None:
+    run = write_run(work / "run", make_expert(backbone, sites=["*query"]), task_file)
+    place = work / "repo" / BANK / "1"
+    place.mkdir(parents=True)
+    (place / "model.py").write_text("mine")
+    settings = ExportSettings(repo=work / "repo")
+    with untouched(work), pytest.raises(UsageError, match="pidep did not write, and this bank"):
+        release_runs([run], settings)
+    # A checkout of pidep has the shim there.
+    shutil.copyfile(shipped(SHIM), place / SHIM)
+    release_runs([run], settings)
+    assert store_of(work).published().keys() == {"film"}
 
 
 def test_a_merged_model_keeps_its_labels_and_replaces_no_foreign_model(
