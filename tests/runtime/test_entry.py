@@ -90,6 +90,16 @@ def test_a_record_that_was_changed_is_refused(
         FORMS[form][2](folder)
 
 
+def test_a_sealed_record_without_its_digest_is_refused(form: str, folder: Path) -> None:
+    """Whoever changes a label must not get by when the digest is deleted, too."""
+    path = folder / f"{form}.json"
+    values = json.loads(path.read_text())
+    del values["entry_digest"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ServingError, match=r"expected it in the record, found none; make it again"):
+        FORMS[form][2](folder)
+
+
 def test_a_shim_that_was_changed_is_refused(tmp_path: Path) -> None:
     folder = write_small_bank(tmp_path / "repo")
     (folder / "model.py").write_text("# changed\n")
