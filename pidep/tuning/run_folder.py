@@ -240,9 +240,10 @@ def write_run(
     write_task_record(out, job.task)
     write_json(out / "alpha.json", alpha.to_json())
     write_json(out / "similarity.json", {near.name: near.similarity for near in result.neighbours})
-    intervals = _named_intervals(result.intervals)
-    facts = {"metric": result.metric, "test_rows": test_rows, "intervals": intervals}
-    write_json(out / "metrics.json", {**facts, **metrics})
+    facts = {"metric": result.metric, "test_rows": test_rows}
+    intervals = {"intervals": _named_intervals(result.intervals)}
+    # The metrics first: they are what a person looks for.
+    write_json(out / "metrics.json", {**facts, **metrics, **intervals})
     write_json(out / "provenance.json", _provenance(job, result, reports, seconds))
     # Last: `is_run_folder` takes this file for the sign of a complete run.
     write_json(out / "result.json", result.to_json())
