@@ -1,0 +1,146 @@
+"""The parity gate: figures, bounds, and experts or graphs that it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pidep.deployment.release import release_bank
+from pidep.errors import ParityError
+from pidep.export import (
+    Parity,
+    Recipe,
+    Source,
+    Tolerance,
+    export_merged,
+    load_recipe,
+)
+from pidep.export.parity import check_effect, check_parity, measure_parity
+from tests.cli.run import untouched
+from tests.conftest import make_expert
+from tests.export.examples import ROWS, TASK
+
+pytestmark = pytest.mark.slow  # graphs are compiled
+
+
+def strict(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(
+        update={"tolerance": recipe.tolerance.model_copy(update={"max_abs": 1e-12})}
+    )
+
+
+def test_a_merged_model_beyond_tolerance_is_not_published(shallow: Any, tmp_path: Path) -> None:
+    older = tmp_path / "repo" / "film" / "1"
+    older.mkdir(parents=True)
+    (older / "model.onnx").write_bytes(b"the older one")
+    source = Source(make_expert(shallow, sites=["*query"]), TASK, ROWS)
+    with (
+        untouched(tmp_path),
+        pytest.raises(
+            ParityError, match=r"parity of 'film': max abs error is .*, the recipe allows 1e-12"
+        ),
+    ):
+        export_merged(source, tmp_path / "repo", strict(load_recipe("onnx-cpu")))
+
+
+def test_figures_of_the_gate() -> None:
+    reference = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0], [0.0, 1.0]])
+    exported = reference + np.array([[0.0, 0.0], [2.5, 0.0], [0.0, -0.25], [0.0, 0.0]])
+    found = measure_parity(reference, exported, labels=[0, 1, 0, 0], metric="accuracy")
+    assert found == Parity(
+        rows=4,
+        max_abs=2.5,
+        max_relative=2500.0,
+        argmax_flips=1,
+        metric="accuracy",
+        metric_torch=0.75,
+        metric_exported=0.5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"max_abs": 2e-3},
+            r"parity of 'film': max abs error is 0\.002, the recipe allows 0\.001; nothing was "
+            r"published",
+        ),
+        ({"argmax_flips": 1}, r"argmax flips is 1, the recipe allows 0"),
+        ({"metric_exported": 0.8}, r"loss of accuracy is 0\.1, the recipe allows 0"),
+    ],
+)
+def test_the_gate_names_the_bound_that_broke(change: dict[str, Any], message: str) -> None:
+    tolerance = Tolerance(max_abs=1e-3, argmax_flips=0, metric_drop=0.0)
+    good = Parity(
+        rows=8,
+        max_abs=1e-3,
+        max_relative=1.0,
+        argmax_flips=0,
+        metric="accuracy",
+        metric_torch=0.9,
+        metric_exported=0.9,
+    )
+    check_parity("film", good, tolerance)
+    check_parity("film", good.model_copy(update={"metric_exported": 1.0}), tolerance)
+    with pytest.raises(ParityError, match=message):
+        check_parity("film", good.model_copy(update=change), tolerance)
+
+
+def test_an_error_near_the_effect_is_refused() -> None:
+    figures = Parity(
+        rows=4,
+        max_abs=0.5,
+        max_relative=0.1,
+        argmax_flips=0,
+        metric="accuracy",
+        metric_torch=1.0,
+        metric_exported=1.0,
+        effect=2.0,
+    )
+    check_effect("film", figures)
+    with pytest.raises(
+        ParityError, match=r"'film': the graph's error of 0\.5 is over half of what"
+    ):
+        check_effect("film", figures.model_copy(update={"effect": 0.9}))
+
+
+@pytest.mark.parametrize("release", [release_bank, export_merged])
+def test_an_expert_that_changes_nothing_is_refused(
+    backbone: Any, tmp_path: Path, release: Any
+) -> None:
+    """As an adapter that is loaded, listed, and answers as the bare backbone."""
+    idle = make_expert(backbone, sites=["*query"])
+    sites = {
+        site: {**tensors, "lora_B": np.zeros_like(tensors["lora_B"])}
+        for site, tensors in idle.sites.items()
+    }
+    source = Source(replace(idle, sites=sites), TASK, ROWS)
+    given = [source] if release is release_bank else source
+    (tmp_path / "repo").mkdir()
+    with untouched(tmp_path):
+        with pytest.raises(ParityError, match="expert 'film': changes no logit of 5 rows"):
+            release(given, tmp_path / "repo", load_recipe("onnx-cpu"))
+
+
+def test_a_graph_that_leaves_an_expert_unbound_is_refused(
+    backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bank whose rows read zeros answers as the bare backbone, without any error."""
+    monkeypatch.setattr("pidep.runtime.bank.fill_row", lambda *_: None)
+    # An expert so small that the recipe's bound alone would let it pass.
+    small = make_expert(backbone, sites=["encoder.layer.1.*query"], scaling=0.05)
+    (tmp_path / "repo").mkdir()
+    with untouched(tmp_path):
+        with pytest.raises(ParityError, match=r"the graph's error of .* is over half of what"):
+            release_bank([Source(small, TASK, ROWS)], tmp_path / "repo", load_recipe("onnx-cpu"))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_graph_that_gives_no_number_is_refused(bad: float) -> None:
+    with pytest.raises(ParityError, match="NaN or Inf on real rows; nothing was published"):
+        measure_parity(np.zeros((1, 2)), np.array([[0.0, bad]]), labels=[0], metric="accuracy")
