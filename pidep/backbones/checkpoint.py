@@ -21,6 +21,7 @@ from pidep.adapters.positions import room_of
 from pidep.errors import BackboneError
 
 __all__ = [
+    "arithmetic_of",
     "backbone_digest",
     "check_bare",
     "check_finite",
@@ -251,6 +252,11 @@ def weights_digest(model: nn.Module, *, only: Callable[[str], bool] = lambda _: 
     return "sha256:" + sha.hexdigest()
 
 
+def arithmetic_of(config: Any) -> dict[str, Any]:
+    """What a config says about the arithmetic."""
+    return {key: getattr(config, key, None) for key in _ARITHMETIC}
+
+
 def backbone_digest(weights: str, config: Any, tokenizer_json: str, *others: str) -> str:
     """SHA-256 over everything that decides an answer.
 
@@ -259,10 +265,9 @@ def backbone_digest(weights: str, config: Any, tokenizer_json: str, *others: str
         config: gives the arithmetic.
         others: more facts, each a line of text.
     """
-    arithmetic = {key: getattr(config, key, None) for key in _ARITHMETIC}
     lines = [
         f"weights {weights}",
-        f"arithmetic {json.dumps(arithmetic, sort_keys=True, default=str)}",
+        f"arithmetic {json.dumps(arithmetic_of(config), sort_keys=True, default=str)}",
         f"tokenizer {_tokenizer_digest(tokenizer_json)}",
         *others,
     ]

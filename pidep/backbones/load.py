@@ -9,6 +9,7 @@ from pidep import plugins
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.encoder import load_encoder
 from pidep.backbones.load_encoder_decoder import is_encoder_decoder, load_encoder_decoder
+from pidep.backbones.load_two_towers import is_two_towers, load_two_towers
 from pidep.errors import BackboneError
 
 __all__ = ["load_any_backbone", "load_backbone", "recorded_name", "remember_backbone"]
@@ -32,6 +33,8 @@ def remember_backbone(backbone: Backbone) -> None:
 
 def load_backbone(name: str = "minilm") -> Backbone:
     """A frozen backbone that embeds: `minilm`, `pidep-mini`, a folder, or a hub id.
+
+    Folders and hub ids hold text encoders, CLIP or SigLIP.
 
     Raises:
         BackboneError: nothing loadable is there, its digest is wrong, or it does not embed.
@@ -65,4 +68,6 @@ def load_any_backbone(name: str = "minilm") -> Backbone:
         found: Backbone = plugins.load("pidep.backbones", name)()
         return found
     name = recorded_name(name)
-    return load_encoder_decoder(name) if is_encoder_decoder(name) else load_encoder(name)
+    if is_encoder_decoder(name):
+        return load_encoder_decoder(name)
+    return load_two_towers(name) if is_two_towers(name) else load_encoder(name)

@@ -20,7 +20,14 @@ IntArray = npt.NDArray[np.int64]
 class Tokenize:
     """Texts to token ids; thread-safe, because nothing changes between calls."""
 
-    def __init__(self, tokenizer_json: str) -> None:
+    def __init__(self, tokenizer_json: str, *, padded_length: int | None = None) -> None:
+        """Read a `tokenizer.json`.
+
+        Args:
+            padded_length: tokens of every row, for models that read padding as a part of the text;
+                the longest row's when absent.
+        """
+        self._padded_length = padded_length
         try:
             self._tokenizer = Tokenizer.from_str(tokenizer_json)
         except Exception as error:  # tokenizers raises bare Exception
@@ -74,11 +81,15 @@ class Tokenize:
                     f"text {text[:40]!a}: the tokenizer makes no token of it; give another text"
                 )
         width = max((len(row) for row in rows), default=0)
+        if self._padded_length is not None:
+            width = max(width, self._padded_length)
         ids = np.full((len(rows), width), self._pad_id, dtype=np.int64)
         mask = np.zeros((len(rows), width), dtype=np.int64)
         for index, row in enumerate(rows):
             ids[index, : len(row)] = row
             mask[index, : len(row)] = 1
+        if self._padded_length is not None:
+            mask[:] = 1
         return ids, mask
 
     @property
