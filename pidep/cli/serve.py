@@ -11,7 +11,6 @@ import typer
 
 from pidep.cli.options import options
 from pidep.deployment.settings import ServeSettings
-from pidep.errors import ServingError
 
 __all__ = ["serve"]
 
@@ -28,10 +27,12 @@ def serve(
 ) -> None:
     """Run Triton Server on a model repository until it is stopped.
 
-    Prints a line when every model is ready. Ctrl-C, SIGTERM, SIGHUP and SIGQUIT stop the server
-    after it has finished its running requests.
+    Prints a line when every model is ready. A model whose process died or hangs is loaded again,
+    and a server that ended by itself is started again. Ctrl-C, SIGTERM, SIGHUP and SIGQUIT stop the
+    server after it has finished its running requests.
     """
     from pidep.serving.server import TritonServer
+    from pidep.serving.supervisor import Supervisor
 
     signals = [signal.Signals[name] for name in _STOPPING]
 
@@ -52,10 +53,7 @@ def serve(
                 f"ready: {', '.join(server.models)}  gRPC {server.grpc_url}  "
                 f"HTTP {server.http_url}  log {server.log_path}"
             )
-            code = server.wait()
-            raise ServingError(
-                f"Triton Server ended by itself with code {code}: {server.last_error()}"
-            )
+            Supervisor(server, max_restarts=settings.max_restarts).run()
     except KeyboardInterrupt:
         # After SIGHUP the terminal may be gone.
         with suppress(OSError):

@@ -18,6 +18,7 @@ __all__ = ["ExportSettings", "InferSettings", "ServeSettings", "SwapSettings"]
 GRAPH = Shown("Graph")
 REPOSITORY = Shown("Repository")
 ADDRESSES = Shown("Addresses")
+HEALTH = Shown("Health")
 LIMITS = Shown("Limits")
 REQUEST = Shown("Request")
 
@@ -61,6 +62,9 @@ class ServeSettings(Settings):
     """Port of the metrics."""
     allow_remote: Annotated[bool, ADDRESSES] = False
     """Permit a `host` that other machines can reach. The server has no authentication."""
+    max_restarts: Annotated[int, HEALTH] = Field(default=5, ge=0)
+    """Starts of a server that ended by itself, and loads of a model whose process died or hangs,
+    within ten minutes. 0 ends the command instead."""
     max_text_bytes: Annotated[int, LIMITS] = Field(default=Limits.max_text_bytes, ge=1)
     """Most UTF-8 bytes of a text."""
     max_request_text_bytes: Annotated[int, LIMITS] = Field(

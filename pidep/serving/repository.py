@@ -8,7 +8,7 @@ from pidep.artifacts.names import BANK_RECORD, CONFIG, GRAPH, MERGED_RECORD, SHI
 from pidep.errors import UsageError
 from pidep.serving.staging import is_plain
 
-__all__ = ["models_in"]
+__all__ = ["has_stub", "models_in"]
 
 
 def models_in(repo: Path) -> list[str]:
@@ -40,13 +40,18 @@ def models_in(repo: Path) -> list[str]:
     return [folder.name for folder in found]
 
 
+def has_stub(model: Path) -> bool:
+    """Whether a model runs in a process of the Python backend."""
+    return 'backend: "python"' in (model / CONFIG).read_text()
+
+
 def _require_complete(model: Path) -> None:
     version = model / VERSION
     if not any((version / name).is_file() for name in (BANK_RECORD, MERGED_RECORD)):
         raise UsageError(f"{model}: no bank.json or merged.json in version 1; export it again")
     needed = [GRAPH]
     # Triton Server's own backends read the graph; only the Python backend loads `model.py`.
-    if 'backend: "python"' in (model / CONFIG).read_text():
+    if has_stub(model):
         needed.append(SHIM)
     for name in needed:
         if not (version / name).is_file():

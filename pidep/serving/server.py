@@ -15,9 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
+from pidep.artifacts import names
 from pidep.errors import ServingError
 from pidep.serving import end_with_parent
-from pidep.serving.addresses import Ports, free_ports, require_free
+from pidep.serving.addresses import Ports, channel_options, free_ports, require_free
 from pidep.serving.limits import Limits
 from pidep.serving.packaged_server import (
     find_wheel,
@@ -25,7 +26,7 @@ from pidep.serving.packaged_server import (
     server_environment,
     stage_backend,
 )
-from pidep.serving.repository import models_in
+from pidep.serving.repository import has_stub, models_in
 from pidep.serving.request import Protocol
 from pidep.serving.staging import StagingFolder
 
@@ -80,6 +81,8 @@ class TritonServer:
         self.limits = limits or Limits()
         self.models: list[str] = []
         """Names of the loaded models."""
+        self.models_in_stubs: list[str] = []
+        """Those of them that run in processes of the Python backend."""
         self._ready_within_s = ready_within_s
         self._process: subprocess.Popen[bytes] | None = None
         self._staging: StagingFolder | None = None
@@ -126,6 +129,7 @@ class TritonServer:
                 unready; the last error of its log is in the message.
         """
         self.models = models_in(self.repo)
+        self.models_in_stubs = [name for name in self.models if has_stub(self.repo / name)]
         self.ports = self.ports.resolved()
         # A new key for each start: one that leaked is worth nothing after a restart.
         self._key = secrets.token_hex(32)
@@ -146,6 +150,45 @@ class TritonServer:
     def wait(self) -> int:
         """Block until the server ends; its exit code."""
         return self._running().wait()
+
+    def ended(self) -> str | None:
+        """Why the server ended by itself; None while it runs."""
+        code = self._running().poll()
+        if code is None:
+            return None
+        return f"Triton Server ended by itself with code {code}: {self.last_error()}"
+
+    def reload(self, model: str) -> None:
+        """Unload a model and load it again; the others go on answering.
+
+        Raises:
+            ServingError: it cannot be loaded.
+        """
+        from tritonclient.grpc import InferenceServerClient
+        from tritonclient.utils import InferenceServerException
+
+        # Over gRPC: a load over HTTP makes the requests of other clients wait.
+        with InferenceServerClient(self.grpc_url, **channel_options(self.grpc_url)) as client:
+            try:
+                client.unload_model(model, headers=self.admin_headers())
+                # At once: a model whose stub was killed takes half a minute to be unloaded.
+                client.load_model(model, headers=self.admin_headers())
+            except InferenceServerException as error:
+                raise ServingError(f"model {model!r}: cannot be loaded ({error})") from error
+
+    def ask(self, model: str, *, timeout_s: float) -> bool:
+        """Whether a model answers a row, be it with an error."""
+        # A bank answers its state, without a run of its graph.
+        rows = {names.TEXT: "?"}
+        if (self.repo / model / names.VERSION / names.BANK_RECORD).is_file():
+            rows[names.EXPERT] = names.STATUS
+        inputs = [
+            {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
+            for name, value in rows.items()
+        ]
+        path = f"v2/models/{quote(model)}/infer"
+        code, _ = self._call("POST", path, json.dumps({"inputs": inputs}), timeout_s=timeout_s)
+        return code != 0
 
     def stop(self) -> None:
         """End the server; requests in flight are answered first. Idempotent."""
@@ -267,14 +310,16 @@ class TritonServer:
             time.sleep(_POLL_S)
         return False
 
-    def _call(self, method: str, path: str) -> tuple[int, bytes]:
+    def _call(
+        self, method: str, path: str, body: str = "", *, timeout_s: float = _CALL_TIMEOUT_S
+    ) -> tuple[int, bytes]:
         """Status and body of an HTTP call with the key; status 0 where nobody answers."""
         # http.client uses no proxy, and a call to this machine needs none.
         connection = http.client.HTTPConnection(
-            self.ports.local_host, self.ports.http, timeout=_CALL_TIMEOUT_S
+            self.ports.local_host, self.ports.http, timeout=timeout_s
         )
         try:
-            connection.request(method, f"/{path}", headers=self.admin_headers("http"))
+            connection.request(method, f"/{path}", body or None, headers=self.admin_headers("http"))
             response = connection.getresponse()
             return response.status, response.read()
         except (OSError, http.client.HTTPException):

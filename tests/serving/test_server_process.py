@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 from pidep.artifacts import BankRecord
 from pidep.serving import AsyncClient, Client, Request, TritonServer, free_ports
 from pidep.serving.request import Protocol
-from tests.cli.run import environment
+from tests.serving.served import members, regions, serving, wait_until
 from tests.serving.small_bank import write_served_bank
 
 pytestmark = pytest.mark.server
@@ -39,18 +39,6 @@ class TritonPythonModel:
             responses.append(utils.InferenceResponse([utils.Tensor("Y", 2 * seconds)]))
         return responses
 """
-
-
-def wait_until(true: Callable[[], bool], *, within_s: float = 30.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def regions(folder: Path) -> list[Path]:
-    """Shared memory of the server that ran in a folder."""
-    return list(Path("/dev/shm").glob(f"{folder.name}-*"))
 
 
 @pytest.fixture(scope="module")
@@ -181,37 +169,9 @@ def test_a_stop_answers_every_request_and_waits_for_no_idle_connection(tmp_path:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """`pidep serve`, ready, and the folder in which its server runs."""
-    repo = write_served_bank(tmp_path)
-    ports = free_ports().named()
-    options = [part for what, port in ports.items() for part in (f"--{what.lower()}-port", port)]
-    started = subprocess.Popen(
-        [sys.executable, "-m", "pidep", "serve", str(repo), *map(str, options)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**environment(), "TMPDIR": str(tmp_path)},
-    )
-    assert started.stdout is not None
-    ready = started.stdout.readline()
-    assert ready.startswith("ready: pidep_bank"), ready
-    yield started, Path(ready.split()[-1]).parent
-    started.terminate()
-    started.wait()
-    started.stdout.close()
-
-
-def members(folder: Path) -> list[int]:
-    """Running processes of a server: their command line names its folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if str(folder).encode() in command:
-            found.append(int(process.name))
-    return found
+    """`pidep serve` that repairs nothing, and the folder in which its server runs."""
+    with serving(write_served_bank(tmp_path), "--max-restarts", "0") as found:
+        yield found.process, found.folder
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGQUIT"])

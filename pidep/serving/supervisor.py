@@ -1,0 +1,154 @@
+"""Keeps a Triton Server answering: loads a model again whose process died or hangs, starts a dead
+server again.
+
+Triton Server notices neither: a model whose stub was killed stays "ready", and every request fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+
+from pidep.errors import ServingError
+from pidep.serving.server import TritonServer
+from pidep.serving.stubs import Stub, end_stubs, stubs_of
+
+__all__ = ["Supervisor"]
+
+_POLL_S = 0.5
+_ASK_EVERY_S = 1.0
+_HUNG_S = 4.0
+"""Silence after which a stub that does nothing counts as hung."""
+_IDLE = 0.1
+"""Share of a core that the other threads of a hung stub may use; the watcher looks all the time."""
+_STUCK_S = 120.0
+"""Silence after which a stub counts as hung even though it is busy: an endless loop."""
+_WINDOW_S = 600.0
+_LONGEST_WAIT_S = 30.0
+_log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Watches one running server; `run` blocks until it cannot be kept alive."""
+
+    def __init__(self, server: TritonServer, *, max_restarts: int = 5) -> None:
+        """Nothing is watched yet.
+
+        Args:
+            server: a started server.
+            max_restarts: starts of a dead server, and loads of one model, within ten minutes.
+        """
+        self._server = server
+        self._max_restarts = max_restarts
+        self._repairs: dict[str, deque[float]] = {}
+        self._probes: dict[str, _Probe] = {}
+        self._down: str | None = None
+
+    def run(self) -> None:
+        """Watch, and repair.
+
+        Raises:
+            ServingError: the server or a model fails again and again.
+        """
+        while True:
+            self._down = self._down or self._server.ended()
+            if self._down is not None:
+                self._restart(self._down)
+                continue
+            stubs = stubs_of(self._server.pid)
+            for model in self._server.models_in_stubs:
+                self._look_at(model, [stub for stub in stubs if stub.model == model])
+            time.sleep(_POLL_S)
+
+    def _restart(self, reason: str) -> None:
+        """Start a dead server again, on the same ports."""
+        self._count("server", reason)
+        _log.warning("%s; starting it again", reason)
+        self._server.stop()
+        self._probes.clear()
+        try:
+            self._server.start()
+        except ServingError as error:
+            self._down = str(error)
+            return
+        self._down = None
+        _log.warning("Triton Server is ready again")
+
+    def _look_at(self, model: str, stubs: Sequence[Stub]) -> None:
+        """Load a model again whose stub is gone or hangs."""
+        fault = self._fault(model, stubs)
+        # A model whose server has just ended has no stub, either.
+        if fault is None or self._server.ended() is not None:
+            return
+        self._count(f"model {model}", f"model {model!r}: {fault}")
+        _log.warning("model %r: %s; loading it again", model, fault)
+        started = time.monotonic()
+        # A stub that hangs takes no notice of an unload.
+        end_stubs(stubs)
+        self._probes.pop(model, None)
+        try:
+            self._server.reload(model)
+        except ServingError as error:
+            _log.warning("%s", error)
+            return
+        _log.warning("model %r is loaded again, after %.1f s", model, time.monotonic() - started)
+
+    def _fault(self, model: str, stubs: Sequence[Stub]) -> str | None:
+        """What is wrong with a model's stub; None where it works."""
+        if not stubs:
+            return "its process has ended"
+        if not all(stub.lives for stub in stubs):
+            return "its process was stopped or killed"
+        probe = self._probes.setdefault(model, _Probe(self._server, model))
+        return probe.fault(sum(stub.cpu_s for stub in stubs))
+
+    def _count(self, what: str, reason: str) -> None:
+        """Remember a repair, and wait longer before each further one.
+
+        Raises:
+            ServingError: there were too many.
+        """
+        now = time.monotonic()
+        recent = self._repairs.setdefault(what, deque())
+        while recent and recent[0] < now - _WINDOW_S:
+            recent.popleft()
+        if len(recent) >= self._max_restarts:
+            again = f", after {len(recent)} restarts in ten minutes" if recent else ""
+            raise ServingError(f"{reason}{again}")
+        time.sleep(min(2 ** len(recent) - 1, _LONGEST_WAIT_S))
+        recent.append(now)
+
+
+class _Probe:
+    """Asks a model every few seconds, in a thread, and measures how long it has been silent."""
+
+    def __init__(self, server: TritonServer, model: str) -> None:
+        self._server, self._model = server, model
+        self._thread: threading.Thread | None = None
+        self._asked_at = 0.0
+        self._cpu_s = 0.0
+
+    def fault(self, cpu_s: float) -> str | None:
+        """Why the model counts as hung; None while it answers or works on a batch.
+
+        Args:
+            cpu_s: CPU time that its stub has used.
+        """
+        now = time.monotonic()
+        waits = self._thread is not None and self._thread.is_alive()
+        if not waits:
+            if now - self._asked_at > _ASK_EVERY_S:
+                self._asked_at, self._cpu_s = now, cpu_s
+                ask = partial(self._server.ask, self._model, timeout_s=2 * _STUCK_S)
+                self._thread = threading.Thread(target=ask, name="pidep-probe", daemon=True)
+                self._thread.start()
+            return None
+        silent_s, worked_s = now - self._asked_at, cpu_s - self._cpu_s
+        # A model with a long queue is silent, too, and works.
+        if (silent_s > _HUNG_S and worked_s < _IDLE * silent_s) or silent_s > _STUCK_S:
+            return f"it has not answered for {silent_s:.0f} s"
+        return None
