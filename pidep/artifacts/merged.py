@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pidep.artifacts.engine import EngineRecord
 from pidep.artifacts.names import MERGED_RECORD
 from pidep.artifacts.parity import Parity
 from pidep.artifacts.record import EntryRecord
@@ -34,6 +35,8 @@ class MergedRecord(EntryRecord):
     graph_digest: str
     quantised_products: int | None = None
     """Matrix products of the graph in int8; None in fp32."""
+    engine: EngineRecord | None = None
+    """None where ONNX Runtime runs the graph."""
     parity: Parity | None = None
     vision: VisionRecord | None = None
     """None where the model reads text only."""

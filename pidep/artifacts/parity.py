@@ -26,6 +26,9 @@ class Parity(Record):
     metric_exported: float
     effect: float | None = None
     """How far the expert moves a logit of the bare backbone, at most; None in older files."""
+    engine_ran: bool | None = None
+    """Whether a TensorRT engine gave the figures, or the graph it was compiled from because the
+    machine could not run it; None without an engine."""
 
     def to_json(self) -> dict[str, Any]:
         """For files and `--json`."""

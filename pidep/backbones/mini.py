@@ -176,7 +176,9 @@ class Mini(EmbeddingBackbone):
         )
         positions = torch.cat([torch.arange(words.shape[1]), numbered + 1]).unsqueeze(0)
         states: Tensor = self.model(
-            inputs_embeds=torch.cat([words, visual], 1), attention_mask=mask, position_ids=positions
+            inputs_embeds=torch.cat([words, visual.to(words.dtype)], 1),
+            attention_mask=mask,
+            position_ids=positions,
         ).last_hidden_state
         return states
 

@@ -26,6 +26,8 @@ def pool(
 
     `beside` is added to the sum over tokens; it bypassed the model.
     """
+    # fp16 adds hundreds of tokens with three digits, and its squares overflow in the norm.
+    hidden = hidden.float()
     if pooling == "cls":
         return nn.functional.normalize(hidden[:, 0], dim=-1)
     if pooling == "max":

@@ -33,8 +33,9 @@ class ExportSettings(Settings):
     """Recipe name or YAML file; `pidep recipes` lists the names."""
     max_rank: Annotated[int | None, GRAPH] = Field(default=None, ge=1, le=4096)
     """Largest rank a bank can hold. Without it, that of the largest expert."""
-    platform: Annotated[Literal["python", "onnxruntime"], GRAPH] = "python"
-    """Triton Server's backend of a merged graph. onnxruntime needs NVIDIA's container."""
+    platform: Annotated[Literal["python", "onnxruntime", "tensorrt"], GRAPH] = "python"
+    """Triton Server's backend of a merged graph. onnxruntime and tensorrt need NVIDIA's
+    container."""
     task: Annotated[str | None, GRAPH] = None
     """Task whose test rows the parity gate uses, for an expert that has none itself."""
     backbone: Annotated[str | None, GRAPH] = None

@@ -29,14 +29,15 @@ def merged_config(
     name: str,
     *,
     max_batch_size: int,
-    platform: Literal["python", "onnxruntime"],
+    platform: Literal["python", "onnxruntime", "tensorrt"],
     num_labels: int,
     images: bool = False,
 ) -> str:
     """A merged model's configuration.
 
     Args:
-        platform: `python` reads texts; NVIDIA's `onnxruntime` backend reads token ids.
+        platform: `python` reads texts; NVIDIA's `onnxruntime` and `tensorrt` backends read token
+            ids.
         num_labels: C, width of the logits; the Python backend does not fix it.
         images: as in `bank_config`.
     """
@@ -46,7 +47,7 @@ def merged_config(
         )
         return _text(config)
     pb2 = _pb2()
-    config = pb2.ModelConfig(name=name, backend="onnxruntime", max_batch_size=max_batch_size)
+    config = pb2.ModelConfig(name=name, backend=platform, max_batch_size=max_batch_size)
     for tensor in ("input_ids", "attention_mask"):
         config.input.add(name=tensor, data_type=pb2.TYPE_INT64, dims=[-1])
     config.output.add(name=names.GRAPH_LOGITS, data_type=pb2.TYPE_FP32, dims=[num_labels])

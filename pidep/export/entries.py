@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from pidep.adapters.bank import bank_groups
 from pidep.artifacts.bank import BankRecord, GroupRecord
+from pidep.artifacts.engine import EngineRecord
 from pidep.artifacts.merged import MergedRecord
-from pidep.artifacts.names import BANK, CONFIG, GRAPH, NO_BYTECODE, SHIM, TOKENIZER, VERSION
+from pidep.artifacts.names import BANK, CONFIG, ENGINE, GRAPH, NO_BYTECODE, SHIM, TOKENIZER, VERSION
 from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_backbone
-from pidep.errors import ExpertError, UsageError
+from pidep.errors import ExpertError, PidepError, UsageError
 from pidep.experts.bank import BankGroup, positions_before, require_bank_kind
 from pidep.experts.folder import Expert, check_name
 from pidep.experts.kind_names import kind_names
@@ -33,6 +34,7 @@ from pidep.export.source import Source
 from pidep.export.vision import export_vision
 from pidep.files.atomic_write import check_place, in_place, temporary_sibling
 from pidep.files.digest import file_digest
+from pidep.runtime.engine import missing_for
 
 __all__ = [
     "Exported",
@@ -45,8 +47,8 @@ __all__ = [
 
 _LOG = logging.getLogger(__name__)
 
-Platform = Literal["python", "onnxruntime"]
-"""Triton Server's backend for a merged model; `onnxruntime` is in NVIDIA's container only."""
+Platform = Literal["python", "onnxruntime", "tensorrt"]
+"""Triton Server's backend for a merged model; the last two are in NVIDIA's container only."""
 
 
 @dataclass(frozen=True)
@@ -109,16 +111,20 @@ def staged_merged(
     _require_able(backbone, expert)
     model = check_name(name or expert.name)
     _require_mergeable(expert, model)
+    _require_platform(platform, recipe)
     check_place(repo, "`repo`")
     # Beside its place: the last step is a rename, which is atomic within one file system only.
     with temporary_sibling(repo / model) as temporary:
         version = _new_version(temporary, backbone, shim=platform == "python")
         _LOG.info("export: compiles the graph")
-        export_merged_graph(backbone, expert, version / GRAPH, opset=recipe.opset)
+        half = recipe.precision == "fp16"
+        export_merged_graph(backbone, expert, version / GRAPH, opset=recipe.opset, half=half)
         quantised = _in_precision(version / GRAPH, recipe)
+        _require_operators(version / GRAPH, recipe)
         record = MergedRecord(
             **_about(backbone, version, recipe),
             quantised_products=quantised,
+            engine=_engine(version, recipe),
             expert=expert.name,
             digest=expert.digest,
             labels=expert.labels,
@@ -126,7 +132,10 @@ def staged_merged(
             template=expert.template,
         ).sealed(version)
         record.write(version)
-        parity = gate_merged(version, backbone, source, recipe)
+        runs = record.engine is not None and _runs_here(record.engine)
+        parity = gate_merged(version, backbone, source, recipe, use_engine=runs)
+        if record.engine is not None:
+            parity = parity.model_copy(update={"engine_ran": runs})
         # The runtime needs a record to open the entry, so the figures are added afterwards.
         record.model_copy(update={"parity": parity}).write(version)
         config = merged_config(
@@ -167,14 +176,21 @@ def staged_bank(
         ParityError: beyond the recipe's tolerance.
     """
     check_place(repo, "`repo`")
+    if recipe.runtime != "onnxruntime":
+        raise UsageError(
+            f"recipe {recipe.name!r}: {recipe.runtime} serves merged models, and no bank yet; use "
+            "`form=merged`, or a recipe of ONNX Runtime"
+        )
     backbone, every = _checked_bank(sources, published)
     # Room for the published experts too: the new bank serves them from its first batch on.
     groups = _groups_for(backbone, every, max_rank)
     with temporary_sibling(repo / BANK) as temporary:
         version = _new_version(temporary, backbone, shim=True)
         _LOG.info("export: compiles the graph")
-        export_bank_graph(backbone, groups, version / GRAPH, opset=recipe.opset)
+        half = recipe.precision == "fp16"
+        export_bank_graph(backbone, groups, version / GRAPH, opset=recipe.opset, half=half)
         quantised = _in_precision(version / GRAPH, recipe)
+        _require_operators(version / GRAPH, recipe)
         record = BankRecord(
             **_about(backbone, version, recipe),
             quantised_products=quantised,
@@ -227,6 +243,41 @@ def _require_mergeable(expert: Expert, model: str) -> None:
         )
 
 
+def _require_platform(platform: Platform, recipe: Recipe) -> None:
+    """Refuse a backend of Triton Server that cannot run what the recipe makes.
+
+    Raises:
+        UsageError: the message says which recipes it runs.
+    """
+    if platform not in ("python", recipe.runtime):
+        raise UsageError(
+            f"`platform={platform}`: runs no model of recipe {recipe.name!r}, which is for "
+            f"{recipe.runtime}; use `platform=python`, or a recipe of {platform}"
+        )
+
+
+def _engine(version: Path, recipe: Recipe) -> EngineRecord | None:
+    """The engine beside a graph, where the recipe compiles one."""
+    if recipe.runtime == "onnxruntime":
+        return None
+    # Imported here: most exports need no TensorRT.
+    from pidep.export.tensorrt.compile import compile_engine
+
+    return compile_engine(version / GRAPH, version / ENGINE, recipe)
+
+
+def _runs_here(engine: EngineRecord) -> bool:
+    """Whether the gate can run the engine itself; says so where it cannot."""
+    missing = missing_for(engine)
+    if missing is not None:
+        _LOG.warning(
+            "export: the engine was not run, this machine lacks %s; the gate compares the graph "
+            "that it was compiled from",
+            missing,
+        )
+    return missing is None
+
+
 def _new_version(entry: Path, backbone: Backbone, *, shim: bool) -> Path:
     """The entry's version folder with what does not depend on the expert."""
     version = entry / VERSION
@@ -240,9 +291,28 @@ def _new_version(entry: Path, backbone: Backbone, *, shim: bool) -> Path:
     return version
 
 
+def _require_operators(graph: Path, recipe: Recipe) -> None:
+    """Refuse operators that the recipe does not permit.
+
+    Raises:
+        PidepError: the message names the first.
+    """
+    if recipe.operators == "any":
+        return
+    import onnx
+
+    # Without the weights: only the nodes are looked at.
+    for node in onnx.load(graph, load_external_data=False).graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise PidepError(
+                f"recipe {recipe.name!r}: node {node.name!r} is {node.domain}.{node.op_type}, "
+                "which is no standard operator; use a recipe of `operators: any`"
+            )
+
+
 def _in_precision(graph: Path, recipe: Recipe) -> int | None:
-    """Quantise a graph if the recipe says so; how many products are in int8, None in fp32."""
-    if recipe.precision == "fp32":
+    """Quantise a graph if the recipe says so; how many products are in int8, None elsewhere."""
+    if recipe.precision != "int8":
         return None
     _LOG.info("export: quantises the graph")
     return quantise(graph, recipe.quantisation or Quantisation())

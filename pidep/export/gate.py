@@ -87,14 +87,25 @@ def _bank_logits(bank: Bank, residents: Residents, source: Source) -> list[Array
     return found
 
 
-def gate_merged(version_folder: Path, backbone: Backbone, source: Source, recipe: Recipe) -> Parity:
+def gate_merged(
+    version_folder: Path,
+    backbone: Backbone,
+    source: Source,
+    recipe: Recipe,
+    *,
+    use_engine: bool = True,
+) -> Parity:
     """Open a merged model as the server does, and compare its answers with PyTorch's.
+
+    Args:
+        use_engine: False compares the graph that an engine was compiled from.
 
     Raises:
         ParityError: beyond the recipe's tolerance.
         ServingError: the model cannot be opened.
     """
-    answers = _answered(Merged(version_folder).run, source.rows.rows)
+    merged = Merged(version_folder, use_engine=use_engine)
+    answers = _answered(merged.run, source.rows.rows)
     exported = np.stack([answer.logits for answer in answers])
     return _checked(source, *_torch_logits(backbone, source), exported, recipe)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Sequence
@@ -41,27 +42,45 @@ class _Signature:
     output: str
 
 
-def export_merged_graph(backbone: Backbone, expert: Expert, path: Path, *, opset: int) -> None:
+def export_merged_graph(
+    backbone: Backbone, expert: Expert, path: Path, *, opset: int, half: bool = False
+) -> None:
     """Write the graph with one expert in it.
 
     Inputs as `backbone.prepare` gives them; output `logits` [B, C] fp32.
+
+    Args:
+        half: whether the backbone computes in fp16. Pooling and logits stay in fp32.
 
     Raises:
         PidepError: the exporter cannot translate the backbone.
     """
     inputs, axes = _example(backbone)
     signature = _Signature({"inputs": inputs}, {"inputs": axes}, list(inputs), names.GRAPH_LOGITS)
+    if half:
+        backbone = _copied(backbone)
     with folded_or_attached(backbone.model, expert.sites, kind=expert.kind, scaling=expert.scaling):
+        # Folded in fp32, then cast: the sum of weight and expert is rounded once.
+        if half:
+            backbone.model.half()
         _to_onnx(_Merged(backbone, expert), signature, path, opset=opset, form="merged")
 
 
 def export_bank_graph(
-    backbone: Backbone, groups: Sequence[BankGroup], path: Path, *, opset: int
+    backbone: Backbone,
+    groups: Sequence[BankGroup],
+    path: Path,
+    *,
+    opset: int,
+    half: bool = False,
 ) -> None:
     """Write the graph that has experts as inputs.
 
     Inputs as in a merged graph, `expert_index` [B] int64, and one tensor for each group, its first
     axis the experts'; output `sentence_embedding` [B, D] fp32, unit rows.
+
+    Args:
+        half: whether the backbone computes in fp16. Then experts are inputs in fp16, too.
 
     Raises:
         PidepError: as `export_merged_graph`.
@@ -69,6 +88,10 @@ def export_bank_graph(
     inputs, axes = _example(backbone)
     # Experts are inputs of the graph: state that hangs on modules is lost in the exporter's copy.
     factors = [torch.from_numpy(pack(group, [None] * 4)) for group in groups]
+    if half:
+        backbone = _copied(backbone)
+        backbone.model.half()
+        factors = [factor.half() for factor in factors]
     count = torch.export.Dim("experts")
     index = names.GRAPH_EXPERT_INDEX
     signature = _Signature(
@@ -137,6 +160,11 @@ class _Bank(nn.Module):
     ) -> Tensor:
         with bank_rows(rows_of(self.groups, factors, expert_index)):
             return self.encode(**inputs)
+
+
+def _copied(backbone: Backbone) -> Backbone:
+    """The backbone with a model of its own, which may be changed for good."""
+    return backbone.around(copy.deepcopy(backbone.model))
 
 
 def _example(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:

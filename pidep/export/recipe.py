@@ -13,7 +13,7 @@ from pidep.artifacts.names import SHIM
 from pidep.errors import UsageError, did_you_mean
 from pidep.settings import fault_of, read_yaml
 
-__all__ = ["Quantisation", "Recipe", "Tolerance", "load_recipe", "recipes", "shipped"]
+__all__ = ["Profile", "Quantisation", "Recipe", "Tolerance", "load_recipe", "recipes", "shipped"]
 
 
 class Tolerance(BaseModel):
@@ -44,6 +44,41 @@ class Quantisation(BaseModel):
     little."""
 
 
+Sizes = tuple[int, int, int]
+"""Smallest, usual and largest size of an axis."""
+
+
+class Profile(BaseModel):
+    """Sizes of a graph's open axes, for which TensorRT compiles. Others are refused at run time."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch: Sizes = (1, 8, 64)
+    """Rows."""
+    length: Sizes = (1, 32, 128)
+    """Tokens of the longest text in a batch."""
+    experts: Sizes = (1, 9, 65)
+    """Rows of a bank's inputs: its experts and the bare backbone."""
+    places: Sizes = (0, 17, 17)
+    """Visual tokens; 0 where no row of a batch has an image."""
+    images: Sizes = (1, 8, 64)
+    """Images of a batch, for the vision graph."""
+
+    def sizes(self) -> dict[str, Sizes]:
+        """Axis name to its sizes."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Profile:
+        for name, (smallest, usual, largest) in self.sizes().items():
+            if not 0 <= smallest <= usual <= largest:
+                raise ValueError(
+                    f"{name}: expected smallest, usual and largest size, found "
+                    f"{[smallest, usual, largest]}"
+                )
+        return self
+
+
 class Recipe(BaseModel):
     """One way to compile. A bank and a merged model are compiled by the same recipes."""
 
@@ -52,23 +87,35 @@ class Recipe(BaseModel):
     name: str
     summary: str = ""
     """One line for `pidep recipes`."""
-    runtime: Literal["onnxruntime"]
-    precision: Literal["fp32", "int8"]
-    """int8: the backbone's matrix products. A bank's experts and all else stay in fp32."""
+    runtime: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
+    precision: Literal["fp32", "fp16", "int8"]
+    """fp16: backbone and experts; pooling and logits stay in fp32. int8: the backbone's matrix
+    products; a bank's experts and all else stay in fp32."""
     opset: int = Field(ge=18, le=23)
     """ONNX operator set of the graph."""
+    operators: Literal["any", "standard"] = "any"
+    """standard: refuse a graph with operators that are not ONNX's own."""
     parity_rows: int = Field(ge=1)
     """Real rows of the task's test split that the gate compares."""
     max_batch_size: int = Field(64, ge=1)
     """Rows in a batch that Triton Server makes."""
     quantisation: Quantisation | None = None
     """For int8 only; the defaults when absent."""
+    profile: Profile | None = None
+    """For TensorRT only; needed there."""
+    compute_capabilities: tuple[str, ...] = ()
+    """GPUs that TensorRT for RTX compiles for, such as "8.9". Without it, the machine's own GPU."""
     tolerance: Tolerance
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.quantisation is not None and self.precision != "int8":
             raise ValueError(f"quantisation is for precision int8, not {self.precision}")
+        if self.runtime == "onnxruntime":
+            if self.profile is not None or self.compute_capabilities:
+                raise ValueError("profile and compute_capabilities are for TensorRT")
+        elif self.profile is None or self.precision == "int8":
+            raise ValueError(f"{self.runtime} needs a profile, and precision fp32 or fp16")
         return self
 
 
@@ -94,7 +141,11 @@ def load_recipe(reference: str) -> Recipe:
         raise UsageError(f"{path}: expected a mapping such as that of {example}, found {found}")
     # Before pydantic, whose message for an unknown key has no suggestion.
     _require_known(str(path), values, Recipe)
-    for key, model in (("tolerance", Tolerance), ("quantisation", Quantisation)):
+    for key, model in (
+        ("tolerance", Tolerance),
+        ("quantisation", Quantisation),
+        ("profile", Profile),
+    ):
         if isinstance(values.get(key), dict):
             _require_known(f"{path}: {key}", values[key], model)
     try:

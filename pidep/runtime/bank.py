@@ -71,6 +71,10 @@ class Bank:
         on_gpu = "CUDAExecutionProvider" in self.session.get_providers()
         self.device = "cuda" if on_gpu else "cpu"
         self._groups = groups_of(self.record)
+        half = {one.name for one in self.session.get_inputs() if one.type == "tensor(float16)"}
+        self._dtypes = {
+            group.input: np.float16 if group.input in half else np.float32 for group in self._groups
+        }
 
     def build(self, experts: Mapping[str, Expert], previous: Residents | None = None) -> Residents:
         """The experts packed for the graph.
@@ -107,7 +111,11 @@ class Bank:
                 else:
                     fill_row(packed[row], group, experts[name])
             factors[group.input] = packed
-        values = {name: self._value(array, self.device) for name, array in factors.items()}
+        values = {
+            # In the graph's own precision, which may be fp16.
+            name: self._value(array.astype(self._dtypes[name], copy=False), self.device)
+            for name, array in factors.items()
+        }
         return Residents(dict(experts), digests, rows, factors, values)
 
     def probe(self, residents: Residents, names: Sequence[str]) -> dict[str, PidepError]:

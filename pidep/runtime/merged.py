@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pidep.artifacts.merged import MergedRecord
-from pidep.artifacts.names import GRAPH, GRAPH_LOGITS, TOKENIZER
+from pidep.artifacts.names import ENGINE, GRAPH, GRAPH_LOGITS, TOKENIZER
 from pidep.errors import PidepError
 from pidep.inputs.row import Input, Row
 from pidep.runtime.answer import Answer, Array, finite, softmax
+from pidep.runtime.engine import EngineSession
 from pidep.runtime.entry import require_files
 from pidep.runtime.input_reader import InputReader
 from pidep.runtime.isolate import isolated
@@ -24,8 +26,13 @@ __all__ = ["Merged"]
 class Merged:
     """Runs batches of one expert."""
 
-    def __init__(self, version_folder: Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self, version_folder: Path, *, threads: int | None = None, use_engine: bool = True
+    ) -> None:
         """Open a merged model's version folder.
+
+        Args:
+            use_engine: False runs the graph of an entry that has a TensorRT engine.
 
         Raises:
             ServingError: a file is missing, malformed or not the recorded one.
@@ -39,7 +46,11 @@ class Merged:
             threads=threads,
         )
         graph = version_folder / GRAPH
-        self.session = open_session(graph, self.record.graph_digest, threads=threads)
+        self.session: Any
+        if use_engine and self.record.engine is not None:
+            self.session = EngineSession(version_folder / ENGINE, self.record.engine)
+        else:
+            self.session = open_session(graph, self.record.graph_digest, threads=threads)
 
     @property
     def digest(self) -> str:

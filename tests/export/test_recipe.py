@@ -16,7 +16,7 @@ from pidep.export.recipe import shipped
 
 def test_every_shipped_recipe_has_the_name_of_its_file() -> None:
     names = sorted(path.stem for path in shipped("export").glob("*.yaml"))
-    assert [recipe.name for recipe in recipes()] == names == ["onnx-cpu", "onnx-cpu-int8"]
+    assert [recipe.name for recipe in recipes()] == names
     assert all(recipe.summary for recipe in recipes())
 
 
@@ -76,3 +76,22 @@ def test_a_recipe_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"mine\.yaml: not readable as YAML"):
         load_recipe(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("tensorrt-fp32", "profile:", "unused:", "unknown key 'unused'"),
+        ("tensorrt-fp32", "precision: fp32", "precision: int8", "tensorrt needs a profile, and"),
+        ("onnx-cpu", "opset: 20", "opset: 20\nprofile: {}", "profile and compute_capabilities are"),
+        ("tensorrt-fp32", "batch: [1, 8, 64]", "batch: [8, 1, 64]", "batch: expected smallest"),
+        ("tensorrt-fp32", "batch:", "batches:", r"profile: unknown key 'batches' \(did you mean"),
+    ],
+)
+def test_a_profile_is_for_tensorrt(
+    tmp_path: Path, name: str, old: str, new: str, message: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(shipped(f"export/{name}.yaml").read_text().replace(old, new, 1))
+    with pytest.raises(UsageError, match=message):
+        load_recipe(str(path))

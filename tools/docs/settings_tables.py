@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from pidep.backbones.settings import SitesSettings
 from pidep.deployment.settings import ExportSettings, InferSettings, ServeSettings, SwapSettings
-from pidep.export.recipe import Quantisation, Recipe, Tolerance
+from pidep.export.recipe import Profile, Quantisation, Recipe, Tolerance
 from pidep.lab.settings import CompareSettings, GridSettings, ReportSettings
 from pidep.settings import Setting, Settings, settings_of
 from pidep.similarity.settings import GraphSettings
@@ -51,6 +51,7 @@ SETTINGS: dict[str, type[Settings]] = {
 RECORDS: dict[str, type[BaseModel]] = {
     "recipe": Recipe,
     "quantisation": Quantisation,
+    "profile": Profile,
     "tolerance": Tolerance,
 }
 """Files that are written by hand: one table."""

@@ -41,6 +41,7 @@ class AdapterSite(LayerSite):
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         """y + up(relu(down(y)))."""
         own = self.side_by_side() if self.on_outputs and self.rows is None else self.tensors()
+        own = {name: value.to(y.dtype) for name, value in own.items()}
         # transpose and unsqueeze instead of F.linear: the tensors may have a leading batch axis.
         # The adapter reads the layer's output, so it comes after the bias and before the residual
         # sum.

@@ -20,7 +20,7 @@ class BitfitSite(LayerSite):
 
     def act(self, x: Tensor, y: Tensor) -> Tensor:
         """y + δ on the last axis."""
-        return y + self.tensors()["bias"].unsqueeze(-2)
+        return y + self.tensors()["bias"].to(y.dtype).unsqueeze(-2)
 
 
 class BitfitBankSite(BankSite):

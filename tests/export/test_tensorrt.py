@@ -1,0 +1,173 @@
+"""TensorRT for RTX, really compiled without a GPU: engines, profiles, and what it cannot do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from pidep.adapters.bank import bank_groups
+from pidep.adapters.kinds import KINDS
+from pidep.adapters.mixture import find_sites
+from pidep.artifacts import MergedRecord
+from pidep.deployment.release import release_bank
+from pidep.errors import PidepError, ServingError, UsageError
+from pidep.export import Recipe, Source, export_merged, load_recipe
+from pidep.export.graph import export_bank_graph
+from pidep.export.tensorrt import compile_engine, find_library
+from pidep.export.tensorrt.profile import optimisation_profile
+from pidep.files.digest import file_digest
+from pidep.runtime import Merged
+from tests.conftest import make_expert
+from tests.export.examples import ROWS, TASK, noisy
+
+pytestmark = pytest.mark.slow  # engines are compiled
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has wheels for x86-64")
+
+
+def recipe(**changes: Any) -> Recipe:
+    """The shipped recipe for two GPUs, one before and one after TensorRT's support of fp8."""
+    capabilities = {"compute_capabilities": ("8.0", "12.0")}
+    return load_recipe("tensorrt-rtx-fp16").model_copy(update={**capabilities, **changes})
+
+
+def bank_graph(backbone: Any, path: Path, kinds: Iterable[str], *, half: bool) -> None:
+    groups = [
+        group
+        for kind in kinds
+        for group in bank_groups(
+            backbone.model, find_sites(backbone.model, kind=kind), kind=kind, size=2
+        )
+    ]
+    export_bank_graph(backbone, groups, path, opset=20, half=half)
+
+
+@pytest.fixture(scope="module")
+def bank(shallow: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph of all five kinds in fp16."""
+    path = tmp_path_factory.mktemp("bank") / "model.onnx"
+    bank_graph(shallow, path, KINDS, half=True)
+    return path
+
+
+def test_a_bank_of_all_kinds_is_compiled(bank: Path, tmp_path: Path) -> None:
+    found = compile_engine(bank, tmp_path / "one.plan", recipe())
+    assert found.digest == file_digest(tmp_path / "one.plan")
+    assert found.graph_digest == file_digest(bank)
+    assert (found.library, found.compute_capabilities) == ("tensorrt_rtx", ("8.0", "12.0"))
+    assert found.profile["experts"] == (1, 9, 65)
+    again = compile_engine(bank, tmp_path / "two.plan", recipe())
+    assert again == found  # the same graph gives the same bytes
+    # Each GPU adds code.
+    one = compile_engine(bank, tmp_path / "one-gpu.plan", recipe(compute_capabilities=("8.0",)))
+    assert one.digest != found.digest
+
+
+def test_every_open_axis_has_its_sizes(bank: Path) -> None:
+    trt = find_library("tensorrt_rtx").api
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    assert parser.parse_from_file(str(bank))
+    profile = recipe().profile
+    assert profile is not None
+    made = optimisation_profile(builder, network, profile)
+    shapes = {
+        network.get_input(number).name: made.get_shape(network.get_input(number).name)
+        for number in range(network.num_inputs)
+    }
+    assert [tuple(shape) for shape in shapes["input_ids"]] == [(1, 1), (8, 32), (64, 128)]
+    # Experts are inputs: a swap changes no engine.
+    smallest, _, largest = next(
+        shape for name, shape in shapes.items() if name.startswith("lora_a")
+    )
+    assert (smallest[0], largest[0]) == (1, 65)
+    in_graph = {one.name for one in onnx.load(bank).graph.input}
+    assert set(shapes) == in_graph
+
+
+def test_a_backbone_that_reads_images_is_compiled(mini: Any, tmp_path: Path) -> None:
+    bank_graph(mini, tmp_path / "model.onnx", ["lora"], half=False)
+    found = compile_engine(tmp_path / "model.onnx", tmp_path / "model.plan", recipe())
+    assert found.profile["places"] == (0, 17, 17)  # batches without an image, too
+
+
+def small_graph(path: Path, *, domain: str = "", axis: str = "batch") -> Path:
+    """One node `double` over `x` `[axis, 4]`."""
+    value = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [axis, 4]) for name in ("x", "y")
+    ]
+    node = helper.make_node(
+        "Relu" if not domain else "Twice", ["x"], ["y"], "double", domain=domain
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("other", 1)]
+    graph = helper.make_graph([node], "small", value[:1], value[1:])
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("graph", "changes", "message"),
+    [
+        (
+            {"axis": "beams"},
+            {},
+            r"input 'x': its axis 0 \(beams\) has no sizes; a profile has batch, length",
+        ),
+        (
+            {},
+            {"compute_capabilities": ("9.0",)},
+            r"compute_capabilities: tensorrt_rtx .* builds no engine for 9\.0; it offers .*8\.0",
+        ),
+        ({}, {"runtime": "tensorrt"}, "tensorrt not found: pip install tensorrt"),
+    ],
+)
+def test_a_recipe_that_cannot_be_had_is_one_line(
+    tmp_path: Path, graph: dict[str, str], changes: dict[str, Any], message: str
+) -> None:
+    path = small_graph(tmp_path / "model.onnx", **graph)
+    with pytest.raises(UsageError, match=message):
+        compile_engine(path, tmp_path / "model.plan", recipe(**changes))
+    assert not (tmp_path / "model.plan").exists()
+
+
+def test_an_operator_that_tensorrt_lacks_is_named(tmp_path: Path) -> None:
+    path = small_graph(tmp_path / "model.onnx", domain="other")
+    with pytest.raises(PidepError, match=r"cannot read node 'double' \(Twice\)"):
+        compile_engine(path, tmp_path / "model.plan", recipe())
+
+
+def test_a_merged_model_has_its_engine(
+    shallow: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Source(replace(noisy(shallow, "lora"), name="film"), TASK, ROWS)
+    with caplog.at_level(logging.WARNING):
+        exported = export_merged(source, tmp_path / "repo", recipe())
+    # Without a GPU, nobody pretends that the engine ran.
+    assert exported.parity["film"].engine_ran is False
+    assert "the engine was not run, this machine lacks" in caplog.text
+    version = exported.folder / "1"
+    record = MergedRecord.read(version)
+    assert record.engine is not None
+    assert record.engine.digest == file_digest(version / "model.plan")
+    with pytest.raises(ServingError, match=r"model\.plan: needs .*export with a recipe of ONNX"):
+        Merged(version)
+    assert len(Merged(version, use_engine=False).run(["good"])[0].scores) == 2
+    (version / "model.plan").write_bytes(b"another engine")
+    with pytest.raises(ServingError, match=r"model\.plan: digest .*, expected"):
+        Merged(version)
+
+
+def test_what_cannot_be_served_is_refused_first(backbone: Any, tmp_path: Path) -> None:
+    source = Source(make_expert(backbone, sites=["*query"]), TASK, ROWS)
+    with pytest.raises(UsageError, match="`platform=tensorrt`: runs no model of recipe 'tensorrt-"):
+        export_merged(source, tmp_path / "repo", recipe(), platform="tensorrt")
+    with pytest.raises(UsageError, match="tensorrt_rtx serves merged models, and no bank yet"):
+        release_bank([source], tmp_path / "repo", recipe())
+    assert not list(tmp_path.rglob("model.*"))
