@@ -244,16 +244,23 @@ def _require_mergeable(expert: Expert, model: str) -> None:
 
 
 def _require_platform(platform: Platform, recipe: Recipe) -> None:
-    """Refuse a backend of Triton Server that cannot run what the recipe makes.
+    """Refuse, before minutes of work, what cannot be compiled or run.
 
     Raises:
-        UsageError: the message says which recipes it runs.
+        UsageError: the backend of Triton Server cannot run what the recipe makes, or TensorRT is
+            missing or does not offer a GPU.
     """
     if platform not in ("python", recipe.runtime):
         raise UsageError(
             f"`platform={platform}`: runs no model of recipe {recipe.name!r}, which is for "
             f"{recipe.runtime}; use `platform=python`, or a recipe of {platform}"
         )
+    if recipe.runtime != "onnxruntime":
+        from pidep.export.tensorrt.library import find_library
+
+        library = find_library(recipe.runtime)
+        for text in recipe.compute_capabilities:
+            library.capability(text)
 
 
 def _engine(version: Path, recipe: Recipe) -> EngineRecord | None:
