@@ -62,11 +62,6 @@ def test_a_bank_of_all_kinds_is_compiled(bank: Path, tmp_path: Path) -> None:
     assert found.graph_digest == file_digest(bank)
     assert (found.library, found.compute_capabilities) == ("tensorrt_rtx", ("8.0", "12.0"))
     assert found.profile["experts"] == (1, 9, 65)
-    again = compile_engine(bank, tmp_path / "two.plan", recipe())
-    assert again == found  # the same graph gives the same bytes
-    # Each GPU adds code.
-    one = compile_engine(bank, tmp_path / "one-gpu.plan", recipe(compute_capabilities=("8.0",)))
-    assert one.digest != found.digest
 
 
 def test_every_open_axis_has_its_sizes(bank: Path) -> None:
