@@ -87,10 +87,12 @@ def time_engine(graph: Path) -> dict[str, float]:
         feeds: dict[str, Any] = {
             "input_ids": rng.integers(1000, 20000, (rows, tokens)),
             "attention_mask": np.ones((rows, tokens), np.int64),
-            "expert_index": rng.integers(1, EXPERTS + 1, rows),
+            "slots": rng.integers(1, EXPERTS + 1, (rows, 1)),
         }
         for one in session.get_inputs():
-            if one.name not in feeds:
+            if one.name == "weights":
+                feeds[one.name] = np.ones((rows, 1, one.shape[2]), np.float32)
+            elif one.name not in feeds:
                 shape = [EXPERTS + 1 if isinstance(size, str) else size for size in one.shape]
                 feeds[one.name] = rng.normal(0, 0.02, shape).astype(np.float32)
         names = {one.name for one in session.get_inputs()}

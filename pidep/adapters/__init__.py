@@ -2,7 +2,9 @@
 
 `site` is the one interface and `kinds` has a file for each kind. `places` finds sites,
 `forward_facts` looks at a model by running it, `arena` holds the tensors of K experts, and
-`mixture` attaches them. May import `pidep.experts`, `pidep.kernels` and `pidep.errors`.
+`mixture` attaches them. `bank` attaches sites whose experts are inputs, row by row; `bank_rows`
+gathers them, and `row_ops` are the operations between the two. May import `pidep.experts`,
+`pidep.kernels` and `pidep.errors`.
 """
 
 from typing import TYPE_CHECKING

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
+from pidep.adapters.bank_rows import BankLayout
 from pidep.adapters.forward_facts import forward_facts
 from pidep.adapters.kinds import adapter_kind
-from pidep.adapters.site import BankRows, BankSite, ExpertSite, Undo
+from pidep.adapters.site import BankSite, ExpertSite, Undo
 from pidep.errors import ExpertError
 from pidep.experts.kind import BankGroup
 from pidep.experts.kinds import expert_kind
 
-__all__ = ["attached_bank", "bank_groups", "rows_of"]
+__all__ = ["attached_bank", "bank_groups", "bank_layout"]
 
 
 def bank_groups(
@@ -33,25 +34,19 @@ def bank_groups(
     return expert_kind(kind).bank_groups(shapes)
 
 
-def rows_of(groups: Sequence[BankGroup], factors: Sequence[Tensor], index: Tensor) -> BankRows:
-    """Each row's factors, gathered from the bank's inputs.
-
-    Args:
-        factors: a tensor `[E, S, size, width]` for each group.
-        index: `[B]` int64, the expert of each row.
-    """
-    rows: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for group, tensor in zip(groups, factors, strict=True):
-        # One gather for all sites of a group: many small gathers slow a small batch.
-        own = tensor.index_select(0, index)  # [B, S, size, width]
-        for site, factor in zip(group.sites, own.unbind(1), strict=True):
-            rows.setdefault((group.kind, site), {})[group.factor] = factor
-    return rows
+def bank_layout(model: nn.Module, groups: Sequence[BankGroup]) -> BankLayout:
+    """Where sites find their factors in the groups; made before anything is attached."""
+    shared = {
+        (kind, factor)
+        for kind in {group.kind for group in groups}
+        for factor in adapter_kind(kind).bank_shared
+    }
+    return BankLayout(groups, forward_facts(model).together, shared)
 
 
 @contextmanager
 def attached_bank(model: nn.Module, groups: Sequence[BankGroup]) -> Iterator[None]:
-    """Bank sites act on the model inside; each reads its rows from `bank_rows`.
+    """Bank sites act on the model inside; each reads its rows from `running_bank`.
 
     Raises:
         ExpertError: rows with and without a kind cannot share a batch of this backbone.

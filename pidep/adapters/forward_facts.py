@@ -41,6 +41,8 @@ class ForwardFacts:
     """
     idle: frozenset[str] = frozenset()
     """Layers that no forward pass calls. An expert there would do nothing."""
+    together: tuple[tuple[str, ...], ...] = ()
+    """Dense layers that read the very same input, such as a layer's query, key and value."""
     problem: str = ""
     """The reason why the model could not be run; empty if it could."""
 
@@ -75,9 +77,22 @@ def _probe(model: nn.Module) -> ForwardFacts:
             - one.rows.keys()
         )
         return ForwardFacts(
-            one.keys_and_values, one.patches, apart, idle if attempt.is_whole else frozenset()
+            one.keys_and_values,
+            one.patches,
+            apart,
+            idle if attempt.is_whole else frozenset(),
+            _together(one),
         )
     return ForwardFacts(problem=problem)
+
+
+def _together(seen: _Seen) -> tuple[tuple[str, ...], ...]:
+    """Layers that were called once, and with one and the same input."""
+    layers: dict[int, list[str]] = {}
+    for name, inputs in seen.inputs.items():
+        if len(inputs) == 1:
+            layers.setdefault(id(inputs[0]), []).append(name)
+    return tuple(tuple(names) for names in layers.values() if len(names) > 1)
 
 
 @dataclass(frozen=True)
@@ -97,6 +112,8 @@ class _Seen:
     patches: dict[str, int] = field(default_factory=dict)
     rows: dict[str, list[int]] = field(default_factory=dict)
     """Length of the first axis at each call."""
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Inputs of dense layers. Kept, because the id of a freed tensor is given away again."""
 
 
 _NOW: list[tuple[dict[int, str], _Seen]] = []
@@ -161,9 +178,11 @@ def _watched(model: nn.Module, seen: _Seen) -> Iterator[None]:
     for name, module in model.named_modules():
         if _is_counted(module):
 
-            def count(_: nn.Module, arguments: tuple[Any, ...], *, name: str = name) -> None:
+            def count(layer: nn.Module, arguments: tuple[Any, ...], *, name: str = name) -> None:
                 if arguments and isinstance(arguments[0], Tensor):
                     seen.rows.setdefault(name, []).append(len(arguments[0]))
+                    if is_dense(layer):
+                        seen.inputs.setdefault(name, []).append(arguments[0])
 
             hooks.append(module.register_forward_pre_hook(count))
         elif name.rpartition(".")[2] == "embeddings":

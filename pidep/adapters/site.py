@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,24 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from pidep.adapters.arena import Arena
+from pidep.adapters.bank_rows import running_bank
 from pidep.errors import ExpertError
 from pidep.experts.kind import Array, ExpertKind, Tensors
 
 __all__ = [
     "AdapterKind",
     "Array",
-    "BankRows",
     "BankSite",
     "ExpertSite",
     "LayerSite",
     "Tensors",
     "Undo",
     "WrappedSite",
-    "bank_rows",
     "drawn_first",
     "everywhere",
     "nowhere",
-    "row_factors",
     "to_array",
 ]
 
@@ -168,31 +166,6 @@ class WrappedSite(ExpertSite):
         return detach
 
 
-BankRows = Mapping[tuple[str, str], Mapping[str, Tensor]]
-"""Kind and site to factor to `[B, size, width]`: each row's own expert, zeros where it has none."""
-
-_BANK_ROWS: list[BankRows] = []
-
-
-@contextmanager
-def bank_rows(rows: BankRows) -> Iterator[None]:
-    """Give the bank sites their factors of each row's own expert, for one forward pass.
-
-    The rows are on a module-level stack because `torch.export` copies modules and loses what was
-    set on them afterwards.
-    """
-    _BANK_ROWS.append(rows)
-    try:
-        yield
-    finally:
-        _BANK_ROWS.pop()
-
-
-def row_factors(kind: str, site: str) -> Mapping[str, Tensor]:
-    """The factors `[B, size, width]` of a kind at a site in the running pass."""
-    return _BANK_ROWS[-1][kind, site]
-
-
 class BankSite(WrappedSite):
     """A module of the backbone in a bank graph; a kind adds each row's own expert to its output."""
 
@@ -205,14 +178,25 @@ class BankSite(WrappedSite):
     def forward(self, x: Tensor, *more: Any, **options: Any) -> Tensor:
         """The module, then `act`."""
         assert self.base is not None
-        return self.act(x, self.base(x, *more, **options), row_factors(self.kind, self.name))
+        y = cast(Tensor, self.base(x, *more, **options))
+        if y.dim() > 2:
+            return self.act(x, y)
+        # A pooler reads one vector of each row; experts have an axis for tokens.
+        return self.act(x.unsqueeze(1), y.unsqueeze(1)).squeeze(1)
+
+    def own(self, factor: str) -> Tensor:
+        """A factor of the rows' experts, `[G, K·size, width]`."""
+        return running_bank().own(self.kind, factor, self.name)
+
+    def weights(self, factor: str) -> Tensor:
+        """The weight of each of the K·size units of `own(factor)`, `[G, 1, K·size]`."""
+        return running_bank().weights(self.kind, factor, self.name)
 
     @abstractmethod
-    def act(self, x: Tensor, y: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
         """Input `[B, T, in]` and output `[B, T, out]` of the module to the new output.
 
-        Args:
-            own: each row's factors `[B, size, width]`, as the kind's `bank_factors` names them.
+        Experts come from `own` and `weights`, and meet x and y by `pidep.adapters.row_ops`.
         """
 
 
@@ -350,9 +334,11 @@ class AdapterKind:
     ) = None
     """Adds an expert of a scaling to the backbone's weights; they come back bit for bit."""
     bank_site: Callable[[str], ExpertSite] | None = None
-    """What acts at a site of a bank graph. It reads its factors from `bank_rows`."""
+    """What acts at a site of a bank graph. It reads its factors from `running_bank`."""
     bank_around: Callable[[nn.Module, Mapping[str, ExpertSite]], Undo] | None = None
     """As `around`, while bank sites are attached."""
+    bank_shared: frozenset[str] = frozenset()
+    """Factors that meet a layer's input. Layers that read the same input use them together."""
     bank_shapes: (
         Callable[[nn.Module, Sequence[str], int], dict[str, dict[str, tuple[int, ...]]]] | None
     ) = None

@@ -15,10 +15,11 @@ __all__ = [
     "EXPERT_RECORD",
     "GRAPH",
     "GRAPH_EMBEDDING",
-    "GRAPH_EXPERT_INDEX",
     "GRAPH_LOGITS",
     "GRAPH_PIXELS",
+    "GRAPH_SLOTS",
     "GRAPH_VISUAL",
+    "GRAPH_WEIGHTS",
     "IMAGE",
     "LABEL",
     "LABELS",
@@ -85,7 +86,8 @@ ENTRY = "ENTRY"
 """Digest of the model repository's entry: graph, tokenizer, record and preprocessing."""
 
 # Inputs and outputs of the graphs, beside those that the backbone names.
-GRAPH_EXPERT_INDEX = "expert_index"
+GRAPH_SLOTS = "slots"
+GRAPH_WEIGHTS = "weights"
 GRAPH_EMBEDDING = "sentence_embedding"
 GRAPH_LOGITS = "logits"
 GRAPH_PIXELS = "pixels"

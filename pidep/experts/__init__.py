@@ -1,9 +1,9 @@
 """What an expert is: tensors, files, digests, PEFT's format, and its rows in a bank. No torch.
 
 `folder` reads and writes experts, `kind` says what a kind of expert is, `kinds` has a file for
-each, `peft_format` has PEFT's folders, and `bank` stacks experts into graph inputs. The half that
-acts on a model is `pidep.adapters`. May import `pidep.artifacts`, `pidep.files`, `pidep.plugins`
-and `pidep.errors`.
+each, `mixed` is a mixture of experts by reference, `peft_format` has PEFT's folders, and `bank`
+stacks experts into graph inputs. The half that acts on a model is `pidep.adapters`. May import
+`pidep.artifacts`, `pidep.files`, `pidep.plugins` and `pidep.errors`.
 """
 
 from typing import TYPE_CHECKING
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from pidep.experts.kind import BankGroup, ExpertKind, PeftAdapter
     from pidep.experts.kind_names import kind_names
     from pidep.experts.kinds import expert_kind
+    from pidep.experts.mixed import MixedExpert
     from pidep.experts.peft_format import read_peft
 
 __all__ = [
     "BankGroup",
     "Expert",
     "ExpertKind",
+    "MixedExpert",
     "PeftAdapter",
     "check_name",
     "expert_kind",
@@ -36,6 +38,7 @@ __getattr__ = lazy_names(
         "BankGroup": "pidep.experts.kind",
         "Expert": "pidep.experts.folder",
         "ExpertKind": "pidep.experts.kind",
+        "MixedExpert": "pidep.experts.mixed",
         "PeftAdapter": "pidep.experts.kind",
         "check_name": "pidep.experts.folder",
         "expert_kind": "pidep.experts.kinds",

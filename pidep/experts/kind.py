@@ -25,6 +25,8 @@ __all__ = [
     "Sites",
     "Tensors",
     "Truncated",
+    "bank_sites",
+    "unequal_tokens",
 ]
 
 Array = npt.NDArray[np.float32]
@@ -62,6 +64,19 @@ class BankGroup:
     size: int
     """Rows that an expert has room for at a site: rank, bottleneck width, virtual tokens, or 1."""
     kind: str = "lora"
+
+
+def bank_sites(groups: Sequence[BankGroup]) -> tuple[str, ...]:
+    """The sites of a bank, each once: the last axis of the graph's `weights`."""
+    return tuple(dict.fromkeys(site for group in groups for site in group.sites))
+
+
+def unequal_tokens(lengths: Sequence[int]) -> str:
+    """Why experts with different numbers of virtual tokens cannot be mixed."""
+    return (
+        f"its parts have {' and '.join(map(str, lengths))} virtual tokens; train them with one "
+        "`rank`"
+    )
 
 
 @dataclass(frozen=True)
@@ -235,6 +250,10 @@ class ExpertKind(ABC):
     def positions_before(self, sites: Sites, groups: Sequence[BankGroup]) -> int:
         """Positions that an expert in these groups takes before the text."""
         return 0
+
+    def why_unmixable(self, parts: Sequence[Sites]) -> str:
+        """Why experts cannot be the parts of one mixture; empty where they can."""
+        return ""
 
     def check_bank(self, sites: Sites, groups: Sequence[BankGroup], *, where: str) -> None:
         """Refuse an expert that the groups have no room for.

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pidep.adapters.bank import attached_bank, rows_of
+from pidep.adapters.bank import attached_bank, bank_layout
+from pidep.adapters.bank_rows import BankLayout, BankRows, bank_rows
 from pidep.adapters.fold import folded_or_attached
-from pidep.adapters.site import bank_rows
 from pidep.artifacts import names
 from pidep.backbones.backbone import Backbone
 from pidep.errors import PidepError, UsageError
 from pidep.experts.bank import BankGroup, pack
 from pidep.experts.folder import Expert
+from pidep.export.row_ops import translations
 from pidep.inputs.row import Input, Row
 
 __all__ = ["export_bank_graph", "export_merged_graph", "export_vision_graph"]
@@ -76,8 +77,9 @@ def export_bank_graph(
 ) -> None:
     """Write the graph that has experts as inputs.
 
-    Inputs as in a merged graph, `expert_index` [B] int64, and one tensor for each group, its first
-    axis the experts'; output `sentence_embedding` [B, D] fp32, unit rows.
+    Inputs as in a merged graph, `slots` [G, K] int64 and `weights` [G, K, S] fp32 as `BankRows`
+    takes them, and one tensor for each group, its first axis the experts'; output
+    `sentence_embedding` [B, D] fp32, unit rows.
 
     Args:
         half: whether the backbone computes in fp16. Then experts are inputs in fp16, too.
@@ -92,22 +94,25 @@ def export_bank_graph(
         backbone = _copied(backbone)
         backbone.model.half()
         factors = [factor.half() for factor in factors]
-    count = torch.export.Dim("experts")
-    index = names.GRAPH_EXPERT_INDEX
+    layout = bank_layout(backbone.model, groups)
+    # Three rows in the batch, two in `slots`, five experts a row of four: torch.export fixes sizes
+    # 0 and 1 as constants, and may take equal sizes for one axis.
+    slots, weights = torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 5, len(layout.sites))
+    some, count, mixed = (torch.export.Dim(name) for name in ("slot_rows", "experts", "mixed"))
+    slots_name, weights_name = names.GRAPH_SLOTS, names.GRAPH_WEIGHTS
     signature = _Signature(
-        # Four experts, three rows: torch.export fixes sizes 0 and 1 as constants, and may take
-        # equal sizes for one axis.
-        {"inputs": inputs, index: torch.tensor([1, 2, 3]), "factors": factors},
+        {"inputs": inputs, slots_name: slots, weights_name: weights, "factors": factors},
         {
             "inputs": axes,
-            index: {0: axes["input_ids"][0]},
+            slots_name: {0: some, 1: mixed},
+            weights_name: {0: some, 1: mixed},
             "factors": [{0: count} for _ in groups],
         },
-        [*inputs, index, *(group.input for group in groups)],
+        [*inputs, slots_name, weights_name, *(group.input for group in groups)],
         names.GRAPH_EMBEDDING,
     )
     with attached_bank(backbone.model, groups):
-        _to_onnx(_Bank(backbone, groups), signature, path, opset=opset, form="bank")
+        _to_onnx(_Bank(backbone, layout), signature, path, opset=opset, form="bank")
 
 
 def export_vision_graph(backbone: Backbone, path: Path, *, opset: int) -> None:
@@ -147,18 +152,23 @@ class _Merged(nn.Module):
 
 
 class _Bank(nn.Module):
-    """Backbone and experts to embeddings; each row has its own expert's factors."""
+    """Backbone and experts to embeddings; each row has its own experts' factors."""
 
-    def __init__(self, backbone: Backbone, groups: Sequence[BankGroup]) -> None:
+    def __init__(self, backbone: Backbone, layout: BankLayout) -> None:
         super().__init__()
         self.model = backbone.model
         self.encode = backbone.forward
-        self.groups = tuple(groups)
+        self.layout = layout
 
     def forward(
-        self, inputs: dict[str, Tensor], expert_index: Tensor, factors: Sequence[Tensor]
+        self,
+        inputs: dict[str, Tensor],
+        slots: Tensor,
+        weights: Tensor,
+        factors: Sequence[Tensor],
     ) -> Tensor:
-        with bank_rows(rows_of(self.groups, factors, expert_index)):
+        like = next(iter(inputs.values()))
+        with bank_rows(BankRows(self.layout, factors, slots, weights, like=like)):
             return self.encode(**inputs)
 
 
@@ -204,6 +214,7 @@ def _to_onnx(
                 dynamic_shapes=signature.dynamic,
                 input_names=signature.inputs,
                 output_names=[signature.output],
+                custom_translation_table=translations(opset),
                 verbose=False,
                 optimize=True,
             )

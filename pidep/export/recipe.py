@@ -59,6 +59,8 @@ class Profile(BaseModel):
     """Tokens of the longest text in a batch."""
     experts: Sizes = (1, 9, 65)
     """Rows of a bank's inputs: its experts and the bare backbone."""
+    mixed: Sizes = (1, 1, 8)
+    """Experts that a row of a bank names: 1, or the parts of its mixture."""
     places: Sizes = (0, 17, 17)
     """Visual tokens; 0 where no row of a batch has an image."""
     images: Sizes = (1, 8, 64)
@@ -66,7 +68,9 @@ class Profile(BaseModel):
 
     def sizes(self) -> dict[str, Sizes]:
         """Axis name to its sizes."""
-        return {name: getattr(self, name) for name in type(self).model_fields}
+        sizes = {name: getattr(self, name) for name in type(self).model_fields}
+        # One row of slots stands for a batch whose rows all name the same expert.
+        return sizes | {"slot_rows": (1, *self.batch[1:])}
 
     @model_validator(mode="after")
     def _ascending(self) -> Profile:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pidep.artifacts.bank import BankRecord
 from pidep.experts.bank import BankGroup, check_fits
 from pidep.experts.folder import Expert
+from pidep.experts.mixed import MixedExpert, parts_of
 from pidep.experts.validation import require_within
 
-__all__ = ["check_expert", "groups_of"]
+__all__ = ["check_expert", "check_served", "groups_of"]
 
 
 def groups_of(record: BankRecord) -> tuple[BankGroup, ...]:
@@ -17,6 +20,14 @@ def groups_of(record: BankRecord) -> tuple[BankGroup, ...]:
         BankGroup(**{**dict(group), "size": group.size or record.max_rank})
         for group in record.groups
     )
+
+
+def check_served(record: BankRecord, served: Expert | MixedExpert) -> None:
+    """As `check_expert`, for each part of a mixture and for what it answers with."""
+    for part in parts_of(served):
+        check_expert(record, part)
+    if isinstance(served, MixedExpert):
+        check_expert(record, replace(served.head, sites=served.parts[0].sites))
 
 
 def check_expert(record: BankRecord, expert: Expert) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from pidep.artifacts.manifest import Manifest
 from pidep.errors import ServingError
 from pidep.experts.folder import Expert
+from pidep.experts.mixed import MixedExpert
 from pidep.runtime.bank import Bank, Residents
 from pidep.serving.refusals import Refusals, path_stamp
 from pidep.serving.store import ExpertStore
@@ -94,7 +95,7 @@ class Watcher:
         """Replace the residents by what the manifest names, as far as it can be loaded."""
         old = self.residents
         self._refusals.keep(manifest.aliases)
-        fresh: dict[str, Expert] = {}
+        fresh: dict[str, Expert | MixedExpert] = {}
         for name, digest in manifest.aliases.items():
             if old.digests.get(name) != digest and not self._refusals.waiting(name):
                 self._load(name, digest, into=fresh)
@@ -107,11 +108,11 @@ class Watcher:
         # One assignment: a batch has read the old reference or reads the new one.
         self.residents = replace(residents, refused=self._refusals.reasons())
         self._served = manifest
-        if fresh or old.rows.keys() != residents.rows.keys():
-            names = ", ".join(residents.rows)
+        if fresh or old.slots.keys() != residents.slots.keys():
+            names = ", ".join(residents.slots)
             _log.info("serving store revision %d: %s", manifest.revision, names)
 
-    def _load(self, name: str, digest: str, *, into: dict[str, Expert]) -> None:
+    def _load(self, name: str, digest: str, *, into: dict[str, Expert | MixedExpert]) -> None:
         """The version of a name, added to `into` or refused."""
         self._beat = time.monotonic()
         try:
@@ -124,7 +125,10 @@ class Watcher:
         into[name] = expert
 
     def _probed(
-        self, kept: Mapping[str, Expert], fresh: dict[str, Expert], aliases: Mapping[str, str]
+        self,
+        kept: Mapping[str, Expert | MixedExpert],
+        fresh: dict[str, Expert | MixedExpert],
+        aliases: Mapping[str, str],
     ) -> Residents:
         """The residents with those fresh experts that answer probe rows. Others leave `fresh`."""
         residents = self._bank.build({**kept, **fresh}, self.residents)

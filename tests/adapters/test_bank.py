@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pidep.adapters.bank import attached_bank, bank_groups, rows_of
+from pidep.adapters.bank import attached_bank, bank_groups, bank_layout
+from pidep.adapters.bank_rows import BankRows, bank_rows
 from pidep.adapters.kinds import KINDS
 from pidep.adapters.mixture import Mixture, attached, find_sites, fresh
-from pidep.adapters.site import bank_rows
 from pidep.errors import ExpertError
 from pidep.experts.bank import pack
 from pidep.experts.folder import Expert
@@ -92,10 +92,13 @@ def together(
     factors = [torch.from_numpy(pack(group, [None, *experts])) for group in groups]
     texts = architecture.inputs()
     count = len(experts) + 1
-    index = torch.arange(count).repeat(len(texts["input_ids"]))
+    slots = torch.arange(count).repeat(len(texts["input_ids"]))[:, None]
     inputs = {key: value.repeat_interleave(count, 0) for key, value in texts.items()}
-    with attached_bank(model, groups), bank_rows(rows_of(groups, factors, index)):
-        return architecture.read(model(**inputs)), inputs, index.tolist()
+    layout = bank_layout(model, groups)
+    weights = torch.ones(len(slots), 1, len(layout.sites))
+    rows = BankRows(layout, factors, slots, weights, like=inputs["input_ids"])
+    with attached_bank(model, groups), bank_rows(rows):
+        return architecture.read(model(**inputs)), inputs, slots[:, 0].tolist()
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -13,18 +13,15 @@ import onnx
 import pytest
 import torch
 
-from pidep.adapters.kinds import KINDS
 from pidep.adapters.mixture import Mixture, attached
 from pidep.errors import ExpertError, ServingError
-from pidep.experts.bank import positions_before
 from pidep.experts.folder import write_expert
+from pidep.files.digest import file_digest
 from pidep.inputs.row import Row
 from pidep.inputs.template import Template
 from pidep.runtime import Answer, Bank, Residents, softmax
-from pidep.runtime.fit import groups_of
 from pidep.tuning.predict_file import predict_file
 from pidep.tuning.settings import PredictSettings
-from tests.adapters.test_bank import experts_of
 from tests.conftest import make_expert
 from tests.runtime.exported import export_bank_folder
 
@@ -117,7 +114,7 @@ def test_rows_of_unchanged_experts_are_kept(tiny: Any, bank_folder: Path) -> Non
     bank = Bank(bank_folder)
     one = bank.build({"a": make_expert(tiny, seed=1)})
     two = bank.build({"0": make_expert(tiny, seed=2), "a": make_expert(tiny, seed=1)}, one)
-    assert two.rows == {"0": 1, "a": 2}
+    assert two.slots == {"0": (1,), "a": (2,)}
     for name, array in one.factors.items():
         assert np.array_equal(array[1], two.factors[name][2])
 
@@ -138,38 +135,28 @@ def test_a_changed_graph_is_refused(bank_folder: Path, tmp_path: Path) -> None:
         Bank(tmp_path / "1")
 
 
+def test_a_graph_of_an_older_export_is_refused(bank_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "1"
+    shutil.copytree(bank_folder, folder)
+    model = onnx.load(folder / "model.onnx")
+    (slots,) = (one for one in model.graph.input if one.name == "slots")
+    for node in model.graph.node:
+        node.input[:] = ["expert_index" if one == "slots" else one for one in node.input]
+    slots.name = "expert_index"
+    onnx.save(model, folder / "model.onnx")
+    record = json.loads((folder / "bank.json").read_text())
+    record["graph_digest"] = file_digest(folder / "model.onnx")
+    (folder / "bank.json").write_text(json.dumps(record))
+    with pytest.raises(ServingError, match=r"takes no 'slots'.*pidep export --form bank"):
+        Bank(folder)
+
+
 @pytest.mark.parametrize("name", ["bank.json", "model.onnx", "tokenizer.json"])
 def test_a_missing_file_is_named(bank_folder: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(bank_folder, tmp_path / "1")
     (tmp_path / "1" / name).unlink()
     with pytest.raises(ServingError, match=rf"1/{name}: no"):
         Bank(tmp_path / "1")
-
-
-def test_experts_of_every_kind_share_a_batch(tiny: Any, tmp_path: Path) -> None:
-    experts = {
-        f"{kind}-{number}": expert
-        for kind in KINDS
-        for number, expert in enumerate(experts_of(tiny.model, kind))
-    }
-    experts = {
-        name: replace(
-            make_expert(tiny), sites=one.sites, kind=one.kind, scaling=one.scaling, max_length=32
-        )
-        for name, one in experts.items()
-    }
-    bank = Bank(export_bank_folder(tiny, tmp_path, kinds=list(KINDS)))
-    residents = bank.build(experts)
-    # Longer than a prompt leaves room for: the text is cut, and its row is answered.
-    texts = [*TEXTS[:2], " ".join(["good film"] * 30)]
-    names = [name for name in ("@backbone", *experts) for _ in texts]
-    found = answers(bank, residents, texts * (len(experts) + 1), names)
-    for place, (name, answer) in enumerate(zip(names, found, strict=True)):
-        expert = experts.get(name)
-        taken = 0 if expert is None else positions_before(expert, groups_of(bank.record))
-        with attached(tiny.model, None if expert is None else Mixture.of([expert])):
-            expected = tiny.encode([texts[place % len(texts)]], max_length=32 - taken)
-        np.testing.assert_allclose(answer.embedding, expected[0], atol=2e-6, rtol=0, err_msg=name)
 
 
 def test_the_exporters_own_paths_are_not_in_a_graph(bank_folder: Path) -> None:

@@ -73,21 +73,24 @@ def write_small_bank(repo: Path) -> Path:
     ]
     constants = [
         _words(),
-        helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
+        helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3]),
         helper.make_tensor("last", TensorProto.INT64, [1], [1]),
         helper.make_tensor("step", TensorProto.FLOAT, [1, WIDTH], [0.01, 0.0, 0.0, 0.0]),
     ]
     nodes = [
-        helper.make_node("Gather", ["lora_a_4", "expert_index"], ["rows"], axis=0),
+        helper.make_node("Gather", ["lora_a_4", "slots"], ["rows"], axis=0),
         helper.make_node("ReduceMean", ["rows", "axes"], ["expert"], keepdims=0),
         helper.make_node("Gather", ["words_of", "input_ids"], ["ids"], axis=0),
         helper.make_node("ReduceSum", ["ids", "last"], ["words"], keepdims=1),
         helper.make_node("Mul", ["words", "step"], ["text"]),
         helper.make_node("Add", ["expert", "text"], ["sentence_embedding"]),
     ]
-    index = helper.make_tensor_value_info("expert_index", TensorProto.INT64, ["B"])
+    slots = helper.make_tensor_value_info("slots", TensorProto.INT64, ["G", "K"])
+    weights = helper.make_tensor_value_info("weights", TensorProto.FLOAT, ["G", "K", 1])
     output = helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["B", WIDTH])
-    _save(nodes, [*_text_inputs(), index, *factors], output, constants, folder / "model.onnx")
+    _save(
+        nodes, [*_text_inputs(), slots, weights, *factors], output, constants, folder / "model.onnx"
+    )
     BankRecord(
         backbone_digest="sha256:tiny",
         graph_digest=file_digest(folder / "model.onnx"),

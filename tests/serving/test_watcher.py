@@ -47,7 +47,7 @@ def until(holds: Callable[[], bool]) -> None:
 def test_an_empty_store_serves_nobody(bank: Bank, store: ExpertStore) -> None:
     watcher = Watcher(bank, store)
     watcher.refresh()
-    assert watcher.residents.rows == {}
+    assert watcher.residents.slots == {}
 
 
 def test_it_serves_the_manifest(bank: Bank, store: ExpertStore) -> None:
@@ -368,7 +368,7 @@ def test_a_name_that_is_taken_out_is_no_longer_served(bank: Bank, store: ExpertS
     watcher.refresh()
     Manifest(revision=2, aliases={}).write(store.folder)
     watcher.refresh()
-    assert watcher.residents.rows == {}
+    assert watcher.residents.slots == {}
 
 
 def test_it_follows_until_it_is_stopped(bank: Bank, store: ExpertStore) -> None:

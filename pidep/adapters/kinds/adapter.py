@@ -8,11 +8,11 @@ A decoder's cross-attention counts as attention.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from pidep.adapters import row_ops
 from pidep.adapters.dense import dense_layers, widths
 from pidep.adapters.site import AdapterKind, Array, BankSite, LayerSite, drawn_first, to_array
 from pidep.experts.kinds.adapter import KIND as ADAPTER
@@ -72,15 +72,18 @@ class AdapterSite(LayerSite):
 
 
 class AdapterBankSite(BankSite):
-    """A dense layer followed by the adapter of each row's own expert."""
+    """A dense layer followed by the adapters of each row's own expert, mixed on their outputs."""
 
     kind = ADAPTER.name
 
-    def act(self, x: Tensor, y: Tensor, own: Mapping[str, Tensor]) -> Tensor:
-        """y + up(relu(down(y)))."""
-        bias = own["hidden_bias"].transpose(-1, -2)  # [B, 1, W]
-        hidden = torch.relu(y @ own["down"].transpose(-1, -2) + bias)
-        return y + hidden @ own["up"] + own["bias"]
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        """y + Σₖ wₖ upₖ(relu(downₖ(y)))."""
+        bias = self.own("hidden_bias").transpose(-1, -2)  # [G, 1, K·W]
+        down = row_ops.matmul(y, self.own("down"), transposed=True)
+        # Weights after relu: outputs are mixed.
+        hidden = row_ops.multiply(torch.relu(row_ops.add(down, bias)), self.weights("down"))
+        up_bias = row_ops.matmul(self.weights("bias"), self.own("bias"))  # [G, 1, D]
+        return row_ops.add(y + row_ops.matmul(hidden, self.own("up")), up_bias)
 
 
 def _candidates(model: nn.Module) -> list[str]:

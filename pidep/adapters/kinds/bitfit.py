@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from pidep.adapters import row_ops
 from pidep.adapters.dense import is_dense
 from pidep.adapters.site import AdapterKind, BankSite, LayerSite
 from pidep.experts.kinds.bitfit import KIND as BITFIT
@@ -24,13 +24,13 @@ class BitfitSite(LayerSite):
 
 
 class BitfitBankSite(BankSite):
-    """A layer with a bias, plus the offset of each row's own expert."""
+    """A layer with a bias, plus the offsets of each row's own expert."""
 
     kind = BITFIT.name
 
-    def act(self, x: Tensor, y: Tensor, own: Mapping[str, Tensor]) -> Tensor:
-        """y + δ on the last axis."""
-        return y + own["bias"]
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        """y + Σₖ wₖ δₖ on the last axis."""
+        return row_ops.add(y, row_ops.matmul(self.weights("bias"), self.own("bias")))
 
 
 def _candidates(model: nn.Module) -> list[str]:

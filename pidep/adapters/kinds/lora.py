@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pidep.adapters import row_ops
+from pidep.adapters.bank_rows import running_bank
 from pidep.adapters.dense import dense_layers, linear_at, widths
 from pidep.adapters.site import (
     AdapterKind,
@@ -110,13 +113,29 @@ def _joined(parts: Sequence[Tensor], like: Tensor, axis: int) -> Tensor:
 
 
 class LoraBankSite(BankSite):
-    """A dense layer plus the LoRA of each row's own expert."""
+    """A dense layer plus the LoRAs of each row's own expert: y + Σₖ wₖ (x Aₖᵀ) Bₖ."""
 
     kind = LORA.name
 
-    def act(self, x: Tensor, y: Tensor, own: Mapping[str, Tensor]) -> Tensor:
-        """y + (x Aᵀ) B."""
-        return y + lora_bank(x, own["A"], own["B"])
+    def forward(self, x: Tensor, *more: Any, **options: Any) -> Tensor:
+        """The layer, the LoRAs added before its bias."""
+        base = self.base
+        # By class: a layer of another class, or one that is wrapped, may do more than a product.
+        if type(base) is not nn.Linear or x.dim() < 3:
+            return super().forward(x, *more, **options)
+        # Bias last, as in the bare graph: ONNX Runtime fuses it with what follows, such as an
+        # activation, or a residual sum and its LayerNorm.
+        y = nn.functional.linear(x, base.weight) + self._added(x)
+        return y if base.bias is None else y + base.bias
+
+    def act(self, x: Tensor, y: Tensor) -> Tensor:
+        """y + Σₖ wₖ (x Aₖᵀ) Bₖ."""
+        return y + self._added(x)
+
+    def _added(self, x: Tensor) -> Tensor:
+        # The weights act on x Aᵀ, the smallest of the tensors.
+        hidden = running_bank().hidden(self.kind, "A", self.name, x)
+        return row_ops.matmul(hidden, self.own("B"))
 
 
 @contextmanager
@@ -163,4 +182,5 @@ KIND = AdapterKind(
     place="Linear",
     fold=_fold,
     bank_site=LoraBankSite,
+    bank_shared=frozenset({"A"}),
 )

@@ -24,10 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pidep.adapters import row_ops
 from pidep.adapters.attention import route
+from pidep.adapters.bank_rows import running_bank
 from pidep.adapters.forward_facts import forward_facts
 from pidep.adapters.positions import shift, shift_rows
-from pidep.adapters.site import AdapterKind, Array, ExpertSite, Tensors, Undo, row_factors, to_array
+from pidep.adapters.site import AdapterKind, Array, ExpertSite, Tensors, Undo, to_array
 from pidep.errors import ExpertError
 from pidep.experts.kinds.prefix import KIND as PREFIX
 
@@ -105,7 +107,7 @@ class PrefixSite(ExpertSite):
 
 
 class PrefixBankSite(PrefixSite):
-    """The prefix of each row's own expert at one attention layer.
+    """The prefixes of each row's own expert at one attention layer, mixed on their outputs.
 
     Virtual tokens that a row's expert does not have are hidden.
     """
@@ -115,11 +117,22 @@ class PrefixBankSite(PrefixSite):
         self.name = name
 
     def acting(self) -> Mapping[str, Tensor]:
-        """`key` and `value` `[B, n·P, H]`, `bias` `[B, 1, n·P]`."""
-        own = row_factors(PREFIX.name, self.name)
+        """`key` and `value` `[B, K·P, H]`, `bias` `[B, 1, K·P]`."""
+        bank = running_bank()
+        key, value, live, bias = (
+            bank.own(PREFIX.name, factor, self.name) for factor in ("key", "value", "live", "bias")
+        )
         # Not a multiple of `live`: where it is 1, the bias must stay what it is, bit for bit.
-        bias = own["bias"] + (1 - own["live"]) * IDLE_BIAS  # [B, P, 1]
-        return {"key": own["key"], "value": own["value"], "bias": bias.transpose(1, 2)}
+        bias = (bias + (1 - live) * IDLE_BIAS).transpose(1, 2)  # [G, 1, K·P]
+        # log w is added to scores: the attention's softmax turns the sum into a factor w. Slot 0
+        # has weight 0, and its tokens are idle already.
+        share = bank.weights(PREFIX.name, "bias", self.name)
+        strength = torch.log(share.clamp(min=torch.finfo(share.dtype).tiny))
+        return {
+            "key": bank.expanded(key),
+            "value": bank.expanded(value),
+            "bias": bank.expanded(row_ops.add(bias, strength)),
+        }
 
 
 def _bank_around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
@@ -128,8 +141,10 @@ def _bank_around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:
     first = next(iter(sites))
 
     def by() -> Tensor | None:
-        shift = row_factors(PREFIX.name, first).get("shift")
-        return None if shift is None else shift.flatten(1).to(torch.int64)  # [B, 1]
+        bank = running_bank()
+        # All experts of a mixture take the same positions, and slot 0 takes none.
+        shift = bank.own(PREFIX.name, "shift", first).amax(1)  # [G, 1]
+        return bank.expanded(shift).to(torch.int64)
 
     if _in_peft(model, list(sites)):
         undo.append(shift_rows(model, by))

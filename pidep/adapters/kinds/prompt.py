@@ -16,9 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pidep.adapters import row_ops
+from pidep.adapters.bank_rows import running_bank
 from pidep.adapters.forward_facts import forward_facts
 from pidep.adapters.positions import check_room, default_positions, text_reader
-from pidep.adapters.site import AdapterKind, ExpertSite, Undo, row_factors
+from pidep.adapters.site import AdapterKind, ExpertSite, Undo
 from pidep.errors import ExpertError
 from pidep.experts.kinds.prompt import KIND as PROMPT
 
@@ -139,7 +141,7 @@ class PromptSite(ExpertSite):
 
 
 class PromptBankSite(PromptSite):
-    """The prompt of each row's own expert; virtual tokens that it does not have are hidden.
+    """The prompts of each row's own expert, averaged; tokens that it does not have are hidden.
 
     A short prompt stands right before the text, with idle tokens before it. Positions count from
     the prompt, so the text of a row without a prompt has the positions that it always had.
@@ -152,19 +154,23 @@ class PromptBankSite(PromptSite):
     @property
     def length(self) -> int:
         """P of the longest prompt that the bank has room for."""
-        return int(self._own()["prompt"].shape[1])
+        return running_bank().size(PROMPT.name, "prompt", self.name)
 
     def prompt(self, batch: int) -> Tensor:
-        """`[B, P, D]`, zeros for idle tokens."""
-        return self._own()["prompt"]
+        """`[B, P, D]`, zeros for idle tokens: Σₖ wₖ promptₖ."""
+        bank = running_bank()
+        share = bank.weights(PROMPT.name, "prompt", self.name).transpose(1, 2)  # [G, K·P, 1]
+        weighed = row_ops.multiply(bank.own(PROMPT.name, "prompt", self.name), share)
+        tokens = weighed.reshape(weighed.shape[0], -1, self.length, weighed.shape[2])
+        return bank.expanded(tokens.sum(1))
 
     def seen(self, mask: Tensor) -> Tensor:
         """1 for the virtual tokens that a row's expert has."""
-        return self._own()["live"].flatten(1).to(mask.dtype)
+        return self._live().to(mask.dtype)
 
     def moved(self, positions: Tensor | None, reader: nn.Module, count: int) -> Tensor:
         """As `PromptSite.moved`, by each row's own number of virtual tokens."""
-        device = self._own()["live"].device
+        device = self._live().device
         # Explicit, because the model would count idle tokens as well.
         first = default_positions(reader, count, device)
         text = first if positions is None else positions
@@ -179,10 +185,13 @@ class PromptBankSite(PromptSite):
         return positions + self._count()
 
     def _count(self) -> Tensor:  # [B, 1] int64
-        return self._own()["live"].sum(1).to(torch.int64)
+        return self._live().sum(1, keepdim=True).to(torch.int64)
 
-    def _own(self) -> Mapping[str, Tensor]:
-        return row_factors(PROMPT.name, self.name)
+    def _live(self) -> Tensor:  # [B, P], 1 for each virtual token
+        bank = running_bank()
+        live = bank.own(PROMPT.name, "live", self.name)  # [G, K·P, 1]
+        # All experts of a mixture have the same tokens, and slot 0 has none.
+        return bank.expanded(live.reshape(live.shape[0], -1, self.length).amax(1))
 
 
 def _bank_around(model: nn.Module, sites: Mapping[str, ExpertSite]) -> Undo:

@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.errors import ExpertError
-from pidep.experts.kind import Array, BankGroup, ExpertKind, PeftAdapter, Sites, Tensors
+from pidep.experts.kind import (
+    Array,
+    BankGroup,
+    ExpertKind,
+    PeftAdapter,
+    Sites,
+    Tensors,
+    unequal_tokens,
+)
 from pidep.experts.peft_format import in_layer_order, joined, virtual_tokens
 
 __all__ = ["KIND"]
@@ -69,8 +77,16 @@ class _Prefix(ExpertKind):
         """P where every attention layer has a prefix, as in PEFT; else 0."""
         if not any(set(sites) == set(group.sites) for group in groups if group.factor == "shift"):
             return 0
+        return self._positions(sites)
+
+    def _positions(self, sites: Sites) -> int:
         first = next(iter(sites.values()))
         return int(first["bias"].shape[1]) if "bias" in first else len(first["key"])
+
+    def why_unmixable(self, parts: Sequence[Sites]) -> str:
+        """Prefixes that take different numbers of positions before the text."""
+        lengths = sorted({self._positions(sites) for sites in parts})
+        return "" if len(lengths) == 1 else unequal_tokens(lengths)
 
     def written_for_peft(self, sites: Sites, *, peft_can: bool | None) -> bool:
         """Only where PEFT is known to run it: every layer of one stack, and no bias."""

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pidep.experts.kind import Array, BankGroup, ExpertKind, PeftAdapter, Sites, Tensors
+from pidep.experts.kind import (
+    Array,
+    BankGroup,
+    ExpertKind,
+    PeftAdapter,
+    Sites,
+    Tensors,
+    unequal_tokens,
+)
 from pidep.experts.peft_format import joined, virtual_tokens
 
 __all__ = ["KIND"]
@@ -46,6 +54,11 @@ class _Prompt(ExpertKind):
     def positions_before(self, sites: Sites, groups: Sequence[BankGroup]) -> int:
         """One for each virtual token."""
         return max(len(tensors["prompt"]) for tensors in sites.values())
+
+    def why_unmixable(self, parts: Sequence[Sites]) -> str:
+        """Prompts of different lengths: they are averaged token by token."""
+        lengths = sorted({self.positions_before(sites, ()) for sites in parts})
+        return "" if len(lengths) == 1 else unequal_tokens(lengths)
 
     def written_for_peft(self, sites: Sites, *, peft_can: bool | None) -> bool:
         """Unless PEFT is known not to run it; PEFT has one prompt, so one site."""

@@ -21,7 +21,7 @@ def lora_bank(
     """base plus each row's own LoRA: factors a[i] and b[i], or a[expert[i]] and b[expert[i]].
 
     On a GPU, with `expert` and without gradients, one launch reads each row's factors in place.
-    Elsewhere the factors are gathered first. The bank graph is exported from that path.
+    Elsewhere the factors are gathered first.
 
     Raises:
         ValueError: shapes do not fit together; the message names them.

@@ -1,4 +1,4 @@
-"""Plain torch: the bank graph is exported from it, and per-sample gradients run through it."""
+"""Plain torch; per-sample gradients run through it."""
 
 from __future__ import annotations
 
