@@ -39,7 +39,7 @@ def test_cuda_computes_in_fp32(graph: Path, monkeypatch: pytest.MonkeyPatch) -> 
         lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
     )
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *_, providers: given.extend(providers)
+        onnxruntime, "InferenceSession", lambda *_, providers, **__: given.extend(providers)
     )
     open_session(graph, file_digest(graph))
     assert given == [("CUDAExecutionProvider", {"use_tf32": 0}), ("CPUExecutionProvider", {})]
@@ -62,6 +62,52 @@ def test_the_option_reaches_onnxruntimes_native_session(
     monkeypatch.setattr(collection.C, "InferenceSession", Native)
     open_session(graph, file_digest(graph))
     assert reached == [{"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}]
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_fusions_that_slow_the_cpu_are_off_where_the_cpu_computes(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, cuda: bool
+) -> None:
+    given: list[Any] = []
+    names = ["CUDAExecutionProvider"] * cuda + ["CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda *_, disabled_optimizers, **__: given.append(disabled_optimizers),
+    )
+    open_session(graph, file_digest(graph))
+    assert given == [None if cuda else ["SkipLayerNormFusion", "BiasGeluFusion"]]
+
+
+def test_the_sum_before_a_layer_norm_is_not_fused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the names that this onnxruntime knows: an unknown name would be dropped silently."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3, 4]) for name in "aby"]
+    scale, bias = (helper.make_tensor(name, TensorProto.FLOAT, [4], [1.0] * 4) for name in "st")
+    nodes = [
+        helper.make_node("Add", ["a", "b"], ["x"]),
+        helper.make_node("LayerNormalization", ["x", "s", "t"], ["y"], axis=-1),
+    ]
+    graph = helper.make_graph(nodes, "norm", ends[:2], ends[2:], [scale, bias])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    options = onnxruntime.SessionOptions
+    written = tmp_path / "optimised.onnx"
+
+    def recording() -> Any:
+        made = options()
+        made.optimized_model_filepath = str(written)
+        return made
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", recording)
+    open_session(path, file_digest(path))
+    kept = {node.op_type for node in onnx.load(written).graph.node}
+    onnxruntime.InferenceSession(path.read_bytes(), recording())
+    fused = {node.op_type for node in onnx.load(written).graph.node}
+    assert "SkipLayerNormalization" in fused - kept
 
 
 @pytest.mark.gpu
