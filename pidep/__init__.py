@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         swap,
         tune,
     )
+    from pidep.errors import PidepError
     from pidep.experts.folder import Expert
     from pidep.serving.async_client import AsyncClient
     from pidep.serving.client import Client
@@ -45,6 +46,7 @@ __all__ = [
     "Client",
     "Expert",
     "Mixture",
+    "PidepError",
     "Pool",
     "Request",
     "Task",
@@ -64,6 +66,7 @@ _HOMES = {
     "Client": "pidep.serving.client",
     "Expert": "pidep.experts.folder",
     "Mixture": "pidep.adapters.mixture",
+    "PidepError": "pidep.errors",
     "Pool": "pidep.similarity.pool",
     "Request": "pidep.serving.request",
     "Task": "pidep.tasks.task",

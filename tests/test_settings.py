@@ -102,18 +102,6 @@ def test_a_missing_value_is_named() -> None:
         ("rnk: 1", r"sample\.yaml: unknown key 'rnk'"),
         ("[1]", r"sample\.yaml: expected a mapping of settings, found list"),
         ("{", r"sample\.yaml: not readable as YAML"),
-    ],
-)
-def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "sample.yaml"
-    path.write_text(text)
-    with pytest.raises(UsageError, match=message):
-        read_settings(Sample, path, {"task": "film"}, where="sample")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
         (f"other: {'[' * 5000}{']' * 5000}", r"not readable as YAML \(nested too deeply\)$"),
         (f"rank: {'9' * 5001}", r"not readable as YAML \(Exceeds the limit"),
         ("rank: 2026-13-45", r"not readable as YAML \(month must be in 1\.\.12\)"),
@@ -127,7 +115,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
         ('"\\ud83d": 1', r"sample\.yaml: a key '\\ud83d' is not UTF-8"),
     ],
 )
-def test_what_no_setting_can_hold_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_a_wrong_file_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "sample.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=message) as error:

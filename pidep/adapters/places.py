@@ -189,7 +189,9 @@ def skeleton(
         # Sites and shapes need no weights: a large model is surveyed in seconds.
         with torch.device("meta"):
             model: nn.Module = (
-                AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+                AutoModel.from_config(  # type: ignore[no-untyped-call]
+                    config, trust_remote_code=False
+                )
                 if name is None
                 else getattr(transformers, name)._from_config(config)
             )

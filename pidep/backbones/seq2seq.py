@@ -4,9 +4,10 @@ answer.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def padded(rows: Sequence[Sequence[int]], *, value: int) -> tuple[Tensor, Tensor
     return ids, mask
 
 
-class ModelCalls:
+class ModelCalls(ABC):
     """Calls of an encoder-decoder with transformers' usual interface for texts.
 
     T5, BART and others have it.
@@ -122,9 +123,9 @@ class ModelCalls:
         """The text as the encoder gets it."""
         return text
 
+    @abstractmethod
     def see(self, pixels: Tensor) -> Tensor:  # [N, 3, S, S] to [N, V, D]
         """Images to visual tokens."""
-        raise NotImplementedError
 
     def encode(
         self, texts: Sequence[Sequence[int]], visual: Tensor | None, image_rows: Sequence[int]
@@ -170,6 +171,10 @@ def _outputs(encoded: Encoded) -> Any:
 
 class TextToText(ModelCalls):
     """T5, BART and others."""
+
+    def see(self, pixels: Tensor) -> NoReturn:
+        """Raises `BackboneError`: there is nothing to see with."""
+        raise BackboneError(f"{type(self.model).__name__} reads no images")
 
 
 class Florence(ModelCalls):

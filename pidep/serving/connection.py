@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from pidep.serving.request import (
 __all__ = ["Connection"]
 
 
-class Connection:
+class Connection(ABC):
     """A connection to one model. A subclass names its transports and sends the requests."""
 
     _transports: ClassVar[Mapping[Protocol, str]]
@@ -69,9 +70,9 @@ class Connection:
         self._client: Any = None
         self._connect()
 
+    @abstractmethod
     def _connect(self) -> None:
         """Make the client of tritonclient where this is the time for it."""
-        raise NotImplementedError
 
     def _new_client(self) -> Any:
         return self._triton.InferenceServerClient(self._url, **self._per_connection)

@@ -6,9 +6,14 @@ left to the exhaustive tests.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch import nn
+
+from tests.adapters.small_experts import model_of, trace_of
+from tests.adapters.zoo import ZOO, Architecture
 
 SLOW = {
     "BART",
@@ -55,3 +60,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             test.startswith("test_with_a_cache") and found & SLOW and not found & CACHED
         ):
             item.add_marker(pytest.mark.exhaustive)
+
+
+@pytest.fixture
+def architecture(name: str) -> Architecture:
+    return ZOO[name]
+
+
+@pytest.fixture
+def model(name: str) -> Iterator[nn.Module]:
+    found = model_of(name)
+    before = trace_of(found)
+    yield found
+    assert trace_of(found) == before

@@ -12,7 +12,7 @@ from torch import Tensor
 from pidep.adapters.kinds import KINDS
 from pidep.adapters.mixture import attached
 from pidep.errors import ExpertError
-from tests.adapters.test_kinds import make, mixture_of
+from tests.adapters.small_experts import make, mixture_of
 from tests.adapters.zoo import FITS, LENGTH, ZOO
 
 GENERATORS = {

@@ -19,7 +19,7 @@ from pidep.adapters.places import parameters_of, skeleton, survey
 from pidep.adapters.tested import EVERY, TESTED
 from pidep.cli import main
 from pidep.errors import BackboneError, ExpertError
-from tests.adapters.test_kinds import model_of
+from tests.adapters.small_experts import model_of
 from tests.adapters.zoo import FITS, ZOO
 
 BY_CONFIG = [name for name, architecture in ZOO.items() if not architecture.model_type]

@@ -250,7 +250,7 @@ def test_progress_and_result_of_a_run(
 
 @pytest.mark.parametrize("form", ["pandas", "datasets"])
 def test_rows_of_pandas_and_of_datasets(form: str, backbone: Any, tmp_path: Path) -> None:
-    module = pytest.importorskip(form)
+    module = import_module(form)
     rows = module.DataFrame(ROWS) if form == "pandas" else module.Dataset.from_list(ROWS)
     task = pidep.Task.from_rows(rows, name="film", max_length=12)
     one = pidep.tune(task, backbone=backbone, out=tmp_path / "one", **QUICK)

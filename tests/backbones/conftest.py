@@ -22,9 +22,17 @@ ALSO = {
 """Exceptions: a batch of images and texts, and a decoder that reads the prompt once for each
 candidate of a row.
 """
+UNFIT = {("T5", "bitfit"), ("BLIP captions", "prefix"), ("BLIP answers", "prefix")}
+"""Models and kinds that do not go together; `tests/adapters` checks that they are refused."""
+
+
+def _fits(item: pytest.Item) -> bool:
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return (params.get("name"), params.get("kind")) not in UNFIT
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if _fits(item)]
     for item in items:
         test = getattr(item, "originalname", "")
         if test in WITH_A_MODEL:

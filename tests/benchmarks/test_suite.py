@@ -171,7 +171,6 @@ def test_predictions_are_compared_with_the_gain_of_helpers() -> None:
 def test_cells_are_found_again_and_what_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("torch")
     cells = whole()[:-1]
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "suite.json").write_text(
@@ -197,7 +196,6 @@ def test_cells_are_found_again_and_what_is_missing_is_named(
 
 
 def test_pairs_need_their_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch")
     from pidep.lab import compare_grid
 
     class NoGrid:

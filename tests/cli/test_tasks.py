@@ -66,7 +66,6 @@ def test_the_list_for_machines(inside: Inside) -> None:
 def test_three_rows_of_each_label_and_only_they_are_drawn(
     inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("material")
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path / "cache"))
     done = inside("tasks", "vl/badge", "--json")
     assert done.code == 0
@@ -89,7 +88,6 @@ def test_three_rows_of_each_label_and_only_they_are_drawn(
 def test_choices_of_each_row_have_a_star_at_the_right_one(
     inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("material")
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path / "cache"))
     blocks = inside("tasks", "vl/caption").out.split("\n\n")[1:]
     starred = [[line[2] == "*" for line in block.splitlines()[1:]] for block in blocks]
@@ -121,7 +119,6 @@ def test_an_export_is_the_same_task(name: str, inside: Inside, tmp_path: Path) -
 def test_an_export_brings_the_pictures_to_choose_from(
     inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("material")
     from pidep.gallery.suite import files
     from pidep.gallery.suite.row import Sides
 

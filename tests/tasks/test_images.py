@@ -15,8 +15,6 @@ from pidep.errors import TaskError
 from pidep.inputs.images import Preprocess, load_image
 from pidep.tasks.images import image_folder, parquet_images
 
-pyarrow = pytest.importorskip("pyarrow")
-
 
 def png(shade: int) -> bytes:
     out = io.BytesIO()
@@ -112,7 +110,8 @@ def test_hugging_faces_pairs_bytes_and_paths(tmp_path: Path) -> None:
 
 
 def test_what_datasets_writes_is_read(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     pairs = {"image": [{"bytes": png(50), "path": None}]}
     table = datasets.Dataset.from_dict(
         pairs, features=datasets.Features({"image": datasets.Image()})

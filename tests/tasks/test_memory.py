@@ -27,12 +27,14 @@ def digests(data: TaskData) -> tuple[str, str]:
 
 
 def as_pandas(rows: list[dict[str, Any]]) -> Any:
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     return pandas.DataFrame(rows)
 
 
 def as_dataset(rows: list[dict[str, Any]]) -> Any:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     names = ["neg", "pos"]
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}

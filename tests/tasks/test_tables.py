@@ -75,7 +75,8 @@ def test_what_csv_writes_is_read_back(
 @settings(max_examples=30, deadline=None)
 @given(rows=tables)
 def test_what_json_and_pandas_write_is_read_back(folder: Path, rows: list[dict[str, str]]) -> None:
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     lines, listed = folder / "a.jsonl", folder / "a.json"
     lines.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     listed.write_text(json.dumps(rows, indent=1), "utf-8")

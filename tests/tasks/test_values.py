@@ -139,7 +139,9 @@ def test_values_that_are_not_text_are_refused_with_row_and_column(given: Any, me
 
 
 def test_the_same_from_pandas_and_datasets_and_parquet(tmp_path: Path) -> None:
-    pandas, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
+    import datasets
+    import pandas
+
     rows = [{"text": [f"a{number}"], "label": ["x", "y"][number % 2]} for number in range(10)]
     forms = [rows, pandas.DataFrame(rows), datasets.Dataset.from_list(rows)]
     for form in forms:
@@ -230,7 +232,8 @@ def test_test_rows_without_labels_may_have_empty_fields_in_a_csv(tmp_path: Path)
 
 
 def test_a_folder_of_parquet_and_a_glob_give_the_rows_of_one_file(tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     rows = [{"text": f"row {number}", "label": "xy"[number % 2]} for number in range(40)]
     (tmp_path / "parts").mkdir()
     for part in range(4):
@@ -246,7 +249,8 @@ def test_a_folder_of_parquet_and_a_glob_give_the_rows_of_one_file(tmp_path: Path
 
 
 def test_a_folder_of_parquet_with_images(tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     rows = [{"image": png(number), "label": "xy"[number % 2]} for number in range(12)]
     for part in range(2):
         pandas.DataFrame(rows[part::2]).to_parquet(tmp_path / f"{part}.parquet")
@@ -256,7 +260,8 @@ def test_a_folder_of_parquet_with_images(tmp_path: Path) -> None:
 
 
 def test_folders_that_name_columns(tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     rows = [{"text": f"row {number}", "label": ["x y", "z"][number % 2]} for number in range(40)]
     pandas.DataFrame(rows).to_parquet(tmp_path / "parts", partition_cols=["label"])
     assert (tmp_path / "parts" / "label=x%20y").is_dir(), (

@@ -16,7 +16,7 @@ from pidep.experts.folder import Expert, write_expert
 from pidep.inputs.row import Row
 from pidep.tuning.generate import GeneratedAnswer, generate
 from pidep.tuning.settings import GenerateSettings
-from tests.adapters.test_kinds import make
+from tests.adapters.small_experts import make
 from tests.backbones.tiny_models import folder_of, loaded, picture, rows_of
 from tests.cli.run import Done, assert_refused
 from tests.conftest import make_expert

@@ -16,7 +16,7 @@ from pidep.experts.folder import write_expert
 from pidep.inputs.row import Row
 from pidep.training.scorer import predict_logits, scorer_for_expert
 from pidep.tuning.predict import predict
-from tests.adapters.test_kinds import make
+from tests.adapters.small_experts import make
 from tests.backbones.tiny_models import folder_of, loaded
 from tests.conftest import make_expert
 

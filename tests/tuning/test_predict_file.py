@@ -21,7 +21,7 @@ from pidep.inputs.template import Template
 from pidep.tuning.predict import predict
 from pidep.tuning.predict_file import WrongRows, predict_file
 from pidep.tuning.settings import PredictSettings
-from tests.adapters.test_kinds import make
+from tests.adapters.small_experts import make
 from tests.backbones.tiny_models import folder_of, loaded
 from tests.cli.run import Done
 from tests.conftest import make_expert, png

@@ -181,7 +181,7 @@ def test_a_label_likelihood_can_be_certain() -> None:
 
 
 def expert_of(backbone: EncoderDecoder, *, free: bool) -> Expert:
-    from tests.adapters.test_kinds import make
+    from tests.adapters.small_experts import make
 
     sites = make(
         backbone.model, "lora", seed=0, patterns=("*SelfAttention.q", "*EncDecAttention.v")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from string import Template
 from typing import TYPE_CHECKING
 
+from pidep.errors import PidepError
 from pidep.lab.report.answers import classes_section, confusion_section, mistakes_section
 from pidep.lab.report.decision import decision_section
 from pidep.lab.report.look import STYLE
@@ -70,22 +72,43 @@ The method is <a href="$paper">π-Tuning (arXiv 2304.14381)</a>.</p></footer>
 """)
 
 
+def _body(run: Run, key: str, make: Callable[[], str]) -> str:
+    """A section.
+
+    Raises:
+        PidepError: the run's records hold values that pidep does not write.
+    """
+    try:
+        return make()
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise PidepError(
+            f"run {run.name!r}: its records cannot be shown as {SECTIONS[key]!r} "
+            f"({type(error).__name__}: {reason}); was a file of the run edited? Tune it again"
+        ) from error
+
+
 def page(run: Run, near: Neighbourhood | None, evaluation: Evaluation | None) -> str:
-    """The whole page about a run."""
-    bodies = {
-        "asked": settings_section(run),
-        "result": result_section(run),
-        "decision": decision_section(run),
-        "curves": curves_section(run),
-        "similarity": similarity_section(run, near),
-        "alpha": alpha_section(run),
-        "path": path_section(evaluation.paths if evaluation else None),
-        "confusion": confusion_section(run, evaluation),
-        "classes": classes_section(run, evaluation),
-        "mistakes": mistakes_section(run, evaluation),
-        "cost": cost_section(run, evaluation),
-        "provenance": provenance_section(run),
+    """The whole page about a run.
+
+    Raises:
+        PidepError: the run's records hold values that pidep does not write.
+    """
+    makers: dict[str, Callable[[], str]] = {
+        "asked": lambda: settings_section(run),
+        "result": lambda: result_section(run),
+        "decision": lambda: decision_section(run),
+        "curves": lambda: curves_section(run),
+        "similarity": lambda: similarity_section(run, near),
+        "alpha": lambda: alpha_section(run),
+        "path": lambda: path_section(evaluation.paths if evaluation else None),
+        "confusion": lambda: confusion_section(run, evaluation),
+        "classes": lambda: classes_section(run, evaluation),
+        "mistakes": lambda: mistakes_section(run, evaluation),
+        "cost": lambda: cost_section(run, evaluation),
+        "provenance": lambda: provenance_section(run),
     }
+    bodies = {key: _body(run, key, make) for key, make in makers.items()}
     sections = [
         f'<section aria-labelledby="{key}"><h2 id="{key}">{SECTIONS[key]}</h2>\n{body}\n</section>'
         for key, body in bodies.items()

@@ -17,9 +17,6 @@ from pidep.gallery.icons.draw import draw, drawn_file
 from pidep.gallery.icons.names import base_and_modifiers
 from pidep.gallery.icons.split import groups, parts
 
-pytest.importorskip("fontawesomefree")
-pytest.importorskip("material")
-
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
@@ -139,7 +136,6 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_icon_is_drawn_in_the_middle_and_kept(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("resvg_py")
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path))
     icon = next(icon for icon in catalog() if icon.key == key)
     pixels = draw(icon, size=64)
@@ -161,7 +157,6 @@ def test_an_icon_is_drawn_in_the_middle_and_kept(
 def test_a_damaged_svg_and_a_tiny_size_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("resvg_py")
     monkeypatch.setenv("PIDEP_CACHE", str(tmp_path))
     (tmp_path / "x.svg").write_text("<svg")
     icon = Icon("material", "default", "x", tmp_path / "x.svg")
@@ -172,7 +167,6 @@ def test_a_damaged_svg_and_a_tiny_size_are_named(
 
 
 def test_digits_are_dark_on_light() -> None:
-    pytest.importorskip("sklearn")
     found = digits()
     assert len(found) == 1797
     assert Counter(digit.label for digit in found)[3] == 183

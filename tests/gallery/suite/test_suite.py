@@ -29,9 +29,6 @@ from pidep.inputs.images import load_image, pixels_digest
 from pidep.tasks.data import load_data
 from pidep.tasks.task import load_task
 
-for package in ("material", "fontawesomefree", "resvg_py", "sklearn"):
-    pytest.importorskip(package)
-
 PINNED = {
     "mkdocs-material": "9.8.1",
     "fontawesomefree": "6.6.0",
