@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import dendrogram
 
-from pidep.errors import PidepError, UsageError
+from pidep.errors import BackboneError, ExpertError, PidepError, TaskError, UsageError
 from pidep.experts.folder import write_expert
 from pidep.lab.report import Report, figures, write_report
 from pidep.lab.report.neighbourhood import neighbourhood
@@ -483,16 +483,20 @@ def test_a_folder_that_is_no_run_is_one_line(
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
-    ("edit", "section"),
+    ("file", "edit", "section"),
     [
-        (lambda content: content["decision"].update(losses=3), "decision"),
-        (lambda content: content["backbone"].update(parameters="many"), "[Cc]ost"),
+        (
+            "expert/expert.json",
+            lambda content: content["provenance"]["decision"].update(losses=3),
+            "decision",
+        ),
+        ("provenance.json", lambda content: content["backbone"].update(parameters="x"), "Cost"),
     ],
 )
 def test_records_of_wrong_types_are_one_line(
-    run: Path, tmp_path: Path, edit: Callable[[Any], object], section: str
+    run: Path, tmp_path: Path, file: str, edit: Callable[[Any], object], section: str
 ) -> None:
-    change(run / "provenance.json", edit)
-    with pytest.raises(PidepError, match=rf"run 'few': .* cannot be shown as '.*{section}"):
+    change(run / file, edit)
+    with pytest.raises(PidepError, match=rf"run 'few': .* cannot be shown as .*{section}"):
         report_of(run, tmp_path / "a.html", evaluate=False)
     assert not (tmp_path / "a.html").exists()
