@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pidep.adapters.kinds import KINDS
 from pidep.adapters.mixture import Mixture, attached
@@ -95,6 +97,24 @@ def test_a_batch_of_one_name_equals_a_mixed_batch(served: Served, kind: str) -> 
         for one, other in zip(alone, mixed, strict=False):
             np.testing.assert_allclose(one.embedding, other.embedding, atol=5e-6, rtol=0)
             assert one.digest == other.digest == served.given[name].digest
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(ROWS) - 1), st.integers(0, 10**6)), min_size=1, max_size=8
+    )
+)
+@settings(max_examples=15)
+def test_any_rows_of_any_experts_answer_as_each_does_alone(
+    served: Served, asked: list[tuple[int, int]]
+) -> None:
+    known = ["@backbone", *served.given]
+    rows = [ROWS[row] for row, _ in asked]
+    names = [known[number % len(known)] for _, number in asked]
+    found = served.answers(rows, names)
+    for row, name, answer in zip(rows, names, found, strict=True):
+        (alone,) = served.answers([row], [name])
+        np.testing.assert_allclose(answer.embedding, alone.embedding, atol=5e-6, rtol=0)
 
 
 def test_parts_have_one_slot_whoever_names_them(served: Served) -> None:
