@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from pidep.experts.validation import require_valid, require_within
 from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.gate import gate_bank, gate_merged
 from pidep.export.graph import export_bank_graph, export_merged_graph
+from pidep.export.graph_cache import cached_bank_graph
 from pidep.export.quantise import quantise
 from pidep.export.recipe import Quantisation, Recipe, shipped
 from pidep.export.source import Source
@@ -187,8 +189,10 @@ def staged_bank(
     with temporary_sibling(repo / BANK) as temporary:
         version = _new_version(temporary, backbone, shim=True)
         _LOG.info("export: compiles the graph")
-        half = recipe.precision == "fp16"
-        export_bank_graph(backbone, groups, version / GRAPH, opset=recipe.opset, half=half)
+        graph = version / GRAPH
+        opset, half = recipe.opset, recipe.precision == "fp16"
+        make = partial(export_bank_graph, backbone, groups, graph, opset=opset, half=half)
+        cached_bank_graph(backbone, groups, graph, make, opset=opset, half=half)
         quantised = _in_precision(version / GRAPH, recipe)
         _require_operators(version / GRAPH, recipe)
         record = BankRecord(

@@ -12,9 +12,9 @@ from pidep.errors import ParityError
 from pidep.export.recipe import Tolerance
 from pidep.tasks.metrics import score
 
-__all__ = ["check_effect", "check_parity", "measure_parity"]
+__all__ = ["NO_EFFECT", "check_effect", "check_parity", "effect_of", "measure_parity"]
 
-_NO_EFFECT = 1e-5
+NO_EFFECT = 1e-5
 """Of a logit. Rounding alone moves a logit of fp32 by less."""
 
 
@@ -71,6 +71,14 @@ def check_parity(name: str, parity: Parity, tolerance: Tolerance) -> None:
             )
 
 
+def effect_of(
+    reference: npt.NDArray[Any],  # [N, C]
+    bare: npt.NDArray[Any],  # [M, C], M ≤ N
+) -> float:
+    """How far an expert moves a logit of the bare backbone, at most, on the first M rows."""
+    return float(np.abs(reference[: len(bare)] - bare).max())
+
+
 def check_effect(name: str, parity: Parity) -> None:
     """Refuse an expert whose answers could be the bare backbone's.
 
@@ -81,10 +89,10 @@ def check_effect(name: str, parity: Parity) -> None:
         ParityError: the expert changes no logit, or the graph's error is over half of its effect.
     """
     effect = parity.effect or 0.0
-    if effect < _NO_EFFECT:
+    if effect < NO_EFFECT:
         raise ParityError(
             f"expert {name!r}: changes no logit of {parity.rows} rows by more than "
-            f"{_NO_EFFECT:.0e}, so it would answer as the bare backbone; train it longer or at "
+            f"{NO_EFFECT:.0e}, so it would answer as the bare backbone; train it longer or at "
             "other sites; nothing was published"
         )
     # Half, not all: a graph without the expert is off by its effect, plus or minus its rounding.

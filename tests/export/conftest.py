@@ -10,6 +10,18 @@ import pytest
 from tests.conftest import save_tiny
 
 
+@pytest.fixture(scope="session")
+def kept_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the graphs of these tests are cached."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(kept_graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No graph of another run of the tests, which other code may have made."""
+    monkeypatch.setattr("pidep.export.graph_cache.cache_folder", lambda: kept_graphs)
+
+
 @pytest.fixture(scope="module")
 def backbone(tiny_folder: Path) -> Any:
     from pidep.backbones.load import load_backbone

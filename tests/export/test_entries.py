@@ -111,10 +111,11 @@ def test_parity_is_recorded_for_every_expert(bank: Any) -> None:
     assert {name: parity.rows for name, parity in exported.parity.items()} == rows
     for parity in exported.parity.values():
         assert parity.argmax_flips == 0
-        assert 0 < parity.max_abs < 1e-4
+        assert parity.max_abs < 1e-4
         assert parity.effect is not None
         assert parity.effect > 10 * parity.max_abs
         assert parity.metric_torch == parity.metric_exported
+    assert any(parity.max_abs > 0 for parity in exported.parity.values())
 
 
 def test_the_gate_runs_on_the_files_that_are_published(
@@ -130,6 +131,7 @@ def test_the_gate_runs_on_the_files_that_are_published(
         path.write_text(words.replace('"GOOD"', '"bad"'))
 
     monkeypatch.setattr(entries, "export_bank_graph", beside_a_wrong_tokenizer)
+    monkeypatch.setattr("pidep.export.graph_cache.cache_folder", lambda: tmp_path.parent / "none")
     source = Source(make_expert(backbone, sites=["*query"]), TASK, ROWS)
     (tmp_path / "repo").mkdir()
     with untouched(tmp_path), pytest.raises(ParityError, match=r"parity of 'film': max abs error"):
