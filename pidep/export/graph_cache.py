@@ -24,10 +24,10 @@ from pidep.experts.kind import BankGroup
 from pidep.files.cache_file import read_cached, write_cached
 from pidep.files.cache_folder import cache_folder
 
-__all__ = ["cached_bank_graph"]
+__all__ = ["MOST_BYTES", "cached_bank_graph", "code_digest"]
 
 _LOG = logging.getLogger(__name__)
-_MOST_BYTES = 2 * 2**30
+MOST_BYTES = 2 * 2**30
 """Bytes of all cached graphs; those that were used longest ago go first."""
 _ROOMS = ("adapters", "backbones", "experts", "export", "inputs", "kernels")
 """Where the code is that decides a graph."""
@@ -58,7 +58,7 @@ def cached_bank_graph(
         return
     make()
     data = np.fromfile(path, np.uint8)
-    if len(data) <= _MOST_BYTES:
+    if len(data) <= MOST_BYTES:
         write_cached(kept, {"graph": data}, key=key)
         _forget(kept.parent)
 
@@ -73,13 +73,13 @@ def _key(backbone: Backbone, groups: Sequence[BankGroup], *, opset: int, half: b
         "opset": opset,
         "half": half,
         "versions": {name: version(name) for name in _PACKAGES},
-        "code": _code_digest(),
+        "code": code_digest(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @cache
-def _code_digest() -> str:
+def code_digest() -> str:
     """SHA-256 over pidep's own code: a release's number does not change with each change."""
     sha = hashlib.sha256()
     root = Path(pidep.__file__).parent
@@ -97,7 +97,7 @@ def _forget(folder: Path) -> None:
         sizes = {file: file.stat() for file in folder.glob("*.safetensors")}
         total = sum(one.st_size for one in sizes.values())
         for file in sorted(sizes, key=lambda one: sizes[one].st_mtime):
-            if total <= _MOST_BYTES:
+            if total <= MOST_BYTES:
                 return
             file.unlink(missing_ok=True)
             total -= sizes[file].st_size

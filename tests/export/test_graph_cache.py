@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pidep.adapters.bank import bank_groups
 from pidep.experts.kind import BankGroup
 from pidep.export import graph_cache
 from pidep.export.graph_cache import cached_bank_graph
+from pidep.files.cache_file import write_cached
 
 
 class Exports:
@@ -72,7 +74,7 @@ def test_another_backbone_or_other_code_is_another_graph(
     exports.backbone = replace(exports.backbone, digest="sha256:other")
     exports.ask()
     assert exports.made == 2
-    monkeypatch.setattr(graph_cache, "_code_digest", lambda: "changed")
+    monkeypatch.setattr(graph_cache, "code_digest", lambda: "changed")
     exports.ask()
     assert exports.made == 3
 
@@ -89,7 +91,7 @@ def truncate(path: Path) -> None:
 
 def exchange(path: Path) -> None:
     """The file of another graph under this one's name."""
-    graph_cache.write_cached(path, {"graph": graph_cache.np.zeros(4, "u1")}, key="another")
+    write_cached(path, {"graph": np.zeros(4, np.uint8)}, key="another")
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, exchange])
@@ -105,7 +107,7 @@ def test_a_damaged_graph_is_made_again(exports: Exports, damage: Callable[[Path]
 def test_the_oldest_graphs_go_first(exports: Exports, monkeypatch: pytest.MonkeyPatch) -> None:
     exports.ask()
     (first,) = kept(exports)
-    monkeypatch.setattr(graph_cache, "_MOST_BYTES", int(2.5 * first.stat().st_size))
+    monkeypatch.setattr(graph_cache, "MOST_BYTES", int(2.5 * first.stat().st_size))
     exports.ask(opset=21)
     exports.ask()  # used just now, so the other one is older
     exports.ask(opset=22)
