@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from pidep.artifacts.record import Record
 
-__all__ = ["Parity"]
+__all__ = ["Parity", "ParitySlice", "SliceKind", "WorstRow"]
+
+
+SliceKind = Literal["label", "length", "modality"]
+
+
+class WorstRow(Record):
+    """The row of the gate whose logits differ most."""
+
+    row: int
+    """Its number among the compared rows, from 1 on."""
+    where: str = ""
+    """Its place in the task's data, where that is known."""
+    max_abs: float
+    """Largest absolute difference of a logit."""
+    torch: tuple[float, ...]
+    """PyTorch's logits."""
+    exported: tuple[float, ...]
+    """The exported graph's logits."""
+
+
+class ParitySlice(Record):
+    """Figures of some of the rows."""
+
+    by: SliceKind
+    name: str
+    """Such as `negative`, `9 to 32 words` or `image`."""
+    rows: int
+    max_abs: float
+    """Largest absolute difference of a logit."""
+    argmax_flips: int
+    """Rows whose best label differs."""
 
 
 class Parity(Record):
@@ -29,6 +62,25 @@ class Parity(Record):
     engine_ran: bool | None = None
     """Whether a TensorRT engine gave the figures, or the graph it was compiled from because the
     machine could not run it; None without an engine."""
+    worst_row: WorstRow | None = None
+    """None in older files."""
+    slices: tuple[ParitySlice, ...] = ()
+    """By label, length and modality, where the rows have several."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `slices` out where there are none: files of older releases stay what they are."""
+        values: dict[str, Any] = handler(self)
+        if not self.slices:
+            del values["slices"]
+        return values
+
+    @property
+    def worst_slice(self) -> ParitySlice | None:
+        """The slice with the largest share of flipped rows, then with the largest error."""
+        return max(
+            self.slices, key=lambda one: (one.argmax_flips / one.rows, one.max_abs), default=None
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For files and `--json`."""

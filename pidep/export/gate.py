@@ -18,6 +18,7 @@ from pidep.backbones.choices import Choices
 from pidep.errors import ParityError, PidepError
 from pidep.export.parity import NO_EFFECT, check_effect, check_parity, effect_of, measure_parity
 from pidep.export.recipe import Recipe
+from pidep.export.slices import slices_of, worst_row
 from pidep.export.source import Source
 from pidep.inputs.row import Input, Row, row_key
 from pidep.runtime.answer import Answer
@@ -161,7 +162,14 @@ def _checked(
     if UNLABELLED in labels:
         labels = reference.argmax(1).tolist()  # PyTorch's answers stand for the labels
     measured = measure_parity(reference, exported, labels=labels, metric=source.task.metric)
-    parity = measured.model_copy(update={"effect": effect_of(reference, bare)})
+    names, rows = source.expert.labels, source.rows.rows
+    parity = measured.model_copy(
+        update={
+            "effect": effect_of(reference, bare),
+            "worst_row": worst_row(reference, exported, rows),
+            "slices": slices_of(reference, exported, rows, labels, names),
+        }
+    )
     check_parity(source.expert.name, parity, recipe.tolerance)
     check_effect(source.expert.name, parity)
     _check_recorded(source, parity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pidep.tasks.metrics import score
 
 __all__ = ["NO_EFFECT", "check_effect", "check_parity", "effect_of", "measure_parity"]
 
+_SHOWN_LOGITS = 4
 NO_EFFECT = 1e-5
 """Of a logit. Rounding alone moves a logit of fp32 by less."""
 
@@ -66,9 +68,32 @@ def check_parity(name: str, parity: Parity, tolerance: Tolerance) -> None:
     for what, found, allowed in checks:
         if found > allowed:
             raise ParityError(
-                f"parity of {name!r}: {what} is {found:.3g}, the recipe allows {allowed:.3g}; "
-                "nothing was published"
+                f"parity of {name!r}: {what} is {found:.3g}, the recipe allows {allowed:.3g}"
+                f"{_worst(parity)}; nothing was published"
             )
+
+
+def _worst(parity: Parity) -> str:
+    """The worst row and slice, for a message."""
+    row, part = parity.worst_row, parity.worst_slice
+    found = ""
+    if row is not None:
+        place = f" ({row.where})" if row.where else ""
+        found = (
+            f"; the worst is row {row.row}{place}, with logits {_numbers(row.torch)} in PyTorch "
+            f"and {_numbers(row.exported)} in the graph"
+        )
+    if part is not None:
+        found += (
+            f"; the worst slice is {part.by} {part.name!r}: {part.argmax_flips} of {part.rows} "
+            f"rows flip, max abs error {part.max_abs:.3g}"
+        )
+    return found
+
+
+def _numbers(values: Sequence[float]) -> str:
+    shown = ", ".join(f"{value:.6g}" for value in values[:_SHOWN_LOGITS])
+    return f"[{shown}{', …' if len(values) > _SHOWN_LOGITS else ''}]"
 
 
 def effect_of(

@@ -22,6 +22,15 @@ def _own_cache(kept_graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pidep.export.graph_cache.cache_folder", lambda: kept_graphs)
 
 
+@pytest.fixture
+def no_cache(
+    _own_cache: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For tests that change how a graph is made: an empty cache."""
+    empty = tmp_path_factory.mktemp("empty")
+    monkeypatch.setattr("pidep.export.graph_cache.cache_folder", lambda: empty)
+
+
 @pytest.fixture(scope="module")
 def backbone(tiny_folder: Path) -> Any:
     from pidep.backbones.load import load_backbone

@@ -115,9 +115,12 @@ def test_parity_is_recorded_for_every_expert(bank: Any) -> None:
         assert parity.effect is not None
         assert parity.effect > 10 * parity.max_abs
         assert parity.metric_torch == parity.metric_exported
+        assert parity.worst_row is not None
+        assert parity.worst_row.max_abs == parity.max_abs
     assert any(parity.max_abs > 0 for parity in exported.parity.values())
 
 
+@pytest.mark.usefixtures("no_cache")
 def test_the_gate_runs_on_the_files_that_are_published(
     backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +134,6 @@ def test_the_gate_runs_on_the_files_that_are_published(
         path.write_text(words.replace('"GOOD"', '"bad"'))
 
     monkeypatch.setattr(entries, "export_bank_graph", beside_a_wrong_tokenizer)
-    monkeypatch.setattr("pidep.export.graph_cache.cache_folder", lambda: tmp_path.parent / "none")
     source = Source(make_expert(backbone, sites=["*query"]), TASK, ROWS)
     (tmp_path / "repo").mkdir()
     with untouched(tmp_path), pytest.raises(ParityError, match=r"parity of 'film': max abs error"):
@@ -205,6 +207,7 @@ def test_a_run_is_exported_from_any_folder(
     assert len(read_source(run, rows=4, task=run_task(run)).rows.rows) == 4
 
 
+@pytest.mark.usefixtures("no_cache")
 @pytest.mark.parametrize("form", ["merged", "bank"])
 def test_a_graph_over_2_gib_is_refused_before_it_is_compiled(
     form: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

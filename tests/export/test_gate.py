@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pidep.artifacts.parity import ParitySlice, WorstRow
 from pidep.deployment.release import release_bank
 from pidep.errors import ParityError
 from pidep.export import (
@@ -20,6 +21,8 @@ from pidep.export import (
     load_recipe,
 )
 from pidep.export.parity import check_effect, check_parity, measure_parity
+from pidep.export.slices import slices_of, worst_row
+from pidep.inputs.row import Row
 from tests.cli.run import untouched
 from tests.conftest import make_expert
 from tests.export.examples import ROWS, TASK
@@ -89,6 +92,56 @@ def test_the_gate_names_the_bound_that_broke(change: dict[str, Any], message: st
     check_parity("film", good.model_copy(update={"metric_exported": 1.0}), tolerance)
     with pytest.raises(ParityError, match=message):
         check_parity("film", good.model_copy(update=change), tolerance)
+
+
+def test_the_worst_row_and_slice_are_found() -> None:
+    rows = ["a short one", "a " * 10, Row("with an image", np.zeros((4, 4), np.uint8)), "last"]
+    reference = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0], [0.0, 1.0]])
+    exported = reference + np.array([[0.0, 0.5], [2.5, 0.0], [0.0, -0.25], [0.0, 0.0]])
+    worst = worst_row(reference, exported, rows)
+    assert (worst.row, worst.max_abs) == (2, 2.5)
+    assert (worst.torch, worst.exported) == ((0.0, 2.0), (2.5, 2.0))
+    found = slices_of(reference, exported, rows, [0, 1, 0, 0], ["good", "bad"])
+    figures = {(one.by, one.name): (one.rows, one.argmax_flips, one.max_abs) for one in found}
+    assert figures == {
+        ("label", "bad"): (1, 1, 2.5),
+        ("label", "good"): (3, 0, 0.5),
+        ("length", "9 to 32 words"): (1, 1, 2.5),
+        ("length", "up to 8 words"): (3, 0, 0.5),
+        ("modality", "text"): (3, 1, 2.5),
+        ("modality", "text and image"): (1, 0, 0.25),
+    }
+    # Rows of one kind make no slice of their own.
+    alike = slices_of(reference, exported, ["a"] * 4, [1] * 4, ["good", "bad"])
+    assert alike == ()
+
+
+def test_a_refusal_names_the_worst_row_and_slice() -> None:
+    row = WorstRow(row=3, where="film.csv, row 9", max_abs=2.5, torch=(0.0, 2.0), exported=(2.5, 2))
+    parts = (
+        ParitySlice(by="label", name="bad", rows=8, max_abs=2.5, argmax_flips=2),
+        ParitySlice(by="label", name="good", rows=80, max_abs=0.1, argmax_flips=3),
+    )
+    figures = Parity(
+        rows=88,
+        max_abs=2.5,
+        max_relative=1.0,
+        argmax_flips=5,
+        metric="accuracy",
+        metric_torch=0.9,
+        metric_exported=0.9,
+        worst_row=row,
+        slices=parts,
+    )
+    tolerance = Tolerance(max_abs=1e-3, argmax_flips=0, metric_drop=0.0)
+    message = (
+        r"max abs error is 2\.5, the recipe allows 0\.001; the worst is row 3 "
+        r"\(film\.csv, row 9\), with logits \[0, 2\] in PyTorch and \[2\.5, 2\] in the graph; "
+        r"the worst slice is label 'bad': 2 of 8 rows flip, max abs error 2\.5; nothing was "
+        r"published"
+    )
+    with pytest.raises(ParityError, match=message):
+        check_parity("film", figures, tolerance)
 
 
 def test_an_error_near_the_effect_is_refused() -> None:
