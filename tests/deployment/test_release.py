@@ -66,11 +66,19 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compile]:
 
 
 @pytest.fixture
-def work(tmp_path: Path, compiled: tuple[Path, Compile], monkeypatch: pytest.MonkeyPatch) -> Path:
+def work(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    compiled: tuple[Path, Compile],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     """An empty folder. The graph is compiled once and then copied, because all banks here are
     alike.
     """
     graph, compile_graph = compiled
+    # No graph of another test or run.
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("pidep.export.graph_cache.cache_folder", lambda: cache)
 
     def once(backbone: Any, groups: Any, path: Path, **more: Any) -> None:
         if not graph.is_file():
@@ -136,7 +144,7 @@ def test_a_later_release_keeps_room_for_what_is_served(work: Path, backbone: Any
     manifest = store_of(work).manifest()
     assert (manifest.revision, sorted(manifest.aliases)) == (2, ["book", "film"])
     bank = Bank(work / "repo" / "pidep_bank" / "1")
-    assert list(bank.build(store_of(work).published()).rows) == ["book", "film"]
+    assert list(bank.build(store_of(work).published()).slots) == ["book", "film"]
     assert list(BankRecord.read(work / "repo" / "pidep_bank" / "1").parity) == ["book"]
 
 
@@ -200,7 +208,7 @@ def test_the_manifest_is_written_last(
         if Path(new).name == "manifest.json" and "sha256:" in Path(old).read_text():
             bank = Bank(work / "repo" / "pidep_bank" / "1")
             new_expert = store_of(work).load(one.expert.digest)
-            seen.append(list(bank.build({"film": new_expert}).rows))
+            seen.append(list(bank.build({"film": new_expert}).slots))
         replace(old, new)
 
     one = source(backbone)
@@ -214,13 +222,13 @@ def test_an_expert_published_meanwhile_stops_the_release(
 ) -> None:
     release(work, source(backbone))
     there = state(work)
-    compile_graph = entries.export_bank_graph
+    gate = entries.gate_bank
 
-    def meanwhile(*arguments: Any, **more: Any) -> None:
-        compile_graph(*arguments, **more)
+    def meanwhile(*arguments: Any, **more: Any) -> Any:
         store_of(work).publish(source(backbone, name="new", seed=5).expert, "new")
+        return gate(*arguments, **more)
 
-    monkeypatch.setattr(entries, "export_bank_graph", meanwhile)
+    monkeypatch.setattr(entries, "gate_bank", meanwhile)
     with pytest.raises(ServingError, match="expected revision 1, found 2; run the command again"):
         release(work, source(backbone, seed=1))
     assert {path: there[path] for path in there if "manifest" not in path}.items() <= state(

@@ -108,6 +108,8 @@ def test_parity_is_recorded_for_every_expert(bank: Any) -> None:
     assert BankRecord.read(exported.folder / "1").parity == exported.parity
     rows = dict.fromkeys(("film", "book", "ending"), len(ROWS.rows))
     rows["chooser"] = len(CHOICES.rows)
+    # Two rows can be equal bit for bit, not all of them.
+    assert max(parity.max_abs for parity in exported.parity.values()) > 0
     assert {name: parity.rows for name, parity in exported.parity.items()} == rows
     for parity in exported.parity.values():
         assert parity.argmax_flips == 0

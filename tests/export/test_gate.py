@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from pidep.artifacts.parity import ParitySlice, WorstRow
@@ -23,6 +24,7 @@ from pidep.export import (
 from pidep.export.parity import check_effect, check_parity, measure_parity
 from pidep.export.slices import slices_of, worst_row
 from pidep.inputs.row import Row
+from pidep.runtime.session import open_session
 from tests.cli.run import untouched
 from tests.conftest import make_expert
 from tests.export.examples import ROWS, TASK
@@ -191,6 +193,34 @@ def test_a_graph_that_leaves_an_expert_unbound_is_refused(
     with untouched(tmp_path):
         with pytest.raises(ParityError, match=r"the graph's error of .* is over half of what"):
             release_bank([Source(small, TASK, ROWS)], tmp_path / "repo", load_recipe("onnx-cpu"))
+
+
+@pytest.mark.parametrize("broken", ["alone", "mixed"])
+def test_batches_of_one_name_and_mixed_ones_are_both_compared(
+    backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """A batch whose rows all name one expert takes another way through the graph."""
+
+    class HalfWrong:
+        """A session in which one of the two ways halves every weight."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self.session = open_session(*arguments, **options)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.session, name)
+
+        def run_with_ort_values(self, outputs: Any, values: dict[str, Any]) -> Any:
+            if (values["slots"].shape()[0] == 1) == (broken == "alone"):
+                halved = values["weights"].numpy() / 2
+                values["weights"] = onnxruntime.OrtValue.ortvalue_from_numpy(halved)
+            return self.session.run_with_ort_values(outputs, values)
+
+    monkeypatch.setattr("pidep.runtime.bank.open_session", HalfWrong)
+    expert = make_expert(backbone, sites=["*query"])
+    (tmp_path / "repo").mkdir()
+    with untouched(tmp_path), pytest.raises(ParityError, match="parity of 'film'"):
+        release_bank([Source(expert, TASK, ROWS)], tmp_path / "repo", load_recipe("onnx-cpu"))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
