@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pidep.backbones.backbone import Backbone
     from pidep.backbones.pooling import Pooling
     from pidep.experts.folder import Expert
+    from pidep.experts.mixed import MixedExpert, Served
     from pidep.export.entries import Exported
     from pidep.inputs.row import Input
     from pidep.interpolation.guard import Decision
@@ -54,8 +56,10 @@ class InterpolateResult:
     """A mixture that was learned on a task's rows."""
 
     expert: Expert
-    """The mixture folded into one expert. `pidep.swap` takes it, and `pidep.export` together with
-    `task`.
+    """The mixture folded into one expert."""
+    by_reference: MixedExpert | None
+    """The mixture by reference to its parts, which a bank serves; None where the folded expert is
+    no larger than they are.
     """
     mixture: Mixture
     """The experts and their α."""
@@ -65,8 +69,8 @@ class InterpolateResult:
     """What was chosen, and why."""
 
 
-Exportable: TypeAlias = "str | Path | Expert | TuneResult | InterpolateResult"
-"""One expert: a run folder, an expert folder, an expert, or a result."""
+Exportable: TypeAlias = "str | Path | Expert | MixedExpert | TuneResult | InterpolateResult"
+"""One expert: a run folder, an expert folder, an expert, a mixture of experts, or a result."""
 
 _NOT_INTERPOLATED = {
     **dict.fromkeys(("kind", "sites", "rank"), "the helpers decide it"),
@@ -243,7 +247,11 @@ def interpolate(
         on_step=on_progress,
     )
     return InterpolateResult(
-        found.expert, found.mixed.mixture, found.mixed.experts, found.mixed.decision
+        found.expert,
+        found.by_reference,
+        found.mixed.mixture,
+        found.mixed.experts,
+        found.mixed.decision,
     )
 
 
@@ -266,12 +274,14 @@ def predict(
         ExpertError: there is no expert, or it belongs to another backbone.
         BackboneError, ImageError: the backbone cannot be loaded, or cannot read a row.
     """
-    from pidep.tuning.predict import load_expert
+    from pidep.experts.mixed import head_of
+    from pidep.tuning.predict import load_served
     from pidep.tuning.predict import predict as run
 
-    expert = load_expert(_run_or_expert(source, "predict"))
+    served = load_served(_run_or_served(source, "predict"))
+    expert = head_of(served)
     asked = [_row(row, expert, f"row {at}") for at, row in enumerate(_several(rows), 1)]
-    return run(expert, asked, backbone=backbone)
+    return run(served, asked, backbone=backbone)
 
 
 @_settings_of(CompareSettings)
@@ -354,10 +364,11 @@ def export(
     name = None if task is None or in_memory is not None else str(task)
     values = {"repo": repo, "form": form, "recipe": recipe, "task": name, **settings}
     found = checked(ExportSettings, values, where="export")
+    read = partial(_run_or_served if form == "bank" else _run_or_expert, where="export")
     sources: list[Named] = (
-        [(name, _run_or_expert(run, "export")) for name, run in runs.items()]
+        [(name, read(run)) for name, run in runs.items()]
         if isinstance(runs, Mapping)
-        else [_run_or_expert(run, "export") for run in _several(runs)]
+        else [read(run) for run in _several(runs)]
     )
     return release_runs(sources, found, task=in_memory)
 
@@ -396,10 +407,10 @@ def swap(name: str, expert: Exportable, **settings: Any) -> Swapped:
         ServingError: the server cannot be reached, or did not answer with the digest in time.
     """
     from pidep.serving.swap import swap_expert
-    from pidep.tuning.predict import load_expert
+    from pidep.tuning.predict import load_served
 
     found = checked(SwapSettings, settings, where="swap")
-    loaded = load_expert(_run_or_expert(expert, "swap"))
+    loaded = load_served(_run_or_served(expert, "swap"))
     return swap_expert(
         name,
         loaded,
@@ -463,6 +474,17 @@ def _run_or_expert(source: Any, where: str) -> Path | Expert:
         f"{where}: expected a run folder, an expert folder, an expert, or a result of tune or "
         f"interpolate, found {type(source).__name__}"
     )
+
+
+def _run_or_served(source: Any, where: str) -> Path | Served:
+    """As `_run_or_expert`, with a mixture by reference where the source has one."""
+    from pidep.experts.mixed import MixedExpert
+
+    if isinstance(source, MixedExpert):
+        return source
+    if isinstance(source, InterpolateResult) and source.by_reference is not None:
+        return source.by_reference
+    return _run_or_expert(source, where)
 
 
 def _row(row: Input | Mapping[str, Any], expert: Expert, where: str) -> Input:

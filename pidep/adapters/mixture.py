@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
 from torch import nn
 
 from pidep.adapters.arena import Arena
@@ -16,10 +17,22 @@ from pidep.adapters.places import find_sites, fresh, place_of
 from pidep.adapters.site import Array, ExpertSite, Tensors, Undo, WrappedSite
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert
+from pidep.experts.mixed import MixedExpert, Served, parts_of
 
-__all__ = ["AlphaPer", "Mixture", "attached", "find_sites", "fresh", "linear_at"]
+__all__ = [
+    "AlphaPer",
+    "Mixture",
+    "attached",
+    "find_sites",
+    "fresh",
+    "linear_at",
+    "mixture_of",
+]
 
 AlphaPer = Literal["site", "layer", "global"]
+
+_LEAST_SHARE = 1e-12
+"""Far below the rounding of fp32."""
 
 
 def _layer_of(site: str) -> str:
@@ -143,6 +156,14 @@ class Mixture(nn.Module):
         """Site to its K weights."""
         return {name: site.alpha().tolist() for name, site in self.by_name()}
 
+    @property
+    def folds_larger(self) -> bool:
+        """Whether `folded` is larger than a part: the parts act side by side, on outputs."""
+        sides = adapter_kind(self.kind).keeps_tensors or any(
+            site.on_outputs for _, site in self.by_name()
+        )
+        return self.num_experts > 1 and sides
+
     def part(self, index: int) -> dict[str, dict[str, Array]]:
         """Expert `index` as it is now, not folded."""
         return {name: site.part(index) for name, site in self.by_name()}
@@ -187,6 +208,22 @@ class Mixture(nn.Module):
                         "it belongs to another backbone"
                     )
             site.place, site.knows_rows = name, None if apart is None else name in apart
+
+
+def mixture_of(served: Served) -> Mixture:
+    """The mixture that answers as a bank does; of an expert, the one with K = 1.
+
+    Raises:
+        ExpertError: as `Mixture.of`.
+    """
+    found = Mixture.of(parts_of(served), on_outputs=True)
+    if isinstance(served, MixedExpert):
+        with torch.no_grad():
+            for name, site in found.by_name():
+                # α is the softmax of its logits; a share of 0 has no logarithm.
+                alpha = torch.tensor(served.alphas[name], dtype=torch.float64)
+                site.alpha_logits.copy_(alpha.clamp(min=_LEAST_SHARE).log())
+    return found
 
 
 def _same_shapes(

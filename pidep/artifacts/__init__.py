@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pidep.artifacts.expert_record import ExpertRecord
     from pidep.artifacts.manifest import Manifest
     from pidep.artifacts.merged import MergedRecord
+    from pidep.artifacts.mixture_record import MixtureRecord
     from pidep.artifacts.parity import Parity
     from pidep.artifacts.vision import VisionRecord
 
@@ -22,6 +23,7 @@ __all__ = [
     "GroupRecord",
     "Manifest",
     "MergedRecord",
+    "MixtureRecord",
     "Parity",
     "VisionRecord",
 ]
@@ -34,6 +36,7 @@ __getattr__ = lazy_names(
         "GroupRecord": "pidep.artifacts.bank",
         "Manifest": "pidep.artifacts.manifest",
         "MergedRecord": "pidep.artifacts.merged",
+        "MixtureRecord": "pidep.artifacts.mixture_record",
         "Parity": "pidep.artifacts.parity",
         "VisionRecord": "pidep.artifacts.vision",
     },

@@ -59,13 +59,19 @@ class ExpertRecord(BaseModel):
         Raises:
             ExpertError: missing, malformed, or of a schema that this pidep does not read.
         """
-        values = read_json(path)
+        return cls.from_json(read_json(path), path)
+
+    @classmethod
+    def from_json(cls, values: Any, where: Path | str) -> ExpertRecord:
+        """The record of parsed JSON; raises as `read`, naming `where`."""
+        if not isinstance(values, dict):
+            raise ExpertError(f"{where}: expected an object, found {type(values).__name__}")
         # Checked first: a file of another schema would fail at its first unknown key, which
         # explains nothing.
         schema = values.get("schema")
         if schema not in (SCHEMA, TEXT_SCHEMA, TEMPLATE_SCHEMA):
             raise ExpertError(
-                f"{path}: schema {schema!r}, this pidep reads schemas {SCHEMA} to "
+                f"{where}: schema {schema!r}, this pidep reads schemas {SCHEMA} to "
                 f"{TEMPLATE_SCHEMA}; use the pidep that wrote it, or a newer one"
             )
         try:
@@ -74,19 +80,23 @@ class ExpertRecord(BaseModel):
             first = error.errors()[0]
             entry = ".".join(map(str, first["loc"]))
             raise ExpertError(
-                f"{path}: missing or malformed entry {entry!r} ({first['msg']}); "
+                f"{where}: missing or malformed entry {entry!r} ({first['msg']}); "
                 "write it again with pidep tune or pidep import"
             ) from error
 
-    def write(self, path: Path) -> None:
-        """Write the file, keys in the order of the fields."""
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file, keys in the order of the fields."""
         values = self.model_dump(by_alias=True)
         # Older schemas are written as older releases wrote them: those still read the files.
         if self.schema_version != TEMPLATE_SCHEMA:
             del values["template"], values["scores_texts"]
         if self.schema_version == SCHEMA:
             del values["max_answer_length"]
+        return values
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
         path.write_text(
-            json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+            json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
             encoding="utf-8",
         )

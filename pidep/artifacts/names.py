@@ -25,6 +25,7 @@ __all__ = [
     "LABELS",
     "MANIFEST",
     "MERGED_RECORD",
+    "MIXTURE_RECORD",
     "NO_BYTECODE",
     "SCHEMA",
     "SCORES",
@@ -67,6 +68,8 @@ NO_BYTECODE = "__pycache__"
 EXPERT_RECORD = "expert.json"
 TASK_EMBEDDING = "fisher.safetensors"
 """The diagonal of the Fisher matrix, one tensor for each tensor of the expert."""
+MIXTURE_RECORD = "mixture.json"
+"""In the place of `expert.json`, where the folder holds a mixture by reference to its parts."""
 
 # The expert store.
 MANIFEST = "manifest.json"

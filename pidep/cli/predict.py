@@ -35,7 +35,7 @@ def predict(settings: PredictSettings) -> None:
             typer.echo(f"and {len(error.faults) - SHOWN} more", err=True)
         raise
     if settings.out is not None:
-        typer.echo(f"{settings.out}  {len(found.answers)} rows  {found.expert.digest}")
+        typer.echo(f"{settings.out}  {len(found.answers)} rows  {found.digest}")
         return
     for record in found.records():
         typer.echo(jsonlib.dumps(record, ensure_ascii=False))

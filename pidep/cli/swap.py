@@ -27,11 +27,11 @@ def swap(
 
     Publishes a new version of the expert. Returns when the server answers with its digest.
     """
-    from pidep.experts.folder import read_expert
-    from pidep.experts.resolve import resolve_expert_folder
+    from pidep.experts.mixture_folder import read_served
+    from pidep.experts.resolve import resolve_served_folder
     from pidep.serving.swap import swap_expert
 
-    expert = read_expert(resolve_expert_folder(run))
+    expert = read_served(resolve_served_folder(run))
     result = swap_expert(
         name,
         expert,

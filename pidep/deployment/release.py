@@ -21,6 +21,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,6 +32,7 @@ from pidep.backbones.load import recorded_name
 from pidep.deployment.settings import ExportSettings
 from pidep.errors import ServingError, TaskError, UsageError
 from pidep.experts.folder import Expert
+from pidep.experts.mixed import Served
 from pidep.experts.replacing import Meaning, check_same_meaning
 from pidep.export.entries import Exported, export_merged, staged_bank
 from pidep.export.recipe import Recipe, load_recipe, shipped
@@ -45,7 +47,7 @@ __all__ = ["Named", "release_bank", "release_runs"]
 _LOG = logging.getLogger(__name__)
 
 
-Named: TypeAlias = Path | Expert | tuple[str, Path | Expert]
+Named: TypeAlias = Path | Served | tuple[str, Path | Served]
 """A run folder, an expert folder or an expert; with a name, it is published under this name."""
 
 
@@ -77,7 +79,9 @@ def release_runs(
         )
     chosen = load_recipe(settings.recipe)
     sources = [
-        _with_record(_source(run, name, given, rows=chosen.parity_rows), run)
+        _with_record(
+            _source(run, name, given, rows=chosen.parity_rows, by_reference=form == "bank"), run
+        )
         for name, run in map(_with_name, runs)
     ]
     if settings.backbone is not None:
@@ -146,16 +150,24 @@ def _store_beside(repo: Path) -> Path:
     return repo.resolve().parent / "expert_store"
 
 
-def _with_name(run: Named) -> tuple[str | None, Path | Expert]:
+def _with_name(run: Named) -> tuple[str | None, Path | Served]:
     return run if isinstance(run, tuple) else (None, run)
 
 
-def _source(run: Path | Expert, name: str | None, given: Task | str | None, *, rows: int) -> Source:
+def _source(
+    run: Path | Served,
+    name: str | None,
+    given: Task | str | None,
+    *,
+    rows: int,
+    by_reference: bool,
+) -> Source:
     """The source of a run. A run's own task may name data that have moved since."""
+    read = partial(read_source, run, rows=rows, name=name, by_reference=by_reference)
     if given is not None:
-        return read_source(run, rows=rows, task=given, name=name)
+        return read(task=given)
     try:
-        return read_source(run, rows=rows, task=_own_task(run), name=name)
+        return read(task=_own_task(run))
     except TaskError as error:
         raise TaskError(
             f"{error}; if the data have moved, give `task`, a task file that says where they lie"
@@ -163,20 +175,29 @@ def _source(run: Path | Expert, name: str | None, given: Task | str | None, *, r
 
 
 def _with_backbone(source: Source, backbone: str) -> Source:
-    """The source with another place of its backbone; the expert's digest stays the same."""
-    return replace(source, expert=replace(source.expert, backbone=recorded_name(backbone)))
+    """The source with another place of its backbone; the digests stay the same."""
+    name = recorded_name(backbone)
+
+    def moved(expert: Expert) -> Expert:
+        return replace(expert, backbone=name)
+
+    mixture = source.mixture
+    if mixture is not None:
+        parts = tuple(map(moved, mixture.parts))
+        mixture = replace(mixture, head=moved(mixture.head), parts=parts)
+    return replace(source, expert=moved(source.expert), mixture=mixture)
 
 
-def _with_record(source: Source, run: Path | Expert) -> Source:
+def _with_record(source: Source, run: Path | Served) -> Source:
     """The source with the metric that its run measured on the same rows."""
-    if isinstance(run, Expert):
+    if not isinstance(run, Path):
         return source
     return replace(source, recorded=recorded_metric(run, source.rows))
 
 
-def _own_task(run: Path | Expert) -> Task | None:
+def _own_task(run: Path | Served) -> Task | None:
     """The task that a run folder has; an expert alone has none."""
-    return None if isinstance(run, Expert) else run_task(run)
+    return run_task(run) if isinstance(run, Path) else None
 
 
 def release_bank(
@@ -196,7 +217,7 @@ def release_bank(
     before = held.manifest()
     # Relative, so that repository and store can be copied or mounted together.
     relative = os.path.relpath(folder.resolve(), repo.resolve() / BANK / VERSION)
-    experts = {source.expert.name: source.expert for source in sources}
+    experts = {source.expert.name: source.served for source in sources}
     published = held.published(before)
     if not allow_new_labels:
         # The store asks again when it publishes; here no minutes of compiling have passed yet.

@@ -1,9 +1,10 @@
 """What an expert is: tensors, files, digests, PEFT's format, and its rows in a bank. No torch.
 
 `folder` reads and writes experts, `kind` says what a kind of expert is, `kinds` has a file for
-each, `mixed` is a mixture of experts by reference, `peft_format` has PEFT's folders, and `bank`
-stacks experts into graph inputs. The half that acts on a model is `pidep.adapters`. May import
-`pidep.artifacts`, `pidep.files`, `pidep.plugins` and `pidep.errors`.
+each, `mixed` is a mixture of experts by reference, `mixture_folder` reads and writes mixtures,
+`peft_format` has PEFT's folders, and `bank` stacks experts into graph inputs. The half that acts on
+a model is `pidep.adapters`. May import `pidep.artifacts`, `pidep.files`, `pidep.plugins` and
+`pidep.errors`.
 """
 
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pidep.experts.kind_names import kind_names
     from pidep.experts.kinds import expert_kind
     from pidep.experts.mixed import MixedExpert
+    from pidep.experts.mixture_folder import read_mixture, read_served, write_mixture
     from pidep.experts.peft_format import read_peft
 
 __all__ = [
@@ -28,8 +30,11 @@ __all__ = [
     "expert_kind",
     "kind_names",
     "read_expert",
+    "read_mixture",
     "read_peft",
+    "read_served",
     "write_expert",
+    "write_mixture",
 ]
 
 __getattr__ = lazy_names(
@@ -44,7 +49,10 @@ __getattr__ = lazy_names(
         "expert_kind": "pidep.experts.kinds",
         "kind_names": "pidep.experts.kind_names",
         "read_expert": "pidep.experts.folder",
+        "read_mixture": "pidep.experts.mixture_folder",
         "read_peft": "pidep.experts.peft_format",
+        "read_served": "pidep.experts.mixture_folder",
         "write_expert": "pidep.experts.folder",
+        "write_mixture": "pidep.experts.mixture_folder",
     },
 )

@@ -51,9 +51,13 @@ if TYPE_CHECKING:  # pydantic: mixing experts needs no file, and GPU checks run 
 __all__ = [
     "Expert",
     "check_name",
+    "expert_of",
     "read_expert",
+    "read_label_embeddings",
+    "record_of",
     "require_embeddings",
     "write_expert",
+    "write_label_embeddings",
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
@@ -221,24 +225,13 @@ def read_expert(folder: str | Path) -> Expert:
     sites, scaling, stabilized = (
         _read_peft_sites(folder, record) if in_peft else (_read_sites(folder), 1.0, False)
     )
-    expert = Expert(
-        name=check_name(record.name),
-        backbone=record.backbone,
-        backbone_digest=record.backbone_digest,
-        sites=sites,
+    expert = expert_of(
+        record,
+        sites,
         scaling=scaling,
-        labels=record.labels,
-        label_texts=record.label_texts,
-        label_embeddings=_read_label_embeddings(folder, record),
-        logit_scale=record.logit_scale,
-        max_length=record.max_length,
-        metrics=record.metrics,
-        provenance=record.provenance,
-        kind=record.kind,
+        label_embeddings=read_label_embeddings(folder, record),
         peft=True if in_peft else None,
         rank_stabilized=stabilized,
-        max_answer_length=record.max_answer_length,
-        template=record.template,
     )
     require_valid(expert, where=str(folder))
     # Over the content as it was read, so that any damage shows, in whichever file.
@@ -250,7 +243,68 @@ def read_expert(folder: str | Path) -> Expert:
     return expert
 
 
-def _read_label_embeddings(folder: Path, record: ExpertRecord) -> Array:
+def expert_of(
+    record: ExpertRecord,
+    sites: dict[str, Mapping[str, Array]],
+    *,
+    scaling: float,
+    label_embeddings: Array,
+    peft: bool | None = None,
+    rank_stabilized: bool = False,
+) -> Expert:
+    """The expert of a record and its tensors, which are not checked here."""
+    return Expert(
+        name=check_name(record.name),
+        backbone=record.backbone,
+        backbone_digest=record.backbone_digest,
+        sites=sites,
+        scaling=scaling,
+        labels=record.labels,
+        label_texts=record.label_texts,
+        label_embeddings=label_embeddings,
+        logit_scale=record.logit_scale,
+        max_length=record.max_length,
+        metrics=record.metrics,
+        provenance=record.provenance,
+        kind=record.kind,
+        peft=peft,
+        rank_stabilized=rank_stabilized,
+        max_answer_length=record.max_answer_length,
+        template=record.template,
+    )
+
+
+def record_of(expert: Expert) -> ExpertRecord:
+    """What `expert.json` says about an expert."""
+    from pidep.artifacts.expert_record import ExpertRecord
+
+    return ExpertRecord(
+        schema=expert.schema,
+        name=expert.name,
+        kind=expert.kind,
+        digest=expert.digest,
+        backbone=expert.backbone,
+        backbone_digest=expert.backbone_digest,
+        sites=tuple(sorted(expert.sites)),
+        scaling=expert.scaling,
+        labels=expert.labels,
+        label_texts=expert.label_texts,
+        logit_scale=expert.logit_scale,
+        max_length=expert.max_length,
+        max_answer_length=expert.max_answer_length,
+        template=expert.template,
+        scores_texts=expert.scores_texts and expert.template is not None,
+        metrics=expert.metrics,
+        provenance=expert.provenance,
+    )
+
+
+def read_label_embeddings(folder: Path, record: ExpertRecord) -> Array:
+    """The label embeddings `[C, D]` fp32 in a folder; D is 0 where the backbone embeds nothing.
+
+    Raises:
+        ExpertError: the file is missing or damaged.
+    """
     if not record.embeds:
         return np.zeros((len(record.labels), 0), np.float32)
     path = folder / "labels.safetensors"
@@ -315,41 +369,26 @@ def write_expert(
     Raises:
         ExpertError: the expert cannot answer, or the folder holds something else.
     """
-    from pidep.artifacts.expert_record import ExpertRecord
-
     check_name(expert.name)
     require_valid(expert)
     folder = Path(folder)
     check_expert_place(folder)
-    record = ExpertRecord(
-        schema=expert.schema,
-        name=expert.name,
-        kind=expert.kind,
-        digest=expert.digest,
-        backbone=expert.backbone,
-        backbone_digest=expert.backbone_digest,
-        sites=tuple(sorted(expert.sites)),
-        scaling=expert.scaling,
-        labels=expert.labels,
-        label_texts=expert.label_texts,
-        logit_scale=expert.logit_scale,
-        max_length=expert.max_length,
-        max_answer_length=expert.max_answer_length,
-        template=expert.template,
-        scores_texts=expert.scores_texts and expert.template is not None,
-        metrics=expert.metrics,
-        provenance=expert.provenance,
-    )
+    record = record_of(expert)
     with atomic_folder(folder) as temporary:
         _write_tensors(expert, temporary)
-        if not expert.scores_texts:
-            (temporary / "labels.safetensors").write_bytes(
-                tensor_bytes({"label_embeddings": expert.label_embeddings})
-            )
+        write_label_embeddings(temporary, expert)
         if fisher is not None:
             (temporary / TASK_EMBEDDING).write_bytes(tensor_bytes(fisher))
         record.write(temporary / EXPERT_RECORD)
     return folder
+
+
+def write_label_embeddings(folder: Path, expert: Expert) -> None:
+    """Write what `read_label_embeddings` reads."""
+    if not expert.scores_texts:
+        (folder / "labels.safetensors").write_bytes(
+            tensor_bytes({"label_embeddings": expert.label_embeddings})
+        )
 
 
 def _write_tensors(expert: Expert, folder: Path) -> None:

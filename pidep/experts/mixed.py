@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from pidep.experts.kind import Array
 from pidep.experts.kinds import expert_kind
 from pidep.experts.validation import require_valid
 
-__all__ = ["MixedExpert", "parts_of", "weights_of"]
+__all__ = ["MixedExpert", "Served", "head_of", "parts_of", "weights_of"]
 
 _SUM_ERROR = 1e-3
 """α is a softmax; in fp32 its sum is off by far less."""
@@ -87,12 +88,21 @@ class MixedExpert:
         return "sha256:" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def parts_of(served: Expert | MixedExpert) -> tuple[Expert, ...]:
+Served: TypeAlias = Expert | MixedExpert
+"""What a name of a server can mean."""
+
+
+def head_of(served: Served) -> Expert:
+    """Name, labels, template and lengths of what is served: the head of a mixture."""
+    return served.head if isinstance(served, MixedExpert) else served
+
+
+def parts_of(served: Served) -> tuple[Expert, ...]:
     """The experts whose tensors answer: the parts of a mixture, or the expert itself."""
     return served.parts if isinstance(served, MixedExpert) else (served,)
 
 
-def weights_of(served: Expert | MixedExpert, sites: Sequence[str]) -> Array:
+def weights_of(served: Served, sites: Sequence[str]) -> Array:
     """The graph's `weights` of an expert, `[K, S]` fp32, for the sites of a bank."""
     weights = np.ones((len(parts_of(served)), len(sites)), np.float32)
     if isinstance(served, MixedExpert):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pidep.artifacts.names import EXPERT_RECORD
 from pidep.errors import ExpertError, UsageError
-from pidep.experts.folder import Expert
+from pidep.experts.mixed import Served, head_of
 from pidep.inputs.template import Template
 
 __all__ = ["Meaning", "check_same_meaning", "found_expert", "refuse_to_replace"]
@@ -23,9 +23,10 @@ class Meaning(NamedTuple):
     template: Template | None
 
     @classmethod
-    def of(cls, expert: Expert) -> Meaning:
-        """The meaning of an expert."""
-        return cls(expert.name, expert.digest, expert.labels, expert.template)
+    def of(cls, served: Served) -> Meaning:
+        """The meaning of an expert or a mixture."""
+        head = head_of(served)
+        return cls(head.name, served.digest, head.labels, head.template)
 
     def __str__(self) -> str:
         """For messages."""

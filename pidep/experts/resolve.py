@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pidep.artifacts.names import EXPERT_RECORD
+from pidep.artifacts.names import EXPERT_RECORD, MIXTURE_RECORD
 
-__all__ = ["holds_expert", "resolve_expert_folder"]
+__all__ = ["holds_expert", "resolve_expert_folder", "resolve_served_folder"]
 
 
 def holds_expert(folder: Path) -> bool:
@@ -21,3 +21,12 @@ def resolve_expert_folder(folder: Path) -> Path:
     """
     inside = folder / "expert"
     return inside if (inside / EXPERT_RECORD).is_file() else folder
+
+
+def resolve_served_folder(folder: Path) -> Path:
+    """The folder of what a run would serve: its mixture by reference, else its expert.
+
+    A run folder keeps a mixture in `mixture/` where the folded expert is larger than its parts.
+    """
+    inside = folder / "mixture"
+    return inside if (inside / MIXTURE_RECORD).is_file() else resolve_expert_folder(folder)

@@ -25,6 +25,7 @@ from pidep.experts.bank import BankGroup, positions_before, require_bank_kind
 from pidep.experts.folder import Expert, check_name
 from pidep.experts.kind_names import kind_names
 from pidep.experts.kinds import expert_kind
+from pidep.experts.mixed import Served, parts_of
 from pidep.experts.validation import require_valid, require_within
 from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.gate import gate_bank, gate_merged
@@ -108,12 +109,12 @@ def staged_merged(
         ParityError: beyond the recipe's tolerance.
     """
     expert = source.expert
-    backbone = load_backbone(expert.backbone)
-    _require_backbone(backbone, expert)
-    _require_able(backbone, expert)
     model = check_name(name or expert.name)
     _require_mergeable(expert, model)
     _require_platform(platform, recipe)
+    backbone = load_backbone(expert.backbone)
+    _require_backbone(backbone, expert)
+    _require_able(backbone, expert)
     check_place(repo, "`repo`")
     # Beside its place: the last step is a rename, which is atomic within one file system only.
     with temporary_sibling(repo / model) as temporary:
@@ -162,7 +163,7 @@ def staged_bank(
     *,
     max_rank: int | None = None,
     expert_store: str,
-    published: Mapping[str, Expert] = MappingProxyType({}),
+    published: Mapping[str, Served] = MappingProxyType({}),
 ) -> Iterator[StagedEntry]:
     """One graph for all experts; each given expert passed the gate through it. Not yet published.
 
@@ -216,7 +217,7 @@ def staged_bank(
             images=record.vision is not None,
         )
         _complete(temporary, config)
-        digests = {source.expert.name: source.expert.digest for source in sources}
+        digests = {source.expert.name: source.served.digest for source in sources}
         yield StagedEntry(Exported(BANK, repo / BANK, parity, digests), temporary)
 
 
@@ -239,6 +240,11 @@ def _require_mergeable(expert: Expert, model: str) -> None:
         raise UsageError(
             f"export: a merged model cannot be called {BANK!r}, the name of the bank; "
             "rename the expert"
+        )
+    if not expert.sites:
+        raise UsageError(
+            f"mixture {expert.name!r}: has no tensors of its own to fold into the backbone; give "
+            "the run folder, or its folder `expert`"
         )
     if not expert.labels:
         raise UsageError(
@@ -348,20 +354,29 @@ def _records_of(groups: Sequence[BankGroup]) -> tuple[GroupRecord, ...]:
 
 
 def _checked_bank(
-    sources: Sequence[Source], published: Mapping[str, Expert]
+    sources: Sequence[Source], published: Mapping[str, Served]
 ) -> tuple[Backbone, list[Expert]]:
-    """The bank's backbone, and every expert that needs room in it; raises as `staged_bank`."""
+    """The bank's backbone, and every expert that needs room in it, parts of mixtures included.
+
+    Raises:
+        UsageError, ExpertError: as `staged_bank`.
+    """
     names = [source.expert.name for source in sources]
     if len(set(names)) != len(names) or not names:
         found = ", ".join(names) or "none"
         raise UsageError(f"export: expected runs with different names, found {found}")
-    given = [source.expert for source in sources]
+    given = [part for source in sources for part in source.parts]
     backbone = _backbone_of(given)
     for expert in given:
         require_bank_kind(expert)
         _require_able(backbone, expert)
+    for source in sources:
+        width, most = backbone.hidden_size, backbone.max_positions
+        require_within(source.expert, width=width, max_positions=most)
     # An expert that is exported again replaces its published version.
-    kept = [expert for name, expert in published.items() if name not in names]
+    kept = [
+        part for name, served in published.items() if name not in names for part in parts_of(served)
+    ]
     for expert in kept:
         _require_backbone(backbone, expert)
     return backbone, [*given, *kept]

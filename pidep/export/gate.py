@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pidep.adapters.mixture import Mixture, attached
+from pidep.adapters.mixture import attached, mixture_of
 from pidep.artifacts.names import BACKBONE
 from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
@@ -56,7 +56,7 @@ def gate_bank(
     """
     # The default threads and providers: the session that is tested is the session that serves.
     bank = Bank(version_folder)
-    residents = bank.build({source.expert.name: source.expert for source in sources})
+    residents = bank.build({source.expert.name: source.served for source in sources})
     found = {}
     for number, source in enumerate(sources):
         count = {"done": number, "total": len(sources)}
@@ -163,7 +163,7 @@ def _torch_logits(backbone: Backbone, source: Source) -> tuple[Array, Array]:
         return np.nan_to_num(found.numpy(), neginf=_NO_CANDIDATE)
 
     # Attached, so that an error in folding shows as a difference.
-    with attached(backbone.model, Mixture.of([expert])):
+    with attached(backbone.model, mixture_of(source.served)):
         reference = logits(len(rows))
     bare = logits(_EFFECT_ROWS)
     if effect_of(reference, bare) < NO_EFFECT:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pidep.errors import ExpertError, UsageError, did_you_mean
-from pidep.experts.folder import Expert, check_name, read_expert, require_embeddings
-from pidep.experts.resolve import resolve_expert_folder
+from pidep.experts.folder import Expert, check_name, require_embeddings
+from pidep.experts.mixed import MixedExpert, Served, head_of, parts_of
+from pidep.experts.mixture_folder import read_served
+from pidep.experts.resolve import resolve_expert_folder, resolve_served_folder
 from pidep.tasks.data import Split, limit, load_texts
 from pidep.tasks.hub import with_labels
 from pidep.tasks.task import Task, load_task
@@ -17,35 +19,51 @@ __all__ = ["Source", "read_source"]
 
 @dataclass(frozen=True)
 class Source:
-    """An expert to export, with real rows of its task."""
+    """An expert or a mixture to export, with real rows of its task."""
 
     expert: Expert
+    """The expert; the head of a mixture, which has no tensors of its own."""
     task: Task
     rows: Split
     recorded: float | None = None
     """The metric that the expert's run measured on these very rows; None where it used others."""
+    mixture: MixedExpert | None = None
+    """What a bank serves by reference to its parts."""
+
+    @property
+    def served(self) -> Served:
+        """What the name means once it is published."""
+        return self.mixture or self.expert
+
+    @property
+    def parts(self) -> tuple[Expert, ...]:
+        """The experts whose tensors a bank must hold."""
+        return parts_of(self.served)
 
 
 def read_source(
-    run: Path | Expert,
+    run: Path | Served,
     *,
     rows: int,
     task: str | Path | Task | None = None,
     name: str | None = None,
+    by_reference: bool = False,
 ) -> Source:
     """The expert of a run folder or expert folder, and up to `rows` test rows of its task.
 
     Args:
-        run: the folder; or an expert in memory.
+        run: the folder; or an expert or mixture in memory.
         task: a task, or its file or name; `pidep.tuning.run_folder.run_task` reads a run's own.
         name: the name to publish the expert under; its own when absent.
+        by_reference: a run's mixture by reference to its parts, where the run has one. Without it,
+            the mixture as one folded expert.
 
     Raises:
         UsageError: no task is given, or a task with other labels.
         ExpertError: the folder holds no expert, or one of an encoder-decoder.
     """
-    if isinstance(run, Expert):
-        expert, where = run, f"expert {run.name!r}"
+    if not isinstance(run, Path):
+        served, where = run, f"expert {head_of(run).name!r}"
     else:
         if not run.exists() and run.parent.is_dir():
             beside = [path.name for path in run.parent.iterdir() if path.is_dir()]
@@ -53,9 +71,11 @@ def read_source(
                 f"{run}: no such expert folder{did_you_mean(run.name, beside)}; "
                 "give a run folder, or an expert folder such as POOL/NAME"
             )
-        expert, where = read_expert(resolve_expert_folder(run)), str(run)
+        folder = resolve_served_folder(run) if by_reference else resolve_expert_folder(run)
+        served, where = read_served(folder), str(run)
     if name is not None:
-        expert = replace(expert, name=check_name(name))
+        served = _renamed(served, check_name(name))
+    expert = head_of(served)
     require_embeddings(expert)
     if task is None:
         raise UsageError(
@@ -68,4 +88,15 @@ def read_source(
             f"{where}: expert has the labels {', '.join(expert.labels)}, "
             f"task {found.name!r} has {', '.join(found.labels)}"
         )
-    return Source(expert, found, limit(load_texts(found).test, rows, seed=0))
+    return Source(
+        expert,
+        found,
+        limit(load_texts(found).test, rows, seed=0),
+        mixture=served if isinstance(served, MixedExpert) else None,
+    )
+
+
+def _renamed(served: Served, name: str) -> Served:
+    if isinstance(served, MixedExpert):
+        return replace(served, head=replace(served.head, name=name))
+    return replace(served, name=name)

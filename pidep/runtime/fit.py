@@ -7,7 +7,7 @@ from dataclasses import replace
 from pidep.artifacts.bank import BankRecord
 from pidep.experts.bank import BankGroup, check_fits
 from pidep.experts.folder import Expert
-from pidep.experts.mixed import MixedExpert, parts_of
+from pidep.experts.mixed import MixedExpert, Served, parts_of
 from pidep.experts.validation import require_within
 
 __all__ = ["check_expert", "check_served", "groups_of"]
@@ -22,7 +22,7 @@ def groups_of(record: BankRecord) -> tuple[BankGroup, ...]:
     )
 
 
-def check_served(record: BankRecord, served: Expert | MixedExpert) -> None:
+def check_served(record: BankRecord, served: Served) -> None:
     """As `check_expert`, for each part of a mixture and for what it answers with."""
     for part in parts_of(served):
         check_expert(record, part)

@@ -1,6 +1,6 @@
 """The expert store: immutable versions named by digest, and one manifest that names them.
 
-<store>/versions/<64 hex digits>/   an expert folder
+<store>/versions/<64 hex digits>/   an expert folder, or a mixture whose parts are versions, too
 <store>/manifest.json               `pidep.artifacts.manifest`; written last
 """
 
@@ -10,17 +10,26 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pidep.artifacts.manifest import Manifest
 from pidep.artifacts.names import EXPERT_RECORD, MANIFEST
 from pidep.errors import ExpertError, ServingError
 from pidep.experts.folder import Expert, check_name, read_expert, write_expert
+from pidep.experts.mixed import MixedExpert, Served, parts_of
+from pidep.experts.mixture_folder import (
+    holds_mixture,
+    part_digests,
+    read_mixture,
+    write_mixture_record,
+)
 from pidep.experts.replacing import Meaning, check_same_meaning
 from pidep.experts.validation import require_valid
+from pidep.files.atomic_write import atomic_folder
 from pidep.files.cache_folder import locked
 
 __all__ = ["ExpertStore", "Replaced"]
@@ -28,6 +37,7 @@ __all__ = ["ExpertStore", "Replaced"]
 _VERSIONS = "versions"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
+S = TypeVar("S", Expert, MixedExpert)
 
 
 @dataclass(frozen=True)
@@ -78,21 +88,36 @@ class ExpertStore:
             )
         return self.folder / _VERSIONS / digest.removeprefix("sha256:")
 
-    def load(self, digest: str) -> Expert:
-        """A published expert, verified.
+    def load(self, digest: str) -> Served:
+        """A published expert or mixture, verified.
 
         Raises:
-            ExpertError: missing or damaged, or its content has another digest.
+            ExpertError: it or a part of it is missing or damaged, or has another digest.
         """
-        expert = read_expert(self.version(digest))
-        if expert.digest != digest:
-            raise ExpertError(
-                f"{self.version(digest)}: holds {expert.digest}, expected {digest}; "
-                "publish it again"
-            )
-        return expert
+        folder = self.version(digest)
+        if not holds_mixture(folder):
+            return self._load_expert(digest)
+        return self._as_named(read_mixture(folder, part=self._load_expert), digest)
 
-    def published(self, manifest: Manifest | None = None) -> dict[str, Expert]:
+    def references(self, digest: str) -> tuple[str, ...]:
+        """The versions that a version needs: the parts of a mixture.
+
+        Raises:
+            ExpertError: the record of a mixture is damaged.
+        """
+        return part_digests(self.version(digest))
+
+    def _load_expert(self, digest: str) -> Expert:
+        return self._as_named(read_expert(self.version(digest)), digest)
+
+    def _as_named(self, found: S, digest: str) -> S:
+        if found.digest != digest:
+            raise ExpertError(
+                f"{self.version(digest)}: holds {found.digest}, expected {digest}; publish it again"
+            )
+        return found
+
+    def published(self, manifest: Manifest | None = None) -> dict[str, Served]:
         """Every expert that a manifest names and that can be loaded, by name; others are logged.
 
         Args:
@@ -101,7 +126,7 @@ class ExpertStore:
         Raises:
             ServingError: the manifest is damaged.
         """
-        found: dict[str, Expert] = {}
+        found: dict[str, Served] = {}
         for name, digest in (manifest or self.manifest()).aliases.items():
             try:
                 found[name] = self.load(digest)
@@ -110,7 +135,7 @@ class ExpertStore:
                 _log.warning("%s: is left out: %s", name, error)
         return found
 
-    def publish(self, expert: Expert, alias: str, *, allow_new_labels: bool = False) -> Replaced:
+    def publish(self, expert: Served, alias: str, *, allow_new_labels: bool = False) -> Replaced:
         """Serve the expert under a name; what changed, so that it can be undone.
 
         Publishing the same expert again changes nothing. A damaged version is written anew.
@@ -137,7 +162,7 @@ class ExpertStore:
             now.naming({done.alias: done.old}).write(self.folder)
         return True
 
-    def _require_same_meaning(self, manifest: Manifest, experts: Mapping[str, Expert]) -> None:
+    def _require_same_meaning(self, manifest: Manifest, experts: Mapping[str, Served]) -> None:
         for name, expert in experts.items():
             digest = manifest.aliases.get(name)
             try:
@@ -150,7 +175,7 @@ class ExpertStore:
     @contextmanager
     def staged(
         self,
-        experts: Mapping[str, Expert],
+        experts: Mapping[str, Served],
         *,
         since: Manifest | None = None,
         allow_new_labels: bool = False,
@@ -172,7 +197,8 @@ class ExpertStore:
             ServingError: the manifest is damaged or gone, or another process has changed it.
         """
         for expert in experts.values():
-            require_valid(expert)
+            if not isinstance(expert, MixedExpert):  # a mixture is checked when it is made
+                require_valid(expert)
         digests = {check_name(name): expert.digest for name, expert in experts.items()}
         # One writer at a time: the manifest is read, changed and replaced.
         with locked(self.folder):
@@ -186,7 +212,8 @@ class ExpertStore:
                 self._require_same_meaning(before, experts)
             # Versions that existed before may be named by a running server, so only new ones are
             # removed.
-            new = [digest for digest in digests.values() if not self.version(digest).exists()]
+            needed = [digest for expert in experts.values() for digest in _digests(expert)]
+            new = [digest for digest in needed if not self.version(digest).exists()]
 
             def commit() -> tuple[Manifest, Manifest]:
                 after = before.naming(digests)
@@ -207,19 +234,27 @@ class ExpertStore:
                 if is_new and not self.manifest().revision:
                     self.manifest_path.unlink()
 
-    def _write(self, expert: Expert) -> None:
-        """The expert's version, read back."""
+    def _write(self, expert: Served) -> None:
+        """The version, read back; those of a mixture's parts come first."""
+        if isinstance(expert, MixedExpert):
+            for part in parts_of(expert):
+                self._write(part)
+        digest = expert.digest
         try:
-            self.load(expert.digest)
+            self.load(digest)
         except ExpertError:
-            place = self.version(expert.digest)
+            place = self.version(digest)
             # `write_expert` would refuse to replace something that is no expert.
             if os.path.lexists(place) and not (place / EXPERT_RECORD).is_file():
                 _discard(place)
-            write_expert(expert, place)
+            if isinstance(expert, MixedExpert):
+                with atomic_folder(place) as temporary:
+                    write_mixture_record(expert, temporary)
+            else:
+                write_expert(expert, place)
             # Read back before the manifest names it: the version must be readable, not only
             # written.
-            self.load(expert.digest)
+            self.load(digest)
 
     def _has_versions(self) -> bool:
         try:
@@ -230,11 +265,26 @@ class ExpertStore:
         return any(not name.startswith(".") for name in names)
 
     def _remove_unnamed(self, digests: list[str]) -> None:
-        """Remove those versions that the manifest does not name."""
-        named = set(self.manifest().aliases.values())
+        """Remove those versions that the manifest does not name, and that no mixture needs."""
+        named = self._needed(self.manifest().aliases.values())
         for digest in digests:
             if digest not in named:
                 shutil.rmtree(self.version(digest), ignore_errors=True)
+
+    def _needed(self, digests: Iterable[str]) -> set[str]:
+        """These versions, and the parts of those that are mixtures."""
+        needed = set(digests)
+        for digest in tuple(needed):
+            # A damaged record names nothing; it is reported where it is loaded.
+            with suppress(ExpertError):
+                needed |= set(self.references(digest))
+        return needed
+
+
+def _digests(served: Served) -> list[str]:
+    """The versions that publishing writes."""
+    parts = parts_of(served) if isinstance(served, MixedExpert) else ()
+    return [*(part.digest for part in parts), served.digest]
 
 
 def _discard(path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from pidep.artifacts.bank import BankRecord
 from pidep.artifacts.names import BANK, VERSION
 from pidep.errors import PidepError, ServingError, UnreachableError
-from pidep.experts.folder import Expert
-from pidep.runtime.fit import check_expert
+from pidep.experts.mixed import Served
+from pidep.runtime.fit import check_served
 from pidep.serving.client import Client, Request
 from pidep.serving.store import ExpertStore, Replaced
 
@@ -41,7 +41,7 @@ class Swapped:
 
 def swap_expert(
     name: str,
-    expert: Expert,
+    expert: Served,
     repo: Path,
     url: str,
     *,
@@ -56,6 +56,7 @@ def swap_expert(
 
     Args:
         name: served name.
+        expert: an expert, or a mixture by reference, whose parts are published with it.
         repo: the model repository that the server at `url` serves.
         url: gRPC host:port.
         allow_new_labels: whether the name may get other labels or another template.
@@ -83,11 +84,11 @@ def swap_expert(
     return Swapped(name, done.old, done.new, round(time.monotonic() - started, 4))
 
 
-def _store_for(expert: Expert, repo: Path) -> ExpertStore:
+def _store_for(expert: Served, repo: Path) -> ExpertStore:
     """The store of the repository's bank, which can hold the expert; raises as `swap_expert`."""
     version = repo / BANK / VERSION
     record = BankRecord.read(version)
-    check_expert(record, expert)
+    check_served(record, expert)
     return ExpertStore(record.store(version))
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from pidep.artifacts.manifest import Manifest
 from pidep.errors import ServingError
-from pidep.experts.folder import Expert
-from pidep.experts.mixed import MixedExpert
+from pidep.experts.mixed import Served
 from pidep.runtime.bank import Bank, Residents
 from pidep.serving.refusals import Refusals, path_stamp
 from pidep.serving.store import ExpertStore
@@ -95,7 +94,7 @@ class Watcher:
         """Replace the residents by what the manifest names, as far as it can be loaded."""
         old = self.residents
         self._refusals.keep(manifest.aliases)
-        fresh: dict[str, Expert | MixedExpert] = {}
+        fresh: dict[str, Served] = {}
         for name, digest in manifest.aliases.items():
             if old.digests.get(name) != digest and not self._refusals.waiting(name):
                 self._load(name, digest, into=fresh)
@@ -112,7 +111,7 @@ class Watcher:
             names = ", ".join(residents.slots)
             _log.info("serving store revision %d: %s", manifest.revision, names)
 
-    def _load(self, name: str, digest: str, *, into: dict[str, Expert | MixedExpert]) -> None:
+    def _load(self, name: str, digest: str, *, into: dict[str, Served]) -> None:
         """The version of a name, added to `into` or refused."""
         self._beat = time.monotonic()
         try:
@@ -126,8 +125,8 @@ class Watcher:
 
     def _probed(
         self,
-        kept: Mapping[str, Expert | MixedExpert],
-        fresh: dict[str, Expert | MixedExpert],
+        kept: Mapping[str, Served],
+        fresh: dict[str, Served],
         aliases: Mapping[str, str],
     ) -> Residents:
         """The residents with those fresh experts that answer probe rows. Others leave `fresh`."""

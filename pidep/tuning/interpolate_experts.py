@@ -14,6 +14,7 @@ from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_any_backbone
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import Expert
+from pidep.experts.mixed import MixedExpert
 from pidep.interpolation.auto import Interpolated
 from pidep.interpolation.candidates import CandidateTrainer
 from pidep.interpolation.policies import interpolate
@@ -25,6 +26,7 @@ from pidep.tasks.data import limit
 from pidep.tasks.task import Task
 from pidep.training.loop import OnStep
 from pidep.training.own_expert import as_expert, own_expert_trainer, train_own_expert
+from pidep.tuning.by_reference import mixture_by_reference
 from pidep.tuning.job import Job, prepare
 from pidep.tuning.settings import TuneSettings
 
@@ -34,6 +36,7 @@ __all__ = [
     "folded_expert",
     "interpolate_experts",
     "interpolation_settings",
+    "referring_expert",
 ]
 
 
@@ -54,6 +57,8 @@ class InterpolatedExperts:
 
     expert: Expert
     mixed: Interpolated
+    by_reference: MixedExpert | None
+    """The mixture by reference to its parts, where the expert is larger than they are."""
 
 
 def interpolate_experts(
@@ -107,7 +112,8 @@ def interpolate_experts(
             similarities=_similarities(job, own, helpers),
         )
     named = {expert.name: expert for expert in experts}
-    return InterpolatedExperts(folded_expert(job, own, named, mixed), mixed)
+    folded = folded_expert(job, own, named, mixed)
+    return InterpolatedExperts(folded, mixed, referring_expert(folded, own, experts, mixed))
 
 
 def _own_expert(job: Job, on_step: OnStep | None) -> Expert:
@@ -166,6 +172,19 @@ def folded_expert(
             "decision": mixed.decision.to_json(),
         },
     )
+
+
+def referring_expert(
+    folded: Expert, own: Expert, helpers: Sequence[Expert], mixed: Interpolated
+) -> MixedExpert | None:
+    """The mixture by reference to its parts; None where the folded expert is no larger.
+
+    Args:
+        helpers: in the order of the mixture, where they are its last experts.
+    """
+    # The own expert comes first, and a second time where it was trained inside the mixture.
+    count = mixed.mixture.num_experts - len(helpers)
+    return mixture_by_reference(folded, mixed.mixture, [*[own] * count, *helpers])
 
 
 def _check_embeddings(job: Job, helpers: Sequence[Helper]) -> None:

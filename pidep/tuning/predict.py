@@ -9,19 +9,21 @@ from typing import Any
 
 import torch
 
-from pidep.adapters.mixture import Mixture
+from pidep.adapters.mixture import mixture_of
 from pidep.artifacts.names import TASK_EMBEDDING
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_any_backbone
 from pidep.errors import ExpertError, PidepError, UsageError, fault_of_text
 from pidep.experts.folder import Expert, read_expert
-from pidep.experts.resolve import resolve_expert_folder
+from pidep.experts.mixed import Served, head_of
+from pidep.experts.mixture_folder import read_served
+from pidep.experts.resolve import resolve_expert_folder, resolve_served_folder
 from pidep.files.tensor_file import read_tensors
 from pidep.inputs.row import Input, Row, as_row, text_of
 from pidep.runtime.ready_rows import ready_rows
 from pidep.training.scorer import predict_answers, predict_logits, scorer_for_expert
 
-__all__ = ["Prediction", "backbone_of", "load_expert", "predict", "task_embedding"]
+__all__ = ["Prediction", "backbone_of", "load_expert", "load_served", "predict", "task_embedding"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Prediction:
     scores: dict[str, float] = field(default_factory=dict)
     """Probability of each label or candidate; empty for a generated text."""
     digest: str = ""
-    """Digest of the expert that answered."""
+    """Digest of the expert or mixture that answered."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
@@ -51,6 +53,13 @@ def load_expert(source: Expert | Path | str) -> Expert:
     return read_expert(resolve_expert_folder(Path(source)))
 
 
+def load_served(source: Served | Path | str) -> Served:
+    """As `load_expert`, with a run's mixture by reference where the run has one."""
+    if isinstance(source, str | Path):
+        return read_served(resolve_served_folder(Path(source)))
+    return source
+
+
 def task_embedding(source: Expert | Path | str) -> dict[str, Any] | None:
     """The task embedding in a run folder or expert folder; None where there is none.
 
@@ -64,7 +73,7 @@ def task_embedding(source: Expert | Path | str) -> dict[str, Any] | None:
 
 
 def predict(
-    source: Expert | Path | str,
+    source: Served | Path | str,
     rows: Sequence[Input],
     *,
     backbone: Backbone | str | None = None,
@@ -75,7 +84,7 @@ def predict(
     expert's `max_length` tokens.
 
     Args:
-        source: a run folder, an expert folder, or an expert.
+        source: a run folder, an expert folder, an expert or a mixture.
         backbone: the expert's backbone, loaded or by name; found by its recorded name when absent.
 
     Raises:
@@ -84,20 +93,22 @@ def predict(
         TaskError: a row has neither text nor image, or columns that do not fit.
         BackboneError: the backbone cannot be loaded, or cannot read a row.
     """
-    expert = load_expert(source)
+    served = load_served(source)
+    expert, digest = head_of(served), served.digest
     if not rows:
         return []
     _check_texts(rows)
     rows = _ready(rows, expert)
     loaded = backbone_of(expert, backbone)
-    scorer, mixture = scorer_for_expert(loaded, expert), Mixture.of([expert])
+    scorer, mixture = scorer_for_expert(loaded, expert), mixture_of(served)
     if expert.max_answer_length is not None:
         answers = predict_answers(scorer, rows, mixture)
-        return [Prediction(answer, digest=expert.digest) for answer in answers]
+        return [Prediction(answer, digest=digest) for answer in answers]
     with torch.no_grad():
         probabilities = predict_logits(scorer, rows, mixture).softmax(1).tolist()
     return [
-        _prediction(expert, row, scores) for row, scores in zip(rows, probabilities, strict=True)
+        _prediction(expert, row, scores, digest)
+        for row, scores in zip(rows, probabilities, strict=True)
     ]
 
 
@@ -140,11 +151,11 @@ def _check_texts(rows: Sequence[Input]) -> None:
                 raise UsageError(f"row {number}: {fault}")
 
 
-def _prediction(expert: Expert, row: Input, scores: Sequence[float]) -> Prediction:
+def _prediction(expert: Expert, row: Input, scores: Sequence[float], digest: str) -> Prediction:
     names = _choices_of(expert, row)
     # Rows with fewer candidates than others are padded with probabilities of 0.
     by_name = dict(zip(names, scores[: len(names)], strict=True))
-    return Prediction(max(by_name, key=by_name.__getitem__), by_name, expert.digest)
+    return Prediction(max(by_name, key=by_name.__getitem__), by_name, digest)
 
 
 def _choices_of(expert: Expert, row: Input) -> tuple[str, ...]:

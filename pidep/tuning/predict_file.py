@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pidep.backbones.backbone import Backbone
 from pidep.errors import ExpertError, ImageError, TaskError, UsageError
 from pidep.experts.folder import Expert
+from pidep.experts.mixed import head_of
 from pidep.files.atomic_write import write_bytes
 from pidep.inputs.images import load_image
 from pidep.inputs.places import Place, RowError
@@ -25,7 +26,7 @@ from pidep.tasks.data_source import Data
 from pidep.tasks.row_inputs import input_of
 from pidep.tasks.sources import sources_of
 from pidep.tasks.task import Task, load_task
-from pidep.tuning.predict import Prediction, backbone_of, load_expert, predict
+from pidep.tuning.predict import Prediction, backbone_of, load_served, predict
 from pidep.tuning.run_folder import run_task
 from pidep.tuning.settings import PredictSettings
 
@@ -53,6 +54,8 @@ class PredictedFile:
     """The answers to the rows of a file, in the order of the rows."""
 
     expert: Expert
+    """The head, where a mixture answered."""
+    digest: str
     places: tuple[Place, ...]
     answers: tuple[Prediction, ...]
     out: Path | None
@@ -79,15 +82,16 @@ def predict_file(settings: PredictSettings, *, backbone: Backbone | None = None)
         ExpertError, BackboneError: there is no expert, or it belongs to another backbone.
     """
     _check_out(settings)
-    expert = load_expert(settings.run)
+    served = load_served(settings.run)
+    expert, digest = head_of(served), served.digest
     # Read before the backbone is loaded, which takes seconds.
     places, rows = _rows(settings, expert)
     loaded = backbone_of(expert, backbone or settings.backbone)
     answers: list[Prediction] = []
     for start in range(0, len(rows), settings.batch_size):
-        answers += predict(expert, rows[start : start + settings.batch_size], backbone=loaded)
+        answers += predict(served, rows[start : start + settings.batch_size], backbone=loaded)
         _LOG.info("rows answered", extra={"done": len(answers), "total": len(rows)})
-    found = PredictedFile(expert, tuple(places), tuple(answers), settings.out)
+    found = PredictedFile(expert, digest, tuple(places), tuple(answers), settings.out)
     if settings.out is not None:
         write_bytes(settings.out, _WRITERS[settings.out.suffix.lower()](found))
     return found

@@ -4,6 +4,7 @@ config.yaml       the settings, as JSON (which is YAML)
 task.json         the task
 own/              the own expert, with its task embedding; not in a zero-shot run
 expert/           the result: the mixture as one expert, or the own expert
+mixture/          the mixture by reference to its parts, where one expert is larger than they are
 metrics.json      the metric of each method on the test rows, with its 95 % interval
 alpha.json        α of the mixture by site
 similarity.json   the neighbours and their similarities
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -28,6 +30,8 @@ import numpy as np
 from pidep import __version__
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, read_expert
+from pidep.experts.mixed import MixedExpert
+from pidep.experts.mixture_folder import holds_mixture, write_mixture
 from pidep.files.atomic_write import write_json, write_text
 from pidep.files.bounded_read import parse_json, read_json
 from pidep.settings import fault_of, read_yaml
@@ -54,6 +58,7 @@ __all__ = [
     "read_run",
     "recorded_metric",
     "run_task",
+    "write_by_reference",
     "write_run",
     "write_task_record",
 ]
@@ -89,6 +94,7 @@ class TuneResult:
     run: Path
     name: str
     digest: str
+    """Of the result, as a bank serves it: of the mixture by reference where there is one."""
     metric: str
     metrics: dict[str, float]
     neighbours: list[Neighbour]
@@ -247,6 +253,15 @@ def write_run(
     write_json(out / "provenance.json", _provenance(job, result, reports, seconds))
     # Last: `is_run_folder` takes this file for the sign of a complete run.
     write_json(out / "result.json", result.to_json())
+
+
+def write_by_reference(out: Path, mixture: MixedExpert | None) -> None:
+    """Write the run's mixture by reference, or remove that of an earlier run."""
+    place = out / "mixture"
+    if mixture is not None:
+        write_mixture(mixture, place)
+    elif holds_mixture(place):
+        shutil.rmtree(place)
 
 
 def write_task_record(folder: Path, task: Task) -> None:

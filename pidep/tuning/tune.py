@@ -15,6 +15,7 @@ from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_any_backbone
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert, check_expert_place, write_expert
+from pidep.experts.mixed import MixedExpert
 from pidep.files.atomic_write import check_place, in_place, temporary_sibling
 from pidep.interpolation.auto import tuned_own
 from pidep.interpolation.candidates import CandidateTrainer
@@ -31,10 +32,20 @@ from pidep.training.loop import OnStep, TrainReport
 from pidep.training.own_expert import own_expert_trainer, train_own_expert
 from pidep.tuning import zero_shot
 from pidep.tuning.helpers import pool_of
-from pidep.tuning.interpolate_experts import folded_expert, interpolation_settings
+from pidep.tuning.interpolate_experts import (
+    folded_expert,
+    interpolation_settings,
+    referring_expert,
+)
 from pidep.tuning.job import Job, prepare
 from pidep.tuning.phase_times import PhaseTimes
-from pidep.tuning.run_folder import Alpha, TuneResult, write_run, write_task_record
+from pidep.tuning.run_folder import (
+    Alpha,
+    TuneResult,
+    write_by_reference,
+    write_run,
+    write_task_record,
+)
 from pidep.tuning.run_place import (
     FINGERPRINT,
     check_pool_place,
@@ -195,6 +206,7 @@ def _learn(
         job.scorer, job.task, job.training, name=job.name, on_step=on_step
     )
     final, alpha = own, Alpha.of((job.name,), {})
+    mixture: MixedExpert | None = None
     if pool is not None and neighbours:
         named = {near.name: pool.expert(near.name) for near in neighbours}
         settings = interpolation_settings(job, [own, *named.values()])
@@ -209,6 +221,7 @@ def _learn(
         measured |= {"uniform": tested(mixed.uniform), "pi": tested(mixed.mixture)}
         times.end("evaluate")
         final = folded_expert(job, own, named, mixed)
+        mixture = referring_expert(final, own, tuple(named.values()), mixed)
         alpha = Alpha.of(mixed.experts, mixed.mixture.alphas())
     elif config.policy == "auto" and job.validation is None:
         settings = interpolation_settings(job, [own])
@@ -223,9 +236,10 @@ def _learn(
     final = replace(final, metrics={metric: metrics})
     own = replace(own, metrics={metric: metrics["own_expert"]})
     _write_experts(job, own, final, embedding)
+    write_by_reference(job.out, mixture)
     seconds = round(time.monotonic() - started, 3)
     result = TuneResult(
-        *(job.out, job.name, final.digest, metric, metrics, neighbours, seconds),
+        *(job.out, job.name, (mixture or final).digest, metric, metrics, neighbours, seconds),
         intervals={method: found.interval for method, found in measured.items()},
         cut_texts=job.cut_texts,
     )

@@ -24,9 +24,10 @@ from pidep.similarity.zero_shot import rank_without_labels, similarity_weights
 from pidep.tasks.data import UNLABELLED, data_digest, limit
 from pidep.training.evaluation import Measurement, evaluate
 from pidep.training.own_expert import as_expert
+from pidep.tuning.by_reference import mixture_by_reference
 from pidep.tuning.job import Job
 from pidep.tuning.phase_times import PhaseTimes
-from pidep.tuning.run_folder import Alpha, TuneResult, write_run
+from pidep.tuning.run_folder import Alpha, TuneResult, write_by_reference, write_run
 from pidep.tuning.settings import TuneSettings
 
 __all__ = ["check_request", "mix", "require_experts"]
@@ -95,9 +96,19 @@ def mix(job: Job, pool: Pool | None, started: float) -> TuneResult:
     )
     final = replace(final, metrics={job.task.metric: metrics} if metrics else {})
     write_expert(final, job.out / "expert")
+    by_reference = mixture_by_reference(final, mixture, helpers)
+    write_by_reference(job.out, by_reference)
     seconds = round(time.monotonic() - started, 3)
     result = TuneResult(
-        *(job.out, job.name, final.digest, job.task.metric, metrics, neighbours, seconds),
+        *(
+            job.out,
+            job.name,
+            (by_reference or final).digest,
+            job.task.metric,
+            metrics,
+            neighbours,
+            seconds,
+        ),
         intervals={method: found.interval for method, found in measured.items()},
         cut_texts=job.cut_texts,
     )

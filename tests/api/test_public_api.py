@@ -428,7 +428,8 @@ def test_an_interpolated_expert_is_exported(
     with pytest.raises(UsageError, match=r"expert 'other': has no task, .*give `task`"):
         pidep.export(found, repo=tmp_path / "model_repo")
     exported = pidep.export(found, repo=tmp_path / "model_repo", task=task)
-    assert exported.experts == {"other": found.expert.digest}
+    assert found.by_reference is not None
+    assert exported.experts == {"other": found.by_reference.digest}
     assert exported.parity["other"].argmax_flips == 0
     (answer,) = pidep.predict(found, ["a great film"], backbone=backbone)
     assert answer.digest == exported.experts["other"]

@@ -25,6 +25,9 @@ import pytest
 
 from pidep.artifacts import BankRecord
 from pidep.experts.folder import read_expert
+from pidep.experts.mixed import head_of
+from pidep.experts.mixture_folder import read_served
+from pidep.experts.resolve import resolve_served_folder
 from pidep.serving.server import Ports, free_ports
 from tests.cli.run import assert_refused, environment, in_turn, pidep, untouched, write_run
 from tests.conftest import make_expert
@@ -166,8 +169,8 @@ def test_tune_fills_the_pool_and_mixes_its_experts(tuned: Line) -> None:
     assert [len(tuned.tuned[name]["neighbours"]) for name in TASKS] == [0, 1, 2]
     assert set(tuned.tuned["film"]["metrics"]) == {"backbone", "own_expert", "uniform", "pi"}
     for name, result in tuned.tuned.items():
-        expert = read_expert(tuned.folder / "runs" / name / "expert")
-        assert (expert.digest, expert.name) == (result["digest"], name)
+        served = read_served(resolve_served_folder(tuned.folder / "runs" / name))
+        assert (served.digest, head_of(served).name) == (result["digest"], name)
 
 
 def test_graph_writes_every_form_at_once(tuned: Line) -> None:
@@ -227,7 +230,7 @@ def test_texts_as_arguments_are_answered_as_pytorch_would(
         rtol=0,
     )
     assert {(row["expert"], row["digest"], tuple(row["scores"])) for row in rows} == {
-        ("film", expert.digest, expert.labels)
+        ("film", served.tuned["film"]["digest"], expert.labels)
     }
     assert all(row["label"] == max(row["scores"], key=row["scores"].get) for row in rows)
     bank = BankRecord.read(served.folder / "repo" / "pidep_bank" / "1")
@@ -358,7 +361,7 @@ def wait_for(condition: Any, *, at_most_s: float = 20.0) -> None:
 def test_swaps_under_traffic_lose_nothing(served: Line) -> None:
     own = read_expert(served.folder / "runs" / "film" / "own").digest
     pi = served.tuned["film"]["digest"]
-    traffic, turns = Traffic(served.grpc), [("own", own, pi), ("expert", pi, own)] * 2
+    traffic, turns = Traffic(served.grpc), [("own", own, pi), ("mixture", pi, own)] * 2
     with traffic.flowing():
         wait_for(lambda: traffic.digests)
         for folder, new, old in turns:

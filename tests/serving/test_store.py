@@ -15,6 +15,7 @@ import pytest
 from pidep.artifacts import Manifest
 from pidep.errors import ExpertError, ServingError
 from pidep.experts.folder import Expert, write_expert
+from pidep.experts.mixed import MixedExpert
 from pidep.inputs.template import Template
 from pidep.serving import ExpertStore
 from tests.cli.run import contents
@@ -287,3 +288,58 @@ def test_a_damaged_version_is_replaced_whatever_its_labels_were(store: ExpertSto
     (store.version(digest) / "labels.safetensors").unlink()
     other = replace(small_expert(seed=1), labels=("bad", "good"))
     assert store.publish(other, "film").new == other.digest
+
+
+def mixture_of(*parts: Expert, name: str = "both") -> MixedExpert:
+    share = 1 / len(parts)
+    head = replace(parts[0], name=name, sites={}, scaling=1.0)
+    return MixedExpert(head, parts, {"layer.0": (share,) * len(parts)})
+
+
+def versions(store: ExpertStore) -> set[str]:
+    return {f"sha256:{path.name}" for path in (store.folder / "versions").iterdir()}
+
+
+def test_the_parts_of_a_mixture_are_versions_that_others_share(store: ExpertStore) -> None:
+    a, b, c = (small_expert(name=name, seed=seed) for seed, name in enumerate("abc"))
+    store.publish(a, "a")
+    ab, bc = mixture_of(a, b), mixture_of(b, c, name="other")
+    store.publish(ab, "both")
+    store.publish(bc, "other")
+    assert versions(store) == {one.digest for one in (a, b, c, ab, bc)}
+    assert store.references(ab.digest) == (a.digest, b.digest)
+    assert store.references(a.digest) == ()
+    found = store.load(ab.digest)
+    assert isinstance(found, MixedExpert)
+    assert found.digest == ab.digest
+    assert set(store.published()) == {"a", "both", "other"}
+
+
+def test_an_error_removes_only_the_parts_that_nobody_else_names(store: ExpertStore) -> None:
+    a, b, c = (small_expert(name=name, seed=seed) for seed, name in enumerate("abc"))
+    store.publish(mixture_of(a, b), "both")
+    before = contents(store.folder)
+    with pytest.raises(RuntimeError), store.staged({"other": mixture_of(b, c)}):
+        raise RuntimeError
+    assert contents(store.folder) == before
+
+
+def test_a_damaged_part_is_reported_and_written_anew(store: ExpertStore) -> None:
+    a, b = (small_expert(name=name, seed=seed) for seed, name in enumerate("ab"))
+    both = mixture_of(a, b)
+    store.publish(both, "both")
+    shutil.rmtree(store.version(b.digest))
+    with pytest.raises(ExpertError, match="no such expert folder"):
+        store.load(both.digest)
+    assert store.published() == {}
+    store.publish(both, "both")
+    assert store.load(both.digest).digest == both.digest
+
+
+def test_a_mixture_keeps_the_meaning_of_its_name(store: ExpertStore) -> None:
+    a, b = (small_expert(name=name, seed=seed) for seed, name in enumerate("ab"))
+    store.publish(a, "film")
+    store.publish(mixture_of(a, b), "film")
+    other = replace(mixture_of(a, b), head=replace(a, sites={}, labels=("no", "yes")))
+    with pytest.raises(ExpertError, match="would get other answers"):
+        store.publish(other, "film")

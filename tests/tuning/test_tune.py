@@ -1,14 +1,20 @@
 """Whole runs on a tiny backbone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from pidep.adapters.mixture import attached, mixture_of
 from pidep.errors import ExpertError, TaskError, UsageError
 from pidep.experts.folder import read_expert
+from pidep.experts.mixed import MixedExpert
+from pidep.experts.mixture_folder import read_served, write_mixture
+from pidep.experts.resolve import resolve_expert_folder, resolve_served_folder
 from pidep.interpolation.guard import guard
 from pidep.settings import checked, read_settings
 from pidep.similarity.fisher import diagonal_fisher
@@ -19,6 +25,7 @@ from pidep.tuning import tune as tuning
 from pidep.tuning.run_folder import run_task
 from pidep.tuning.settings import TuneSettings
 from tests.conftest import make_expert
+from tests.serving.experts import small_expert
 
 TINY = {
     "steps": 6,
@@ -55,7 +62,6 @@ def test_a_run_with_neighbours(tiny_folder: Path, task_file: Path, tmp_path: Pat
     assert task == run_task(tmp_path / "one")
     expert = read_expert(tmp_path / "run" / "expert")
     assert expert.rank == 8  # own expert, own expert in context, helpers one and two
-    assert expert.digest == result.digest
     alpha = json.loads((tmp_path / "run" / "alpha.json").read_text())
     assert alpha["experts"] == ["target", "target (in context)", "one", "two"]
     decision = expert.provenance["decision"]
@@ -63,6 +69,32 @@ def test_a_run_with_neighbours(tiny_folder: Path, task_file: Path, tmp_path: Pat
     assert decision["rows"] == 8
     assert sum(decision["weights"].values()) == pytest.approx(1, abs=1e-3)
     assert np.allclose([sum(weights) for weights in alpha["sites"].values()], 1)
+    by_reference = read_served(resolve_served_folder(tmp_path / "run"))
+    assert isinstance(by_reference, MixedExpert)
+    assert by_reference.digest == result.digest
+    assert dict(by_reference.alphas) == {
+        site: tuple(weights) for site, weights in alpha["sites"].items()
+    }
+    # What training left alone is the expert itself, so a bank stores it once.
+    own, in_context, *helpers = by_reference.parts
+    assert own.digest == read_expert(tmp_path / "run" / "own").digest
+    assert in_context.name == "target-part-1"
+    assert [one.digest for one in helpers] == [
+        read_expert(pool / name).digest for name in ("one", "two")
+    ]
+
+
+def test_a_run_that_mixes_nothing_removes_the_mixture_of_an_earlier_one(
+    tiny_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    write_mixture(
+        MixedExpert(
+            replace(small_expert(), sites={}), (small_expert(),) * 2, {"layer.0": (0.5, 0.5)}
+        ),
+        tmp_path / "run" / "mixture",
+    )
+    run(tiny_folder, task_file, tmp_path / "run")
+    assert not (tmp_path / "run" / "mixture").exists()
 
 
 @pytest.mark.parametrize("high_rate", [True, False])
@@ -190,9 +222,9 @@ def test_similarity_is_one_for_itself_and_symmetric() -> None:
     assert similarity(left, right) < 1
 
 
-@pytest.mark.parametrize("kind", ["adapter", "prefix", "prompt", "bitfit"])
+@pytest.mark.parametrize("kind", ["lora", "adapter", "prefix", "prompt", "bitfit"])
 def test_every_kind_is_tuned_and_mixed(
-    tiny_folder: Path, task_file: Path, tmp_path: Path, kind: str
+    tiny: Any, tiny_folder: Path, task_file: Path, tmp_path: Path, kind: str
 ) -> None:
     run(tiny_folder, task_file, tmp_path / "one", name="one", pool=tmp_path / "pool", kind=kind)
     result = run(
@@ -207,7 +239,18 @@ def test_every_kind_is_tuned_and_mixed(
     assert set(result.metrics) == {"backbone", "own_expert", "uniform", "pi"}
     assert read_expert(tmp_path / "run" / "expert").kind == kind
     in_peft = (tmp_path / "run" / "own" / "adapter_model.safetensors").is_file()
-    assert in_peft == (kind in ("prefix", "prompt"))
+    assert in_peft == (kind in ("lora", "prefix", "prompt"))
+    folded, served = (
+        read_served(find(tmp_path / "run"))
+        for find in (resolve_expert_folder, resolve_served_folder)
+    )
+    # Prompts and offsets are averaged, and the average is no larger than a part.
+    assert isinstance(served, MixedExpert) == (kind in ("lora", "adapter", "prefix"))
+    found = []
+    for one in (folded, served):
+        with torch.no_grad(), attached(tiny.model, mixture_of(one)):
+            found.append(tiny.encode(["a very good film", "bad"], max_length=8))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_rslora_is_written_as_such(tiny_folder: Path, task_file: Path, tmp_path: Path) -> None:

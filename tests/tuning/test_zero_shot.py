@@ -14,6 +14,8 @@ from pidep.adapters.mixture import Mixture
 from pidep.deployment.release import release_bank
 from pidep.errors import ExpertError, TaskError, UsageError
 from pidep.experts.folder import read_expert
+from pidep.experts.mixed import parts_of
+from pidep.experts.mixture_folder import read_served
 from pidep.export import export_merged, load_recipe, read_source
 from pidep.settings import checked
 from pidep.tuning import tune as tuning
@@ -152,7 +154,9 @@ def test_it_is_the_weighted_mixture_of_the_nearest(
 
     expert = read_expert(tmp_path / "run" / "expert")
     helpers = [read_expert(pool / near.name) for near in result.neighbours]
-    assert expert.digest == result.digest
+    served = read_served(tmp_path / "run" / "mixture")
+    assert served.digest == result.digest
+    assert [part.digest for part in parts_of(served)] == [helper.digest for helper in helpers]
     assert expert.rank == 4
     assert expert.provenance["mixture_of"] == {
         near.name: helper.digest for near, helper in zip(result.neighbours, helpers, strict=True)
@@ -212,12 +216,14 @@ def test_it_is_exported_like_any_other(
     The source of the gate's rows does not depend on the form.
     """
     digest = mix(without_labels(TRAIN), test).digest
-    source = read_source(tmp_path / "run", rows=8, task=run_task(tmp_path / "run"))
-    if test is TEST:
+    run, bank = tmp_path / "run", test is TEST
+    source = read_source(run, rows=8, task=run_task(run), by_reference=bank)
+    if bank:
         exported = release_bank([source], tmp_path / "repo", load_recipe("onnx-cpu"))
     else:
         exported = export_merged(source, tmp_path / "repo", load_recipe("onnx-cpu"))
-    assert exported.experts == {"film": digest}
+    expected = digest if bank else read_expert(run / "expert").digest
+    assert exported.experts == {"film": expected}
     parity = exported.parity["film"]
     assert (parity.rows, parity.argmax_flips) == (8, 0)
     assert parity.metric_torch == parity.metric_exported
