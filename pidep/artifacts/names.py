@@ -11,6 +11,7 @@ __all__ = [
     "DIGEST",
     "EMBEDDING",
     "ENTRY",
+    "ERROR",
     "EXPERT",
     "EXPERT_RECORD",
     "GRAPH",
@@ -27,6 +28,7 @@ __all__ = [
     "MERGED_RECORD",
     "MIXTURE_RECORD",
     "NO_BYTECODE",
+    "ROW_ERRORS",
     "SCHEMA",
     "SCORES",
     "SHIM",
@@ -87,6 +89,11 @@ DIGEST = "DIGEST"
 EMBEDDING = "EMBEDDING"
 ENTRY = "ENTRY"
 """Digest of the model repository's entry: graph, tokenizer, record and preprocessing."""
+
+ERROR = "ERROR"
+"""What is wrong with a row, empty where it is answered; only under `ROW_ERRORS`."""
+ROW_ERRORS = "row_errors"
+"""Parameter of a request: answer the other rows where one is wrong, and say so in `ERROR`."""
 
 # Inputs and outputs of the graphs, beside those that the backbone names.
 GRAPH_SLOTS = "slots"

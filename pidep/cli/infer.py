@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from pidep.artifacts.names import BANK
 from pidep.cli import render
 from pidep.cli.options import OUTPUT, options
 from pidep.deployment.settings import InferSettings
-from pidep.errors import UsageError, fault_of_path, fault_of_text
+from pidep.errors import ServingError, UsageError, fault_of_path, fault_of_text
 
 if TYPE_CHECKING:
     from pidep.serving.client import Request, Result
@@ -142,14 +142,42 @@ def infer(
     address = local if settings.url is None else settings.url
     with Client(address, protocol=settings.protocol, model=model) as client:
         given = iter([Request(text, expert or "", path) for text, path in asked])
-        results = client.stream(given if asked else _rows(expert), batch_size=settings.batch_size)
+        results = client.stream(
+            given if asked else _rows(expert),
+            batch_size=settings.batch_size,
+            in_flight=settings.in_flight,
+            all_or_nothing=not settings.keep_going,
+        )
         if asked and not json:
+            found = list(results)
             lines = [
-                [_shown(*row), result.label, _scores(result), result.digest[:19]]
-                for row, result in zip(asked, results, strict=True)
+                [_shown(*row), one.label, one.error or _scores(one), one.digest[:19]]
+                for row, one in zip(asked, found, strict=True)
             ]
             title = f"{model}, expert {expert}" if expert else model
             render.table(title, ["asked", "label", "scores", "digest"], lines)
+            _require_answers(sum(bool(one.error) for one in found), len(found))
             return
+        wrong = total = 0
         for result in results:
-            typer.echo(jsonlib.dumps(asdict(result), ensure_ascii=False))
+            total, wrong = total + 1, wrong + bool(result.error)
+            typer.echo(
+                jsonlib.dumps(_record(result, with_error=settings.keep_going), ensure_ascii=False)
+            )
+        _require_answers(wrong, total)
+
+
+def _record(result: Result, *, with_error: bool) -> dict[str, Any]:
+    """A row of JSONL; it has an `error` only where errors stay with their rows."""
+    record = asdict(result)
+    if not with_error:
+        del record["error"]
+    return record
+
+
+def _require_answers(wrong: int, total: int) -> None:
+    if wrong:
+        raise ServingError(
+            f"{wrong} of {total} rows were not answered; the answers say why, correct these rows "
+            "and ask again"
+        )

@@ -120,6 +120,11 @@ class InferSettings(Settings):
     """Served model: the bank, or the name of a merged model."""
     batch_size: Annotated[int, REQUEST] = Field(default=32, ge=1, le=64)
     """Rows in each request."""
+    in_flight: Annotated[int, REQUEST] = Field(default=1, ge=1, le=64)
+    """Requests that are sent before the first of them is answered."""
+    keep_going: Annotated[bool, REQUEST] = False
+    """Answer the other rows where one is wrong. Its `error` says why, and the command fails at the
+    end."""
     url: Annotated[str | None, ADDRESSES] = None
     """Address of the server, host:port. Without it, 127.0.0.1:8001 for gRPC and :8000 for HTTP."""
     protocol: Annotated[Literal["grpc", "http"], ADDRESSES] = "grpc"

@@ -73,6 +73,7 @@ def _python_model(name: str, *, max_batch_size: int, images: bool, with_expert: 
     config.output.add(name=names.LABEL, data_type=pb2.TYPE_STRING, dims=[1])
     config.output.add(name=names.DIGEST, data_type=pb2.TYPE_STRING, dims=[1])
     config.output.add(name=names.ENTRY, data_type=pb2.TYPE_STRING, dims=[1])
+    config.output.add(name=names.ERROR, data_type=pb2.TYPE_STRING, dims=[1])
     config.dynamic_batching.max_queue_delay_microseconds = _QUEUE_DELAY_US
     # KIND_CPU: Triton Server reserves no GPU for it. The session inside takes one where it can.
     config.instance_group.add(count=1, kind=pb2.ModelInstanceGroup.KIND_CPU)

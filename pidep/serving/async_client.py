@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
@@ -12,6 +13,7 @@ from pidep.serving.connection import Connection
 from pidep.serving.request import (
     CHOICE,
     RESULT,
+    RESULT_OR_ERROR,
     Array,
     Protocol,
     Request,
@@ -44,13 +46,18 @@ class AsyncClient(Connection):
     def _connect(self) -> None:
         """Leave the connection to the first request: it belongs to the running event loop."""
 
-    async def infer(self, rows: Sequence[Request]) -> list[Result]:
+    async def infer(self, rows: Sequence[Request], *, all_or_nothing: bool = True) -> list[Result]:
         """Results of one batch; its rows may name different experts.
+
+        Args:
+            all_or_nothing: whether a row that cannot be answered fails the batch. False gives this
+                row a `Result` with `error`, and answers the others.
 
         Raises:
             ServingError: the server refused or cannot be reached; nothing was answered.
         """
-        return results(rows, await self._ask(rows, RESULT))
+        wanted = RESULT if all_or_nothing else RESULT_OR_ERROR
+        return results(rows, await self._ask(rows, wanted))
 
     async def choose(
         self, row: Request, candidates: Sequence[Request], *, batch_size: int = 32
@@ -67,33 +74,64 @@ class AsyncClient(Connection):
         return chosen(row, batches)
 
     async def stream(
-        self, rows: Iterable[Request], *, batch_size: int = 32
+        self,
+        rows: Iterable[Request],
+        *,
+        batch_size: int = 32,
+        in_flight: int = 1,
+        all_or_nothing: bool = True,
     ) -> AsyncIterator[Result]:
-        """Results of any number of rows, in order, a batch at a time; errors as `infer`."""
+        """Results of any number of rows, in order, a batch at a time; errors as `infer`.
+
+        Args:
+            all_or_nothing: as `infer`.
+            in_flight: batches that are sent before the first of them is answered. As many rows and
+                results are in memory, and no more.
+        """
         iterator = iter(rows)
-        while batch := list(islice(iterator, batch_size)):
-            for result in await self.infer(batch):
-                yield result
+        running: deque[asyncio.Task[list[Result]]] = deque()
+        try:
+            while batch := list(islice(iterator, batch_size)):
+                running.append(
+                    asyncio.create_task(self.infer(batch, all_or_nothing=all_or_nothing))
+                )
+                if len(running) == in_flight:
+                    for result in await running.popleft():
+                        yield result
+            while running:
+                for result in await running.popleft():
+                    yield result
+        finally:
+            # Left early, by an error or by the caller: nobody waits for the others.
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
     async def status(self) -> dict[str, Any]:
         """What a bank serves and what is wrong with it; keys and errors as `Client.status`."""
         return status_of((await self.infer([status_row()]))[0])
 
     async def _ask(self, rows: Sequence[Request], wanted: Sequence[str]) -> list[Array]:
-        """The outputs asked for, of one request."""
-        inputs, outputs = self._tensors(rows, wanted)
-        try:
-            # Inside the try: gRPC and aiohttp can refuse an address only when they connect.
-            if self._client is None:
-                self._client = self._new_client()
-            response = await self._client.infer(
-                self._model, inputs, outputs=outputs, **self._per_request
-            )
-        except self._errors() as error:
-            if self._must_ask_without_entry(error):
-                return await self._ask(rows, wanted)
-            raise self._failure(error) from error
-        return self._arrays(response, rows, wanted)
+        """The outputs asked for, of one request and its retries."""
+        attempts = self._attempts()
+        while True:
+            inputs, outputs = self._tensors(rows, wanted)
+            try:
+                # Inside the try: gRPC and aiohttp can refuse an address only when they connect.
+                if self._client is None:
+                    self._client = self._new_client()
+                response = await self._client.infer(
+                    self._model, inputs, outputs=outputs, **self._options(wanted, attempts)
+                )
+                return self._arrays(response, rows, wanted)
+            except self._errors() as error:
+                if self._must_ask_without_entry(error):
+                    continue
+                failure = self._failure(error)
+                delay_s = attempts.delay_s(failure)
+                if delay_s is None:
+                    raise failure from error
+            await asyncio.sleep(delay_s)
 
     def _errors(self) -> tuple[type[Exception], ...]:
         """Exceptions of tritonclient, and transport exceptions that it does not wrap."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from itertools import islice
+from queue import SimpleQueue
+from threading import Thread
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from pidep.errors import ServingError
 from pidep.serving.connection import Connection
 from pidep.serving.request import (
     CHOICE,
     RESULT,
+    RESULT_OR_ERROR,
     Array,
     Protocol,
     Request,
@@ -24,6 +30,9 @@ from pidep.serving.request import (
 )
 
 __all__ = ["Client", "Protocol", "Request", "Result"]
+
+Task: TypeAlias = tuple[Future[list[Result]], Sequence[Request]]
+"""A batch and the place of its results."""
 
 
 class Client(Connection):
@@ -48,13 +57,18 @@ class Client(Connection):
             message = f"{self._url}: not a server address, expected host:port ({error})"
             raise ServingError(message) from error
 
-    def infer(self, rows: Sequence[Request]) -> list[Result]:
+    def infer(self, rows: Sequence[Request], *, all_or_nothing: bool = True) -> list[Result]:
         """Results of one batch; its rows may name different experts.
+
+        Args:
+            all_or_nothing: whether a row that cannot be answered fails the batch. False gives this
+                row a `Result` with `error`, and answers the others.
 
         Raises:
             ServingError: the server refused or cannot be reached; nothing was answered.
         """
-        return results(rows, self._ask(rows, RESULT))
+        wanted = RESULT if all_or_nothing else RESULT_OR_ERROR
+        return results(rows, self._ask(rows, wanted))
 
     def choose(
         self, row: Request, candidates: Sequence[Request], *, batch_size: int = 32
@@ -69,11 +83,65 @@ class Client(Connection):
         starts = range(0, len(asked), batch_size)
         return chosen(row, [self._ask(asked[at : at + batch_size], CHOICE) for at in starts])
 
-    def stream(self, rows: Iterable[Request], *, batch_size: int = 32) -> Iterator[Result]:
-        """Results of any number of rows, in order, a batch at a time; errors as `infer`."""
+    def stream(
+        self,
+        rows: Iterable[Request],
+        *,
+        batch_size: int = 32,
+        in_flight: int = 1,
+        all_or_nothing: bool = True,
+    ) -> Iterator[Result]:
+        """Results of any number of rows, in order, a batch at a time; errors as `infer`.
+
+        Args:
+            all_or_nothing: as `infer`.
+            in_flight: batches that are sent before the first of them is answered, each over a
+                connection of its own. As many rows and results are in memory, and no more.
+        """
         iterator = iter(rows)
-        while batch := list(islice(iterator, batch_size)):
-            yield from self.infer(batch)
+        batches = iter(lambda: list(islice(iterator, batch_size)), [])
+        if in_flight == 1:
+            for batch in batches:
+                yield from self.infer(batch, all_or_nothing=all_or_nothing)
+            return
+        tasks: SimpleQueue[Task | None] = SimpleQueue()
+        workers = [
+            Thread(target=self._work, args=(tasks, all_or_nothing), daemon=True)
+            for _ in range(in_flight)
+        ]
+        for worker in workers:
+            worker.start()
+        running: deque[Future[list[Result]]] = deque()
+        try:
+            for batch in batches:
+                running.append(Future())
+                tasks.put((running[-1], batch))
+                if len(running) == in_flight:
+                    yield from running.popleft().result()
+            while running:
+                yield from running.popleft().result()
+        finally:
+            # Left early, by an error or by the caller: what has not begun does not begin.
+            for future in running:
+                future.cancel()
+            for _ in workers:
+                tasks.put(None)
+
+    def _work(self, tasks: SimpleQueue[Task | None], all_or_nothing: bool) -> None:
+        """Answer batches until there is none."""
+        # A connection belongs to the thread that opens it: tritonclient's HTTP runs on gevent.
+        client: Client | None = None
+        while (task := tasks.get()) is not None:
+            future, batch = task
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                client = client or self._another()
+                future.set_result(client.infer(batch, all_or_nothing=all_or_nothing))
+            except BaseException as error:  # it is raised where the result is waited for
+                future.set_exception(error)
+        if client is not None:
+            client.close()
 
     def status(self) -> dict[str, Any]:
         """What a bank serves and what is wrong with it.
@@ -88,15 +156,33 @@ class Client(Connection):
         return status_of(self.infer([status_row()])[0])
 
     def _ask(self, rows: Sequence[Request], wanted: Sequence[str]) -> list[Array]:
-        """The outputs asked for, of one request."""
-        inputs, outputs = self._tensors(rows, wanted)
-        try:
-            response = self._client.infer(self._model, inputs, outputs=outputs, **self._per_request)
-        except self._errors() as error:
-            if self._must_ask_without_entry(error):
-                return self._ask(rows, wanted)
-            raise self._failure(error) from error
-        return self._arrays(response, rows, wanted)
+        """The outputs asked for, of one request and its retries."""
+        attempts = self._attempts()
+        while True:
+            inputs, outputs = self._tensors(rows, wanted)
+            try:
+                response = self._client.infer(
+                    self._model, inputs, outputs=outputs, **self._options(wanted, attempts)
+                )
+                return self._arrays(response, rows, wanted)
+            except self._errors() as error:
+                if self._must_ask_without_entry(error):
+                    continue
+                failure = self._failure(error)
+                delay_s = attempts.delay_s(failure)
+                if delay_s is None:
+                    raise failure from error
+            time.sleep(delay_s)
+
+    def _another(self) -> Client:
+        """A client of the same server, for another thread."""
+        return Client(
+            self._url,
+            protocol=self._protocol,
+            model=self._model,
+            timeout_s=self._timeout_s,
+            retries=self._retries,
+        )
 
     def _errors(self) -> tuple[type[Exception], ...]:
         """Exceptions of tritonclient, and transport exceptions that it does not wrap."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pidep.artifacts.names import BANK, ENTRY
+from pidep.artifacts.names import BANK, ENTRY, ERROR, ROW_ERRORS
 from pidep.errors import ServingError, UsageError
 from pidep.serving.addresses import channel_options
 from pidep.serving.request import (
@@ -20,6 +20,7 @@ from pidep.serving.request import (
     encode_rows,
     failure,
 )
+from pidep.serving.retries import Attempts
 
 __all__ = ["Connection"]
 
@@ -39,13 +40,16 @@ class Connection(ABC):
         protocol: Protocol = "grpc",
         model: str = BANK,
         timeout_s: float = 30.0,
+        retries: int = 2,
     ) -> None:
         """Check the arguments. `Client` connects at once, `AsyncClient` with its first request.
 
         Args:
             url: host:port.
             model: the bank, or the name of a merged model.
-            timeout_s: of one request.
+            timeout_s: of one request, with its retries.
+            retries: how often a request is sent again where nobody listens or the server sheds
+                load. The waits between are random and grow from 50 ms to 2 s.
 
         Raises:
             UsageError: no such protocol, not an address, or tritonclient is not installed.
@@ -59,10 +63,9 @@ class Connection(ABC):
             raise UsageError("tritonclient not found: pip install 'pidep[client]'") from error
         check_address(url)
         self._url, self._model, self._protocol = url, model, protocol
-        self._timeout_s = timeout_s
+        self._timeout_s, self._retries = timeout_s, retries
         # gRPC takes the limit with each request, HTTP with the connection.
         grpc = protocol == "grpc"
-        self._per_request: dict[str, Any] = {"client_timeout": timeout_s} if grpc else {}
         http_limit = {self._http_limit: timeout_s}
         self._per_connection: dict[str, Any] = channel_options(url) if grpc else http_limit
         # Models that an older release has exported have no output ENTRY; the first answer tells.
@@ -73,6 +76,21 @@ class Connection(ABC):
     @abstractmethod
     def _connect(self) -> None:
         """Make the client of tritonclient where this is the time for it."""
+
+    def _attempts(self) -> Attempts:
+        """Of a new request."""
+        return Attempts(self._retries, self._timeout_s)
+
+    def _options(self, wanted: Sequence[str], attempts: Attempts) -> dict[str, Any]:
+        """How long the server and the client may take for an attempt, and the parameters."""
+        left = attempts.left_s
+        # The server drops a request that has waited so long, where its queue policy permits that.
+        options: dict[str, Any] = {"timeout": max(int(1e6 * left), 1)}
+        if self._protocol == "grpc":
+            options["client_timeout"] = left
+        if ERROR in wanted:
+            options["parameters"] = {ROW_ERRORS: True}
+        return options
 
     def _new_client(self) -> Any:
         return self._triton.InferenceServerClient(self._url, **self._per_connection)

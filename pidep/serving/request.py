@@ -18,6 +18,7 @@ from pidep.errors import ServingError, UnreachableError, UsageError, fault_of_te
 __all__ = [
     "CHOICE",
     "RESULT",
+    "RESULT_OR_ERROR",
     "Protocol",
     "Request",
     "Result",
@@ -36,6 +37,8 @@ Array = npt.NDArray[Any]
 
 RESULT = (names.SCORES, names.LABELS, names.LABEL, names.DIGEST, names.ENTRY)
 """Outputs of which `results` are made."""
+RESULT_OR_ERROR = (*RESULT, names.ERROR)
+"""Outputs of which `results` are made, where an error stays with its row."""
 CHOICE = (names.EMBEDDING, names.DIGEST, names.ENTRY)
 """Outputs of which `chosen` is made."""
 
@@ -83,6 +86,10 @@ class Result:
     """The expert's version that answered."""
     entry: str = ""
     """Digest of the graph, tokenizer and record that answered; empty where they have none."""
+    error: str = ""
+    """Why the row was not answered: a code and a message. Only where errors stay with their rows;
+    label and digest are empty then.
+    """
 
 
 def check_address(url: str) -> None:
@@ -150,9 +157,9 @@ def results(rows: Sequence[Request], outputs: Sequence[Array]) -> list[Result]:
     """Results of a batch.
 
     Args:
-        outputs: `RESULT`, each with one line a row.
+        outputs: `RESULT` or `RESULT_OR_ERROR`, each with one line a row.
     """
-    scores, labels, label, digest, entry = outputs
+    scores, labels, label, digest, entry, *errors = outputs
     return [
         Result(
             row.expert,
@@ -165,6 +172,7 @@ def results(rows: Sequence[Request], outputs: Sequence[Array]) -> list[Result]:
             },
             digest[at, 0].decode(),
             entry[at, 0].decode(),
+            errors[0][at, 0].decode() if errors else "",
         )
         for at, row in enumerate(rows)
     ]
@@ -235,6 +243,8 @@ def failure(url: str, model: str, error: Exception, *, timeout_s: float) -> Serv
         )
     if not isinstance(error, InferenceServerException):
         return UnreachableError(f"{url}: cannot be reached ({message}){hint}")
-    if "UNAVAILABLE" in status:
+    if "UNAVAILABLE" in status or status == "503":
+        if "queue" in message.lower():
+            hint = "; the server sheds load, ask again later or less often"
         return UnreachableError(f"{url}, model {model}: {message}{hint}")
     return ServingError(f"{url}, model {model}: {message}")

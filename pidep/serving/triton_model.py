@@ -46,11 +46,11 @@ class TritonPythonModel:
             watcher.start()
             self._watcher = watcher
             self._answer: AnswerBatch = _bank_answers(bank, watcher)
-            self._entry = bank.record.entry_digest or ""
+            self._entry, self._width = bank.record.entry_digest or "", bank.record.hidden_size
         else:
             merged = Merged(folder)
             self._answer = lambda rows, _: merged.run(rows)
-            self._entry = merged.record.entry_digest or ""
+            self._entry, self._width = merged.record.entry_digest or "", 0
 
     def is_ready(self) -> bool:
         """Whether the model answers and follows its store. Triton Server asks from 26.03 on."""
@@ -86,7 +86,12 @@ class TritonPythonModel:
         if isinstance(answers, PidepError):
             return _error(answers)
         try:
-            return _respond(answers, request.requested_output_names(), entry=self._entry)
+            wanted = request.requested_output_names()
+            # Not by the output ERROR: a client that names no output asks for every one.
+            alone = _parameter(request, names.ROW_ERRORS)
+            return _respond(
+                answers, wanted, entry=self._entry, errors_alone=alone, width=self._width
+            )
         except Exception as error:
             return _error(as_row_error(error))
 
@@ -165,6 +170,12 @@ def _rows(request: Any) -> list[Row]:
     return found
 
 
+def _parameter(request: Any, name: str) -> bool:
+    """Whether a parameter of the request is true."""
+    # Triton Server passes the parameters as the text of a JSON object.
+    return json.loads(request.parameters() or "{}").get(name) is True
+
+
 def _strings(request: Any, name: str) -> list[str]:
     values = _bytes(request, name)
     if values is None:
@@ -185,20 +196,33 @@ def _bytes(request: Any, name: str) -> list[bytes] | None:
     return None if tensor is None else list(tensor.as_numpy().reshape(-1))
 
 
-def _respond(answers: Sequence[Answer | PidepError], wanted: Sequence[str], *, entry: str) -> Any:
+def _respond(
+    answers: Sequence[Answer | PidepError],
+    wanted: Sequence[str],
+    *,
+    entry: str,
+    errors_alone: bool,
+    width: int,
+) -> Any:
     """The response to one request: its answers, or the first error among them.
 
     Args:
         wanted: outputs that the client asked for.
         entry: the entry's digest.
+        errors_alone: whether an error is that of its row, and the other rows are answered.
+        width: of an embedding.
     """
     import triton_python_backend_utils as pb_utils
 
     good: list[Answer] = []
+    none = np.zeros(0, np.float32)
     for answer in answers:
         if isinstance(answer, PidepError):
-            return _error(answer)
-        good.append(answer)
+            if not errors_alone:
+                return _error(answer)
+            good.append(Answer((), none, none, "", np.zeros(width, np.float32)))
+        else:
+            good.append(answer)
     # Rows may have different numbers of labels: shorter ones end with empty names and zeros.
     width = max((len(answer.labels) for answer in good), default=1)
     scores = np.zeros((len(good), width), dtype=np.float32)
@@ -212,6 +236,10 @@ def _respond(answers: Sequence[Answer | PidepError], wanted: Sequence[str], *, e
         names.LABEL: np.array([[answer.label.encode()] for answer in good], dtype=object),
         names.DIGEST: np.array([[answer.digest.encode()] for answer in good], dtype=object),
         names.ENTRY: np.array([[entry.encode()] for _ in good], dtype=object),
+        names.ERROR: np.array(
+            [[_reason(one).encode() if isinstance(one, PidepError) else b""] for one in answers],
+            dtype=object,
+        ),
     }
     # Only where asked for: an embedding is far larger than the scores.
     if names.EMBEDDING in wanted:
@@ -222,14 +250,21 @@ def _respond(answers: Sequence[Answer | PidepError], wanted: Sequence[str], *, e
     )
 
 
+def _code(error: PidepError) -> str:
+    """Triton Server's code of an error. Over HTTP clients see 400, 404 and 500."""
+    if isinstance(error, ExpertError):
+        return "NOT_FOUND"
+    return "INTERNAL" if isinstance(error, AnswerError) else "INVALID_ARG"
+
+
+def _reason(error: PidepError) -> str:
+    """An error of a row: its code and its message."""
+    return f"{_code(error)}: {error}"
+
+
 def _error(error: PidepError) -> Any:
     import triton_python_backend_utils as pb_utils
 
-    # Over HTTP, clients see 400 for INVALID_ARG, 404 for NOT_FOUND and 500 for INTERNAL.
-    code = pb_utils.TritonError.INVALID_ARG
-    if isinstance(error, ExpertError):
-        code = pb_utils.TritonError.NOT_FOUND
-    elif isinstance(error, AnswerError):
-        code = pb_utils.TritonError.INTERNAL
+    code = getattr(pb_utils.TritonError, _code(error))
     triton_error = pb_utils.TritonError(str(error), code)
     return pb_utils.InferenceResponse(output_tensors=[], error=triton_error)

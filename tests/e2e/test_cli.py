@@ -257,6 +257,19 @@ def test_jsonl_rows_keep_their_order_and_their_expert(served: Line, protocol: st
     )
 
 
+def test_wrong_rows_stay_alone_where_asked_for(served: Line) -> None:
+    rows = [{"text": TEXTS[0], "expert": name} for name in ("film", "nobody", "book")]
+    stdin = "".join(json.dumps(row) + "\n" for row in rows)
+    command = ("infer", "--url", served.grpc, "--keep-going", "--batch-size", 2, "--in-flight", 2)
+    done = pidep(*command, cwd=served.folder, stdin=stdin)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "1 of 3 rows were not answered; the answers say why" in done.err
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert [bool(row["error"]) for row in found] == [False, True, False]
+    assert found[1]["error"].startswith("NOT_FOUND: unknown expert 'nobody'")
+    assert found[2]["digest"] == served.tuned["book"]["digest"]
+
+
 def test_a_table_for_people(served: Line) -> None:
     out = run(served.folder, "infer", TEXTS[0], "--expert", "film", "--url", served.grpc)
     (row,) = [line for line in out.splitlines() if TEXTS[0] in line]
@@ -288,6 +301,23 @@ def test_curl_gets_an_answer(served: Line) -> None:
     outputs = {output["name"]: output["data"] for output in json.loads(answer)["outputs"]}
     assert outputs["DIGEST"] == [served.tuned[name]["digest"] for name in rows["EXPERT"]]
     assert len(outputs["SCORES"]) == 8
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+def test_the_client_of_node_gets_an_answer(served: Line) -> None:
+    script = Path(__file__).parents[2] / "examples" / "clients" / "ask.mjs"
+
+    def asked(expert: str) -> subprocess.CompletedProcess[str]:
+        command = ["node", str(script), f"http://{served.http}", TEXTS[0], expert]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+    answer = json.loads(asked("film").stdout)
+    (expected,) = served.infer(TEXTS[0], "--expert", "film", "--url", served.grpc, "--json")
+    assert (answer["label"], answer["digest"]) == (expected["label"], expected["digest"])
+    assert answer["scores"] == pytest.approx(expected["scores"], abs=1e-6)
+    refused = asked("nobody")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("404: unknown expert 'nobody'")
 
 
 def test_a_stock_client_gets_an_answer_without_pidep(served: Line) -> None:

@@ -58,6 +58,12 @@ class Request:
 
     tensors: dict[str, list[bytes]]
     wanted: tuple[str, ...] = ("SCORES", "LABELS", "LABEL", "DIGEST")
+    given: str = "{}"
+    """Parameters, as the text of a JSON object."""
+
+    def parameters(self) -> str:
+        """As in Triton Server."""
+        return self.given
 
     def requested_output_names(self) -> list[str]:
         """As in Triton Server."""

@@ -32,10 +32,15 @@ class Asked:
     model: str
     outputs: list[str]
     tensors: dict[str, list[bytes]]
+    row_errors: bool = False
 
 
 class Refused(Exception):
     """Refuses the request with this message."""
+
+
+class Shed(Refused):
+    """Refuses the request because the queue is full, as Triton Server words it."""
 
 
 @dataclass
@@ -49,6 +54,10 @@ class Stub:
     error: str = ""
     is_old: bool = False
     """Whether the model was exported before there was an output ENTRY."""
+    bad_text: bytes = b""
+    """A request with this text is refused."""
+    sheds: int = 0
+    """How many of the next requests find a full queue."""
     delay_s: float = 0.0
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -59,6 +68,11 @@ class Stub:
         self.asked.append(asked)
         if self.delay_s:
             self.released.wait(self.delay_s)
+        if self.sheds:
+            self.sheds -= 1
+            raise Shed("Exceeds maximum queue size")
+        if self.bad_text and self.bad_text in asked.tensors["TEXT"]:
+            raise Refused(f"no {self.bad_text.decode()}")
         if self.error:
             raise Refused(self.error)
         if self.is_old and "ENTRY" in asked.outputs:
@@ -77,6 +91,7 @@ class Stub:
             "DIGEST": np.array([[b"sha256:" + name] for name in experts], object),
             "ENTRY": np.array([[b"sha256:entry"] for _ in texts], object),
             "EMBEDDING": np.array(embeddings, np.float32),
+            "ERROR": np.array([[b"wrong" if text == b"bad" else b""] for text in texts], object),
         }
 
 
@@ -97,9 +112,13 @@ class _Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         assert all(list(one.shape) == [len(tensors["TEXT"]), 1] for one in request.inputs)
         wanted = [output.name for output in request.outputs]
         try:
-            found = self.stub.answer(Asked(request.model_name, wanted, tensors))
+            alone = request.parameters["row_errors"].bool_param
+            found = self.stub.answer(Asked(request.model_name, wanted, tensors, alone))
         except Refused as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            code = grpc.StatusCode
+            context.abort(
+                code.UNAVAILABLE if isinstance(error, Shed) else code.INVALID_ARGUMENT, str(error)
+            )
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
         for name in wanted:
             array = found[name]
@@ -140,12 +159,15 @@ def _http_handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
                 tensors[tensor["name"]] = list(deserialize_bytes_tensor(data))
             model = self.path.split("/")[3]
             wanted = [output["name"] for output in request["outputs"]]
+            code = 200
             try:
-                found = stub.answer(Asked(model, wanted, tensors))
+                alone = request.get("parameters", {}).get("row_errors", False)
+                found = stub.answer(Asked(model, wanted, tensors, alone))
                 head_out, tail_out = _http_answer(found, wanted)
             except Refused as error:
                 head_out, tail_out = json.dumps({"error": str(error)}).encode(), b""
-            self.send_response(200 if tail_out else 400)
+                code = 503 if isinstance(error, Shed) else 400
+            self.send_response(code)
             self.send_header("Inference-Header-Content-Length", str(len(head_out)))
             self.send_header("Content-Length", str(len(head_out + tail_out)))
             self.end_headers()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from pidep.errors import ServingError, UsageError
+from pidep.errors import ServingError, UnreachableError, UsageError
 from pidep.serving import AsyncClient, Client, Request, Result
 from pidep.serving.request import encode_rows
 from tests.cli.run import nobody
@@ -31,24 +32,56 @@ def stub(request: pytest.FixtureRequest) -> Iterator[Stub]:
 def call(request: pytest.FixtureRequest) -> Call:
     """`call(server, method, *given, client's options)`: the answer, from either client."""
 
-    def blocking(stub: Stub, method: str, *given: Any, batch_size: int = 32, **more: Any) -> Any:
+    def blocking(
+        stub: Stub,
+        method: str,
+        *given: Any,
+        batch_size: int = 32,
+        in_flight: int = 1,
+        all_or_nothing: bool = True,
+        **more: Any,
+    ) -> Any:
         with Client(stub.url, protocol=stub.protocol, **more) as client:
             if method == "infer":
-                return client.infer(*given)
+                return client.infer(*given, all_or_nothing=all_or_nothing)
             if method == "choose":
                 return client.choose(*given, batch_size=batch_size)
-            return list(client.stream(*given, batch_size=batch_size))
+            sizes = {"batch_size": batch_size, "in_flight": in_flight}
+            return list(client.stream(*given, **sizes, all_or_nothing=all_or_nothing))
 
-    async def awaited(stub: Stub, method: str, *given: Any, batch_size: int, **more: Any) -> Any:
+    async def awaited(
+        stub: Stub,
+        method: str,
+        *given: Any,
+        batch_size: int,
+        in_flight: int,
+        all_or_nothing: bool,
+        **more: Any,
+    ) -> Any:
         async with AsyncClient(stub.url, protocol=stub.protocol, **more) as client:
             if method == "infer":
-                return await client.infer(*given)
+                return await client.infer(*given, all_or_nothing=all_or_nothing)
             if method == "choose":
                 return await client.choose(*given, batch_size=batch_size)
-            return [found async for found in client.stream(*given, batch_size=batch_size)]
+            sizes = {"batch_size": batch_size, "in_flight": in_flight}
+            found = client.stream(*given, **sizes, all_or_nothing=all_or_nothing)
+            return [result async for result in found]
 
-    def on_a_loop(stub: Stub, method: str, *given: Any, batch_size: int = 32, **more: Any) -> Any:
-        return asyncio.run(awaited(stub, method, *given, batch_size=batch_size, **more))
+    def on_a_loop(
+        stub: Stub,
+        method: str,
+        *given: Any,
+        batch_size: int = 32,
+        in_flight: int = 1,
+        all_or_nothing: bool = True,
+        **more: Any,
+    ) -> Any:
+        sizes = {
+            "batch_size": batch_size,
+            "in_flight": in_flight,
+            "all_or_nothing": all_or_nothing,
+        }
+        return asyncio.run(awaited(stub, method, *given, **sizes, **more))
 
     return blocking if request.param == "blocking" else on_a_loop
 
@@ -239,3 +272,72 @@ def test_columns_travel_as_json_beside_texts(stub: Stub, call: Call) -> None:
     }
     with pytest.raises(UsageError, match="row 1: columns: expected texts and numbers"):
         call(stub, "infer", [Request(columns={"photo": b"x"}, expert="mail")])
+
+
+def test_a_request_that_was_shed_is_sent_again(stub: Stub, call: Call) -> None:
+    stub.sheds = 2
+    assert len(call(stub, "infer", ROWS)) == 3
+    assert len(stub.asked) == 3
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_server_that_sheds_everything_is_an_error(stub: Stub, call: Call, retries: int) -> None:
+    stub.sheds = 100
+    message = r"Exceeds maximum queue size; the server sheds load, ask again later or less often$"
+    with pytest.raises(UnreachableError, match=message):
+        call(stub, "infer", ROWS, retries=retries)
+    assert len(stub.asked) == 1 + retries
+
+
+def test_retries_end_at_the_deadline(stub: Stub, call: Call) -> None:
+    stub.sheds = 10**6
+    started = time.monotonic()
+    with pytest.raises(UnreachableError):
+        call(stub, "infer", ROWS, retries=10**6, timeout_s=0.3)
+    assert time.monotonic() - started < 3
+    assert len(stub.asked) > 2
+
+
+def test_a_refused_request_is_not_sent_again(stub: Stub, call: Call) -> None:
+    stub.error = "unknown expert"
+    with pytest.raises(ServingError, match="unknown expert"):
+        call(stub, "infer", ROWS)
+    assert len(stub.asked) == 1
+
+
+@pytest.mark.parametrize("in_flight", [2, 3, 8])
+def test_a_stream_with_batches_in_flight_keeps_its_order_and_its_bound(
+    stub: Stub, call: Call, in_flight: int
+) -> None:
+    drawn: list[int] = []
+
+    def rows() -> Iterator[Request]:
+        for number in range(21):
+            # What is not answered yet is in memory: at most the batches in flight.
+            assert number - 2 * len(stub.asked) < 2 * in_flight + 2
+            drawn.append(number)
+            yield Request(f"row {number}", "first")
+
+    found = call(stub, "stream", rows(), batch_size=2, in_flight=in_flight)
+    assert [result.label for result in found] == [f"row {number}" for number in range(21)]
+    assert len(stub.asked) == 11
+
+
+def test_an_error_ends_a_stream_with_batches_in_flight(stub: Stub, call: Call) -> None:
+    stub.bad_text = b"row 7"
+    rows = (Request(f"row {number}", "first") for number in range(1000))
+    with pytest.raises(ServingError, match="no row 7"):
+        call(stub, "stream", rows, batch_size=1, in_flight=3)
+    assert len(stub.asked) < 50
+
+
+@pytest.mark.parametrize("method", ["infer", "stream"])
+def test_an_error_stays_with_its_row_where_asked_for(stub: Stub, call: Call, method: str) -> None:
+    rows = [Request("a cat", "first"), Request("bad", "first")]
+    good, bad = call(stub, method, rows, all_or_nothing=False)
+    assert (good.error, good.label) == ("", "a cat")
+    assert bad.error == "wrong"
+    assert [(one.row_errors, "ERROR" in one.outputs) for one in stub.asked] == [(True, True)]
+    del stub.asked[:]
+    call(stub, method, rows)
+    assert [(one.row_errors, "ERROR" in one.outputs) for one in stub.asked] == [(False, False)]

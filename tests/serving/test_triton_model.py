@@ -197,6 +197,49 @@ def test_an_error_is_of_its_request_alone(
         assert response.arrays["DIGEST"].tolist() == [[small_expert().digest.encode()]]
 
 
+ALL = ("SCORES", "LABELS", "LABEL", "DIGEST", "EMBEDDING", "ERROR")
+
+
+def test_an_error_is_of_its_row_alone_where_the_request_says_so(bank: Any) -> None:
+    texts = [b"good film", b"good", f"good {NEW}".encode(), b"", b"bad"]
+    experts = [b"film", b"nobody", b"film", b"film", b"book"]
+    (mixed,) = execute(bank, asked(texts, experts, wanted=ALL, given='{"row_errors": true}'))
+    (alone,) = execute(bank, asked(texts[:1], experts[:1], wanted=ALL))
+    assert mixed.error is None
+    errors = [error.decode() for (error,) in mixed.arrays["ERROR"]]
+    assert [error.partition(":")[0] for error in errors] == [
+        "",
+        "NOT_FOUND",
+        "INTERNAL",
+        "INVALID_ARG",
+        "",
+    ]
+    assert "unknown expert 'nobody'" in errors[1]
+    for name in ("SCORES", "LABEL", "DIGEST", "EMBEDDING"):
+        np.testing.assert_array_equal(mixed.arrays[name][:1], alone.arrays[name])
+    assert alone.arrays["ERROR"].tolist() == [[b""]]
+    assert mixed.arrays["DIGEST"][1:4].tolist() == [[b""]] * 3
+    assert not mixed.arrays["SCORES"][1:4].any()
+
+
+@pytest.mark.parametrize("given", ["{}", "", '{"row_errors": false}', '{"row_errors": "yes"}'])
+def test_a_wrong_row_fails_its_request_otherwise(bank: Any, given: str) -> None:
+    (response,) = execute(
+        bank, asked([b"good", b"good"], [b"film", b"nobody"], wanted=ALL, given=given)
+    )
+    assert response.error is not None
+    assert response.error.code == "NOT_FOUND"
+
+
+def test_a_request_of_wrong_rows_alone_is_answered(bank: Any) -> None:
+    (response,) = execute(
+        bank, asked([b"good"] * 2, [b"nobody"] * 2, wanted=ALL, given='{"row_errors": true}')
+    )
+    assert response.error is None
+    assert response.arrays["EMBEDDING"].shape == (2, 4)
+    assert response.arrays["LABEL"].tolist() == [[b""]] * 2
+
+
 @pytest.mark.parametrize("form", ["bank", "merged"])
 def test_a_row_that_the_graph_fails_on_fails_alone(
     form: str, request: pytest.FixtureRequest
