@@ -21,6 +21,7 @@ __all__ = [
     "GRAPH_SLOTS",
     "GRAPH_VISUAL",
     "GRAPH_WEIGHTS",
+    "HISTORY",
     "IMAGE",
     "LABEL",
     "LABELS",
@@ -75,6 +76,8 @@ MIXTURE_RECORD = "mixture.json"
 
 # The expert store.
 MANIFEST = "manifest.json"
+HISTORY = "history"
+"""Folder with a file for each name: its last changes."""
 
 # Tensors of a request and its response.
 TEXT = "TEXT"

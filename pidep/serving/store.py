@@ -1,6 +1,7 @@
 """The expert store: immutable versions named by digest, and one manifest that names them.
 
 <store>/versions/<64 hex digits>/   an expert folder, or a mixture whose parts are versions, too
+<store>/history/<name>.json         `pidep.artifacts.route_history`; the last changes of a name
 <store>/manifest.json               `pidep.artifacts.manifest`; written last
 """
 
@@ -14,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pidep.artifacts.manifest import Manifest
+from pidep.artifacts.manifest import Manifest, Route, route_json
 from pidep.artifacts.names import EXPERT_RECORD, MANIFEST
+from pidep.artifacts.route_history import Action
 from pidep.errors import ExpertError, ServingError
 from pidep.experts.folder import Expert, check_name, read_expert, write_expert
 from pidep.experts.mixed import MixedExpert, Served, parts_of
@@ -31,8 +33,12 @@ from pidep.experts.replacing import Meaning, check_same_meaning
 from pidep.experts.validation import require_valid
 from pidep.files.atomic_write import atomic_folder
 from pidep.files.cache_folder import locked
+from pidep.serving.history import recorded
 
-__all__ = ["ExpertStore", "Replaced"]
+__all__ = ["Edit", "ExpertStore", "Replaced"]
+
+Edit = Callable[[Manifest], Manifest]
+"""Makes the next manifest of the current one; gives the same one where nothing changes."""
 
 _VERSIONS = "versions"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -42,14 +48,40 @@ S = TypeVar("S", Expert, MixedExpert)
 
 @dataclass(frozen=True)
 class Replaced:
-    """A publication under one name."""
+    """A change of one name."""
 
     alias: str
-    old: str | None
-    """Digest that the name had before; None where it was not served."""
-    new: str
+    before: Route | None
+    """None where the name was not served."""
+    after: Route | None
+    """None where the name was taken out."""
     revision: int
-    """Of the manifest that names the new version."""
+    """Of the manifest that has the route `after`."""
+
+    @property
+    def old(self) -> str | None:
+        """Digest of the stable version that the name had before."""
+        return None if self.before is None else self.before.stable
+
+    @property
+    def new(self) -> str:
+        """Digest of the stable version that the name has now; empty where it was taken out."""
+        return "" if self.after is None else self.after.stable
+
+    @property
+    def is_change(self) -> bool:
+        """Whether anything changed; False where everything was so already."""
+        return self.before != self.after
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "name": self.alias,
+            "changed": self.is_change,
+            "before": route_json(self.before),
+            "after": route_json(self.after),
+            "revision": self.revision,
+        }
 
 
 class ExpertStore:
@@ -58,6 +90,7 @@ class ExpertStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest_path = folder / MANIFEST
+        self.versions = folder / _VERSIONS
 
     def manifest(self) -> Manifest:
         """The current manifest; that of a new store is empty.
@@ -70,7 +103,7 @@ class ExpertStore:
         if not found.revision and not self.manifest_path.exists() and self._has_versions():
             raise ServingError(
                 f"{self.manifest_path}: is gone, and the versions of its experts are still there; "
-                f"restore it, or move {self.folder / _VERSIONS} away and publish every expert again"
+                f"restore it, or move {self.versions} away and publish every expert again"
             )
         return found
 
@@ -86,7 +119,7 @@ class ExpertStore:
                 f"{self.manifest_path}: {digest[:80]!r} is no digest, expected sha256: and 64 hex "
                 "digits; publish the expert again"
             )
-        return self.folder / _VERSIONS / digest.removeprefix("sha256:")
+        return self.versions / digest.removeprefix("sha256:")
 
     def load(self, digest: str) -> Served:
         """A published expert or mixture, verified.
@@ -135,32 +168,65 @@ class ExpertStore:
                 _log.warning("%s: is left out: %s", name, error)
         return found
 
-    def publish(self, expert: Served, alias: str, *, allow_new_labels: bool = False) -> Replaced:
+    def publish(
+        self,
+        expert: Served,
+        alias: str,
+        *,
+        allow_new_labels: bool = False,
+        action: Action = "publish",
+        edit: Edit | None = None,
+    ) -> Replaced:
         """Serve the expert under a name; what changed, so that it can be undone.
 
         Publishing the same expert again changes nothing. A damaged version is written anew.
+
+        Args:
+            allow_new_labels: whether the name may get other labels or another template.
+            action: what the history says.
+            edit: names the version in another way than as the stable one.
         """
-        with self.staged({alias: expert}, allow_new_labels=allow_new_labels) as commit:
+        staged = self.staged(
+            {alias: expert}, allow_new_labels=allow_new_labels, action=action, edit=edit
+        )
+        with staged as commit:
             before, after = commit()
-        old, new = before.aliases.get(alias), after.aliases[alias]
-        return Replaced(alias, old, new, after.revision)
+        return Replaced(alias, before.routes.get(alias), after.routes.get(alias), after.revision)
+
+    def change(self, alias: str, edit: Edit, *, action: Action) -> Replaced:
+        """Change what a name means, without a new version; what changed, as `publish`.
+
+        Raises:
+            ServingError: the manifest is damaged or gone; and what `edit` raises.
+        """
+        with locked(self.folder):
+            before = self.manifest()
+            after = self._replaced(before, edit(before), action)
+        return Replaced(alias, before.routes.get(alias), after.routes.get(alias), after.revision)
 
     def put_back(self, done: Replaced) -> bool:
-        """Undo `publish`, unless the name has been given to another version since.
+        """Undo a change, unless the name has been changed again since.
 
         Returns:
             whether the name means what it meant before.
         """
-        if done.old == done.new:
+        if not done.is_change:
             return True
         with locked(self.folder):
             now = self.manifest()
             # Compare and set: another process may have replaced the version meanwhile, and its
             # change must not be lost.
-            if now.revision < done.revision or now.aliases.get(done.alias) != done.new:
+            if now.revision < done.revision or now.routes.get(done.alias) != done.after:
                 return False
-            now.naming({done.alias: done.old}).write(self.folder)
+            self._replaced(now, now.routing({done.alias: done.before}), "undo")
         return True
+
+    def _replaced(self, before: Manifest, after: Manifest, action: Action) -> Manifest:
+        """Write the next manifest behind its history; gives the manifest. Needs the lock."""
+        if after != before:
+            with recorded(self.folder, before, after, action):
+                after.write(self.folder)
+        return after
 
     def _require_same_meaning(self, manifest: Manifest, experts: Mapping[str, Served]) -> None:
         for name, expert in experts.items():
@@ -179,6 +245,8 @@ class ExpertStore:
         *,
         since: Manifest | None = None,
         allow_new_labels: bool = False,
+        action: Action = "publish",
+        edit: Edit | None = None,
     ) -> Iterator[Callable[[], tuple[Manifest, Manifest]]]:
         """Write the experts' versions; gives the function that lets the manifest name them.
 
@@ -190,6 +258,8 @@ class ExpertStore:
             experts: served name to expert.
             since: refuse to work on a manifest that is newer than this one.
             allow_new_labels: whether a name may get other labels or another template.
+            action: what the history says.
+            edit: makes the next manifest; without it, the experts become the stable versions.
 
         Raises:
             ExpertError: a name that cannot be a folder's, an expert that cannot answer, or one that
@@ -216,10 +286,8 @@ class ExpertStore:
             new = [digest for digest in needed if not self.version(digest).exists()]
 
             def commit() -> tuple[Manifest, Manifest]:
-                after = before.naming(digests)
-                if after != before:
-                    after.write(self.folder)
-                return before, after
+                after = before.naming(digests) if edit is None else edit(before)
+                return before, self._replaced(before, after, action)
 
             is_new = not self.manifest_path.exists()
             if is_new:
@@ -258,7 +326,7 @@ class ExpertStore:
 
     def _has_versions(self) -> bool:
         try:
-            names = os.listdir(self.folder / _VERSIONS)
+            names = os.listdir(self.versions)
         except OSError:
             return False
         # A version that is being written has a name with a leading dot.
@@ -266,7 +334,7 @@ class ExpertStore:
 
     def _remove_unnamed(self, digests: list[str]) -> None:
         """Remove those versions that the manifest does not name, and that no mixture needs."""
-        named = self._needed(self.manifest().aliases.values())
+        named = self._needed(self.manifest().named)
         for digest in digests:
             if digest not in named:
                 shutil.rmtree(self.version(digest), ignore_errors=True)

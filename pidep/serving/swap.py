@@ -72,7 +72,7 @@ def swap_expert(
     with Client(url, timeout_s=timeout_s) as client:
         # Asked first: a version that nobody serves should not wait in the store.
         _require_server(client, name)
-        done = store.publish(expert, name, allow_new_labels=allow_new_labels)
+        done = store.publish(expert, name, allow_new_labels=allow_new_labels, action="swap")
         try:
             _wait_for(client, done, started=started, timeout_s=timeout_s)
         # Also on Ctrl-C: no answer has shown the new version yet.
