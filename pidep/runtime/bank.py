@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from pidep.artifacts.names import (
     TOKENIZER,
 )
 from pidep.errors import ExpertError, PidepError, ServingError
-from pidep.experts.bank import BankGroup, fill_row, pack, positions_before
+from pidep.experts.bank import positions_before
 from pidep.experts.folder import Expert
 from pidep.experts.kind import bank_sites
-from pidep.experts.mixed import MixedExpert, parts_of, weights_of
+from pidep.experts.mixed import MixedExpert, Served, head_of, parts_of, weights_of
 from pidep.inputs.row import Input, Row
 from pidep.runtime.answer import Answer, Array, finite, softmax
+from pidep.runtime.arena import Arena, Slot
 from pidep.runtime.entry import require_files
 from pidep.runtime.fit import check_served, groups_of
 from pidep.runtime.input_reader import InputReader
@@ -34,32 +35,47 @@ from pidep.runtime.isolate import isolated
 from pidep.runtime.ready_rows import ready_rows
 from pidep.runtime.session import open_session
 
-__all__ = ["Bank", "Residents"]
+__all__ = ["Bank", "Resident", "Residents"]
 
 _PROBES = ("which expert answers?", "a")
 """Texts that a new expert must answer before it is served. Their numbers must be finite."""
 _PROBE_BATCH = 32
+_IDLE = 5e-7
+"""Of an element of a unit vector: what rounding alone does. Rows of one batch run the same
+operations, in fp16 and int8, too, so zeros added to them change nothing.
+"""
+
+
+@dataclass(frozen=True)
+class Resident:
+    """What a name means, in the arena. Whoever holds it keeps its slots from being written."""
+
+    head: Expert
+    """Labels, template and lengths. The tensors are in the arena and nowhere else."""
+    digest: str
+    """Computed once: a digest reads every tensor."""
+    slots: tuple[Slot, ...]
+    """Of its parts, one for an expert."""
+    weights: Array
+    """The share of each part at each site of the bank, `[K, S]` fp32."""
+    max_length: int
+    """Tokens that a text is cut at: the expert's, and no more than there are positions for."""
 
 
 @dataclass(frozen=True)
 class Residents:
     """The experts that a batch can name. It is never changed: a swap builds the next one."""
 
-    experts: dict[str, Expert | MixedExpert] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
-    """Name to digest, computed once: a digest reads every tensor."""
-    slots: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Name to the slots of its parts, one for an expert; slot 0 is the bare backbone."""
-    weights: dict[str, Array] = field(default_factory=dict)
-    """Name to the share of each part at each site of the bank, `[K, S]` fp32."""
-    slot_of: dict[str, int] = field(default_factory=dict)
-    """Digest of an expert to its slot. Experts that are parts of several mixtures have one."""
-    factors: dict[str, Array] = field(default_factory=dict)
-    """Graph input to `[E, S, size, width]` fp32."""
-    values: dict[str, Any] = field(default_factory=dict)
-    """`factors` as OrtValues, on the device where the graph runs."""
-    refused: dict[str, dict[str, str]] = field(default_factory=dict)
+    by_name: Mapping[str, Resident] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Graph input to OrtValue `[E, S, size, width]`, on the device where the graph runs."""
+    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Name to `digest` and `reason` of a version that cannot be served."""
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Name to the digest of what is served."""
+        return {name: resident.digest for name, resident in self.by_name.items()}
 
 
 class Bank:
@@ -85,84 +101,75 @@ class Bank:
         on_gpu = "CUDAExecutionProvider" in self.session.get_providers()
         self.device = "cuda" if on_gpu else "cpu"
         self._groups = groups_of(self.record)
-        half = {one.name for one in self.session.get_inputs() if one.type == "tensor(float16)"}
-        self._dtypes = {
-            group.input: np.float16 if group.input in half else np.float32 for group in self._groups
-        }
         self._sites = bank_sites(self._groups)
         self._require_slots(graph)
-
-    def build(
-        self, experts: Mapping[str, Expert | MixedExpert], previous: Residents | None = None
-    ) -> Residents:
-        """The experts packed for the graph.
-
-        Args:
-            experts: served name to expert, or to a mixture whose parts are packed.
-            previous: what is served now; the slots of unchanged experts are copied from it.
-
-        Raises:
-            ExpertError: an expert does not fit; `previous` is untouched.
-        """
-        previous = previous or Residents()
-        slots: dict[str, tuple[int, ...]] = {}
-        digests: dict[str, str] = {}
-        packed: dict[str, Expert] = {}
-        # Sorted, so that the same experts always get the same slots, and so the same graph inputs.
-        for name in sorted(experts):
-            digests[name], own = self._checked(name, experts[name], previous)
-            packed.update(zip(own, parts_of(experts[name]), strict=True))
-            slot_of = {digest: slot for slot, digest in enumerate(packed, 1)}
-            slots[name] = tuple(slot_of[digest] for digest in own)
-        factors = {group.input: self._packed(group, packed, previous) for group in self._groups}
-        return Residents(
-            experts=dict(experts),
-            digests=digests,
-            slots=slots,
-            weights={name: weights_of(experts[name], self._sites) for name in slots},
-            slot_of={digest: slot for slot, digest in enumerate(packed, 1)},
-            factors=factors,
-            values={
-                # In the graph's own precision, which may be fp16.
-                name: self._value(array.astype(self._dtypes[name], copy=False), self.device)
-                for name, array in factors.items()
+        half = {one.name for one in self.session.get_inputs() if one.type == "tensor(float16)"}
+        self.arena = Arena(
+            self._groups,
+            dtypes={
+                group.input: np.float16 if group.input in half else np.float32
+                for group in self._groups
             },
+            device=self.device,
         )
 
-    def _checked(
-        self, name: str, expert: Expert | MixedExpert, previous: Residents
-    ) -> tuple[str, list[str]]:
-        """Digest of what a name serves, and the digests of its parts."""
-        # A check and a digest read every tensor: those of unchanged experts are not repeated.
-        if previous.experts.get(name) is expert:
-            known = {slot: digest for digest, slot in previous.slot_of.items()}
-            return previous.digests[name], [known[slot] for slot in previous.slots[name]]
-        check_served(self.record, expert)
-        return expert.digest, [part.digest for part in parts_of(expert)]
+    def place(self, served: Served, *, digest: str | None = None) -> Resident:
+        """An expert or a mixture in free slots of the arena; nobody is served it yet.
 
-    @staticmethod
-    def _packed(group: BankGroup, experts: Mapping[str, Expert], previous: Residents) -> Array:
-        """A group's input; digest to expert, in the order of their slots."""
-        # Zeros first: a site that an expert lacks must add nothing.
-        packed = pack(group, [None] * (len(experts) + 1))
-        for slot, (digest, expert) in enumerate(experts.items(), 1):
-            # Copying a slot is cheaper than packing it: no transpose, no scaling.
-            if digest in previous.slot_of:
-                packed[slot] = previous.factors[group.input][previous.slot_of[digest]]
-            else:
-                fill_row(packed[slot], group, expert)
-        return packed
+        Args:
+            digest: of `served`, where it is known.
+
+        Raises:
+            ExpertError: it does not fit; no slot is taken.
+        """
+        check_served(self.record, served)
+        digest = digest or served.digest
+        parts = parts_of(served)
+        names = [part.digest for part in parts] if isinstance(served, MixedExpert) else [digest]
+        head = head_of(served)
+        # Virtual tokens take positions of the backbone's table, which has none beyond the last.
+        room = self.record.max_positions - positions_before(parts[0], self._groups)
+        return Resident(
+            replace(head, sites={}),
+            digest,
+            tuple(map(self.arena.slot_of, parts, names)),
+            weights_of(served, self._sites),
+            min(head.max_length, room),
+        )
+
+    def serving(self, by_name: Mapping[str, Resident]) -> Residents:
+        """These residents under their names. The cost does not depend on their tensors."""
+        return Residents(dict(by_name), self.arena.values())
+
+    def build(self, experts: Mapping[str, Served]) -> Residents:
+        """The experts placed and served. Those that are resident keep their slots.
+
+        Args:
+            experts: served name to expert, or to a mixture whose parts are placed.
+
+        Raises:
+            ExpertError: an expert does not fit.
+        """
+        return self.serving({name: self.place(served) for name, served in experts.items()})
 
     def probe(self, residents: Residents, names: Sequence[str]) -> dict[str, PidepError]:
-        """Name to error of those experts that cannot answer probe rows, by the graph itself."""
-        asked = [(name, text) for name in names for text in _PROBES]
+        """Name to error of those experts that must not be served, by the graph itself.
+
+        An expert must answer the probe rows, and otherwise than the bare backbone does: an expert
+        whose tensors reach nothing gives no error anywhere.
+        """
+        bare = self.run(residents, _PROBES, [BACKBONE] * len(_PROBES))
         found: dict[str, PidepError] = {}
-        for start in range(0, len(asked), _PROBE_BATCH):
-            part = asked[start : start + _PROBE_BATCH]
-            answers = self.run(residents, [text for _, text in part], [name for name, _ in part])
-            for (name, _), answer in zip(part, answers, strict=True):
-                if isinstance(answer, PidepError):
-                    found.setdefault(name, answer)
+        step = _PROBE_BATCH // len(_PROBES)
+        for start in range(0, len(names), step):
+            some = names[start : start + step]
+            rows = [(name, text) for name in some for text in _PROBES]
+            answers = self.run(residents, [text for _, text in rows], [name for name, _ in rows])
+            for at, name in enumerate(some):
+                own = answers[at * len(_PROBES) : (at + 1) * len(_PROBES)]
+                fault = _fault(name, own, bare)
+                if fault is not None:
+                    found[name] = fault
         return found
 
     def run(
@@ -211,11 +218,10 @@ class Bank:
         self, residents: Residents, rows: Sequence[Input], names: Sequence[str]
     ) -> list[Row | PidepError]:
         """Each row with its text, or the error that refuses it."""
-        experts = residents.experts
-        templates = [_head(experts[name]).template if name in experts else None for name in names]
-        known = {BACKBONE, *experts}
+        held = residents.by_name
+        templates = [held[name].head.template if name in held else None for name in names]
         return [
-            row if name in known else _unknown(residents, name)
+            row if name in held or name == BACKBONE else _unknown(residents, name)
             for name, row in zip(names, ready_rows(rows, templates), strict=True)
         ]
 
@@ -242,30 +248,30 @@ class Bank:
         # One row of factors serves all rows of the batch then: nothing is gathered twice.
         rows = names[:1] if len(set(names)) == 1 else names
         # Slot 0 is zeros: an expert that changes nothing is the bare backbone.
-        found = [residents.slots.get(name, (0,)) for name in rows]
-        most = max(map(len, found))
+        found = [residents.by_name.get(name) for name in rows]
+        most = max(1 if one is None else len(one.slots) for one in found)
         # Rows of fewer parts name slot 0 as well, with weight 0.
         slots = np.zeros((len(rows), most), np.int64)
         weights = np.zeros((len(rows), most, len(self._sites)), np.float32)
-        for row, (name, own) in enumerate(zip(rows, found, strict=True)):
-            slots[row, : len(own)] = own
-            weights[row, : len(own)] = residents.weights.get(name, 1.0)
+        for row, one in enumerate(found):
+            if one is None:
+                weights[row, 0] = 1.0
+                continue
+            slots[row, : len(one.slots)] = [slot.number for slot in one.slots]
+            weights[row, : len(one.slots)] = one.weights
         return slots, weights
 
     def _max_length(self, residents: Residents, name: str) -> int:
         if name == BACKBONE:
             return self.record.max_positions
-        expert = _head(residents.experts[name])
-        # Virtual tokens take positions of the backbone's table, which has none beyond the last.
-        part = parts_of(residents.experts[name])[0]
-        room = self.record.max_positions - positions_before(part, self._groups)
-        return min(expert.max_length, room)
+        return residents.by_name[name].max_length
 
     def _answer(self, residents: Residents, name: str, embedding: Array) -> Answer | PidepError:
         none = np.zeros(0, np.float32)
         if name == BACKBONE:
             return finite(Answer((), none, none, self.record.backbone_digest, embedding))
-        expert, digest = _head(residents.experts[name]), residents.digests[name]
+        resident = residents.by_name[name]
+        expert, digest = resident.head, resident.digest
         # Its rows bring candidates, which the client embeds and compares (`Client.choose`).
         if not expert.labels:
             return finite(Answer((), none, none, digest, embedding))
@@ -286,9 +292,25 @@ class Bank:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
 
 
-def _head(served: Expert | MixedExpert) -> Expert:
-    """Labels, template and lengths of what is served under a name."""
-    return served.head if isinstance(served, MixedExpert) else served
+def _fault(
+    name: str, answers: Sequence[Answer | PidepError], bare: Sequence[Answer | PidepError]
+) -> PidepError | None:
+    """Why an expert with these answers to the probe rows is not served."""
+    moved = 0.0
+    for answer, other in zip(answers, bare, strict=True):
+        if isinstance(answer, PidepError):
+            return answer
+        # Without an answer of the bare backbone there is nothing to compare with.
+        if isinstance(other, PidepError):
+            return None
+        own, bare_one = np.asarray(answer.embedding), np.asarray(other.embedding)
+        moved = max(moved, float(np.abs(own - bare_one).max()))
+    if moved > _IDLE:
+        return None
+    return ExpertError(
+        f"expert {name!r}: answers {len(answers)} probe rows as the bare backbone does, so it "
+        "changes nothing; train it longer or at other sites"
+    )
 
 
 def _unknown(residents: Residents, name: str) -> ExpertError:
@@ -298,5 +320,5 @@ def _unknown(residents: Residents, name: str) -> ExpertError:
             f"expert {name!r} is not served: its version {refused['digest'][:19]}… is refused: "
             f"{refused['reason']}"
         )
-    known = ", ".join(list(residents.slots)[:10]) or "none"
+    known = ", ".join(list(residents.by_name)[:10]) or "none"
     return ExpertError(f"unknown expert {name[:60]!r}; this server has: {known}")

@@ -11,8 +11,7 @@ from typing import Any
 
 from pidep.artifacts.manifest import Manifest
 from pidep.errors import ServingError
-from pidep.experts.mixed import Served
-from pidep.runtime.bank import Bank, Residents
+from pidep.runtime.bank import Bank, Resident, Residents
 from pidep.serving.refusals import Refusals, path_stamp
 from pidep.serving.store import ExpertStore
 
@@ -94,43 +93,42 @@ class Watcher:
         """Replace the residents by what the manifest names, as far as it can be loaded."""
         old = self.residents
         self._refusals.keep(manifest.aliases)
-        fresh: dict[str, Served] = {}
+        fresh: dict[str, Resident] = {}
         for name, digest in manifest.aliases.items():
-            if old.digests.get(name) != digest and not self._refusals.waiting(name):
+            held = old.by_name.get(name)
+            if (held is None or held.digest != digest) and not self._refusals.waiting(name):
                 self._load(name, digest, into=fresh)
         # A name keeps its old version where the new one is refused.
-        kept = {name: old.experts[name] for name in manifest.aliases if name in old.experts}
+        kept = {name: old.by_name[name] for name in manifest.aliases if name in old.by_name}
         residents = old
-        # A retry that fails again changes nothing, and packing would copy every expert.
-        if fresh or kept.keys() != old.experts.keys():
+        # A retry that fails again changes nothing.
+        if fresh or kept.keys() != old.by_name.keys():
             residents = self._probed(kept, fresh, manifest.aliases)
         # One assignment: a batch has read the old reference or reads the new one.
         self.residents = replace(residents, refused=self._refusals.reasons())
         self._served = manifest
-        if fresh or old.slots.keys() != residents.slots.keys():
-            names = ", ".join(residents.slots)
+        if fresh or old.by_name.keys() != residents.by_name.keys():
+            names = ", ".join(residents.by_name)
             _log.info("serving store revision %d: %s", manifest.revision, names)
 
-    def _load(self, name: str, digest: str, *, into: dict[str, Served]) -> None:
+    def _load(self, name: str, digest: str, *, into: dict[str, Resident]) -> None:
         """The version of a name, added to `into` or refused."""
         self._beat = time.monotonic()
         try:
-            expert = self._store.load(digest)
-            # Alone: an expert that the bank cannot pack must not keep the others from being packed.
-            self._bank.build({name: expert})
+            resident = self._bank.place(self._store.load(digest), digest=digest)
         except BaseException as error:  # as in `refresh`
             self._refusals.add(name, digest, error)
             return
-        into[name] = expert
+        into[name] = resident
 
     def _probed(
         self,
-        kept: Mapping[str, Served],
-        fresh: dict[str, Served],
+        kept: Mapping[str, Resident],
+        fresh: dict[str, Resident],
         aliases: Mapping[str, str],
     ) -> Residents:
         """The residents with those fresh experts that answer probe rows. Others leave `fresh`."""
-        residents = self._bank.build({**kept, **fresh}, self.residents)
+        residents = self._bank.serving({**kept, **fresh})
         self._beat = time.monotonic()
         faults = self._bank.probe(residents, list(fresh))
         for name in list(fresh):
@@ -139,7 +137,7 @@ class Watcher:
                 del fresh[name]
             else:
                 self._refusals.remove(name)
-        return self._bank.build({**kept, **fresh}, self.residents) if faults else residents
+        return self._bank.serving({**kept, **fresh}) if faults else residents
 
     def _report(self, error: BaseException) -> None:
         """Log a fault of the whole store, once for each new one."""

@@ -144,7 +144,7 @@ def test_a_later_release_keeps_room_for_what_is_served(work: Path, backbone: Any
     manifest = store_of(work).manifest()
     assert (manifest.revision, sorted(manifest.aliases)) == (2, ["book", "film"])
     bank = Bank(work / "repo" / "pidep_bank" / "1")
-    assert list(bank.build(store_of(work).published()).slots) == ["book", "film"]
+    assert list(bank.build(store_of(work).published()).by_name) == ["book", "film"]
     assert list(BankRecord.read(work / "repo" / "pidep_bank" / "1").parity) == ["book"]
 
 
@@ -208,7 +208,7 @@ def test_the_manifest_is_written_last(
         if Path(new).name == "manifest.json" and "sha256:" in Path(old).read_text():
             bank = Bank(work / "repo" / "pidep_bank" / "1")
             new_expert = store_of(work).load(one.expert.digest)
-            seen.append(list(bank.build({"film": new_expert}).slots))
+            seen.append(list(bank.build({"film": new_expert}).by_name))
         replace(old, new)
 
     one = source(backbone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -110,13 +111,25 @@ def test_an_unknown_expert_is_that_rows_error_only(tiny: Any, bank_folder: Path)
     assert isinstance(second, Answer)
 
 
-def test_rows_of_unchanged_experts_are_kept(tiny: Any, bank_folder: Path) -> None:
-    bank = Bank(bank_folder)
-    one = bank.build({"a": make_expert(tiny, seed=1)})
-    two = bank.build({"0": make_expert(tiny, seed=2), "a": make_expert(tiny, seed=1)}, one)
-    assert two.slots == {"0": (1,), "a": (2,)}
-    for name, array in one.factors.items():
-        assert np.array_equal(array[1], two.factors[name][2])
+def test_an_expert_that_changes_nothing_is_named(tiny: Any, bank_folder: Path) -> None:
+    bank, good = Bank(bank_folder), make_expert(tiny, seed=1)
+    # A fresh LoRA: B is zeros, so it is loaded and named, and answers as the bare backbone.
+    idle = replace(
+        good,
+        sites={
+            site: {name: array * (name != "lora_B") for name, array in tensors.items()}
+            for site, tensors in good.sites.items()
+        },
+    )
+    faint = replace(good, scaling=1e-4)
+    residents = bank.build({"good": good, "idle": idle, "faint": faint})
+    faults = bank.probe(residents, ["good", "idle", "faint"])
+    assert list(faults) == ["idle"]
+    assert re.fullmatch(
+        r"expert 'idle': answers 2 probe rows as the bare backbone does, so it changes nothing; "
+        r"train it longer or at other sites",
+        str(faults["idle"]),
+    )
 
 
 def test_experts_that_do_not_fit_are_refused(tiny: Any, bank_folder: Path) -> None:

@@ -125,13 +125,14 @@ def test_parts_have_one_slot_whoever_names_them(served: Served) -> None:
         mixture.parts[::-1],
         {site: shares[::-1] for site, shares in mixture.alphas.items()},
     )
+    used = served.bank.arena.used
     first = served.bank.build({"b": mixture, "part": mixture.parts[1]})
-    assert first.slots == {"b": (1, 2, 3), "part": (2,)}
-    # The parts of the mixture that stays are copied, and the slot of the other one is free.
-    second = served.bank.build({"b": mixture, "c": turned}, first)
-    assert second.slots == {"b": (1, 2, 3), "c": (3, 2, 1)}
-    for name, array in first.factors.items():
-        assert np.array_equal(array, second.factors[name])
+    slots = first.by_name["b"].slots
+    assert first.by_name["part"].slots == slots[1:2]
+    second = served.bank.build({"b": mixture, "c": turned})
+    assert second.by_name["c"].slots == slots[::-1]
+    # The fixture serves this mixture, too.
+    assert served.bank.arena.used == used
     one, other = served.bank.run(second, ROWS[:1] * 2, ["b", "c"])
     assert isinstance(one, Answer)
     assert isinstance(other, Answer)

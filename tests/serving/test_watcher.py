@@ -17,7 +17,9 @@ import pytest
 from pidep.artifacts import Manifest
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, write_expert
-from pidep.runtime import Bank, Residents
+from pidep.experts.mixed import Served
+from pidep.runtime import Bank
+from pidep.runtime.bank import Resident
 from pidep.serving import ExpertStore
 from pidep.serving.watcher import Watcher
 from tests.serving.experts import small_expert
@@ -47,7 +49,7 @@ def until(holds: Callable[[], bool]) -> None:
 def test_an_empty_store_serves_nobody(bank: Bank, store: ExpertStore) -> None:
     watcher = Watcher(bank, store)
     watcher.refresh()
-    assert watcher.residents.slots == {}
+    assert watcher.residents.by_name == {}
 
 
 def test_it_serves_the_manifest(bank: Bank, store: ExpertStore) -> None:
@@ -75,12 +77,14 @@ def test_residents_of_a_running_batch_never_change(bank: Bank, store: ExpertStor
     watcher = Watcher(bank, store)
     watcher.refresh()
     taken = watcher.residents
-    factors = {name: array.copy() for name, array in taken.factors.items()}
+    (slot,) = taken.by_name["film"].slots
+    factors = {name: value.numpy()[slot.number].copy() for name, value in taken.values.items()}
     store.publish(small_expert(seed=1), "film")
     watcher.refresh()
     assert watcher.residents is not taken
     assert taken.digests == {"film": old}
-    assert all((array == factors[name]).all() for name, array in taken.factors.items())
+    for name, value in taken.values.items():
+        np.testing.assert_array_equal(value.numpy()[slot.number], factors[name])
 
 
 def test_a_broken_version_leaves_the_old_one_serving(
@@ -284,14 +288,14 @@ def test_an_expert_that_the_bank_cannot_pack_leaves_all_others_served(
 ) -> None:
     film = store.publish(small_expert(), "film").new
     book = store.publish(small_expert(name="book", seed=2), "book").new
-    build = bank.build
+    place = bank.place
 
-    def failing(experts: dict[str, Expert], *previous: Residents) -> Residents:
-        if "book" in experts:
+    def failing(served: Served, *, digest: str) -> Resident:
+        if digest == book:
             raise IndexError("an array has too few axes")
-        return build(experts, *previous)
+        return place(served, digest=digest)
 
-    monkeypatch.setattr(bank, "build", failing)
+    monkeypatch.setattr(bank, "place", failing)
     watcher = Watcher(bank, store)
     watcher.refresh()
     assert watcher.residents.digests == {"film": film}
@@ -306,10 +310,11 @@ def test_a_retry_that_fails_again_packs_nothing(bank: Bank, store: ExpertStore) 
     damage_weights(store, bad)
     watcher = Watcher(bank, store)
     watcher.refresh()
-    factors = watcher.residents.factors
+    held, used = watcher.residents.by_name, bank.arena.used
     os.utime(store.version(bad))  # its folder looks new, so it is tried again
     watcher.refresh()
-    assert watcher.residents.factors is factors
+    assert watcher.residents.by_name is held
+    assert bank.arena.used == used == 1
     assert list(watcher.residents.refused) == ["bad"]
 
 
@@ -368,7 +373,7 @@ def test_a_name_that_is_taken_out_is_no_longer_served(bank: Bank, store: ExpertS
     watcher.refresh()
     Manifest(revision=2, aliases={}).write(store.folder)
     watcher.refresh()
-    assert watcher.residents.slots == {}
+    assert watcher.residents.by_name == {}
 
 
 def test_it_follows_until_it_is_stopped(bank: Bank, store: ExpertStore) -> None:

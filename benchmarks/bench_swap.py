@@ -1,0 +1,181 @@
+"""A swap and a batch with 10, 100 and 1,000 resident experts: time and memory, in process.
+
+Writes `benchmarks/results/swap.json`. The bank is MiniLM's with a LoRA of rank 8 on every Linear.
+A swap is what the server's watcher does: the new expert is placed, becomes the meaning of its name,
+and answers the probe rows.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.record import Claim, write_result
+from pidep.adapters.bank import bank_groups
+from pidep.adapters.mixture import find_sites, fresh
+from pidep.artifacts import BankRecord, GroupRecord
+from pidep.backbones.load import load_backbone
+from pidep.experts.folder import Expert
+from pidep.export.graph import export_bank_graph
+from pidep.export.graph_cache import cached_bank_graph
+from pidep.files.digest import file_digest
+from pidep.runtime import Bank, Residents
+
+__all__ = ["claims_of", "main"]
+
+RESIDENTS = (10, 100, 1000)
+RANK, SWAPS, BATCHES = 8, 60, 30
+TEXTS = ["the battery died after two days and nobody at the shop would help me with it"] * 8
+
+
+def make_bank(folder: Path) -> tuple[Bank, Expert]:
+    """The bank, and an expert that fits."""
+    backbone = load_backbone("minilm")
+    sites = find_sites(backbone.model, kind="lora")
+    groups = bank_groups(backbone.model, sites, kind="lora", size=RANK)
+    graph = folder / "model.onnx"
+    cached_bank_graph(
+        backbone,
+        groups,
+        graph,
+        lambda: export_bank_graph(backbone, groups, graph, opset=20),
+        opset=20,
+        half=False,
+    )
+    (folder / "tokenizer.json").write_text(backbone.tokenizer_json, encoding="utf-8")
+    BankRecord(
+        backbone_digest=backbone.digest,
+        graph_digest=file_digest(graph),
+        hidden_size=backbone.hidden_size,
+        max_positions=backbone.max_positions,
+        max_rank=RANK,
+        expert_store="../store",
+        groups=tuple(GroupRecord(**asdict(group)) for group in groups),
+    ).write(folder)
+    expert = Expert(
+        name="bench",
+        backbone_digest=backbone.digest,
+        sites=fresh(backbone.model, sites, kind="lora", rank=RANK),
+        scaling=1.0,
+        labels=("positive", "negative"),
+        label_texts=("positive", "negative"),
+        label_embeddings=backbone.label_embeddings(["positive", "negative"]).numpy(),
+        logit_scale=20.0,
+        max_length=64,
+    )
+    return Bank(folder), expert
+
+
+def varied(expert: Expert, number: int) -> Expert:
+    """Another expert of the same shapes."""
+    rng = np.random.default_rng(number)
+    sites = {
+        site: {
+            name: rng.normal(0, 0.02, array.shape).astype(np.float32)
+            for name, array in tensors.items()
+        }
+        for site, tensors in expert.sites.items()
+    }
+    return replace(expert, name=f"e{number}", sites=sites)
+
+
+def rss_mib() -> float:
+    """Resident memory of this process in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def measure(bank: Bank, expert: Expert, residents: Residents) -> dict[str, Any]:
+    """Milliseconds of swaps and of batches with these residents."""
+    names = list(residents.by_name)
+    rng = np.random.default_rng(0)
+    swaps, batches = [], []
+    # Made before: a swap reads its expert from a file, whose cost is the same for all.
+    fresh_ones = [varied(expert, 10_000 + number) for number in range(4)]
+    for number in range(SWAPS):
+        name, one = names[number % len(names)], fresh_ones[number % 4]
+        start = time.perf_counter()
+        resident = bank.place(one, digest=f"sha256:{number}")
+        residents = bank.serving({**residents.by_name, name: resident})
+        assert not bank.probe(residents, [name])
+        swaps.append(1e3 * (time.perf_counter() - start))
+    for _ in range(BATCHES):
+        # As Zipf's law: few names get most of the rows.
+        asked = [names[min(int(at), len(names)) - 1] for at in rng.zipf(1.2, len(TEXTS))]
+        start = time.perf_counter()
+        bank.run(residents, TEXTS, asked)
+        batches.append(1e3 * (time.perf_counter() - start))
+    return {
+        "residents": len(names),
+        "swap_ms": swaps,
+        "batch_ms": batches,
+        "rss_mib": rss_mib(),
+        "slots": bank.arena.used,
+    }
+
+
+def claims_of(runs: list[dict[str, Any]], bytes_per_expert: int, base_mib: float) -> list[Claim]:
+    """The last run has the most residents."""
+    few, many = runs[0], runs[-1]
+    claims: list[Claim] = []
+    for what in ("swap", "batch"):
+        first, last = (statistics.median(run[f"{what}_ms"]) for run in (few, many))
+        claims.append(
+            {
+                "claim": f"time of a {what} with {many['residents']} residents over "
+                f"{few['residents']}",
+                "target": "≤ 1.1",
+                "measured": round(last / first, 3),
+                "met": last / first <= 1.1,
+            }
+        )
+    expected = base_mib + many["residents"] * bytes_per_expert / 2**20
+    ratio = many["rss_mib"] / expected
+    claims.append(
+        {
+            "claim": f"memory with {many['residents']} residents over backbone and their bytes",
+            "target": "≤ 1.1",
+            "measured": round(ratio, 3),
+            "met": ratio <= 1.1,
+        }
+    )
+    return claims
+
+
+def main() -> int:
+    """Measure in one process, with ever more residents."""
+    with tempfile.TemporaryDirectory() as folder:
+        bank, expert = make_bank(Path(folder))
+        bank.run(Residents(), TEXTS, ["@backbone"] * len(TEXTS))
+        base_mib, residents, runs = rss_mib(), Residents(), []
+        for count in RESIDENTS:
+            held = dict(residents.by_name)
+            for number in range(len(held), count):
+                one = varied(expert, number)
+                held[one.name] = bank.place(one)
+            residents = bank.serving(held)
+            runs.append(measure(bank, expert, residents))
+            print({key: value for key, value in runs[-1].items() if not key.endswith("_ms")})
+        path = write_result(
+            "swap",
+            command="python -m benchmarks.bench_swap",
+            raw={
+                "runs": runs,
+                "bytes_per_expert": bank.arena.bytes_per_slot,
+                "base_mib": base_mib,
+            },
+            claims=claims_of(runs, bank.arena.bytes_per_slot, base_mib),
+        )
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
