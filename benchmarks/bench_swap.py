@@ -26,12 +26,13 @@ from pidep.experts.folder import Expert
 from pidep.export.graph import export_bank_graph
 from pidep.export.graph_cache import cached_bank_graph
 from pidep.files.digest import file_digest
-from pidep.runtime import Bank, Residents
+from pidep.runtime import Bank
+from pidep.runtime.bank import Resident
 
 __all__ = ["claims_of", "main"]
 
 RESIDENTS = (10, 100, 1000)
-RANK, SWAPS, BATCHES = 8, 60, 30
+RANK, SWAPS, BATCHES = 8, 100, 50
 TEXTS = ["the battery died after two days and nobody at the shop would help me with it"] * 8
 
 
@@ -92,9 +93,9 @@ def rss_mib() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
-def measure(bank: Bank, expert: Expert, residents: Residents) -> dict[str, Any]:
+def measure(bank: Bank, expert: Expert, held: dict[str, Resident]) -> dict[str, Any]:
     """Milliseconds of swaps and of batches with these residents."""
-    names = list(residents.by_name)
+    names, residents = list(held), bank.serving(held)
     rng = np.random.default_rng(0)
     swaps, batches = [], []
     # Made before: a swap reads its expert from a file, whose cost is the same for all.
@@ -153,15 +154,15 @@ def main() -> int:
     """Measure in one process, with ever more residents."""
     with tempfile.TemporaryDirectory() as folder:
         bank, expert = make_bank(Path(folder))
-        bank.run(Residents(), TEXTS, ["@backbone"] * len(TEXTS))
-        base_mib, residents, runs = rss_mib(), Residents(), []
+        bank.run(bank.serving({}), TEXTS, ["@backbone"] * len(TEXTS))
+        base_mib, runs = rss_mib(), []
+        held: dict[str, Resident] = {}
         for count in RESIDENTS:
-            held = dict(residents.by_name)
             for number in range(len(held), count):
                 one = varied(expert, number)
                 held[one.name] = bank.place(one)
-            residents = bank.serving(held)
-            runs.append(measure(bank, expert, residents))
+            # It makes the residents itself: a second set would keep arrays that were outgrown.
+            runs.append(measure(bank, expert, held))
             print({key: value for key, value in runs[-1].items() if not key.endswith("_ms")})
         path = write_result(
             "swap",

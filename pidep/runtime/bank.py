@@ -112,6 +112,8 @@ class Bank:
             },
             device=self.device,
         )
+        self._bare: list[Answer | PidepError] | None = None
+        """The bare backbone's answers to the probe rows."""
 
     def place(self, served: Served, *, digest: str | None = None) -> Resident:
         """An expert or a mixture in free slots of the arena; nobody is served it yet.
@@ -158,7 +160,9 @@ class Bank:
         An expert must answer the probe rows, and otherwise than the bare backbone does: an expert
         whose tensors reach nothing gives no error anywhere.
         """
-        bare = self.run(residents, _PROBES, [BACKBONE] * len(_PROBES))
+        if self._bare is None:
+            # Once: it does not depend on the residents.
+            self._bare = self.run(residents, _PROBES, [BACKBONE] * len(_PROBES))
         found: dict[str, PidepError] = {}
         step = _PROBE_BATCH // len(_PROBES)
         for start in range(0, len(names), step):
@@ -167,7 +171,7 @@ class Bank:
             answers = self.run(residents, [text for _, text in rows], [name for name, _ in rows])
             for at, name in enumerate(some):
                 own = answers[at * len(_PROBES) : (at + 1) * len(_PROBES)]
-                fault = _fault(name, own, bare)
+                fault = _fault(name, own, self._bare)
                 if fault is not None:
                     found[name] = fault
         return found

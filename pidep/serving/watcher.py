@@ -39,7 +39,7 @@ class Watcher:
         self._refusals = Refusals(store)
         self._fault = ""
         self._beat = time.monotonic()
-        self.residents = Residents()
+        self.residents = bank.serving({})
         # A daemon thread: the process can end even where `stop` was never called.
         self._thread = threading.Thread(target=self._watch, name="pidep-watcher", daemon=True)
 
