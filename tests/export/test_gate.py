@@ -186,7 +186,7 @@ def test_a_graph_that_leaves_an_expert_unbound_is_refused(
     backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bank whose rows read zeros answers as the bare backbone, without any error."""
-    monkeypatch.setattr("pidep.runtime.bank.fill_row", lambda *_: None)
+    monkeypatch.setattr("pidep.runtime.arena.fill_row", lambda *_: None)
     # An expert so small that the recipe's bound alone would let it pass.
     small = make_expert(backbone, sites=["encoder.layer.1.*query"], scaling=0.05)
     (tmp_path / "repo").mkdir()
