@@ -23,6 +23,7 @@ __all__ = [
     "GRAPH_WEIGHTS",
     "HISTORY",
     "IMAGE",
+    "KEY",
     "LABEL",
     "LABELS",
     "MANIFEST",
@@ -85,6 +86,8 @@ COLUMNS = "COLUMNS"
 """A row as a JSON object of its columns, in the place of its text."""
 EXPERT = "EXPERT"
 IMAGE = "IMAGE"
+KEY = "KEY"
+"""What decides which version of a name answers a row, such as a user's id; optional."""
 SCORES = "SCORES"
 LABELS = "LABELS"
 LABEL = "LABEL"

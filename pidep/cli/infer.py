@@ -42,7 +42,8 @@ def _rows(expert: str | None) -> Iterator[Request]:
             path = None if image is None else _path(image)
             if columns is not None and not isinstance(columns, dict):
                 raise TypeError(f"expected an object of columns, found {type(columns).__name__}")
-            yield Request(text, _text(row.get("expert") or expert or ""), path, columns)
+            key = _text(row.get("key") or "")
+            yield Request(text, _text(row.get("expert") or expert or ""), path, columns, key)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             expected = (
                 '{"text": …, "image": PATH, "expert": …} (a text, an image or both), or '

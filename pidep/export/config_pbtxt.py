@@ -14,7 +14,7 @@ _QUEUE_DELAY_US = 500
 
 
 def bank_config(name: str, *, max_batch_size: int, hidden_size: int, images: bool = False) -> str:
-    """The bank's configuration: `TEXT` or `COLUMNS`, and `EXPERT`, in; scores and the like out.
+    """The bank's configuration: `TEXT` or `COLUMNS`, `EXPERT` and `KEY` in; scores and more out.
 
     Args:
         hidden_size: D, width of the embedding.
@@ -60,9 +60,9 @@ def _python_model(name: str, *, max_batch_size: int, images: bool, with_expert: 
     pb2 = _pb2()
     config = pb2.ModelConfig(name=name, backend="python", max_batch_size=max_batch_size)
     # A row is a text or columns. Triton Server cannot say "one of the two"; `triton_model` does.
-    optional = {names.TEXT, names.COLUMNS, names.IMAGE}
+    optional = {names.TEXT, names.COLUMNS, names.IMAGE, names.KEY}
     inputs = [names.TEXT, names.COLUMNS]
-    inputs += [names.EXPERT] * with_expert + [names.IMAGE] * images
+    inputs += [names.EXPERT, names.KEY] * with_expert + [names.IMAGE] * images
     for tensor in inputs:
         config.input.add(
             name=tensor, data_type=pb2.TYPE_STRING, dims=[1], optional=tensor in optional

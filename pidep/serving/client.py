@@ -148,7 +148,8 @@ class Client(Connection):
 
         Keys: `ready` (whether the store is being followed), `silent_s` (seconds since the last
         look at the store), `revision`, `served` (name to digest), `refused` (name to `digest` and
-        `reason`), `fault` (of the store itself, or empty), `entry` (digest of the entry).
+        `reason`), `rollouts` (name to what is counted of its versions), `fault` (of the store
+        itself, or empty), `entry` (digest of the entry).
 
         Raises:
             ServingError: as `infer`, or the server is of a release without a status.

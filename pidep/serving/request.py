@@ -56,6 +56,9 @@ class Request:
     """The row's columns in the place of its text: texts and numbers, as in the task's data. The
     expert's template makes the text of them.
     """
+    key: str = ""
+    """What decides which version answers while the name has a canary, such as a user's id. Rows of
+    one key meet one version; without a key, equal rows do."""
 
     def encoded(self) -> bytes:
         """The image's bytes; none when empty.
@@ -125,6 +128,8 @@ def encode_rows(rows: Sequence[Request], *, with_expert: bool) -> dict[str, list
     # Servers of older releases have no such input, so it is sent only where it is needed.
     if any(row.columns is not None for row in rows):
         tensors[names.COLUMNS] = [_columns(row, f"row {at}") for at, row in enumerate(rows, 1)]
+    if any(row.key for row in rows):
+        tensors[names.KEY] = [_text(row.key, f"row {at}: key") for at, row in enumerate(rows, 1)]
     # IMAGE is optional: a text-only model has no such input, and refuses it.
     if any(row.image is not None for row in rows):
         tensors[names.IMAGE] = [row.encoded() for row in rows]

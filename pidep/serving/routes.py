@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pidep.artifacts.manifest import Canary, Manifest, Role, Route
-from pidep.artifacts.route_history import Change
+from pidep.artifacts.route_history import Action, Change
 from pidep.errors import ExpertError, UsageError, did_you_mean
 from pidep.experts.folder import check_name
 from pidep.experts.mixed import Served
@@ -189,11 +189,14 @@ def set_shadow(
     )
 
 
-def end_canary(store: ExpertStore, name: str, *, expected: str | None = None) -> Replaced:
+def end_canary(
+    store: ExpertStore, name: str, *, expected: str | None = None, action: Action = "canary"
+) -> Replaced:
     """Let the stable version answer every row again.
 
     Args:
         expected: leave another canary than this one as it is.
+        action: what the history says.
     """
 
     def edit(route: Route) -> Route:
@@ -201,7 +204,7 @@ def end_canary(store: ExpertStore, name: str, *, expected: str | None = None) ->
             return route
         return Route(stable=route.stable, shadow=route.shadow)
 
-    return store.change(name, _of_route(name, edit), action="canary")
+    return store.change(name, _of_route(name, edit), action=action)
 
 
 def end_shadow(store: ExpertStore, name: str) -> Replaced:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,13 +20,24 @@ from pidep.runtime.bank import Bank
 from pidep.runtime.isolate import as_row_error
 from pidep.runtime.merged import Merged
 from pidep.serving.limits import Limits
+from pidep.serving.routed_bank import RoutedBank
 from pidep.serving.store import ExpertStore
 from pidep.serving.watcher import Watcher
 
 __all__ = ["TritonPythonModel"]
 
-AnswerBatch = Callable[[Sequence[Row], Sequence[str]], Sequence[Answer | PidepError]]
-"""Rows and the experts that they name to answers."""
+AnswerBatch = Callable[[Sequence["Asked"]], Sequence[Answer | PidepError]]
+"""Rows to answers."""
+
+
+class Asked(NamedTuple):
+    """One row of a request."""
+
+    row: Row
+    expert: str = ""
+    """What the row names; empty for a merged model."""
+    key: bytes = b""
+    """What decides between the versions of the name; empty for the row's content."""
 
 
 class TritonPythonModel:
@@ -49,7 +60,7 @@ class TritonPythonModel:
             self._entry, self._width = bank.record.entry_digest or "", bank.record.hidden_size
         else:
             merged = Merged(folder)
-            self._answer = lambda rows, _: merged.run(rows)
+            self._answer = lambda asked: merged.run([one.row for one in asked])
             self._entry, self._width = merged.record.entry_digest or "", 0
 
     def is_ready(self) -> bool:
@@ -63,19 +74,17 @@ class TritonPythonModel:
         So whatever is wrong with one request is that request's response, and the others are
         answered.
         """
-        rows: list[Row] = []
-        experts: list[str] = []
+        rows: list[Asked] = []
         spans: list[slice | PidepError] = []
         for request in requests:
             try:
-                asked, wanted = self._read(request)
+                asked = self._read(request)
             except Exception as error:
                 spans.append(as_row_error(error))
                 continue
             spans.append(slice(len(rows), len(rows) + len(asked)))
             rows += asked
-            experts += wanted
-        answers = self._answer(rows, experts) if rows else []
+        answers = self._answer(rows) if rows else []
         return [
             self._response(request, span if isinstance(span, PidepError) else answers[span])
             for span, request in zip(spans, requests, strict=True)
@@ -100,8 +109,8 @@ class TritonPythonModel:
         if self._watcher is not None:
             self._watcher.stop()
 
-    def _read(self, request: Any) -> tuple[list[Row], list[str]]:
-        """A request's rows and the expert of each."""
+    def _read(self, request: Any) -> list[Asked]:
+        """A request's rows, and the expert of each."""
         self._limits.check(
             texts=_bytes(request, names.TEXT) or [],
             experts=_bytes(request, names.EXPERT) or [],
@@ -110,38 +119,49 @@ class TritonPythonModel:
         )
         rows = _rows(request)
         if not self._has_expert:
-            return rows, [""] * len(rows)
+            return list(map(Asked, rows))
         experts = _strings(request, names.EXPERT)
-        if len(rows) != len(experts):
-            raise ServingError(
-                f"the request has {len(rows)} rows, EXPERT {len(experts)}; give one expert a row"
-            )
-        return rows, experts
+        keys = _bytes(request, names.KEY) or [b""] * len(rows)
+        for what, values in ((names.EXPERT, experts), (names.KEY, keys)):
+            if len(rows) != len(values):
+                one = "expert" if what == names.EXPERT else "key"
+                raise ServingError(
+                    f"the request has {len(rows)} rows, {what} {len(values)}; give one {one} a row"
+                )
+        return list(map(Asked, rows, experts, keys))
 
 
 def _bank_answers(bank: Bank, watcher: Watcher) -> AnswerBatch:
     """Answers of the bank; a row of `@status` gets the watcher's state."""
+    routed = RoutedBank(bank)
 
-    def answers(rows: Sequence[Row], experts: Sequence[str]) -> Sequence[Answer | PidepError]:
-        asked = [at for at, name in enumerate(experts) if name != names.STATUS]
-        # `watcher.residents` is read once a batch: a swap never changes a running batch.
-        found = bank.run(
-            watcher.residents, [rows[at] for at in asked], [experts[at] for at in asked]
+    def answers(asked: Sequence[Asked]) -> Sequence[Answer | PidepError]:
+        # Read once a batch: a swap never changes a running batch.
+        serving = watcher.serving
+        others = [at for at, one in enumerate(asked) if one.expert != names.STATUS]
+        found = routed.run(
+            serving,
+            [asked[at].row for at in others],
+            experts=[asked[at].expert for at in others],
+            keys=[asked[at].key for at in others],
         )
-        of_row = dict(zip(asked, found, strict=True))
-        return [of_row[at] if at in of_row else _status(bank, watcher) for at in range(len(rows))]
+        of_row = dict(zip(others, found, strict=True))
+        if len(others) == len(asked):
+            return found
+        state = {**watcher.status(), "rollouts": routed.status(serving.rollouts)}
+        return [of_row[at] if at in of_row else _status(bank, state) for at in range(len(asked))]
 
     return answers
 
 
-def _status(bank: Bank, watcher: Watcher) -> Answer:
-    """The watcher's state, in the place of a label."""
+def _status(bank: Bank, state: Mapping[str, Any]) -> Answer:
+    """The server's state, in the place of a label."""
     one = np.ones(1, np.float32)
     # The rows of a response have embeddings of one width.
     nowhere = np.zeros(bank.record.hidden_size, np.float32)
     entry = bank.record.entry_digest or ""
-    state = json.dumps({**watcher.status(), "entry": entry})
-    return Answer((state,), one, one, entry, nowhere)
+    label = json.dumps({**state, "entry": entry})
+    return Answer((label,), one, one, entry, nowhere)
 
 
 def _rows(request: Any) -> list[Row]:

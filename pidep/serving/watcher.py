@@ -6,16 +6,17 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pidep.artifacts.manifest import Manifest
 from pidep.errors import ServingError
 from pidep.runtime.bank import Bank, Resident, Residents
 from pidep.serving.refusals import Refusals, path_stamp
+from pidep.serving.rollout import Rollout, rollouts_of, versions_of
 from pidep.serving.store import ExpertStore
 
-__all__ = ["HUNG_S", "Watcher"]
+__all__ = ["HUNG_S", "Serving", "Watcher"]
 
 _POLL_S = 0.005
 _REREAD_S = 0.5
@@ -24,8 +25,18 @@ HUNG_S = 30.0
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Serving:
+    """What one batch may use. It is never changed: a change of the store makes the next one."""
+
+    residents: Residents = field(default_factory=Residents)
+    """Stable versions under their names; candidates under `film@canary` and `film@shadow`."""
+    rollouts: Mapping[str, Rollout] = field(default_factory=dict)
+    """The names that have a candidate."""
+
+
 class Watcher:
-    """Holds `residents`, which each batch reads once; builds their successor beside them.
+    """Holds `serving`, which each batch reads once; builds its successor beside it.
 
     Each name is served for itself. A version that cannot be loaded leaves the name's old version
     serving, or the name unserved, and no other name is touched.
@@ -35,11 +46,11 @@ class Watcher:
         self._bank = bank
         self._store = store
         self._stop = threading.Event()
-        self._served: Manifest | None = None
+        self._manifest: Manifest | None = None
         self._refusals = Refusals(store)
         self._fault = ""
         self._beat = time.monotonic()
-        self.residents = bank.serving({})
+        self.serving = Serving(bank.serving({}))
         # A daemon thread: the process can end even where `stop` was never called.
         self._thread = threading.Thread(target=self._watch, name="pidep-watcher", daemon=True)
 
@@ -53,6 +64,11 @@ class Watcher:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
+
+    @property
+    def residents(self) -> Residents:
+        """The experts that are served."""
+        return self.serving.residents
 
     @property
     def is_alive(self) -> bool:
@@ -69,7 +85,7 @@ class Watcher:
         return {
             "ready": self.is_alive,
             "silent_s": round(self.silent_s, 3),
-            "revision": None if self._served is None else self._served.revision,
+            "revision": None if self._manifest is None else self._manifest.revision,
             "served": self.residents.digests,
             "refused": self._refusals.reasons(),
             "fault": self._fault,
@@ -81,7 +97,7 @@ class Watcher:
         try:
             manifest = self._store.manifest()
             self._require_present(manifest)
-            if manifest != self._served or self._refusals.due():
+            if manifest != self._manifest or self._refusals.due():
                 self._serve(manifest)
             self._fault = ""
         # Everything, also a panic inside a Rust package, which is no Exception: a watcher that
@@ -92,21 +108,28 @@ class Watcher:
     def _serve(self, manifest: Manifest) -> None:
         """Replace the residents by what the manifest names, as far as it can be loaded."""
         old = self.residents
-        self._refusals.keep(manifest.aliases)
+        versions = versions_of(manifest)
+        self._refusals.keep(versions)
         fresh: dict[str, Resident] = {}
-        for name, digest in manifest.aliases.items():
+        for name, digest in versions.items():
             held = old.by_name.get(name)
             if (held is None or held.digest != digest) and not self._refusals.waiting(name):
                 self._load(name, digest, into=fresh)
-        # A name keeps its old version where the new one is refused.
-        kept = {name: old.by_name[name] for name in manifest.aliases if name in old.by_name}
+        # A name keeps its old version where the new one is refused. A former candidate would answer
+        # rows that nobody meant for it, so a candidate goes.
+        kept = {
+            name: held
+            for name, held in old.by_name.items()
+            if name in versions and (name in manifest.aliases or held.digest == versions[name])
+        }
         residents = old
         # A retry that fails again changes nothing.
         if fresh or kept.keys() != old.by_name.keys():
-            residents = self._probed(kept, fresh, manifest.aliases)
+            residents = self._probed(kept, fresh, versions)
+        residents = replace(residents, refused=self._refusals.reasons())
         # One assignment: a batch has read the old reference or reads the new one.
-        self.residents = replace(residents, refused=self._refusals.reasons())
-        self._served = manifest
+        self.serving = Serving(residents, rollouts_of(manifest, residents.digests))
+        self._manifest = manifest
         if fresh or old.by_name.keys() != residents.by_name.keys():
             names = ", ".join(residents.by_name)
             _log.info("serving store revision %d: %s", manifest.revision, names)
@@ -143,13 +166,13 @@ class Watcher:
         """Log a fault of the whole store, once for each new one."""
         fault = " ".join(str(error).split())[:300] or type(error).__name__
         if fault != self._fault:
-            served = "empty" if self._served is None else f"at revision {self._served.revision}"
+            served = "empty" if self._manifest is None else f"at revision {self._manifest.revision}"
             _log.error("store kept %s: %s", served, fault)
         self._fault = fault
 
     def _require_present(self, manifest: Manifest) -> None:
         """Tell a lost manifest, which reads as empty, from one that names nobody on purpose."""
-        served = -1 if self._served is None else self._served.revision
+        served = -1 if self._manifest is None else self._manifest.revision
         if manifest.revision < served and not manifest.aliases:
             raise ServingError(f"{self._store.manifest_path}: is gone; restore it")
 
