@@ -22,6 +22,7 @@ from pidep.backbones.backbone import Backbone
 from pidep.errors import PidepError, UsageError
 from pidep.experts.bank import BankGroup, pack
 from pidep.experts.folder import Expert
+from pidep.export.attention import attention_translation
 from pidep.export.row_ops import translations
 from pidep.inputs.row import Input, Row
 
@@ -214,7 +215,7 @@ def _to_onnx(
                 dynamic_shapes=signature.dynamic,
                 input_names=signature.inputs,
                 output_names=[signature.output],
-                custom_translation_table=translations(opset),
+                custom_translation_table={**translations(opset), **attention_translation(opset)},
                 verbose=False,
                 optimize=True,
             )
