@@ -14,6 +14,7 @@ __all__ = [
     "ERROR",
     "EXPERT",
     "EXPERT_RECORD",
+    "GATE",
     "GRAPH",
     "GRAPH_EMBEDDING",
     "GRAPH_LOGITS",
@@ -56,6 +57,8 @@ STATUS = "@status"
 CONFIG = "config.pbtxt"
 VERSION = "1"
 """Triton Server's version folder. pidep writes this one only; expert versions are in the store."""
+GATE = "gate.json"
+"""Rows and PyTorch's answers, beside the configuration; no server reads it."""
 BANK_RECORD = "bank.json"
 MERGED_RECORD = "merged.json"
 GRAPH = "model.onnx"

@@ -65,6 +65,7 @@ COMMANDS = {
     "serve": Entry("Ship", "Run Triton Server on a model repository until it is stopped."),
     "infer": Entry("Ship", "Ask a running server."),
     "swap": Entry("Ship", "Replace an expert on a running server."),
+    "verify": Entry("Ship", "Check that a running server answers as PyTorch did at the export."),
     "doctor": Entry("Machine", "Report what this machine can run."),
 }
 """Every command, in the order of `pidep --help`. A test compares the summaries with the

@@ -88,7 +88,13 @@ def release_runs(
         sources = [_with_backbone(source, settings.backbone) for source in sources]
     if form == "merged":
         _check_merged_place(sources[0].expert, settings)
-        return export_merged(sources[0], settings.repo, chosen, platform=settings.platform)
+        return export_merged(
+            sources[0],
+            settings.repo,
+            chosen,
+            platform=settings.platform,
+            keep_rows=settings.keep_rows,
+        )
     if not settings.overwrite:
         _require_own_model(settings.repo / BANK, BANK_RECORD, "this bank", do="another `repo`")
         _require_same_store(settings.repo, settings.store or _store_beside(settings.repo))
@@ -99,6 +105,7 @@ def release_runs(
         store=settings.store,
         max_rank=settings.max_rank,
         allow_new_labels=settings.allow_new_labels,
+        keep_rows=settings.keep_rows,
     )
 
 
@@ -208,6 +215,7 @@ def release_bank(
     store: Path | None = None,
     max_rank: int | None = None,
     allow_new_labels: bool = False,
+    keep_rows: bool = False,
 ) -> Exported:
     """Compile a bank and publish it with its experts; arguments and errors as `release_runs`."""
     folder = store or _store_beside(repo)
@@ -230,6 +238,7 @@ def release_bank(
         max_rank=max_rank,
         expert_store=relative,
         published=published,
+        keep_rows=keep_rows,
     ) as entry:
         # `since`: an expert that was published while the graph was compiled may not fit it.
         _LOG.info("export: %d experts passed the parity gate", len(experts))

@@ -13,7 +13,13 @@ from pidep.serving.addresses import LOOPBACK, Ports
 from pidep.serving.limits import Limits
 from pidep.settings import Settings, Shown
 
-__all__ = ["ExportSettings", "InferSettings", "ServeSettings", "SwapSettings"]
+__all__ = [
+    "ExportSettings",
+    "InferSettings",
+    "ServeSettings",
+    "SwapSettings",
+    "VerifySettings",
+]
 
 GRAPH = Shown("Graph")
 REPOSITORY = Shown("Repository")
@@ -40,6 +46,9 @@ class ExportSettings(Settings):
     """Task whose test rows the parity gate uses, for an expert that has none itself."""
     backbone: Annotated[str | None, GRAPH] = None
     """Name or folder of the backbone, where it moved after training. Its digest is checked."""
+    keep_rows: Annotated[bool, GRAPH] = False
+    """Keep up to 64 of the gate's rows of each expert in the entry, for `pidep verify`. Rows may be
+    private, and an entry is published."""
     repo: Annotated[Path, REPOSITORY] = Path("model_repo")
     """Model repository to publish into."""
     store: Annotated[Path | None, REPOSITORY] = None
@@ -109,6 +118,15 @@ class SwapSettings(Settings):
     """gRPC address of the server, host:port."""
     timeout: Annotated[float, ADDRESSES] = Field(default=10.0, ge=0.1, le=86400)
     """Seconds to wait for an answer with the new digest."""
+
+
+class VerifySettings(Settings):
+    """Which server is checked."""
+
+    url: Annotated[str, ADDRESSES] = "127.0.0.1:8001"
+    """gRPC address of the server, host:port."""
+    timeout: Annotated[float, ADDRESSES] = Field(default=30.0, ge=0.1, le=86400)
+    """Seconds to wait for the answer to a request."""
 
 
 class InferSettings(Settings):

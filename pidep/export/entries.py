@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pidep.adapters.bank import bank_groups
 from pidep.artifacts.bank import BankRecord, GroupRecord
 from pidep.artifacts.engine import EngineRecord
+from pidep.artifacts.gate import GateRecord
 from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import BANK, CONFIG, ENGINE, GRAPH, NO_BYTECODE, SHIM, TOKENIZER, VERSION
 from pidep.artifacts.parity import Parity
@@ -29,6 +30,7 @@ from pidep.experts.mixed import Served, parts_of
 from pidep.experts.validation import require_valid, require_within
 from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.gate import gate_bank, gate_merged
+from pidep.export.gate_sample import Gated
 from pidep.export.graph import export_bank_graph, export_merged_graph
 from pidep.export.graph_cache import cached_bank_graph
 from pidep.export.quantise import quantise
@@ -97,11 +99,13 @@ def staged_merged(
     *,
     platform: Platform = "python",
     name: str | None = None,
+    keep_rows: bool = False,
 ) -> Iterator[StagedEntry]:
     """An expert folded into its backbone, exported, gated, and not yet published.
 
     Args:
         name: of the model; the expert's when absent.
+        keep_rows: whether the entry keeps rows of the gate, for `pidep verify`.
 
     Raises:
         UsageError: the name is taken by the bank.
@@ -136,7 +140,8 @@ def staged_merged(
         ).sealed(version)
         record.write(version)
         runs = record.engine is not None and _runs_here(record.engine)
-        parity = gate_merged(version, backbone, source, recipe, use_engine=runs)
+        gated = gate_merged(version, backbone, source, recipe, use_engine=runs)
+        parity = gated.parity
         if record.engine is not None:
             parity = parity.model_copy(update={"engine_ran": runs})
         # The runtime needs a record to open the entry, so the figures are added afterwards.
@@ -148,6 +153,8 @@ def staged_merged(
             num_labels=len(expert.labels),
             images=record.vision is not None,
         )
+        if keep_rows:
+            _keep_samples(temporary, {expert.name: gated}, recipe, record)
         _complete(temporary, config)
         exported = Exported(
             model, repo / model, {expert.name: parity}, {expert.name: expert.digest}
@@ -164,6 +171,7 @@ def staged_bank(
     max_rank: int | None = None,
     expert_store: str,
     published: Mapping[str, Served] = MappingProxyType({}),
+    keep_rows: bool = False,
 ) -> Iterator[StagedEntry]:
     """One graph for all experts; each given expert passed the gate through it. Not yet published.
 
@@ -172,6 +180,7 @@ def staged_bank(
         max_rank: rank of the bank's rows; the largest expert's when absent.
         expert_store: the store's path, relative to the version folder.
         published: experts that the store serves now, by name; the new bank has room for them, too.
+        keep_rows: as in `staged_merged`.
 
     Raises:
         UsageError: no expert, two of one name, or one of a larger rank than `max_rank`.
@@ -208,7 +217,8 @@ def staged_bank(
             groups=_records_of(groups),
         ).sealed(version)
         record.write(version)
-        parity = gate_bank(version, backbone, sources, recipe)
+        gated = gate_bank(version, backbone, sources, recipe)
+        parity = {name: one.parity for name, one in gated.items()}
         record.model_copy(update={"parity": parity}).write(version)
         config = bank_config(
             BANK,
@@ -216,6 +226,8 @@ def staged_bank(
             hidden_size=backbone.hidden_size,
             images=record.vision is not None,
         )
+        if keep_rows:
+            _keep_samples(temporary, gated, recipe, record)
         _complete(temporary, config)
         digests = {source.expert.name: source.served.digest for source in sources}
         yield StagedEntry(Exported(BANK, repo / BANK, parity, digests), temporary)
@@ -228,9 +240,12 @@ def export_merged(
     *,
     platform: Platform = "python",
     name: str | None = None,
+    keep_rows: bool = False,
 ) -> Exported:
     """Fold, export, gate and publish `<repo>/<name>`; as `staged_merged`."""
-    with staged_merged(source, repo, recipe, platform=platform, name=name) as entry:
+    with staged_merged(
+        source, repo, recipe, platform=platform, name=name, keep_rows=keep_rows
+    ) as entry:
         with entry.in_place():
             return entry.exported
 
@@ -342,6 +357,22 @@ def _about(backbone: Backbone, version: Path, recipe: Recipe) -> dict[str, Any]:
         "graph_digest": file_digest(version / GRAPH),
         "vision": export_vision(backbone, version, recipe),
     }
+
+
+def _keep_samples(
+    entry: Path, gated: Mapping[str, Gated], recipe: Recipe, record: BankRecord | MergedRecord
+) -> None:
+    """Write what `pidep verify` asks a live server."""
+    bounds = recipe.tolerance
+    GateRecord(
+        recipe=recipe.name,
+        max_abs=bounds.max_abs,
+        argmax_flips=bounds.argmax_flips,
+        metric_drop=bounds.metric_drop,
+        entry=record.entry_digest or "",
+        with_expert=isinstance(record, BankRecord),
+        experts={name: one.sample for name, one in gated.items()},
+    ).write(entry)
 
 
 def _complete(entry: Path, config: str) -> None:

@@ -16,6 +16,7 @@ from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.choices import Choices
 from pidep.errors import ParityError, PidepError
+from pidep.export.gate_sample import Gated, gate_sample
 from pidep.export.parity import NO_EFFECT, check_effect, check_parity, effect_of, measure_parity
 from pidep.export.recipe import Recipe
 from pidep.export.slices import slices_of, worst_row
@@ -44,11 +45,11 @@ _NO_CANDIDATE = -1e4
 
 def gate_bank(
     version_folder: Path, backbone: Backbone, sources: Sequence[Source], recipe: Recipe
-) -> dict[str, Parity]:
+) -> dict[str, Gated]:
     """Open a bank as the server does, and compare each expert's answers with PyTorch's.
 
     Returns:
-        Expert name to figures.
+        Expert name to figures, and to the rows that were asked.
 
     Raises:
         ParityError: an expert is beyond the recipe's tolerance.
@@ -70,7 +71,9 @@ def gate_bank(
             for at, logits in enumerate(_bank_logits(bank, residents, source, mixed=mixed)):
                 exported[at, : len(logits)] = logits
             measured.append(_checked(source, reference, bare, exported, recipe))
-        found[source.expert.name] = max(measured, key=lambda parity: parity.max_abs)
+        parity = max(measured, key=lambda parity: parity.max_abs)
+        sample = gate_sample(source, reference, _right(source, reference))
+        found[source.expert.name] = Gated(parity, sample)
     return found
 
 
@@ -114,7 +117,7 @@ def gate_merged(
     recipe: Recipe,
     *,
     use_engine: bool = True,
-) -> Parity:
+) -> Gated:
     """Open a merged model as the server does, and compare its answers with PyTorch's.
 
     Args:
@@ -127,7 +130,9 @@ def gate_merged(
     merged = Merged(version_folder, use_engine=use_engine)
     answers = _answered(merged.run, source.rows.rows)
     exported = np.stack([answer.logits for answer in answers])
-    return _checked(source, *_torch_logits(backbone, source), exported, recipe)
+    reference, bare = _torch_logits(backbone, source)
+    parity = _checked(source, reference, bare, exported, recipe)
+    return Gated(parity, gate_sample(source, reference, _right(source, reference)))
 
 
 def _answered(
@@ -175,9 +180,7 @@ def _checked(
     source: Source, reference: Array, bare: Array, exported: Array, recipe: Recipe
 ) -> Parity:
     """The figures, within the recipe's tolerance, of an expert that acts."""
-    labels = source.rows.labels
-    if UNLABELLED in labels:
-        labels = reference.argmax(1).tolist()  # PyTorch's answers stand for the labels
+    labels = _right(source, reference)
     measured = measure_parity(reference, exported, labels=labels, metric=source.task.metric)
     names, rows = source.expert.labels, source.rows.rows
     parity = measured.model_copy(
@@ -191,6 +194,12 @@ def _checked(
     check_effect(source.expert.name, parity)
     _check_recorded(source, parity)
     return parity
+
+
+def _right(source: Source, reference: Array) -> list[int]:
+    """The right label of each row; without labels, PyTorch's answers stand for them."""
+    labels = source.rows.labels
+    return reference.argmax(1).tolist() if UNLABELLED in labels else list(labels)
 
 
 def _check_recorded(source: Source, parity: Parity) -> None:

@@ -125,7 +125,8 @@ def tuned(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Line:
 
 @pytest.fixture(scope="module")
 def exported(tuned: Line) -> Line:
-    out = run(tuned.folder, "export", "runs/film", "runs/book", "--repo", "repo", "--json")
+    runs = ("runs/film", "runs/book", "--keep-rows")
+    out = run(tuned.folder, "export", *runs, "--repo", "repo", "--json")
     tuned.exported = json.loads(out)
     return tuned
 
@@ -337,7 +338,20 @@ def test_a_stock_client_gets_an_answer_without_pidep(served: Line) -> None:
     assert sum(found["SCORES"]) == pytest.approx(1, abs=1e-6)
 
 
-# Swap.
+def test_a_live_server_is_verified(served: Line) -> None:
+    command = ("verify", "repo/pidep_bank", "--url", served.grpc)
+    found = json.loads(run(served.folder, *command, "--json"))
+    assert [one["name"] for one in found] == ["book", "film"]
+    for one in found:
+        assert (one["fault"], one["digest"]) == ("", served.tuned[one["name"]]["digest"])
+        assert one["max_abs"] < 1e-3
+    swap = ("--repo", "repo", "--url", served.grpc)
+    run(served.folder, "swap", "film", "runs/film/own", *swap)
+    done = pidep(*command, cwd=served.folder)
+    run(served.folder, "swap", "film", "runs/film", *swap)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "expert 'film': sha256:" in done.err
+    assert "it was swapped" in done.err
 
 
 @dataclass

@@ -12,7 +12,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pidep.backbones.settings import SitesSettings
-from pidep.deployment.settings import ExportSettings, InferSettings, ServeSettings, SwapSettings
+from pidep.deployment.settings import (
+    ExportSettings,
+    InferSettings,
+    ServeSettings,
+    SwapSettings,
+    VerifySettings,
+)
 from pidep.export.recipe import Profile, Quantisation, Recipe, Tolerance
 from pidep.lab.settings import CompareSettings, GridSettings, ReportSettings
 from pidep.settings import Setting, Settings, settings_of
@@ -46,6 +52,7 @@ SETTINGS: dict[str, type[Settings]] = {
     "serve": ServeSettings,
     "infer": InferSettings,
     "swap": SwapSettings,
+    "verify": VerifySettings,
 }
 """Settings that are given by flags and Python, some also in YAML: a table for each panel."""
 RECORDS: dict[str, type[BaseModel]] = {
