@@ -8,6 +8,7 @@ __all__ = [
     "BANK_RECORD",
     "COLUMNS",
     "CONFIG",
+    "DATA_SUFFIX",
     "DIGEST",
     "EMBEDDING",
     "ENTRY",
@@ -63,6 +64,8 @@ BANK_RECORD = "bank.json"
 MERGED_RECORD = "merged.json"
 GRAPH = "model.onnx"
 VISION_GRAPH = "vision.onnx"
+DATA_SUFFIX = ".data"
+"""`model.onnx.data` holds the weights of a graph that are not in `model.onnx` itself."""
 ENGINE = "model.plan"
 """The TensorRT engine of `model.onnx`; the name that Triton Server's tensorrt backend expects."""
 TOKENIZER = "tokenizer.json"

@@ -125,7 +125,8 @@ def staged_merged(
         version = _new_version(temporary, backbone, shim=platform == "python")
         _LOG.info("export: compiles the graph")
         half = recipe.precision == "fp16"
-        export_merged_graph(backbone, expert, version / GRAPH, opset=recipe.opset, half=half)
+        how = {"half": half, "beside": recipe.weights == "beside"}
+        export_merged_graph(backbone, expert, version / GRAPH, opset=recipe.opset, **how)
         quantised = _in_precision(version / GRAPH, recipe)
         _require_operators(version / GRAPH, recipe)
         record = MergedRecord(
@@ -200,9 +201,10 @@ def staged_bank(
         version = _new_version(temporary, backbone, shim=True)
         _LOG.info("export: compiles the graph")
         graph = version / GRAPH
-        opset, half = recipe.opset, recipe.precision == "fp16"
-        make = partial(export_bank_graph, backbone, groups, graph, opset=opset, half=half)
-        cached_bank_graph(backbone, groups, graph, make, opset=opset, half=half)
+        opset, half, beside = recipe.opset, recipe.precision == "fp16", recipe.weights == "beside"
+        how = {"half": half, "beside": beside}
+        make = partial(export_bank_graph, backbone, groups, graph, opset=opset, **how)
+        cached_bank_graph(backbone, groups, graph, make, opset=opset, **how)
         quantised = _in_precision(version / GRAPH, recipe)
         _require_operators(version / GRAPH, recipe)
         record = BankRecord(

@@ -19,17 +19,18 @@ from pidep.adapters.bank_rows import BankLayout, BankRows, bank_rows
 from pidep.adapters.fold import folded_or_attached
 from pidep.artifacts import names
 from pidep.backbones.backbone import Backbone
-from pidep.errors import PidepError, UsageError
+from pidep.errors import PidepError
 from pidep.experts.bank import BankGroup, pack
 from pidep.experts.folder import Expert
 from pidep.export.attention import attention_translation
 from pidep.export.row_ops import translations
 from pidep.inputs.row import Input, Row
 
-__all__ = ["export_bank_graph", "export_merged_graph", "export_vision_graph"]
+__all__ = ["MOST_INSIDE", "export_bank_graph", "export_merged_graph", "export_vision_graph"]
 
-_MOST_BYTES = 2**31
-"""An ONNX file is a protobuf message, which has at most 2 GiB."""
+MOST_INSIDE = 2**31 - 2**27
+"""Bytes of weights in one ONNX file: a protobuf message has at most 2 GiB, and the nodes are in it,
+too."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,13 @@ class _Signature:
 
 
 def export_merged_graph(
-    backbone: Backbone, expert: Expert, path: Path, *, opset: int, half: bool = False
+    backbone: Backbone,
+    expert: Expert,
+    path: Path,
+    *,
+    opset: int,
+    half: bool = False,
+    beside: bool = False,
 ) -> None:
     """Write the graph with one expert in it.
 
@@ -53,6 +60,7 @@ def export_merged_graph(
 
     Args:
         half: whether the backbone computes in fp16. Pooling and logits stay in fp32.
+        beside: whether the weights are in `<path>.data`. Weights of 2 GiB always are.
 
     Raises:
         PidepError: the exporter cannot translate the backbone.
@@ -65,7 +73,8 @@ def export_merged_graph(
         # Folded in fp32, then cast: the sum of weight and expert is rounded once.
         if half:
             backbone.model.half()
-        _to_onnx(_Merged(backbone, expert), signature, path, opset=opset, form="merged")
+        program = _to_onnx(_Merged(backbone, expert), signature, opset=opset, form="merged")
+        _save(program.model, path, beside=beside)
 
 
 def export_bank_graph(
@@ -75,6 +84,7 @@ def export_bank_graph(
     *,
     opset: int,
     half: bool = False,
+    beside: bool = False,
 ) -> None:
     """Write the graph that has experts as inputs.
 
@@ -84,6 +94,7 @@ def export_bank_graph(
 
     Args:
         half: whether the backbone computes in fp16. Then experts are inputs in fp16, too.
+        beside: as `export_merged_graph`.
 
     Raises:
         PidepError: as `export_merged_graph`.
@@ -113,7 +124,8 @@ def export_bank_graph(
         names.GRAPH_EMBEDDING,
     )
     with attached_bank(backbone.model, groups):
-        _to_onnx(_Bank(backbone, layout), signature, path, opset=opset, form="bank")
+        program = _to_onnx(_Bank(backbone, layout), signature, opset=opset, form="bank")
+        _save(program.model, path, beside=beside)
 
 
 def export_vision_graph(backbone: Backbone, path: Path, *, opset: int) -> None:
@@ -134,7 +146,8 @@ def export_vision_graph(backbone: Backbone, path: Path, *, opset: int) -> None:
         [names.GRAPH_PIXELS],
         names.GRAPH_VISUAL,
     )
-    _to_onnx(backbone.image_graph, signature, path, opset=opset, form="vision")
+    program = _to_onnx(backbone.image_graph, signature, opset=opset, form="vision")
+    _save(program.model, path, beside=False)
 
 
 class _Merged(nn.Module):
@@ -197,17 +210,14 @@ def _example(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, dict[int,
     return inputs, {name: {0: batch, 1: second(name)} for name in inputs}
 
 
-def _to_onnx(
-    module: nn.Module, signature: _Signature, path: Path, *, opset: int, form: str
-) -> None:
-    """`torch.onnx.export`, quiet, into one self-contained file."""
-    _require_one_file(module, form)
+def _to_onnx(module: nn.Module, signature: _Signature, *, opset: int, form: str) -> Any:
+    """`torch.onnx.export`, quiet; the program, which shares its weights with the module."""
     # The exporter logs and warns about each of its steps, also where all went well.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            program = torch.onnx.export(
+            return torch.onnx.export(
                 module.eval(),
                 kwargs=signature.arguments,
                 dynamo=True,
@@ -222,31 +232,21 @@ def _to_onnx(
         except torch.onnx.errors.OnnxExporterError as error:
             first = (str(error).splitlines() or ["?"])[0]
             raise PidepError(f"export of the {form} graph failed: {first}") from error
-        assert program is not None
-        # One file, because the record has one digest for it.
-        _strip_metadata(program.model)
-        program.save(str(path), external_data=False)
-    # The exporter writes large graphs as two files in spite of the argument.
-    if any(other != path and other.name.startswith(path.name) for other in path.parent.iterdir()):
-        raise _too_large(form)
 
 
-def _require_one_file(module: nn.Module, form: str) -> None:
-    """Refuse weights that one ONNX file cannot hold, before minutes of work.
+def _save(model: Any, path: Path, *, beside: bool) -> None:
+    """Write a graph: in one file, or with its weights beside it in `<path>.data`.
 
-    Raises:
-        UsageError: the weights have 2 GiB or more.
+    Both files have the same bytes each time: the weights lie in the order of the graph.
     """
-    weights = {*module.parameters(), *module.buffers()}
-    if sum(weight.numel() * weight.element_size() for weight in weights) >= _MOST_BYTES:
-        raise _too_large(form)
+    import onnx_ir
 
-
-def _too_large(form: str) -> UsageError:
-    return UsageError(
-        f"export of the {form} graph: its weights have more than 2 GiB, which one ONNX file cannot "
-        "hold; use a smaller backbone"
-    )
+    _strip_metadata(model)
+    weights = [one.const_value for one in model.graph.initializers.values()]
+    beside = beside or sum(one.nbytes for one in weights if one is not None) > MOST_INSIDE
+    data = path.name + names.DATA_SUFFIX if beside else None
+    # One tensor at a time goes to the file, so the weights are not in memory a second time.
+    onnx_ir.save(model, path, external_data=data)
 
 
 def _strip_metadata(model: Any) -> None:

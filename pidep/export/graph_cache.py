@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import pidep
+from pidep.artifacts.names import DATA_SUFFIX
 from pidep.backbones.backbone import Backbone
 from pidep.experts.kind import BankGroup
 from pidep.files.cache_file import read_cached, write_cached
@@ -42,28 +43,36 @@ def cached_bank_graph(
     *,
     opset: int,
     half: bool,
+    beside: bool = False,
 ) -> None:
     """Write a bank's graph to `path`: from the cache, or by `make`, which writes it there.
 
     A cached file that is damaged is made again.
     """
-    key = _key(backbone, groups, opset=opset, half=half)
+    key = _key(backbone, groups, opset=opset, half=half, beside=beside)
+    data = path.with_name(path.name + DATA_SUFFIX)
     kept = cache_folder() / "graphs" / f"{key}.safetensors"
     found = read_cached(kept, key=key)
     if found is not None:
         path.write_bytes(found["graph"].tobytes())
+        if "data" in found:
+            found["data"].tofile(data)
         with suppress(OSError):
             kept.touch()  # it was used just now
         _LOG.info("export: the graph was exported before")
         return
     make()
-    data = np.fromfile(path, np.uint8)
-    if len(data) <= MOST_BYTES:
-        write_cached(kept, {"graph": data}, key=key)
+    files = {"graph": path, "data": data} if data.exists() else {"graph": path}
+    # Asked before they are read: the weights of a large graph are in memory once already.
+    if sum(file.stat().st_size for file in files.values()) <= MOST_BYTES:
+        read = {name: np.fromfile(file, np.uint8) for name, file in files.items()}
+        write_cached(kept, read, key=key)
         _forget(kept.parent)
 
 
-def _key(backbone: Backbone, groups: Sequence[BankGroup], *, opset: int, half: bool) -> str:
+def _key(
+    backbone: Backbone, groups: Sequence[BankGroup], *, opset: int, half: bool, beside: bool
+) -> str:
     """SHA-256 over everything that decides a graph."""
     facts = {
         "backbone": backbone.digest,
@@ -72,6 +81,7 @@ def _key(backbone: Backbone, groups: Sequence[BankGroup], *, opset: int, half: b
         "groups": [asdict(group) for group in groups],
         "opset": opset,
         "half": half,
+        "beside": beside,
         "versions": {name: version(name) for name in _PACKAGES},
         "code": code_digest(),
     }

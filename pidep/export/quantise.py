@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from pidep.artifacts.names import DATA_SUFFIX
 from pidep.errors import PidepError
 from pidep.export.recipe import Quantisation
 
@@ -25,38 +27,52 @@ def quantise(graph: Path, how: Quantisation) -> int:
         PidepError: the graph has nothing to quantise, or ONNX Runtime left a product out.
     """
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model = onnx.load(graph)
+    # Without weights beside the graph: names and shapes are enough here.
+    model = onnx.load(graph, load_external_data=False)
     wanted = list(_products(model, how.min_features))
     if not wanted:
         raise PidepError(
             f"{graph.name}: no matrix has {how.min_features} features on both sides; "
             "lower `min_features` in the recipe's quantisation or use precision fp32"
         )
-    # ONNX Runtime advises a shape inference that the exporter has done already.
-    logging.getLogger().addFilter(_no_advice)
-    try:
-        quantize_dynamic(
-            model,
-            graph,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            nodes_to_quantize=wanted,
-            per_channel=how.per_channel,
-            reduce_range=how.reduce_range,
-            weight_type=QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},
-        )
-    finally:
-        logging.getLogger().removeFilter(_no_advice)
+    _dynamic(graph, wanted, how)
     # Counted in the file: a library that skips a node says nothing (onnxruntime #24459).
-    found = sum(node.op_type == "MatMulInteger" for node in onnx.load(graph).graph.node)
+    nodes = onnx.load(graph, load_external_data=False).graph.node
+    found = sum(node.op_type == "MatMulInteger" for node in nodes)
     if found != len(wanted):
         raise PidepError(
             f"{graph.name}: {len(wanted)} matrix products should be in int8, {found} are; "
             "use precision fp32 and report it with the version of onnxruntime"
         )
     return found
+
+
+def _dynamic(graph: Path, wanted: list[str], how: Quantisation) -> None:
+    """Run ONNX Runtime's quantisation on the named products, in place."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    beside = graph.with_name(graph.name + DATA_SUFFIX).exists()
+    # ONNX Runtime advises a shape inference that the exporter has done already.
+    logging.getLogger().addFilter(_no_advice)
+    try:
+        # In a folder of its own: onnx appends to a file of weights that is there already.
+        with TemporaryDirectory(dir=graph.parent) as folder:
+            quantize_dynamic(
+                graph,
+                Path(folder) / graph.name,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                nodes_to_quantize=wanted,
+                per_channel=how.per_channel,
+                reduce_range=how.reduce_range,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=beside,
+                extra_options={"MatMulConstBOnly": True},
+            )
+            for made in Path(folder).iterdir():
+                made.replace(graph.parent / made.name)
+    finally:
+        logging.getLogger().removeFilter(_no_advice)
 
 
 def _products(model: Any, min_features: int) -> Iterator[str]:

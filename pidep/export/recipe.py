@@ -99,6 +99,8 @@ class Recipe(BaseModel):
     """ONNX operator set of the graph."""
     operators: Literal["any", "standard"] = "any"
     """standard: refuse a graph with operators that are not ONNX's own."""
+    weights: Literal["auto", "beside"] = "auto"
+    """beside: in `model.onnx.data`. auto: there when they have 2 GiB, else in `model.onnx`."""
     parity_rows: int = Field(ge=1)
     """Real rows of the task's test split that the gate compares."""
     max_batch_size: int = Field(64, ge=1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pidep.artifacts.names import TOKENIZER
+from pidep.artifacts.names import DATA_SUFFIX, TOKENIZER
 from pidep.artifacts.record import EntryRecord
 from pidep.errors import ExpertError, ServingError
 from pidep.files.bounded_read import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_file
-from pidep.files.digest import bytes_digest
+from pidep.files.digest import bytes_digest, file_digest
 
 __all__ = ["entry_file", "require_files", "tokenizer_json"]
 
@@ -48,7 +48,22 @@ def require_files(version_folder: Path, record: EntryRecord) -> None:
     for name, digest in record.files.items():
         if Path(name).name != name:
             raise ServingError(f"{version_folder}: {name[:60]!r} is no file of the entry")
-        entry_file(version_folder / name, digest)
+        if name.endswith(DATA_SUFFIX):
+            _require_data(version_folder / name, digest)
+        else:
+            entry_file(version_folder / name, digest)
+
+
+def _require_data(path: Path, digest: str) -> None:
+    """Refuse weights beside a graph that are not the recorded ones, without a copy in memory."""
+    if not path.is_file():
+        raise ServingError(f"{path}: no such file; export the model again")
+    try:
+        found = file_digest(path)
+    except OSError as error:
+        raise ServingError(f"{path}: not readable ({error.strerror}); check the disk") from error
+    if found != digest:
+        raise ServingError(f"{path}: digest {found}, expected {digest}; export the model again")
 
 
 def tokenizer_json(version_folder: Path, digest: str | None) -> str:

@@ -8,10 +8,12 @@ from typing import Any
 
 import onnxruntime
 
+from pidep.artifacts.names import DATA_SUFFIX
 from pidep.runtime.entry import entry_file
 
 __all__ = ["open_session"]
 
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _SLOWER_ON_CPU = ("SkipLayerNormFusion", "BiasGeluFusion")
 """Fusions of ONNX Runtime whose CPU kernels are slower than the operators that they replace: MiniLM
 is 4 to 17 % faster without them (onnxruntime 1.32, 1×16 to 32×64 tokens).
@@ -22,7 +24,7 @@ def open_session(graph: Path, digest: str, *, threads: int | None = None) -> Any
     """An ONNX Runtime session; the one way a graph is opened, in the parity gate and in serving.
 
     Args:
-        digest: the graph's recorded digest.
+        digest: the graph's recorded digest. `require_files` checks that of weights beside it.
         threads: of one operation; the machine's cores, at most 8, when absent.
 
     Raises:
@@ -37,6 +39,9 @@ def open_session(graph: Path, digest: str, *, threads: int | None = None) -> Any
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     providers = _providers()
+    # Weights beside the graph: a graph that comes as bytes has no folder of its own.
+    if graph.with_name(graph.name + DATA_SUFFIX).is_file():
+        options.add_session_config_entry(_DATA_FOLDER, str(graph.parent))
     on_cpu = [name for name, _ in providers] == ["CPUExecutionProvider"]
     # From the bytes that were checked: the file could change in between.
     return onnxruntime.InferenceSession(

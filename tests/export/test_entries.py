@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pidep.artifacts import BankRecord, MergedRecord
 from pidep.deployment.release import release_bank
-from pidep.errors import ExpertError, ParityError, UsageError
+from pidep.errors import ExpertError, ParityError
 from pidep.export import (
     Exported,
     Source,
@@ -207,41 +206,6 @@ def test_a_run_is_exported_from_any_folder(
     (task_file.parent / "elsewhere").mkdir()
     monkeypatch.chdir(task_file.parent / "elsewhere")
     assert len(read_source(run, rows=4, task=run_task(run)).rows.rows) == 4
-
-
-@pytest.mark.usefixtures("no_cache")
-@pytest.mark.parametrize("form", ["merged", "bank"])
-def test_a_graph_over_2_gib_is_refused_before_it_is_compiled(
-    form: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny.model.register_buffer("large", torch.empty(2**29, device="meta"))  # 4 bytes each
-    monkeypatch.setattr(entries, "load_backbone", lambda _: tiny)
-    compiled: list[Any] = []
-    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: compiled.append(1))
-    source = Source(make_expert(tiny, sites=["*query"]), TASK, ROWS)
-    given: Any = source if form == "merged" else [source]
-    export = export_merged if form == "merged" else release_bank
-    with pytest.raises(UsageError, match=f"export of the {form} graph: .* more than 2 GiB"):
-        export(given, tmp_path / "repo", load_recipe("onnx-cpu"))
-    assert not compiled
-    assert not list(tmp_path.rglob("*.onnx"))
-
-
-def test_weights_beside_the_graph_are_refused(
-    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The exporter writes a second file where it finds the first one too large."""
-    save = torch.onnx.ONNXProgram.save
-
-    def beside(self: Any, path: str, **_: Any) -> None:
-        save(self, path, external_data=True)
-
-    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", beside)
-    monkeypatch.setattr(entries, "load_backbone", lambda _: tiny)
-    source = Source(make_expert(tiny, sites=["*query"]), TASK, ROWS)
-    with pytest.raises(UsageError, match="more than 2 GiB, which one ONNX file cannot hold"):
-        export_merged(source, tmp_path / "repo", load_recipe("onnx-cpu"))
-    assert not (tmp_path / "repo" / "film").exists()
 
 
 @pytest.mark.parametrize("form", ["bank", "merged"])
