@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pidep.artifacts import names
-from pidep.errors import AnswerError, ExpertError, PidepError, ServingError
+from pidep.errors import PidepError, ServingError
 from pidep.inputs.row import Row
 from pidep.inputs.template import read_columns
 from pidep.runtime.answer import Answer
-from pidep.runtime.bank import Bank
+from pidep.runtime.bank import Bank, Residents
 from pidep.runtime.isolate import as_row_error
 from pidep.runtime.merged import Merged
 from pidep.serving.limits import Limits
+from pidep.serving.metrics import Metrics, error_code
 from pidep.serving.routed_bank import RoutedBank
 from pidep.serving.store import ExpertStore
 from pidep.serving.watcher import Watcher
@@ -49,7 +51,9 @@ class TritonPythonModel:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="pidep: %(message)s")
         folder = Path(args["model_repository"]) / args["model_version"]
         self._limits = Limits.from_environment()
+        self._metrics = Metrics(args.get("model_name", folder.parent.name))
         self._watcher: Watcher | None = None
+        self._noted: Residents | None = None
         self._has_expert = (folder / names.BANK_RECORD).is_file()
         if self._has_expert:
             bank = Bank(folder)
@@ -58,6 +62,8 @@ class TritonPythonModel:
             self._watcher = watcher
             self._answer: AnswerBatch = _bank_answers(bank, watcher)
             self._entry, self._width = bank.record.entry_digest or "", bank.record.hidden_size
+            self._bytes_per_slot = bank.arena.bytes_per_slot
+            self._note_swap(watcher)
         else:
             merged = Merged(folder)
             self._answer = lambda asked: merged.run([one.row for one in asked])
@@ -84,7 +90,13 @@ class TritonPythonModel:
                 continue
             spans.append(slice(len(rows), len(rows) + len(asked)))
             rows += asked
+        started = time.perf_counter()
         answers = self._answer(rows) if rows else []
+        seconds = time.perf_counter() - started
+        self._metrics.batch([one.expert for one in rows], answers, seconds=seconds)
+        self._metrics.refused([span for span in spans if isinstance(span, PidepError)])
+        if self._watcher is not None:
+            self._note_swap(self._watcher)
         return [
             self._response(request, span if isinstance(span, PidepError) else answers[span])
             for span, request in zip(spans, requests, strict=True)
@@ -104,10 +116,29 @@ class TritonPythonModel:
         except Exception as error:
             return _error(as_row_error(error))
 
+    def _note_swap(self, watcher: Watcher) -> None:
+        """Set the gauges where the experts were replaced since the last batch.
+
+        Not on the watcher's thread: the server's stub takes metrics from its own thread.
+        """
+        residents = watcher.serving.residents
+        if residents is self._noted:
+            return
+        self._noted = residents
+        slots = {slot.number for one in residents.by_name.values() for slot in one.slots}
+        self._metrics.residents(
+            residents.digests,
+            resident_bytes=len(slots) * self._bytes_per_slot,
+            refused_versions=len(residents.refused),
+            store_revision=watcher.status()["revision"] or 0,
+        )
+
     def finalize(self) -> None:
         """Stop following the store."""
         if self._watcher is not None:
             self._watcher.stop()
+        self._noted = None
+        self._metrics.close()
 
     def _read(self, request: Any) -> list[Asked]:
         """A request's rows, and the expert of each."""
@@ -270,21 +301,14 @@ def _respond(
     )
 
 
-def _code(error: PidepError) -> str:
-    """Triton Server's code of an error. Over HTTP clients see 400, 404 and 500."""
-    if isinstance(error, ExpertError):
-        return "NOT_FOUND"
-    return "INTERNAL" if isinstance(error, AnswerError) else "INVALID_ARG"
-
-
 def _reason(error: PidepError) -> str:
     """An error of a row: its code and its message."""
-    return f"{_code(error)}: {error}"
+    return f"{error_code(error)}: {error}"
 
 
 def _error(error: PidepError) -> Any:
     import triton_python_backend_utils as pb_utils
 
-    code = getattr(pb_utils.TritonError, _code(error))
+    code = getattr(pb_utils.TritonError, error_code(error))
     triton_error = pb_utils.TritonError(str(error), code)
     return pb_utils.InferenceResponse(output_tensors=[], error=triton_error)

@@ -282,6 +282,19 @@ def test_an_unknown_expert_is_one_line(served: Line) -> None:
     assert_refused(done, r"unknown expert 'flim'; this server has: book, film", code=1)
 
 
+def test_the_metrics_have_experts_and_versions(served: Line) -> None:
+    served.infer(TEXTS[0], "--expert", "film", "--url", served.grpc, "--json")
+    url = f"http://127.0.0.1:{served.ports.metrics}/metrics"
+    lines = urllib.request.urlopen(url, timeout=10).read().decode().splitlines()
+    (rows,) = (line for line in lines if line.startswith("pidep_rows_total") and '"film"' in line)
+    assert f'version="{served.tuned["film"]["digest"][:19]}"' in rows
+    assert float(rows.split()[-1]) >= 1
+    assert any(line.startswith("pidep_batch_seconds_bucket") for line in lines)
+    found = {line.partition("{")[0]: float(line.split()[-1]) for line in lines if "pidep_" in line}
+    assert found["pidep_resident_experts"] == 2
+    assert found["pidep_store_revision"] >= 1
+
+
 def test_curl_gets_an_answer(served: Line) -> None:
     rows = {"TEXT": TEXTS, "EXPERT": ["film", "book"] * 2}
     inputs = [

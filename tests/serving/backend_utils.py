@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -78,10 +78,53 @@ def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
     return Tensor(name, np.array([[value] for value in values], dtype=object))
 
 
+class MetricFamily:
+    """Counts as Triton Server's families do, and keeps the values for the test."""
+
+    COUNTER, GAUGE, HISTOGRAM = "COUNTER", "GAUGE", "HISTOGRAM"
+    values: ClassVar[dict[tuple[str, str], float]] = {}
+    """Family and its labels, without the model's, to the value; of a histogram, the observations.
+    """
+
+    def __init__(self, name: str, description: str, kind: str) -> None:
+        assert description
+        self.name, self.kind = name, kind
+
+    def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> Metric:
+        """As in Triton Server."""
+        assert (buckets is not None) == (self.kind == self.HISTOGRAM)
+        own = {key: value for key, value in labels.items() if key != "model"}
+        return Metric((self.name, " ".join(f"{key}={value}" for key, value in own.items())))
+
+
+@dataclass
+class Metric:
+    """One value."""
+
+    key: tuple[str, str]
+
+    def increment(self, by: float) -> None:
+        """As in Triton Server."""
+        MetricFamily.values[self.key] = MetricFamily.values.get(self.key, 0) + by
+
+    def set(self, value: float) -> None:
+        """As in Triton Server."""
+        MetricFamily.values[self.key] = value
+
+    def observe(self, _: float) -> None:
+        """As in Triton Server."""
+        self.increment(1)
+
+    def __del__(self) -> None:
+        MetricFamily.values.pop(self.key, None)
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the shim import this module."""
     module: Any = ModuleType("triton_python_backend_utils")
     module.Tensor, module.TritonError = Tensor, TritonError
     module.InferenceResponse = InferenceResponse
+    module.MetricFamily = MetricFamily
+    MetricFamily.values.clear()
     module.get_input_tensor_by_name = get_input_tensor_by_name
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)

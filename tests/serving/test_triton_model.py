@@ -22,7 +22,7 @@ from pidep.runtime import softmax
 from pidep.serving import ExpertStore
 from pidep.serving.triton_model import TritonPythonModel
 from tests.conftest import png
-from tests.serving.backend_utils import InferenceResponse, Request, install
+from tests.serving.backend_utils import InferenceResponse, MetricFamily, Request, install
 from tests.serving.experts import small_expert
 from tests.serving.small_bank import NEW, write_small_bank, write_small_merged
 
@@ -431,3 +431,66 @@ def test_every_answer_names_its_entry(bank: Any, merged: Any) -> None:
     assert len(set(entries)) == 1
     assert entries[0].startswith(b"sha256:")
     assert second.arrays["ENTRY"].tolist() != [[entries[0]]]
+
+
+def counted(family: str) -> dict[str, float]:
+    """Labels to the value, of the metrics of a family."""
+    return {
+        labels: value for (name, labels), value in MetricFamily.values.items() if name == family
+    }
+
+
+def test_rows_are_counted_by_expert_and_version(bank: Any) -> None:
+    film, book = small_expert().digest[:19], small_expert(name="book", seed=1).digest[:19]
+    execute(
+        bank,
+        asked([b"good film", b"bad"], [b"film", b"book"]),
+        asked([b"good"], [b"film"]),
+        asked([b"good"], [b"made up by a client"]),
+        asked([f"good {NEW}".encode()], [b"film"]),
+        asked([b"a"], [b"film", b"film"]),
+    )
+    assert counted("pidep_rows_total") == {
+        f"expert=film version={film}": 2,
+        f"expert=book version={book}": 1,
+    }
+    # What a client makes up is no label.
+    assert counted("pidep_row_errors_total") == {
+        "expert= code=NOT_FOUND": 1,
+        "expert=film code=INTERNAL": 1,
+        "expert= code=INVALID_ARG": 1,
+    }
+    assert counted("pidep_batch_rows") == counted("pidep_batch_seconds") == {"": 1}
+
+
+def test_a_swap_shows_in_the_gauges(bank: Any, store: ExpertStore) -> None:
+    old = small_expert().digest[:19]
+    execute(bank, asked([b"good"], [b"film"]))
+    assert counted("pidep_resident_experts") == {"": 3}
+    revision = counted("pidep_store_revision")[""]
+    # `mail` has the tensors of `film` and a digest of its own.
+    assert counted("pidep_resident_bytes") == {"": 3 * 2 * 4 * 4 * 4}
+    new = store.publish(small_expert(seed=7), "film").new
+    deadline = time.monotonic() + 20
+    while execute(bank, asked([b"good"], [b"film"]))[0].arrays["DIGEST"][0, 0].decode() != new:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    execute(bank, asked([b"good"], [b"film"]))
+    assert counted("pidep_store_revision") == {"": revision + 1}
+    assert counted("pidep_swaps_total") == {"": 2}
+    execute(bank, asked([b"good"], [b"film"]))
+    assert f"expert=film version={old}" not in counted("pidep_rows_total")
+    assert counted("pidep_rows_total")[f"expert=film version={new[:19]}"] >= 2
+
+
+def test_a_server_without_metrics_answers(
+    tmp_path: Path, store: ExpertStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off(*_: Any, **__: Any) -> None:
+        raise RuntimeError("metrics are disabled")
+
+    monkeypatch.setattr(MetricFamily, "__init__", off)
+    model = opened(write_small_bank(tmp_path / "repo"))
+    (response,) = execute(model, asked([b"good"], [b"film"]))
+    assert response.error is None
+    model.finalize()
