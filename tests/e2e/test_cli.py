@@ -290,7 +290,8 @@ def test_the_metrics_have_experts_and_versions(served: Line) -> None:
     assert f'version="{served.tuned["film"]["digest"][:19]}"' in rows
     assert float(rows.split()[-1]) >= 1
     assert any(line.startswith("pidep_batch_seconds_bucket") for line in lines)
-    found = {line.partition("{")[0]: float(line.split()[-1]) for line in lines if "pidep_" in line}
+    own = [line for line in lines if line.startswith("pidep_")]
+    found = {line.partition("{")[0]: float(line.split()[-1]) for line in own}
     assert found["pidep_resident_experts"] == 2
     assert found["pidep_store_revision"] >= 1
 
