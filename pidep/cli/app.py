@@ -65,6 +65,11 @@ COMMANDS = {
     "serve": Entry("Ship", "Run Triton Server on a model repository until it is stopped."),
     "infer": Entry("Ship", "Ask a running server."),
     "swap": Entry("Ship", "Replace an expert on a running server."),
+    "experts": Entry(
+        "Ship",
+        "Roll versions of an expert out and back.",
+        stopped="the store has the old route or the new one; go on with: {command}",
+    ),
     "verify": Entry("Ship", "Check that a running server answers as PyTorch did at the export."),
     "doctor": Entry("Machine", "Report what this machine can run."),
 }
@@ -103,6 +108,8 @@ class _Commands(MutableMapping[str, Any]):
 
 def _build(name: str, entry: Entry) -> Any:
     function = getattr(import_module(f"pidep.cli.{entry.module or name}"), entry.module or name)
+    if isinstance(function, typer.Typer):  # a group of commands
+        return typer.main.get_command(function)
     # rich_markup_mode=None: typer would import rich for the help of every command.
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
     alone.command(name, cls=PanelCommand, context_settings=HELP)(function)

@@ -38,8 +38,8 @@ class Rules:
     """Largest time of a run, as a multiple of the stable version's."""
     max_drift: float = 0.1
     """Largest difference between the shares of a label."""
-    within_s: float = 3600.0
-    """Time for the verdict; then the canary is taken back."""
+    within: float = 3600.0
+    """Seconds for the verdict; then the canary is taken back."""
 
     def __post_init__(self) -> None:
         """Refuse rules that no canary could meet or fail.
@@ -51,8 +51,8 @@ class Rules:
             if not low <= getattr(self, name) < math.inf:
                 found = getattr(self, name)
                 raise UsageError(f"`{name}`: expected at least {low}, found {found:g}")
-        if not 0 < self.within_s < math.inf:
-            raise UsageError(f"`within_s`: expected more than 0, found {self.within_s:g}")
+        if not 0 < self.within < math.inf:
+            raise UsageError(f"`within`: expected more than 0, found {self.within:g}")
 
 
 @dataclass
@@ -138,8 +138,8 @@ def watch_canary(
             # A server may start again. One that stays away cannot be judged.
             if time.monotonic() - seen > instances.timeout_s:
                 reason = f"a server cannot be watched: {error}"
-        if reason is None and time.monotonic() - started > rules.within_s:
-            reason = f"no verdict within {rules.within_s:g} s"
+        if reason is None and time.monotonic() - started > rules.within:
+            reason = f"no verdict within {rules.within:g} s"
         if reason is None:
             time.sleep(_POLL_S)
     if reason:

@@ -69,12 +69,14 @@ class Limits:
         experts: Sequence[bytes],
         images: Sequence[bytes],
         columns: Sequence[bytes] = (),
+        keys: Sequence[bytes] = (),
     ) -> None:
         """Refuse a request that is too large; of its images, only the headers are read.
 
         Args:
             experts: the name of each row's expert.
             columns: each row's columns as JSON, under the limits of texts.
+            keys: what decides between the versions of a name.
 
         Raises:
             ServingError: a row or the request is over a limit; the message names the limit.
@@ -83,8 +85,9 @@ class Limits:
         # Bytes first: they are counted already, and pixels cost a look at each header.
         self._check("text", "bytes", map(len, texts))
         self._check("text", "bytes", map(len, columns))
-        # Names count as texts here: a limit of their own is not worth a setting.
+        # Names and keys count as texts here: a limit of their own is not worth a setting.
         self._check("text", "bytes", map(len, experts))
+        self._check("text", "bytes", map(len, keys))
         self._check("image", "bytes", map(len, images))
         if any(images):
             self._check("image", "pixels", _pixels(images))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ class RolloutCounts:
         self.disagree += 1
         most = _most_examples()
         example = {
-            "text": row.text[:_TEXT],
+            "text": _text(row)[:_TEXT],
             "stable": answer.label,
             "stable_score": round(own.get(answer.label, 0.0), 4),
             "shadow": other.label,
@@ -118,6 +119,11 @@ class RolloutCounts:
                 "examples": self.examples,
             }
         return found
+
+
+def _text(row: Row) -> str:
+    columns = "" if row.columns is None else json.dumps(dict(row.columns), ensure_ascii=False)
+    return row.text or columns
 
 
 def _scores(answer: Answer) -> dict[str, float]:

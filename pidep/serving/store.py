@@ -87,10 +87,32 @@ class Replaced:
 class ExpertStore:
     """Publishing and reading; any number of processes may do both."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, guard: Edit | None = None) -> None:
+        """The store of a folder, which may be new.
+
+        Args:
+            guard: is asked before each change, under the lock; may raise.
+        """
         self.folder = folder
+        self._guard = guard
         self.manifest_path = folder / MANIFEST
         self.versions = folder / _VERSIONS
+
+    def unless_changed(self, name: str) -> ExpertStore:
+        """This store, which refuses a change once somebody else has changed the name's route."""
+        seen = self.manifest().routes.get(name)
+
+        def guard(manifest: Manifest) -> Manifest:
+            found = manifest.routes.get(name)
+            if found != seen:
+                said = "not served" if found is None else f"{found.stable[:19]}…"
+                raise ServingError(
+                    f"{self.manifest_path}: another process has changed {name!r} meanwhile, found "
+                    f"{said} in revision {manifest.revision}; look, and run the command again"
+                )
+            return manifest
+
+        return ExpertStore(self.folder, guard=guard)
 
     def manifest(self) -> Manifest:
         """The current manifest; that of a new store is empty.
@@ -200,7 +222,7 @@ class ExpertStore:
             ServingError: the manifest is damaged or gone; and what `edit` raises.
         """
         with locked(self.folder):
-            before = self.manifest()
+            before = self._guarded()
             after = self._replaced(before, edit(before), action)
         return Replaced(alias, before.routes.get(alias), after.routes.get(alias), after.revision)
 
@@ -220,6 +242,11 @@ class ExpertStore:
                 return False
             self._replaced(now, now.routing({done.alias: done.before}), "undo")
         return True
+
+    def _guarded(self) -> Manifest:
+        """The current manifest, where the guard lets it be changed."""
+        manifest = self.manifest()
+        return manifest if self._guard is None else self._guard(manifest)
 
     def _replaced(self, before: Manifest, after: Manifest, action: Action) -> Manifest:
         """Write the next manifest behind its history; gives the manifest. Needs the lock."""
@@ -272,7 +299,7 @@ class ExpertStore:
         digests = {check_name(name): expert.digest for name, expert in experts.items()}
         # One writer at a time: the manifest is read, changed and replaced.
         with locked(self.folder):
-            before = self.manifest()
+            before = self._guarded()
             if since is not None and since.revision != before.revision:
                 raise ServingError(
                     f"{self.manifest_path}: changed meanwhile, expected revision {since.revision}, "

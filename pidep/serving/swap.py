@@ -13,6 +13,7 @@ from pidep.errors import PidepError, ServingError, UnreachableError
 from pidep.experts.mixed import Served
 from pidep.runtime.fit import check_served
 from pidep.serving.client import Client, Request
+from pidep.serving.rollout import pin
 from pidep.serving.store import ExpertStore, Replaced
 
 __all__ = ["Swapped", "swap_expert"]
@@ -112,9 +113,12 @@ def _wait_for(client: Client, done: Replaced, *, started: float, timeout_s: floa
         ServingError: it refuses the version, or does not answer with it in time.
     """
     last, asked_at = "no answer", time.monotonic()
+    # A canary would answer the probe row always or never.
+    has_canary = done.after is not None and done.after.canary is not None
+    asked = pin(done.alias, "stable") if has_canary else done.alias
     while time.monotonic() < started + timeout_s:
         try:
-            last = client.infer([Request(_PROBE, done.alias)])[0].digest
+            last = client.infer([Request(_PROBE, asked)])[0].digest
         except ServingError as error:
             last = str(error)
         if last == done.new:

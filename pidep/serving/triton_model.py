@@ -147,6 +147,7 @@ class TritonPythonModel:
             experts=_bytes(request, names.EXPERT) or [],
             images=_bytes(request, names.IMAGE) or [],
             columns=_bytes(request, names.COLUMNS) or [],
+            keys=_bytes(request, names.KEY) or [],
         )
         rows = _rows(request)
         if not self._has_expert:

@@ -26,6 +26,15 @@ from tests.cli.run import pidep as run
 
 PROGRAM: Any = typer.main.get_command(app)
 GOLDEN = Path(__file__).parent / "golden"
+ALL = {
+    full: command
+    for name, entry in PROGRAM.commands.items()
+    for full, command in (
+        [(name, entry)]
+        + [(f"{name} {one}", inner) for one, inner in getattr(entry, "commands", {}).items()]
+    )
+}
+"""Commands, groups of commands, and the commands of groups as `experts list`."""
 HEAVY = {"numpy", "onnxruntime", "pydantic", "rich", "torch", "transformers", "yaml"}
 
 
@@ -38,11 +47,11 @@ def shown(inside: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, *argumen
     return done.out
 
 
-@pytest.mark.parametrize("name", ["", *COMMANDS])
+@pytest.mark.parametrize("name", ["", *ALL])
 def test_help_is_as_in_its_golden_file(
     name: str, inside: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = shown(inside, monkeypatch, *([name] if name else []))
+    found = shown(inside, monkeypatch, *name.split())
     path = GOLDEN / f"{f'pidep {name}'.strip().replace(' ', '-')}.txt"
     if os.environ.get("PIDEP_UPDATE_GOLDEN"):
         path.write_text(found, encoding="utf-8")
@@ -50,7 +59,7 @@ def test_help_is_as_in_its_golden_file(
 
 
 def test_there_is_a_golden_file_for_each_command() -> None:
-    names = {"pidep", *(f"pidep-{name}" for name in COMMANDS)}
+    names = {"pidep", *(f"pidep-{name}".replace(" ", "-") for name in ALL)}
     assert {path.stem for path in GOLDEN.iterdir()} == names
 
 
@@ -66,24 +75,24 @@ def test_the_list_has_the_first_line_of_a_commands_own_help(name: str) -> None:
     assert PROGRAM.commands[name].help.splitlines()[0] == COMMANDS[name].summary
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ALL)
 def test_every_option_says_what_it_is_for(name: str) -> None:
-    for parameter in PROGRAM.commands[name].params:
+    for parameter in ALL[name].params:
         assert parameter.hidden or parameter.help, f"pidep {name}: {parameter.name} has no help"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ALL)
 def test_every_option_is_in_a_group(name: str) -> None:
-    for parameter in PROGRAM.commands[name].params:
+    for parameter in ALL[name].params:
         alone = parameter.param_type_name == "argument" or parameter.name == "help"
         assert alone or parameter.hidden or parameter.rich_help_panel, f"{name}: {parameter.name}"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ALL)
 def test_help_keeps_to_100_columns(
     name: str, inside: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert max(map(len, shown(inside, monkeypatch, name).splitlines())) <= 100
+    assert max(map(len, shown(inside, monkeypatch, *name.split()).splitlines())) <= 100
 
 
 def test_panels_of_tune_and_stages_of_the_program(

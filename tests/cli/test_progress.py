@@ -124,4 +124,5 @@ def test_other_commands_only_stop() -> None:
         "tune",
         "compare",
         "export",
+        "experts",
     }

@@ -155,7 +155,7 @@ def test_a_canary_without_traffic_is_taken_back_in_time(
 ) -> None:
     routes.set_canary(store, "film", B, weight=0.5)
     with Instances(urls) as instances, pytest.raises(ServingError, match=r"no verdict within 0\.3"):
-        watch_canary(store, "film", B.digest, instances=instances, rules=Rules(within_s=0.3))
+        watch_canary(store, "film", B.digest, instances=instances, rules=Rules(within=0.3))
     assert store.manifest().routes["film"] == Route(stable=A.digest)
 
 
@@ -191,7 +191,7 @@ def test_times_of_other_sizes_are_not_compared() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"rows": 0}, "`rows`: expected at least 1"), ({"within_s": 0.0}, "`within_s`")],
+    [({"rows": 0}, "`rows`: expected at least 1"), ({"within": 0.0}, "`within`")],
 )
 def test_rules_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):

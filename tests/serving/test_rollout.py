@@ -147,6 +147,9 @@ def test_keys_of_another_number_than_rows_are_refused(model: TritonPythonModel) 
     tensors = {"TEXT": [b"a", b"a"], "EXPERT": [b"film"] * 2, "KEY": [b"1"]}
     (response,) = model.execute([backend_utils.Request(tensors)])
     assert "the request has 2 rows, KEY 1; give one key a row" in response.error.text
+    tensors["KEY"] = [b"1", b"1" * 70_000]
+    (response,) = model.execute([backend_utils.Request(tensors)])
+    assert "row 2: expected at most 65536 bytes of text" in response.error.text
 
 
 def test_a_canary_that_fails_is_counted_and_the_stable_version_answers(

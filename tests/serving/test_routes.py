@@ -137,6 +137,20 @@ def test_a_candidate_with_other_labels_needs_permission(store: ExpertStore) -> N
     assert routes.set_canary(store, "film", other, weight=0.5, allow_new_labels=True).is_change
 
 
+def test_of_two_changes_at_once_one_wins_and_the_other_is_told(store: ExpertStore) -> None:
+    mine = store.unless_changed("film")
+    routes.add(store, "book", C)
+    other = store.unless_changed("film")
+    assert routes.promote(mine, "film", B).is_change
+    with untouched(store.folder):
+        for change in (
+            lambda: routes.promote(other, "film", C),
+            lambda: routes.remove(other, "film"),
+        ):
+            with pytest.raises(ServingError, match="another process has changed 'film' meanwhile"):
+                change()
+
+
 def test_rollback_goes_one_step_back_and_repeats_harmlessly(store: ExpertStore) -> None:
     routes.promote(store, "film", B)
     routes.promote(store, "film", C)

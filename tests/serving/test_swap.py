@@ -13,7 +13,7 @@ import pytest
 
 from pidep.errors import ExpertError, ServingError, UnreachableError
 from pidep.experts.folder import Expert
-from pidep.serving import Client, ExpertStore, Request, swap_expert
+from pidep.serving import Client, ExpertStore, Request, routes, swap_expert
 from pidep.serving.triton_model import TritonPythonModel
 from tests.cli.run import nobody, untouched
 from tests.serving import backend_utils
@@ -94,6 +94,17 @@ def test_a_swap_to_what_is_served_changes_nothing(
     swap_expert("film", small_expert(), repo, served.url)
     with untouched(repo.parent):
         swap_expert("film", small_expert(), repo, served.url)
+
+
+def test_a_swap_of_a_name_with_a_canary_replaces_the_stable_version(
+    repo: Path, store: ExpertStore, served: Stub
+) -> None:
+    store.publish(small_expert(), "film")
+    canary = routes.set_canary(store, "film", small_expert(seed=2), weight=0.999).after
+    assert canary is not None
+    new = small_expert(seed=1)
+    assert swap_expert("film", new, repo, served.url).new_digest == new.digest
+    assert store.manifest().routes["film"] == canary.with_stable(new.digest)
 
 
 def test_a_swap_of_an_expert_that_does_not_fit_publishes_nothing(repo: Path, served: Stub) -> None:

@@ -18,8 +18,15 @@ _HELP_DEFAULT = re.compile(r" *\[(?:default: ([^;\]]*))?(?:; )?([^\]]*)\]$")
 
 
 def commands() -> dict[str, Any]:
-    """Command name to its click command, in the order of `pidep --help`."""
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    """Command to its click command, in the order of `pidep --help`.
+
+    The commands of a group have two words, such as `experts list`.
+    """
+    found: dict[str, Any] = {}
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found.update({f"{name} {one}": inner[one] for one in inner} if inner else {name: command})
+    return found
 
 
 def cli_reference() -> str:
