@@ -1,9 +1,9 @@
 """Serving: the expert store, the model inside Triton Server that follows it, server, clients, swap.
 
 `triton_model`, `watcher`, `routed_bank` and `store` run inside Triton Server. `routes` changes what
-names mean, `manage` confirms it on servers, `auto_rollout` watches canaries. May import `pidep.runtime`,
-`pidep.experts`, `pidep.artifacts`, `pidep.inputs`, `pidep.files` and `pidep.errors`; never torch,
-transformers, `pidep.export` or `pidep.tuning`.
+names mean, `manage` confirms it on servers, `auto_rollout` watches canaries. May import
+`pidep.runtime`, `pidep.experts`, `pidep.artifacts`, `pidep.inputs`, `pidep.files` and
+`pidep.errors`; never torch, transformers, `pidep.export` or `pidep.tuning`.
 """
 
 from typing import TYPE_CHECKING
