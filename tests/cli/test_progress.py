@@ -89,7 +89,7 @@ def interrupt_at(checkpoint: Path) -> threading.Thread:
 def test_ctrl_c_says_how_to_resume(work: Path, inside: Inside, tiny_folder: Path) -> None:
     out = work / "a run"  # the printed command quotes it
     watcher = interrupt_at(out / "checkpoint" / "own" / "progress.json")
-    done = inside(*TUNE, "--steps", 100, "--backbone", tiny_folder, "--out", out)
+    done = inside(*TUNE, "--steps", 160, "--backbone", tiny_folder, "--out", out)
     watcher.join()
     assert (done.code, done.out) == (130, "")
     line = done.err.strip().splitlines()[-1]

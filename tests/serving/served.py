@@ -73,9 +73,12 @@ def serving(repo: Path, *options: str) -> Iterator[Served]:
         env={**environment(), "TMPDIR": str(repo.parent)},
     )
     assert started.stdout is not None
-    ready = started.stdout.readline()
-    assert ready.startswith("ready: pidep_bank"), ready
-    yield Served(started, Path(ready.split()[-1]).parent, ports)
-    started.terminate()
-    started.wait()
-    started.stdout.close()
+    try:
+        ready = started.stdout.readline()
+        assert ready.startswith("ready: pidep_bank"), ready
+        yield Served(started, Path(ready.split()[-1]).parent, ports)
+    finally:
+        # Also where a test fails: its server must not run on.
+        started.terminate()
+        started.wait()
+        started.stdout.close()
