@@ -33,8 +33,8 @@ from pidep.export.gate import gate_bank, gate_merged
 from pidep.export.gate_sample import Gated
 from pidep.export.graph import export_bank_graph, export_merged_graph
 from pidep.export.graph_cache import cached_bank_graph
-from pidep.export.quantise import quantise
-from pidep.export.recipe import Quantisation, Recipe, shipped
+from pidep.export.precision import in_precision
+from pidep.export.recipe import Recipe, shipped
 from pidep.export.source import Source
 from pidep.export.vision import export_vision
 from pidep.files.atomic_write import check_place, in_place, temporary_sibling
@@ -127,7 +127,7 @@ def staged_merged(
         half = recipe.precision == "fp16"
         how = {"half": half, "beside": recipe.weights == "beside"}
         export_merged_graph(backbone, expert, version / GRAPH, opset=recipe.opset, **how)
-        quantised = _in_precision(version / GRAPH, recipe)
+        quantised = in_precision(version / GRAPH, recipe, backbone, sources=[source])
         _require_operators(version / GRAPH, recipe)
         record = MergedRecord(
             **_about(backbone, version, recipe),
@@ -205,7 +205,7 @@ def staged_bank(
         how = {"half": half, "beside": beside}
         make = partial(export_bank_graph, backbone, groups, graph, opset=opset, **how)
         cached_bank_graph(backbone, groups, graph, make, opset=opset, **how)
-        quantised = _in_precision(version / GRAPH, recipe)
+        quantised = in_precision(graph, recipe, backbone, sources=sources, groups=groups)
         _require_operators(version / GRAPH, recipe)
         record = BankRecord(
             **_about(backbone, version, recipe),
@@ -342,14 +342,6 @@ def _require_operators(graph: Path, recipe: Recipe) -> None:
                 f"recipe {recipe.name!r}: node {node.name!r} is {node.domain}.{node.op_type}, "
                 "which is no standard operator; use a recipe of `operators: any`"
             )
-
-
-def _in_precision(graph: Path, recipe: Recipe) -> int | None:
-    """Quantise a graph if the recipe says so; how many products are in int8, None elsewhere."""
-    if recipe.precision != "int8":
-        return None
-    _LOG.info("export: quantises the graph")
-    return quantise(graph, recipe.quantisation or Quantisation())
 
 
 def _about(backbone: Backbone, version: Path, recipe: Recipe) -> dict[str, Any]:

@@ -5,26 +5,32 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from pidep.artifacts.names import DATA_SUFFIX
-from pidep.errors import PidepError
+from pidep.errors import PidepError, UsageError
+from pidep.export.dynamic_int8 import quantise_products
 from pidep.export.recipe import Quantisation
+from pidep.export.sensitivity import Feeds, product_errors
 
 __all__ = ["quantise"]
 
+_LOG = logging.getLogger(__name__)
 
-def quantise(graph: Path, how: Quantisation) -> int:
+
+def quantise(graph: Path, how: Quantisation, *, feeds: Feeds = ()) -> int:
     """Replace the constant matrices of a graph by int8, in place.
 
     A bank's experts are inputs, not constants, so they stay in fp32.
+
+    Args:
+        feeds: inputs of real rows, on which `max_product_error` is measured.
 
     Returns:
         How many matrix products are quantised.
 
     Raises:
         PidepError: the graph has nothing to quantise, or ONNX Runtime left a product out.
+        UsageError: `max_product_error` cannot be measured, or no product is within it.
     """
     import onnx
 
@@ -36,7 +42,9 @@ def quantise(graph: Path, how: Quantisation) -> int:
             f"{graph.name}: no matrix has {how.min_features} features on both sides; "
             "lower `min_features` in the recipe's quantisation or use precision fp32"
         )
-    _dynamic(graph, wanted, how)
+    if how.max_product_error is not None:
+        wanted = _tolerant(graph, wanted, how, feeds)
+    quantise_products(graph, wanted, how)
     # Counted in the file: a library that skips a node says nothing (onnxruntime #24459).
     nodes = onnx.load(graph, load_external_data=False).graph.node
     found = sum(node.op_type == "MatMulInteger" for node in nodes)
@@ -48,31 +56,34 @@ def quantise(graph: Path, how: Quantisation) -> int:
     return found
 
 
-def _dynamic(graph: Path, wanted: list[str], how: Quantisation) -> None:
-    """Run ONNX Runtime's quantisation on the named products, in place."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+def _tolerant(graph: Path, products: list[str], how: Quantisation, feeds: Feeds) -> list[str]:
+    """The products that may be in int8.
 
-    beside = graph.with_name(graph.name + DATA_SUFFIX).exists()
-    # ONNX Runtime advises a shape inference that the exporter has done already.
-    logging.getLogger().addFilter(_no_advice)
-    try:
-        # In a folder of its own: onnx appends to a file of weights that is there already.
-        with TemporaryDirectory(dir=graph.parent) as folder:
-            quantize_dynamic(
-                graph,
-                Path(folder) / graph.name,
-                op_types_to_quantize=["MatMul", "Gemm"],
-                nodes_to_quantize=wanted,
-                per_channel=how.per_channel,
-                reduce_range=how.reduce_range,
-                weight_type=QuantType.QInt8,
-                use_external_data_format=beside,
-                extra_options={"MatMulConstBOnly": True},
-            )
-            for made in Path(folder).iterdir():
-                made.replace(graph.parent / made.name)
-    finally:
-        logging.getLogger().removeFilter(_no_advice)
+    Raises:
+        UsageError: no rows to measure on, or no product is within the bound.
+    """
+    assert how.max_product_error is not None
+    if not feeds:
+        raise UsageError(
+            "export: the recipe's `max_product_error` is measured on training rows, and the task "
+            "has none; remove it from the recipe, or use recipe onnx-cpu-int8"
+        )
+    errors = product_errors(graph, products, how, feeds)
+    within = [name for name in products if errors[name] <= how.max_product_error]
+    if not within:
+        raise UsageError(
+            f"{graph.name}: the error of every matrix product in int8 is over the recipe's "
+            f"`max_product_error` {how.max_product_error:.3g}, the smallest is "
+            f"{min(errors.values()):.3g}; raise it, or use precision fp32"
+        )
+    kept = [name for name in products if name not in within]
+    _LOG.info(
+        "export: %d of %d matrix products stay in fp32: %s",
+        len(kept),
+        len(products),
+        ", ".join(kept) or "none",
+    )
+    return within
 
 
 def _products(model: Any, min_features: int) -> Iterator[str]:
@@ -83,7 +94,3 @@ def _products(model: Any, min_features: int) -> Iterator[str]:
             shape = shapes.get(node.input[1], ())
             if len(shape) == 2 and min(shape) >= min_features:
                 yield node.name
-
-
-def _no_advice(record: logging.LogRecord) -> bool:
-    return "pre-processing before quantization" not in record.getMessage()

@@ -42,6 +42,9 @@ class Quantisation(BaseModel):
     min_features: int = Field(default=64, ge=1)
     """Matrices with a smaller side stay in fp32: labels and an adapter's bottleneck. They cost
     little."""
+    max_product_error: float | None = Field(default=None, gt=0)
+    """A product whose int8 alone changes the graph's output by more stays in fp32. Relative, root
+    mean square over training rows; without it, nothing is measured and all are in int8."""
 
 
 Sizes = tuple[int, int, int]

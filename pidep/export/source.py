@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from pidep.experts.folder import Expert, check_name, require_embeddings
 from pidep.experts.mixed import MixedExpert, Served, head_of, parts_of
 from pidep.experts.mixture_folder import read_served
 from pidep.experts.resolve import resolve_expert_folder, resolve_served_folder
+from pidep.inputs.row import Input
 from pidep.tasks.data import Split, limit, load_texts
 from pidep.tasks.hub import with_labels
 from pidep.tasks.task import Task, load_task
 
 __all__ = ["Source", "read_source"]
+
+_CALIBRATION_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Source:
     rows: Split
     recorded: float | None = None
     """The metric that the expert's run measured on these very rows; None where it used others."""
+    calibration: Sequence[Input] = ()
+    """Training rows, for recipes that measure before they quantise."""
     mixture: MixedExpert | None = None
     """What a bank serves by reference to its parts."""
 
@@ -88,10 +94,12 @@ def read_source(
             f"{where}: expert has the labels {', '.join(expert.labels)}, "
             f"task {found.name!r} has {', '.join(found.labels)}"
         )
+    data = load_texts(found)
     return Source(
         expert,
         found,
-        limit(load_texts(found).test, rows, seed=0),
+        limit(data.test, rows, seed=0),
+        calibration=limit(data.train, _CALIBRATION_ROWS, seed=0).rows,
         mixture=served if isinstance(served, MixedExpert) else None,
     )
 
