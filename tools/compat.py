@@ -126,6 +126,7 @@ def _expert(backbone: Backbone) -> Expert:
         labels=labels,
         label_texts=labels,
         label_embeddings=backbone.encode(list(labels), max_length=8).numpy(),
+        logit_scale=20.0,
         max_length=32,
     )
 

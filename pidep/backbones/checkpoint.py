@@ -248,7 +248,8 @@ def weights_digest(model: nn.Module, *, only: Callable[[str], bool] = lambda _: 
         # Equal weights must give one digest on every device and memory layout.
         value = tensor.detach().cpu().contiguous()
         sha.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        # Not `tobytes`: a large embedding would be in memory twice.
+        sha.update(value.reshape(-1).view(torch.uint8).numpy())
     return "sha256:" + sha.hexdigest()
 
 
