@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -186,7 +187,7 @@ def check_finite(model: nn.Module, *, name: str) -> None:
         BackboneError: the message names the first.
     """
     for weight, value in model.state_dict().items():
-        if value.is_floating_point() and is_read(weight) and not torch.isfinite(value).all():
+        if value.is_floating_point() and is_read(weight) and not _all_finite(value):
             raise BackboneError(
                 f"backbone {name!r}: {weight} holds NaN or Inf; save the model again from a "
                 "checkpoint that works"
@@ -234,6 +235,11 @@ def position_limit(model: nn.Module) -> int:
     # Some configs say -1 for "no limit". RoBERTa's table begins behind the padding index.
     found = [one for one in (declared, room_of(model)) if isinstance(one, int) and one > 0]
     return min(found, default=512)
+
+
+def _all_finite(value: torch.Tensor) -> bool:
+    # Not `isfinite(value)`: its copies need as much memory as a large embedding.
+    return not value.numel() or all(math.isfinite(end) for end in map(float, value.aminmax()))
 
 
 def weights_digest(model: nn.Module, *, only: Callable[[str], bool] = lambda _: True) -> str:
