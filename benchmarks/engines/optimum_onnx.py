@@ -17,7 +17,9 @@ def export(folder: Path) -> dict[str, str]:
     """Export the model as optimum does it."""
     from optimum.onnxruntime import ORTModelForFeatureExtraction
 
-    found = ORTModelForFeatureExtraction.from_pretrained(folder / "hf", export=True)
+    found = ORTModelForFeatureExtraction.from_pretrained(
+        folder / "hf", export=True, trust_remote_code=False
+    )
     found.save_pretrained(folder / "optimum")
     return {"exported": str(folder / "optimum")}
 
@@ -29,7 +31,9 @@ def model(folder: Path) -> Engine:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = os.cpu_count() or 1
-    run = ORTModelForFeatureExtraction.from_pretrained(folder / "optimum", session_options=options)
+    run = ORTModelForFeatureExtraction.from_pretrained(
+        folder / "optimum", session_options=options, trust_remote_code=False
+    )
     choices = labels(folder)
 
     def engine(batch: Batch) -> Any:

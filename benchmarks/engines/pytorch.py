@@ -17,7 +17,9 @@ def _model(folder: Path) -> Any:
     from transformers import AutoModel
 
     torch.set_num_threads(os.cpu_count() or 1)
-    model = AutoModel.from_pretrained(folder / "hf", local_files_only=True).eval()
+    model = AutoModel.from_pretrained(
+        folder / "hf", local_files_only=True, trust_remote_code=False
+    ).eval()
     return model.requires_grad_(requires_grad=False)
 
 

@@ -47,7 +47,8 @@ else:
 # KiB: the weights, once, and what Python, torch and the exporter need themselves.
 peak = 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 print(f"weights {weights / 1e9:.2f} GB, peak {peak / 1e9:.2f} GB")
-assert path.with_name("model.onnx.data").stat().st_size >= weights
+# A pooler that no embedding reads is not exported.
+assert path.with_name("model.onnx.data").stat().st_size >= 0.99 * weights
 assert peak <= 1.3 * weights + 1e9
 path.with_name("model.onnx.data").unlink()
 
