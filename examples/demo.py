@@ -170,7 +170,8 @@ def questions() -> list[tuple[str, Any]]:
 
 def serve_and_swap() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Serve the bank, answer, and swap the target's expert back and forth under traffic."""
-    from pidep.experts.folder import read_expert
+    from pidep.experts.mixture_folder import read_served
+    from pidep.experts.resolve import resolve_served_folder
     from pidep.inputs.row import text_of
     from pidep.serving.client import Client
     from pidep.serving.server import TritonServer, free_ports
@@ -179,7 +180,7 @@ def serve_and_swap() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from pidep.tasks.task import load_task
 
     repo, run = OUT / "model_repo", OUT / "runs" / TARGET
-    pi, own = read_expert(run / "expert"), read_expert(run / "own")
+    pi, own = read_served(resolve_served_folder(run)), read_served(run / "own")
     texts = list(map(text_of, load_data(load_task(f"sentiment/{TARGET}")).test.rows[:64]))
     asked = questions()
     with TritonServer(repo, free_ports()) as server:
