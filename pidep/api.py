@@ -13,6 +13,15 @@ from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
+from pidep.api_arguments import (
+    as_list,
+    backbone_name,
+    check_task,
+    loaded_backbone,
+    row_of,
+    task_in_memory,
+    task_name,
+)
 from pidep.deployment.settings import ExportSettings, ServeSettings, SwapSettings
 from pidep.errors import UsageError
 from pidep.lab.settings import CompareSettings, GridSettings
@@ -175,10 +184,10 @@ def tune(
     """
     from pidep.tuning.tune import tune as run
 
-    _check_task(task, "tune")
-    given = {"backbone": _backbone_name(backbone), "pool": pool, "shots": shots, **settings}
-    config = checked(TuneSettings, {"task": _name_of(task), **given}, where="tune")
-    in_memory = _in_memory(task)
+    check_task(task, "tune")
+    given = {"backbone": backbone_name(backbone), "pool": pool, "shots": shots, **settings}
+    config = checked(TuneSettings, {"task": task_name(task), **given}, where="tune")
+    in_memory = task_in_memory(task)
     # A packaged task such as sentiment/movie, or a file, gives its last part.
     name = Path(config.task).stem if in_memory is None else in_memory.name
     return run(
@@ -187,7 +196,7 @@ def tune(
         task=in_memory,
         resume=resume,
         overwrite=overwrite,
-        backbone=_loaded(backbone),
+        backbone=loaded_backbone(backbone),
         on_step=on_progress,
     )
 
@@ -228,8 +237,8 @@ def interpolate(
     from pidep.tuning.interpolate_experts import Helper, interpolate_experts
     from pidep.tuning.predict import load_expert, task_embedding
 
-    _check_task(task, "interpolate")
-    sources = [_run_or_expert(one, "interpolate") for one in _several(helpers)]
+    check_task(task, "interpolate")
+    sources = [_run_or_expert(one, "interpolate") for one in as_list(helpers)]
     if not sources:
         raise UsageError("interpolate: expected at least one helper, found none")
     given = [Helper(load_expert(one), task_embedding(one)) for one in sources]
@@ -237,13 +246,13 @@ def interpolate(
     first = given[0].expert
     fixed = {"kind": first.kind, "sites": tuple(first.sites), "rank": first.rank}
     chosen = backbone or first.backbone
-    values = {"backbone": _backbone_name(chosen), "shots": shots, **fixed, **settings}
+    values = {"backbone": backbone_name(chosen), "shots": shots, **fixed, **settings}
     found = interpolate_experts(
-        checked(TuneSettings, {"task": _name_of(task), **values}, where="interpolate"),
+        checked(TuneSettings, {"task": task_name(task), **values}, where="interpolate"),
         given,
         own=None if own is None else load_expert(_run_or_expert(own, "interpolate")),
-        task=_in_memory(task),
-        backbone=_loaded(chosen),
+        task=task_in_memory(task),
+        backbone=loaded_backbone(chosen),
         on_step=on_progress,
     )
     return InterpolateResult(
@@ -280,7 +289,7 @@ def predict(
 
     served = load_served(_run_or_served(source, "predict"))
     expert = head_of(served)
-    asked = [_row(row, expert, f"row {at}") for at, row in enumerate(_several(rows), 1)]
+    asked = [row_of(row, expert, f"row {at}") for at, row in enumerate(as_list(rows), 1)]
     return run(served, asked, backbone=backbone)
 
 
@@ -316,17 +325,17 @@ def compare(
     from pidep.lab.compare_grid import Grid
     from pidep.tasks.task import load_task
 
-    several = _several(tasks)
+    several = as_list(tasks)
     for task in several:
-        _check_task(task, "compare")
-    values = {"backbone": _backbone_name(backbone), "shots": _several(shots), "full": full}
-    names = [_name_of(task) for task in several]
+        check_task(task, "compare")
+    values = {"backbone": backbone_name(backbone), "shots": as_list(shots), "full": full}
+    names = [task_name(task) for task in several]
     config = checked(CompareSettings, {"tasks": names, **values, **settings}, where="compare")
     check_place(Path(out), "`out`")
     grid = Grid(
         config,
-        _loaded(backbone) or load_backbone(config.backbone),
-        tasks=[_in_memory(task) or load_task(str(task)) for task in several],
+        loaded_backbone(backbone) or load_backbone(config.backbone),
+        tasks=[task_in_memory(task) or load_task(str(task)) for task in several],
     )
     return run(grid, GridSettings(out=Path(out)), on_cell=on_progress)
 
@@ -360,7 +369,7 @@ def export(
     """
     from pidep.deployment.release import Named, release_runs
 
-    in_memory = None if task is None else _in_memory(task)
+    in_memory = None if task is None else task_in_memory(task)
     name = None if task is None or in_memory is not None else str(task)
     values = {"repo": repo, "form": form, "recipe": recipe, "task": name, **settings}
     found = checked(ExportSettings, values, where="export")
@@ -368,7 +377,7 @@ def export(
     sources: list[Named] = (
         [(name, read(run)) for name, run in runs.items()]
         if isinstance(runs, Mapping)
-        else [read(run) for run in _several(runs)]
+        else [read(run) for run in as_list(runs)]
     )
     return release_runs(sources, found, task=in_memory)
 
@@ -421,43 +430,6 @@ def swap(name: str, expert: Exportable, **settings: Any) -> Swapped:
     )
 
 
-def _check_task(task: Any, where: str) -> None:
-    from pidep.tasks.task import Task
-
-    if not isinstance(task, str | Path | Task):
-        raise UsageError(
-            f"{where}: expected a task file, the name of a task or a Task, found "
-            f"{type(task).__name__}"
-        )
-
-
-def _name_of(task: str | Path | Task) -> str:
-    """What settings call a task by."""
-    return str(task) if isinstance(task, str | Path) else task.name
-
-
-def _in_memory(task: str | Path | Task) -> Task | None:
-    return None if isinstance(task, str | Path) else task
-
-
-def _backbone_name(backbone: str | Backbone) -> str:
-    return backbone if isinstance(backbone, str) else backbone.name
-
-
-def _loaded(backbone: str | Backbone) -> Backbone | None:
-    return None if isinstance(backbone, str) else backbone
-
-
-def _several(values: Any) -> list[Any]:
-    """The values of a list; one value alone becomes a list of it."""
-    from pidep.tasks.task import Task
-
-    # A task is a pydantic model, and those iterate over their fields.
-    if isinstance(values, str | Mapping | Task) or not isinstance(values, Iterable):
-        return [values]
-    return list(values)
-
-
 def _run_or_expert(source: Any, where: str) -> Path | Expert:
     from pidep.experts.folder import Expert
     from pidep.tuning.run_folder import TuneResult
@@ -485,25 +457,3 @@ def _run_or_served(source: Any, where: str) -> Path | Served:
     if isinstance(source, InterpolateResult) and source.by_reference is not None:
         return source.by_reference
     return _run_or_expert(source, where)
-
-
-def _row(row: Input | Mapping[str, Any], expert: Expert, where: str) -> Input:
-    from pidep.inputs.row import Row
-    from pidep.tasks.row_inputs import input_of
-
-    if isinstance(row, str | Row):
-        return row
-    if not isinstance(row, Mapping):
-        raise UsageError(f"predict: expected texts or dicts as rows, found {type(row).__name__}")
-    if expert.template is not None:
-        read = {*expert.template.columns, expert.template.image, expert.template.candidates}
-        for name in {"image", "candidates"} & row.keys() - read:
-            raise UsageError(f"{where}: has {name!r}, which the expert's template does not read")
-        return input_of(expert.template, dict(row), where)
-    unknown = row.keys() - {"text", "image", "candidates"}
-    if unknown:
-        raise UsageError(
-            f"predict: expected rows of text, image and candidates, found {min(unknown)!r}"
-        )
-    candidates = tuple(_row(one, expert, where) for one in row.get("candidates") or ())
-    return Row(row.get("text") or "", row.get("image"), candidates)

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "pidep"
 FLOORS = [
     "cli",
     "api",
+    "api_arguments",
     "lab",
     "gallery",
     "deployment",

@@ -116,6 +116,11 @@ def staged_merged(
     model = check_name(name or expert.name)
     _require_mergeable(expert, model)
     _require_platform(platform, recipe)
+    if keep_rows and platform != "python":
+        raise UsageError(
+            f"`keep_rows`: pidep verify sends texts, and a model of `platform={platform}` takes "
+            "token ids; use `platform=python`, or leave the rows out"
+        )
     backbone = load_backbone(expert.backbone)
     _require_backbone(backbone, expert)
     _require_able(backbone, expert)

@@ -168,6 +168,8 @@ class Run:
 
     folder: Path
     name: str
+    digest: str
+    """Of the result, as a bank serves it."""
     task: dict[str, Any]
     labels: tuple[str, ...]
     config: dict[str, Any]
@@ -394,6 +396,8 @@ def _parse(
     return Run(
         folder=folder,
         name=str(files["result"]["name"]),
+        # Runs of early versions did not record it.
+        digest=str(files["result"].get("digest", expert.digest)),
         task=files["task"],
         labels=tuple(str(label) for label in files["task"]["labels"]),
         config=config,

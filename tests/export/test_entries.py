@@ -11,7 +11,7 @@ import pytest
 
 from pidep.artifacts import BankRecord, MergedRecord
 from pidep.deployment.release import release_bank
-from pidep.errors import ExpertError, ParityError
+from pidep.errors import ExpertError, ParityError, UsageError
 from pidep.export import (
     Exported,
     Source,
@@ -193,6 +193,13 @@ def test_a_merged_model_equals_pytorch(
     assert parsed((exported.folder / "config.pbtxt").read_text()) == config
     assert (exported.folder / "1" / "model.py").exists() == (platform == "python")
     assert MergedRecord.read(exported.folder / "1").parity == exported.parity[expert.name]
+
+
+def test_rows_are_kept_only_where_they_can_be_asked(shallow: Any, tmp_path: Path) -> None:
+    source, recipe = Source(noisy(shallow, "lora"), TASK, ROWS), load_recipe("onnx-cpu")
+    with pytest.raises(UsageError, match=r"`keep_rows`: pidep verify sends texts, and a model of"):
+        export_merged(source, tmp_path / "repo", recipe, platform="onnxruntime", keep_rows=True)
+    assert not (tmp_path / "repo").exists()
 
 
 # Sources and recipes.

@@ -270,7 +270,7 @@ def provenance_section(run: Run) -> str:
     data = found.get("data", {})
     rows = [
         ("run folder", str(run.folder)),
-        ("expert", run.expert.digest),
+        ("expert", run.digest),
         *((("own expert", run.own.digest),) if run.own else ()),
         *((f"mixed: {name}", digest) for name, digest in run.mixture_of.items()),
         ("training rows", str(data.get("train", "?"))),
