@@ -7,12 +7,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pidep.adapters.bank import bank_groups
 from pidep.artifacts.bank import BankRecord, GroupRecord
 from pidep.artifacts.engine import EngineRecord
 from pidep.artifacts.gate import GateRecord
@@ -21,24 +19,24 @@ from pidep.artifacts.names import BANK, CONFIG, ENGINE, GRAPH, NO_BYTECODE, SHIM
 from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_backbone
-from pidep.errors import ExpertError, PidepError, UsageError
-from pidep.experts.bank import BankGroup, positions_before, require_bank_kind
+from pidep.errors import UsageError
+from pidep.experts.bank import BankGroup
 from pidep.experts.folder import Expert, check_name
-from pidep.experts.kind_names import kind_names
-from pidep.experts.kinds import expert_kind
-from pidep.experts.mixed import Served, parts_of
-from pidep.experts.validation import require_valid, require_within
+from pidep.experts.mixed import Served
+from pidep.export.bank_room import (
+    checked_bank,
+    groups_for,
+    require_able,
+    require_backbone,
+    text_room,
+)
+from pidep.export.compile import compile_bank, compile_merged
 from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.gate import gate_bank, gate_merged
 from pidep.export.gate_sample import Gated
-from pidep.export.graph import export_bank_graph, export_merged_graph
-from pidep.export.graph_cache import cached_bank_graph
-from pidep.export.precision import in_precision
 from pidep.export.recipe import Recipe, shipped
 from pidep.export.source import Source
-from pidep.export.vision import export_vision
 from pidep.files.atomic_write import check_place, in_place, temporary_sibling
-from pidep.files.digest import file_digest
 from pidep.runtime.engine import missing_for
 
 __all__ = [
@@ -122,26 +120,19 @@ def staged_merged(
             "token ids; use `platform=python`, or leave the rows out"
         )
     backbone = load_backbone(expert.backbone)
-    _require_backbone(backbone, expert)
-    _require_able(backbone, expert)
+    require_backbone(backbone, expert)
+    require_able(backbone, expert)
     check_place(repo, "`repo`")
     # Beside its place: the last step is a rename, which is atomic within one file system only.
     with temporary_sibling(repo / model) as temporary:
         version = _new_version(temporary, backbone, shim=platform == "python")
-        _LOG.info("export: compiles the graph")
-        half = recipe.precision == "fp16"
-        how = {"half": half, "beside": recipe.weights == "beside"}
-        export_merged_graph(backbone, expert, version / GRAPH, opset=recipe.opset, **how)
-        quantised = in_precision(version / GRAPH, recipe, backbone, sources=[source])
-        _require_operators(version / GRAPH, recipe)
         record = MergedRecord(
-            **_about(backbone, version, recipe),
-            quantised_products=quantised,
+            **compile_merged(backbone, source, version, recipe),
             engine=_engine(version, recipe),
             expert=expert.name,
             digest=expert.digest,
             labels=expert.labels,
-            max_length=_text_room(backbone, expert),
+            max_length=text_room(backbone, expert),
             template=expert.template,
         ).sealed(version)
         record.write(version)
@@ -199,22 +190,13 @@ def staged_bank(
             f"recipe {recipe.name!r}: {recipe.runtime} serves merged models, and no bank yet; use "
             "`form=merged`, or a recipe of ONNX Runtime"
         )
-    backbone, every = _checked_bank(sources, published)
+    backbone, every = checked_bank(sources, published)
     # Room for the published experts too: the new bank serves them from its first batch on.
-    groups = _groups_for(backbone, every, max_rank)
+    groups = groups_for(backbone, every, max_rank)
     with temporary_sibling(repo / BANK) as temporary:
         version = _new_version(temporary, backbone, shim=True)
-        _LOG.info("export: compiles the graph")
-        graph = version / GRAPH
-        opset, half, beside = recipe.opset, recipe.precision == "fp16", recipe.weights == "beside"
-        how = {"half": half, "beside": beside}
-        make = partial(export_bank_graph, backbone, groups, graph, opset=opset, **how)
-        cached_bank_graph(backbone, groups, graph, make, opset=opset, **how)
-        quantised = in_precision(graph, recipe, backbone, sources=sources, groups=groups)
-        _require_operators(version / GRAPH, recipe)
         record = BankRecord(
-            **_about(backbone, version, recipe),
-            quantised_products=quantised,
+            **compile_bank(backbone, groups, sources, version, recipe),
             backbone=backbone.name,
             also_fitting=backbone.compatible_digests[1:],
             hidden_size=backbone.hidden_size,
@@ -330,34 +312,6 @@ def _new_version(entry: Path, backbone: Backbone, *, shim: bool) -> Path:
     return version
 
 
-def _require_operators(graph: Path, recipe: Recipe) -> None:
-    """Refuse operators that the recipe does not permit.
-
-    Raises:
-        PidepError: the message names the first.
-    """
-    if recipe.operators == "any":
-        return
-    import onnx
-
-    # Without the weights: only the nodes are looked at.
-    for node in onnx.load(graph, load_external_data=False).graph.node:
-        if node.domain not in ("", "ai.onnx"):
-            raise PidepError(
-                f"recipe {recipe.name!r}: node {node.name!r} is {node.domain}.{node.op_type}, "
-                "which is no standard operator; use a recipe of `operators: any`"
-            )
-
-
-def _about(backbone: Backbone, version: Path, recipe: Recipe) -> dict[str, Any]:
-    """What every record says about its graphs; writes the vision graph where there is one."""
-    return {
-        "backbone_digest": backbone.digest,
-        "graph_digest": file_digest(version / GRAPH),
-        "vision": export_vision(backbone, version, recipe),
-    }
-
-
 def _keep_samples(
     entry: Path, gated: Mapping[str, Gated], recipe: Recipe, record: BankRecord | MergedRecord
 ) -> None:
@@ -381,110 +335,3 @@ def _complete(entry: Path, config: str) -> None:
 
 def _records_of(groups: Sequence[BankGroup]) -> tuple[GroupRecord, ...]:
     return tuple(GroupRecord(**asdict(group)) for group in groups)
-
-
-def _checked_bank(
-    sources: Sequence[Source], published: Mapping[str, Served]
-) -> tuple[Backbone, list[Expert]]:
-    """The bank's backbone, and every expert that needs room in it, parts of mixtures included.
-
-    Raises:
-        UsageError, ExpertError: as `staged_bank`.
-    """
-    names = [source.expert.name for source in sources]
-    if len(set(names)) != len(names) or not names:
-        found = ", ".join(names) or "none"
-        raise UsageError(f"export: expected runs with different names, found {found}")
-    given = [part for source in sources for part in source.parts]
-    backbone = _backbone_of(given)
-    for expert in given:
-        require_bank_kind(expert)
-        _require_able(backbone, expert)
-    for source in sources:
-        width, most = backbone.hidden_size, backbone.max_positions
-        require_within(source.expert, width=width, max_positions=most)
-    # An expert that is exported again replaces its published version.
-    kept = [
-        part for name, served in published.items() if name not in names for part in parts_of(served)
-    ]
-    for expert in kept:
-        _require_backbone(backbone, expert)
-    return backbone, [*given, *kept]
-
-
-def _require_backbone(backbone: Backbone, expert: Expert) -> None:
-    if expert.backbone_digest not in backbone.compatible_digests:
-        raise ExpertError(
-            f"expert {expert.name!r}: made for backbone {expert.backbone!r} "
-            f"({expert.backbone_digest[:19]}…), this is {backbone.name!r} "
-            f"({backbone.digest[:19]}…); export it with its own backbone"
-        )
-
-
-def _require_able(backbone: Backbone, expert: Expert) -> None:
-    """Refuse an expert that cannot answer on the backbone."""
-    require_valid(expert)
-    require_within(expert, width=backbone.hidden_size, max_positions=backbone.max_positions)
-
-
-def _backbone_of(experts: Sequence[Expert]) -> Backbone:
-    """The backbone that all experts run on: `pidep-mini` where some are of its text encoder.
-
-    Raises:
-        ExpertError: there is none.
-    """
-    found = [load_backbone(name) for name in dict.fromkeys(expert.backbone for expert in experts)]
-
-    def holds(backbone: Backbone) -> int:
-        return sum(expert.backbone_digest in backbone.compatible_digests for expert in experts)
-
-    # pidep-mini runs experts of its text encoder, and the text encoder runs none of pidep-mini's.
-    backbone = max(found, key=holds)
-    for expert in experts:
-        _require_backbone(backbone, expert)
-    return backbone
-
-
-def _text_room(backbone: Backbone, expert: Expert) -> int:
-    """Tokens a text is cut to: virtual tokens take positions of the backbone's table, too."""
-    if not expert_kind(expert.kind).in_bank:
-        return expert.max_length
-    sites = list(expert.sites)
-    groups = bank_groups(backbone.model, sites, kind=expert.kind, size=expert.rank)
-    return min(expert.max_length, backbone.max_positions - positions_before(expert, groups))
-
-
-def _groups_for(
-    backbone: Backbone, experts: Sequence[Expert], max_rank: int | None
-) -> list[BankGroup]:
-    """Graph inputs with room for the experts: for each kind, all of its sites and its largest size.
-
-    Raises:
-        UsageError: a LoRA of a larger rank than `max_rank`.
-    """
-    groups: list[BankGroup] = []
-    # The registry's order, not the experts': the graph must not depend on the order of the runs.
-    for kind in kind_names():
-        some = [expert for expert in experts if expert.kind == kind]
-        if some:
-            size = _largest(some, max_rank if kind == "lora" else None)
-            sites = _bank_sites(backbone, some)
-            groups += bank_groups(backbone.model, sites, kind=kind, size=size)
-    return groups
-
-
-def _largest(experts: Sequence[Expert], limit: int | None) -> int:
-    """The largest size of the experts, or the limit."""
-    largest = max(expert.rank for expert in experts)
-    if limit is not None and limit < largest:
-        raise UsageError(
-            f"`max_rank` {limit}: an expert has rank {largest}; "
-            "raise it or fold that expert to a smaller rank"
-        )
-    return limit or largest
-
-
-def _bank_sites(backbone: Backbone, experts: Sequence[Expert]) -> list[str]:
-    """The union of the experts' sites, in the backbone's order."""
-    wanted = {site for expert in experts for site in expert.sites}
-    return [name for name, _ in backbone.model.named_modules() if name in wanted]

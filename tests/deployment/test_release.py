@@ -27,7 +27,7 @@ from pidep.errors import (
     TaskError,
     UsageError,
 )
-from pidep.export import Recipe, Source, entries, load_recipe, read_source
+from pidep.export import Recipe, Source, compile, entries, load_recipe, read_source
 from pidep.export.recipe import shipped
 from pidep.runtime import Bank
 from pidep.serving import ExpertStore
@@ -62,7 +62,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compile]:
     """A folder for the graph that all tests here release, and a function that compiles
     the graph.
     """
-    return tmp_path_factory.mktemp("graph") / "model.onnx", entries.export_bank_graph
+    return tmp_path_factory.mktemp("graph") / "model.onnx", compile.export_bank_graph
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def work(
             compile_graph(backbone, groups, graph, **more)
         shutil.copyfile(graph, path)
 
-    monkeypatch.setattr(entries, "export_bank_graph", once)
+    monkeypatch.setattr(compile, "export_bank_graph", once)
     return tmp_path
 
 

@@ -15,7 +15,7 @@ from pidep.errors import ExpertError, ParityError, UsageError
 from pidep.export import (
     Exported,
     Source,
-    entries,
+    compile,
     export_merged,
     load_recipe,
     read_source,
@@ -126,7 +126,7 @@ def test_the_gate_runs_on_the_files_that_are_published(
     backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A right graph beside a wrong tokenizer fails the gate."""
-    right = entries.export_bank_graph
+    right = compile.export_bank_graph
 
     def beside_a_wrong_tokenizer(*arguments: Any, **more: Any) -> None:
         right(*arguments, **more)
@@ -134,7 +134,7 @@ def test_the_gate_runs_on_the_files_that_are_published(
         words = path.read_text().replace('"good"', '"GOOD"').replace('"bad"', '"good"')
         path.write_text(words.replace('"GOOD"', '"bad"'))
 
-    monkeypatch.setattr(entries, "export_bank_graph", beside_a_wrong_tokenizer)
+    monkeypatch.setattr(compile, "export_bank_graph", beside_a_wrong_tokenizer)
     source = Source(make_expert(backbone, sites=["*query"]), TASK, ROWS)
     (tmp_path / "repo").mkdir()
     with untouched(tmp_path), pytest.raises(ParityError, match=r"parity of 'film': max abs error"):

@@ -1,0 +1,98 @@
+"""The graphs of an entry, in the precision of its recipe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pidep.artifacts.names import GRAPH
+from pidep.backbones.backbone import Backbone
+from pidep.errors import PidepError
+from pidep.experts.bank import BankGroup
+from pidep.export.graph import export_bank_graph, export_merged_graph
+from pidep.export.graph_cache import cached_bank_graph
+from pidep.export.precision import in_precision
+from pidep.export.recipe import Recipe
+from pidep.export.source import Source
+from pidep.export.vision import export_vision
+from pidep.files.digest import file_digest
+
+__all__ = ["compile_bank", "compile_merged"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def compile_merged(
+    backbone: Backbone, source: Source, version: Path, recipe: Recipe
+) -> dict[str, Any]:
+    """Write the graphs of a merged model into a version folder; what its record says about them.
+
+    Raises:
+        PidepError: the exporter cannot translate the backbone, or the recipe forbids an operator.
+        ParityError: the vision graph differs from PyTorch.
+    """
+    _LOG.info("export: compiles the graph")
+    graph = version / GRAPH
+    export_merged_graph(backbone, source.expert, graph, opset=recipe.opset, **_how(recipe))
+    quantised = in_precision(graph, recipe, backbone, sources=[source])
+    return _facts(backbone, version, recipe, quantised)
+
+
+def compile_bank(
+    backbone: Backbone,
+    groups: Sequence[BankGroup],
+    sources: Sequence[Source],
+    version: Path,
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """Write the graphs of a bank, as `compile_merged`.
+
+    Args:
+        groups: the graph inputs that hold experts.
+        sources: their training rows are measured, where the recipe asks for a measurement.
+    """
+    _LOG.info("export: compiles the graph")
+    graph, opset, how = version / GRAPH, recipe.opset, _how(recipe)
+    make = partial(export_bank_graph, backbone, groups, graph, opset=opset, **how)
+    cached_bank_graph(backbone, groups, graph, make, opset=opset, **how)
+    quantised = in_precision(graph, recipe, backbone, sources=sources, groups=groups)
+    return _facts(backbone, version, recipe, quantised)
+
+
+def _how(recipe: Recipe) -> dict[str, bool]:
+    return {"half": recipe.precision == "fp16", "beside": recipe.weights == "beside"}
+
+
+def _facts(
+    backbone: Backbone, version: Path, recipe: Recipe, quantised: int | None
+) -> dict[str, Any]:
+    """What every record says about its graphs; writes the vision graph where there is one."""
+    _require_operators(version / GRAPH, recipe)
+    return {
+        "backbone_digest": backbone.digest,
+        "graph_digest": file_digest(version / GRAPH),
+        "quantised_products": quantised,
+        "vision": export_vision(backbone, version, recipe),
+    }
+
+
+def _require_operators(graph: Path, recipe: Recipe) -> None:
+    """Refuse operators that the recipe does not permit.
+
+    Raises:
+        PidepError: the message names the first.
+    """
+    if recipe.operators == "any":
+        return
+    import onnx
+
+    # Without the weights: only the nodes are looked at.
+    for node in onnx.load(graph, load_external_data=False).graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise PidepError(
+                f"recipe {recipe.name!r}: node {node.name!r} is {node.domain}.{node.op_type}, "
+                "which is no standard operator; use a recipe of `operators: any`"
+            )
