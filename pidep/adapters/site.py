@@ -333,6 +333,9 @@ class AdapterKind:
         Callable[[nn.Module, Mapping[str, Tensors], float], AbstractContextManager[None]] | None
     ) = None
     """Adds an expert of a scaling to the backbone's weights; they come back bit for bit."""
+    as_constants: bool = False
+    """Whether a merged graph holds the tensors as they are, each as a constant; asked of kinds
+    without `fold`."""
     bank_site: Callable[[str], ExpertSite] | None = None
     """What acts at a site of a bank graph. It reads its factors from `running_bank`."""
     bank_around: Callable[[nn.Module, Mapping[str, ExpertSite]], Undo] | None = None

@@ -14,6 +14,7 @@ from pidep.experts.kind_names import kind_names
 from pidep.experts.kinds import expert_kind
 from pidep.experts.mixed import Served, parts_of
 from pidep.experts.validation import require_valid, require_within
+from pidep.export.bound import require_sites
 from pidep.export.source import Source
 
 __all__ = ["checked_bank", "groups_for", "require_able", "require_backbone", "text_room"]
@@ -46,6 +47,7 @@ def checked_bank(
     ]
     for expert in kept:
         require_backbone(backbone, expert)
+        require_sites(backbone, expert)
     return backbone, [*given, *kept]
 
 
@@ -59,9 +61,14 @@ def require_backbone(backbone: Backbone, expert: Expert) -> None:
 
 
 def require_able(backbone: Backbone, expert: Expert) -> None:
-    """Refuse an expert that cannot answer on the backbone."""
+    """Refuse an expert that cannot answer on the backbone.
+
+    Raises:
+        ExpertError: damaged tensors, too many virtual tokens, or a site that is not there.
+    """
     require_valid(expert)
     require_within(expert, width=backbone.hidden_size, max_positions=backbone.max_positions)
+    require_sites(backbone, expert)
 
 
 def _backbone_of(experts: Sequence[Expert]) -> Backbone:

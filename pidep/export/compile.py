@@ -12,6 +12,8 @@ from pidep.artifacts.names import GRAPH
 from pidep.backbones.backbone import Backbone
 from pidep.errors import PidepError
 from pidep.experts.bank import BankGroup
+from pidep.export.bound import require_inputs
+from pidep.export.folded import require_folded
 from pidep.export.graph import export_bank_graph, export_merged_graph
 from pidep.export.graph_cache import cached_bank_graph
 from pidep.export.precision import in_precision
@@ -32,11 +34,13 @@ def compile_merged(
 
     Raises:
         PidepError: the exporter cannot translate the backbone, or the recipe forbids an operator.
-        ParityError: the vision graph differs from PyTorch.
+        ParityError: the graph does not hold the expert, or the vision graph differs from PyTorch.
     """
     _LOG.info("export: compiles the graph")
     graph = version / GRAPH
-    export_merged_graph(backbone, source.expert, graph, opset=recipe.opset, **_how(recipe))
+    how = _how(recipe)
+    export_merged_graph(backbone, source.expert, graph, opset=recipe.opset, **how)
+    require_folded(backbone, source.expert, graph, half=how["half"])
     quantised = in_precision(graph, recipe, backbone, sources=[source])
     return _facts(backbone, version, recipe, quantised)
 
@@ -53,11 +57,15 @@ def compile_bank(
     Args:
         groups: the graph inputs that hold experts.
         sources: their training rows are measured, where the recipe asks for a measurement.
+
+    Raises:
+        ParityError: an input of the graph is read by no node, or as `compile_merged`.
     """
     _LOG.info("export: compiles the graph")
     graph, opset, how = version / GRAPH, recipe.opset, _how(recipe)
     make = partial(export_bank_graph, backbone, groups, graph, opset=opset, **how)
     cached_bank_graph(backbone, groups, graph, make, opset=opset, **how)
+    require_inputs(graph, groups)
     quantised = in_precision(graph, recipe, backbone, sources=sources, groups=groups)
     return _facts(backbone, version, recipe, quantised)
 

@@ -16,6 +16,7 @@ from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.choices import Choices
 from pidep.errors import ParityError, PidepError
+from pidep.export.bound import require_packed
 from pidep.export.gate_sample import Gated, gate_sample
 from pidep.export.parity import NO_EFFECT, check_effect, check_parity, effect_of, measure_parity
 from pidep.export.recipe import Recipe
@@ -58,6 +59,7 @@ def gate_bank(
     # The default threads and providers: the session that is tested is the session that serves.
     bank = Bank(version_folder)
     residents = bank.build({source.expert.name: source.served for source in sources})
+    _require_packed(bank, residents, sources)
     found = {}
     for number, source in enumerate(sources):
         count = {"done": number, "total": len(sources)}
@@ -75,6 +77,16 @@ def gate_bank(
         sample = gate_sample(source, reference, _right(source, reference))
         found[source.expert.name] = Gated(parity, sample)
     return found
+
+
+def _require_packed(bank: Bank, residents: Residents, sources: Sequence[Source]) -> None:
+    """Refuse an expert that is not in the graph's inputs with each of its tensors."""
+    inputs = {group.input: residents.values[group.input].numpy() for group in bank.groups}
+    for source in sources:
+        slots = residents.by_name[source.expert.name].slots
+        for part, slot in zip(source.parts, slots, strict=True):
+            rows = {name: array[slot.number] for name, array in inputs.items()}
+            require_packed(part, bank.groups, rows)
 
 
 def _bank_logits(bank: Bank, residents: Residents, source: Source, *, mixed: bool) -> list[Array]:

@@ -100,15 +100,16 @@ class Bank:
         self.session = open_session(graph, self.record.graph_digest, threads=threads)
         on_gpu = "CUDAExecutionProvider" in self.session.get_providers()
         self.device = "cuda" if on_gpu else "cpu"
-        self._groups = groups_of(self.record)
-        self._sites = bank_sites(self._groups)
+        self.groups = groups_of(self.record)
+        """The inputs of the graph that hold experts."""
+        self._sites = bank_sites(self.groups)
         self._require_slots(graph)
         half = {one.name for one in self.session.get_inputs() if one.type == "tensor(float16)"}
         self.arena = Arena(
-            self._groups,
+            self.groups,
             dtypes={
                 group.input: np.float16 if group.input in half else np.float32
-                for group in self._groups
+                for group in self.groups
             },
             device=self.device,
         )
@@ -130,7 +131,7 @@ class Bank:
         names = [part.digest for part in parts] if isinstance(served, MixedExpert) else [digest]
         head = head_of(served)
         # Virtual tokens take positions of the backbone's table, which has none beyond the last.
-        room = self.record.max_positions - positions_before(parts[0], self._groups)
+        room = self.record.max_positions - positions_before(parts[0], self.groups)
         return Resident(
             replace(head, sites={}),
             digest,

@@ -113,6 +113,7 @@ KIND = AdapterKind(
     changes="adds up(relu(down(y))) to the output y of attention and feed-forward",
     candidates=_candidates,
     shapes=_shapes,
+    as_constants=True,
     start=drawn_first("down"),
     learning_rate=1e-3,
     mixes_outputs=True,

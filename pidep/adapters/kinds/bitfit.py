@@ -59,6 +59,7 @@ KIND = AdapterKind(
     changes="adds to every bias",
     candidates=_candidates,
     shapes=_shapes,
+    as_constants=True,
     start=_start,
     learning_rate=2.5e-3,
     bank_site=BitfitBankSite,

@@ -353,6 +353,7 @@ KIND = AdapterKind(
     changes="adds P keys and values to attention layers",
     candidates=_candidates,
     shapes=_shapes,
+    as_constants=True,
     start=_start,
     learning_rate=1e-2,
     mixes_outputs=True,

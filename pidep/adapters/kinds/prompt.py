@@ -330,6 +330,7 @@ KIND = AdapterKind(
     changes="adds P virtual tokens to the input",
     candidates=_candidates,
     shapes=_shapes,
+    as_constants=True,
     start=_start,
     learning_rate=1.5e-2,
     in_peft=_in_peft,
