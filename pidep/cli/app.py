@@ -71,7 +71,9 @@ COMMANDS = {
         stopped="the store has the old route or the new one; go on with: {command}",
     ),
     "verify": Entry("Ship", "Check that a running server answers as PyTorch did at the export."),
-    "doctor": Entry("Machine", "Report what this machine can run."),
+    "doctor": Entry(
+        "Machine", "Report what this machine can run, or what is wrong with a running server."
+    ),
 }
 """Every command, in the order of `pidep --help`. A test compares the summaries with the
 commands.

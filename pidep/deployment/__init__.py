@@ -1,4 +1,4 @@
-"""Orchestration: export and publish as one step, and what this machine can do.
+"""Orchestration: export and publish as one step, and what a machine or a server can do.
 
 May import every room below it, never `pidep.cli` or `pidep.lab`.
 """
@@ -10,12 +10,15 @@ from pidep.lazy import lazy_names
 if TYPE_CHECKING:
     from pidep.deployment.doctor import Diagnosis, diagnose
     from pidep.deployment.release import release_bank, release_runs
+    from pidep.deployment.server_doctor import Finding, diagnose_server
     from pidep.deployment.verify import ServedExpert, verify_entry
 
 __all__ = [
     "Diagnosis",
+    "Finding",
     "ServedExpert",
     "diagnose",
+    "diagnose_server",
     "release_bank",
     "release_runs",
     "verify_entry",
@@ -25,8 +28,10 @@ __getattr__ = lazy_names(
     __name__,
     {
         "Diagnosis": "pidep.deployment.doctor",
+        "Finding": "pidep.deployment.server_doctor",
         "ServedExpert": "pidep.deployment.verify",
         "diagnose": "pidep.deployment.doctor",
+        "diagnose_server": "pidep.deployment.server_doctor",
         "release_bank": "pidep.deployment.release",
         "release_runs": "pidep.deployment.release",
         "verify_entry": "pidep.deployment.verify",

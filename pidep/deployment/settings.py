@@ -1,4 +1,7 @@
-"""The settings of `pidep export`, `serve`, `infer` and `swap`. No torch and no numpy."""
+"""The settings of `pidep export`, `serve`, `infer`, `swap`, `verify` and `doctor`.
+
+No torch and no numpy.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pidep.serving.limits import Limits
 from pidep.settings import Settings, Shown
 
 __all__ = [
+    "DoctorSettings",
     "ExportSettings",
     "InferSettings",
     "ServeSettings",
@@ -127,6 +131,24 @@ class VerifySettings(Settings):
     """gRPC address of the server, host:port."""
     timeout: Annotated[float, ADDRESSES] = Field(default=30.0, ge=0.1, le=86400)
     """Seconds to wait for the answer to a request."""
+
+
+class DoctorSettings(Settings):
+    """Which running server is checked."""
+
+    url: Annotated[str | None, ADDRESSES] = None
+    """Address of a running server, host:port. Without it, this machine is described."""
+    protocol: Annotated[Literal["grpc", "http"], ADDRESSES] = "grpc"
+    """Protocol of `url`. What is open over the other one is not seen."""
+    metrics: Annotated[str | None, ADDRESSES] = None
+    """Address of the metrics, host:port. Without it, port 8002 of the same host."""
+    timeout: Annotated[float, ADDRESSES] = Field(default=5.0, ge=0.1, le=86400)
+    """Seconds to wait for each answer."""
+    entry: Annotated[Path | None, REPOSITORY] = None
+    """Folder that was published, such as model_repo/pidep_bank. The server must serve it, at the
+    revision of its store."""
+    model: Annotated[str, REPOSITORY] = BANK
+    """Served model, where no `entry` is given."""
 
 
 class InferSettings(Settings):

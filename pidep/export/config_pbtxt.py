@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pidep.artifacts import names
-from pidep.errors import UsageError
+from pidep.errors import ServingError, UsageError
 
-__all__ = ["bank_config", "merged_config"]
+__all__ = ["bank_config", "merged_config", "read_config"]
 
 _QUEUE_DELAY_US = 500
 """How long Triton Server waits for more rows of a batch: well below one batch's own time."""
@@ -53,6 +54,20 @@ def merged_config(
     config.output.add(name=names.GRAPH_LOGITS, data_type=pb2.TYPE_FP32, dims=[num_labels])
     config.dynamic_batching.max_queue_delay_microseconds = _QUEUE_DELAY_US
     return _text(config)
+
+
+def read_config(path: Path) -> Any:
+    """A configuration as protobuf's `ModelConfig`.
+
+    Raises:
+        ServingError: no such file, or Triton Server could not read it.
+    """
+    from google.protobuf import text_format
+
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), _pb2().ModelConfig())
+    except (OSError, ValueError, text_format.ParseError) as error:
+        raise ServingError(f"{path}: no configuration of a model ({error})") from error
 
 
 def _python_model(name: str, *, max_batch_size: int, images: bool, with_expert: bool) -> Any:

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from pidep.backbones.settings import SitesSettings
 from pidep.deployment.settings import (
+    DoctorSettings,
     ExportSettings,
     InferSettings,
     ServeSettings,
@@ -53,6 +54,7 @@ SETTINGS: dict[str, type[Settings]] = {
     "infer": InferSettings,
     "swap": SwapSettings,
     "verify": VerifySettings,
+    "doctor": DoctorSettings,
 }
 """Settings that are given by flags and Python, some also in YAML: a table for each panel."""
 RECORDS: dict[str, type[BaseModel]] = {

@@ -1,0 +1,99 @@
+"""A Triton Server as somebody else starts it: with doors open, a cache, and services of clouds."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from pidep.export.config_pbtxt import read_config
+from pidep.serving.addresses import Ports, free_ports
+from pidep.serving.packaged_server import (
+    find_wheel,
+    server_binary,
+    server_environment,
+    stage_backend,
+)
+from pidep.serving.visitor import page
+from tests.serving.small_bank import write_served_bank
+
+__all__ = ["Deployed", "bounded_bank", "deployed"]
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A running server."""
+
+    ports: Ports
+    repo: Path
+
+    def url(self, protocol: str) -> str:
+        """host:port."""
+        return f"127.0.0.1:{self.ports.grpc if protocol == 'grpc' else self.ports.http}"
+
+    @property
+    def metrics(self) -> str:
+        """host:port."""
+        return f"127.0.0.1:{self.ports.metrics}"
+
+    @property
+    def entry(self) -> Path:
+        """The bank's folder."""
+        return self.repo / "pidep_bank"
+
+
+def bounded_bank(folder: Path) -> Path:
+    """A repository whose bank has a bound for its queue."""
+    repo = write_served_bank(folder)
+    path = repo / "pidep_bank" / "config.pbtxt"
+    config = read_config(path)
+    config.dynamic_batching.default_queue_policy.max_queue_size = 64
+    path.write_text(text_format.MessageToString(config))
+    return repo
+
+
+@contextmanager
+def deployed(folder: Path, *options: str, host: str = "127.0.0.1") -> Iterator[Deployed]:
+    """A server without a key; the local cache may be enabled by `--cache-config`."""
+    wheel, ports, repo = find_wheel(), free_ports(), folder / "model_repo"
+    listening = [
+        part
+        for what, port in ports.named().items()
+        for part in (f"--{what.lower()}-address={host}", f"--{what.lower()}-port={port}")
+    ]
+    command = [
+        *(str(server_binary(wheel)), f"--model-repository={repo}"),
+        f"--backend-directory={stage_backend(wheel, folder)}",
+        f"--cache-directory={wheel / 'tritonserver' / 'caches'}",
+        *("--model-control-mode=explicit", "--load-model=pidep_bank", "--exit-timeout-secs=5"),
+        *listening,
+        *options,
+    ]
+    environment = server_environment(wheel)
+    with open(folder / "log", "wb") as log:
+        started = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=folder
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while (
+            page("127.0.0.1", ports.http, "v2/models/pidep_bank/ready", timeout_s=5).status != 200
+        ):
+            assert started.poll() is None, (folder / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
+            time.sleep(0.05)
+        yield Deployed(ports, repo)
+    finally:
+        started.terminate()
+        try:
+            started.wait(30)
+        except subprocess.TimeoutExpired:
+            started.kill()
+            started.wait()
+        shutil.rmtree(folder / "backends", ignore_errors=True)
