@@ -11,80 +11,22 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.minilm_bank import varied, write_bank
 from benchmarks.record import Claim, write_result
-from pidep.adapters.bank import bank_groups
-from pidep.adapters.mixture import find_sites, fresh
-from pidep.artifacts import BankRecord, GroupRecord
-from pidep.backbones.load import load_backbone
 from pidep.experts.folder import Expert
-from pidep.export.graph import export_bank_graph
-from pidep.export.graph_cache import cached_bank_graph
-from pidep.files.digest import file_digest
 from pidep.runtime import Bank
 from pidep.runtime.bank import Resident
 
 __all__ = ["claims_of", "main"]
 
 RESIDENTS = (10, 100, 1000)
-RANK, SWAPS, BATCHES = 8, 100, 50
+SWAPS, BATCHES = 100, 50
 TEXTS = ["the battery died after two days and nobody at the shop would help me with it"] * 8
-
-
-def make_bank(folder: Path) -> tuple[Bank, Expert]:
-    """The bank, and an expert that fits."""
-    backbone = load_backbone("minilm")
-    sites = find_sites(backbone.model, kind="lora")
-    groups = bank_groups(backbone.model, sites, kind="lora", size=RANK)
-    graph = folder / "model.onnx"
-    cached_bank_graph(
-        backbone,
-        groups,
-        graph,
-        lambda: export_bank_graph(backbone, groups, graph, opset=20),
-        opset=20,
-        half=False,
-    )
-    (folder / "tokenizer.json").write_text(backbone.tokenizer_json, encoding="utf-8")
-    BankRecord(
-        backbone_digest=backbone.digest,
-        graph_digest=file_digest(graph),
-        hidden_size=backbone.hidden_size,
-        max_positions=backbone.max_positions,
-        max_rank=RANK,
-        expert_store="../store",
-        groups=tuple(GroupRecord(**asdict(group)) for group in groups),
-    ).write(folder)
-    expert = Expert(
-        name="bench",
-        backbone_digest=backbone.digest,
-        sites=fresh(backbone.model, sites, kind="lora", rank=RANK),
-        scaling=1.0,
-        labels=("positive", "negative"),
-        label_texts=("positive", "negative"),
-        label_embeddings=backbone.label_embeddings(["positive", "negative"]).numpy(),
-        logit_scale=20.0,
-        max_length=64,
-    )
-    return Bank(folder), expert
-
-
-def varied(expert: Expert, number: int) -> Expert:
-    """Another expert of the same shapes."""
-    rng = np.random.default_rng(number)
-    sites = {
-        site: {
-            name: rng.normal(0, 0.02, array.shape).astype(np.float32)
-            for name, array in tensors.items()
-        }
-        for site, tensors in expert.sites.items()
-    }
-    return replace(expert, name=f"e{number}", sites=sites)
 
 
 def rss_mib() -> float:
@@ -153,7 +95,8 @@ def claims_of(runs: list[dict[str, Any]], bytes_per_expert: int, base_mib: float
 def main() -> int:
     """Measure in one process, with ever more residents."""
     with tempfile.TemporaryDirectory() as folder:
-        bank, expert = make_bank(Path(folder))
+        expert = write_bank(Path(folder), store="../store")
+        bank = Bank(Path(folder))
         bank.run(bank.serving({}), TEXTS, ["@backbone"] * len(TEXTS))
         base_mib, runs = rss_mib(), []
         held: dict[str, Resident] = {}

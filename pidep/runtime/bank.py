@@ -28,6 +28,7 @@ from pidep.experts.mixed import MixedExpert, Served, head_of, parts_of, weights_
 from pidep.inputs.row import Input, Row
 from pidep.runtime.answer import Answer, Array, finite, softmax
 from pidep.runtime.arena import Arena, Slot
+from pidep.runtime.by_length import run_by_length, tokens_of_a_run
 from pidep.runtime.entry import require_files
 from pidep.runtime.fit import check_served, groups_of
 from pidep.runtime.input_reader import InputReader
@@ -100,6 +101,7 @@ class Bank:
         self.session = open_session(graph, self.record.graph_digest, threads=threads)
         on_gpu = "CUDAExecutionProvider" in self.session.get_providers()
         self.device = "cuda" if on_gpu else "cpu"
+        self._run_tokens = tokens_of_a_run(self.session)
         self.groups = groups_of(self.record)
         """The inputs of the graph that hold experts."""
         self._sites = bank_sites(self.groups)
@@ -234,6 +236,15 @@ class Bank:
         self, residents: Residents, feeds: Mapping[str, Array], names: Sequence[str]
     ) -> Array:
         """The graph's embeddings `[B, D]` of rows that name these experts."""
+        return run_by_length(
+            lambda part, rows: self._run_graph(residents, part, [names[at] for at in rows]),
+            feeds,
+            run_tokens=self._run_tokens,
+        )
+
+    def _run_graph(
+        self, residents: Residents, feeds: Mapping[str, Array], names: Sequence[str]
+    ) -> Array:
         slots, weights = self._chosen(residents, names)
         # A request's inputs come from the CPU; ONNX Runtime copies them where the graph runs.
         values = {

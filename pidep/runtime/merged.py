@@ -13,6 +13,7 @@ from pidep.artifacts.names import ENGINE, GRAPH, GRAPH_LOGITS, TOKENIZER
 from pidep.errors import PidepError
 from pidep.inputs.row import Input, Row
 from pidep.runtime.answer import Answer, Array, finite, softmax
+from pidep.runtime.by_length import run_by_length, tokens_of_a_run
 from pidep.runtime.engine import EngineSession
 from pidep.runtime.entry import require_files
 from pidep.runtime.input_reader import InputReader
@@ -49,8 +50,10 @@ class Merged:
         self.session: Any
         if use_engine and self.record.engine is not None:
             self.session = EngineSession(version_folder / ENGINE, self.record.engine)
+            self._run_tokens: int | None = None
         else:
             self.session = open_session(graph, self.record.graph_digest, threads=threads)
+            self._run_tokens = tokens_of_a_run(self.session)
 
     @property
     def digest(self) -> str:
@@ -81,7 +84,11 @@ class Merged:
             return []
         rows, visuals = [row for row, _ in good], [visual for _, visual in good]
         feeds = self.reader.feeds(rows, visuals, max_length=self.record.max_length)
-        (logits,) = self.session.run([GRAPH_LOGITS], feeds)
+        logits = run_by_length(
+            lambda part, _: self.session.run([GRAPH_LOGITS], part)[0],
+            feeds,
+            run_tokens=self._run_tokens,
+        )
         # Weights that overflow are reported by `finite`, not by warnings of numpy.
         with np.errstate(all="ignore"):
             scores = softmax(logits)
