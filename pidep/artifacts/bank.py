@@ -10,6 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from pidep.artifacts.names import BANK_RECORD
 from pidep.artifacts.parity import Parity
 from pidep.artifacts.record import EntryRecord, Record
+from pidep.artifacts.sequence import SequenceRecord
 from pidep.artifacts.vision import VisionRecord
 from pidep.errors import ServingError
 
@@ -68,6 +69,8 @@ class BankRecord(EntryRecord):
     """Expert name to the figures of the gate; only experts that this export was given."""
     vision: VisionRecord | None = None
     """None where the bank reads text only."""
+    sequence: SequenceRecord | None = None
+    """The two graphs of an encoder-decoder; `graph_digest` is its decoder's."""
 
     @property
     def backbones(self) -> tuple[str, ...]:

@@ -43,6 +43,9 @@ class GateSample(Record):
     """The label number of each row: the task's, or PyTorch's answer where the task has none."""
     logits: tuple[tuple[float, ...], ...]
     """PyTorch's, one list a row: of each label, or of each candidate."""
+    scores_texts: bool = False
+    """Whether the expert is of an encoder-decoder: logits are log-probabilities, and the server
+    itself scores candidates."""
 
 
 class GateRecord(Record):

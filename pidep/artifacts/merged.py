@@ -10,6 +10,7 @@ from pidep.artifacts.engine import EngineRecord
 from pidep.artifacts.names import MERGED_RECORD
 from pidep.artifacts.parity import Parity
 from pidep.artifacts.record import EntryRecord
+from pidep.artifacts.sequence import SequenceRecord
 from pidep.artifacts.template import TemplateField
 from pidep.artifacts.vision import VisionRecord
 
@@ -40,3 +41,9 @@ class MergedRecord(EntryRecord):
     parity: Parity | None = None
     vision: VisionRecord | None = None
     """None where the model reads text only."""
+    sequence: SequenceRecord | None = None
+    """The two graphs of an encoder-decoder; `graph_digest` is its decoder's."""
+    label_texts: tuple[str, ...] | None = None
+    """What an encoder-decoder scores for each label."""
+    max_answer_length: int | None = None
+    """Tokens of an encoder-decoder's free answer."""

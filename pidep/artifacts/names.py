@@ -6,11 +6,15 @@ __all__ = [
     "BACKBONE",
     "BANK",
     "BANK_RECORD",
+    "CANDIDATES",
     "COLUMNS",
     "CONFIG",
     "DATA_SUFFIX",
+    "DECODER_GRAPH",
+    "DECODING",
     "DIGEST",
     "EMBEDDING",
+    "ENCODER_GRAPH",
     "ENTRY",
     "ERROR",
     "EXPERT",
@@ -64,6 +68,9 @@ BANK_RECORD = "bank.json"
 MERGED_RECORD = "merged.json"
 GRAPH = "model.onnx"
 VISION_GRAPH = "vision.onnx"
+ENCODER_GRAPH = "encoder.onnx"
+"""Of an encoder-decoder, in the place of `model.onnx`."""
+DECODER_GRAPH = "decoder.onnx"
 DATA_SUFFIX = ".data"
 """`model.onnx.data` holds the weights of a graph that are not in `model.onnx` itself."""
 ENGINE = "model.plan"
@@ -92,6 +99,10 @@ COLUMNS = "COLUMNS"
 """A row as a JSON object of its columns, in the place of its text."""
 EXPERT = "EXPERT"
 IMAGE = "IMAGE"
+CANDIDATES = "CANDIDATES"
+"""A row's candidate texts as a JSON list; of encoder-decoders only."""
+DECODING = "DECODING"
+"""How a row's answer is decoded, as a JSON object; of encoder-decoders only."""
 KEY = "KEY"
 """What decides which version of a name answers a row, such as a user's id; optional."""
 SCORES = "SCORES"

@@ -9,7 +9,14 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pidep.artifacts.names import ENGINE, GRAPH, NO_BYTECODE, VISION_GRAPH
+from pidep.artifacts.names import (
+    DECODER_GRAPH,
+    ENCODER_GRAPH,
+    ENGINE,
+    GRAPH,
+    NO_BYTECODE,
+    VISION_GRAPH,
+)
 from pidep.errors import ExpertError, ServingError
 from pidep.files.atomic_write import write_json
 from pidep.files.bounded_read import MAX_JSON_BYTES, parse_json, read_file
@@ -82,7 +89,8 @@ class EntryRecord(Record):
         """
         others = (path for path in sorted(version_folder.iterdir()) if path.is_file())
         # Tools that copy folders leave out what is called __pycache__, and it decides no answer.
-        apart = (self.file_name, GRAPH, VISION_GRAPH, ENGINE, NO_BYTECODE)
+        graphs = (GRAPH, VISION_GRAPH, ENCODER_GRAPH, DECODER_GRAPH)
+        apart = (self.file_name, *graphs, ENGINE, NO_BYTECODE)
         files = {path.name: file_digest(path) for path in others if path.name not in apart}
         found = self.model_copy(update={"files": files})
         return found.model_copy(update={"entry_digest": found.content_digest()})

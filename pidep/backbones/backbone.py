@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from pidep.backbones.halves import Halves
 from pidep.inputs.images import Preprocess
 from pidep.inputs.row import Input
 
@@ -86,6 +87,14 @@ class Backbone(Protocol):
 
         It is exported as a graph of its own. None where the backbone reads no images or has no
         such part below its experts.
+        """
+
+    @property
+    def halves(self) -> Halves | None:
+        """What is exported of an encoder-decoder; None where the backbone embeds.
+
+        Raises:
+            BackboneError: its graphs cannot be made.
         """
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class EmbeddingBackbone:
     name: str
     embeds = True
     generates = False
+    halves: ClassVar[None] = None
     logit_scale = 20.0
     """Cosines lie within ±1. A scale of 20 lets a softmax over them become sharp, as is usual for
     contrastive losses.

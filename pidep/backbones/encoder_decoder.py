@@ -17,11 +17,12 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pidep.backbones.backbone import AnswerScorer, Candidates, GenerationMode
 from pidep.backbones.decoder_rows import candidates_by_row, check_row, groups_of_one_length
+from pidep.backbones.halves import Halves
 from pidep.backbones.likelihoods import Likelihoods
 from pidep.backbones.seq2seq import Encoded, calls_of, padded
 from pidep.errors import BackboneError, UsageError
@@ -52,7 +53,6 @@ class EncoderDecoder:
     digest: str
     preprocess: Preprocess | None = None
     """How images are prepared, where the model reads them."""
-    image_graph: ClassVar[None] = None
     embeds: ClassVar[bool] = False
     generates: ClassVar[bool] = True
     logit_scale: ClassVar[float] = 1.0
@@ -96,6 +96,20 @@ class EncoderDecoder:
     def hidden_size(self) -> int:
         """0: it scores texts instead of embedding them."""
         return 0
+
+    @property
+    def image_graph(self) -> nn.Module | None:
+        """Pixels to visual tokens; None where it reads no images."""
+        return None if self.preprocess is None else self.calls.image_graph()
+
+    @property
+    def halves(self) -> Halves:
+        """Encoder and decoder as modules of tensors.
+
+        Raises:
+            BackboneError: of BLIP, whose decoder begins with a row's own words.
+        """
+        return self.calls.halves(self._ids("a", self.max_positions))
 
     @property
     def forward(self) -> NoReturn:

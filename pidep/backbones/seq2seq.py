@@ -5,14 +5,15 @@ answer.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pidep.adapters.positions import room_of
+from pidep.backbones.halves import DecoderHalf, EncoderHalf, Halves
 from pidep.errors import BackboneError
 
 __all__ = [
@@ -138,13 +139,59 @@ class ModelCalls(ABC):
         hidden = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         return Encoded(hidden, mask, ((self.special.start,),) * len(texts))
 
+    def states(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The encoder's states `[B, S, D]` and their mask `[B, S]`, of tensors alone."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        return self.model.get_encoder()(input_ids=ids, attention_mask=mask)[0], mask
+
+    def step(self, hidden: Tensor, mask: Tensor, ids: Tensor, past: Any) -> Any:
+        """The model's output for ids `[B, T]` that follow a cache of keys and values."""
+        return self.model(
+            encoder_outputs=_outputs(hidden),
+            attention_mask=mask,
+            decoder_input_ids=ids,
+            past_key_values=past,
+            use_cache=True,
+        )
+
+    def halves(self, text: Sequence[int]) -> Halves:
+        """Encoder and decoder as modules of tensors, with an example of three rows of `text`.
+
+        Raises:
+            BackboneError: the model has no such halves.
+        """
+        # Different lengths, so that the example has padding and the mask matters.
+        known = (list(text) * 7)[:7]
+        ids, mask = padded([known, known[:2], known[:5]], value=self.special.pad)
+        axes = {
+            0: torch.export.Dim("batch"),
+            1: torch.export.Dim("length", max=self.positions or 512),
+        }
+        return Halves(
+            EncoderHalf(self),
+            DecoderHalf(self),
+            {"input_ids": ids, "attention_mask": mask},
+            {"input_ids": axes, "attention_mask": axes},
+            self.special,
+            self.positions,
+        )
+
+    def image_graph(self) -> nn.Module | None:
+        """Pixels `[N, 3, S, S]` to visual tokens as a module; None where no image is read."""
+        return _Seeing(self) if self.images != "never" else None
+
+    @property
+    def width(self) -> int:
+        """D, width of the encoder's states."""
+        return int(self.text_config.hidden_size)
+
     def logits(self, encoded: Encoded, ids: Tensor) -> Tensor:  # [B, T] to [B, T, vocabulary]
         """Teacher forcing: logits of the token after each position.
 
         Padding on the right needs no mask, because the decoder does not look ahead.
         """
         found: Tensor = self.model(
-            encoder_outputs=_outputs(encoded),
+            encoder_outputs=_outputs(encoded.hidden),
             attention_mask=encoded.mask,
             decoder_input_ids=ids,
             use_cache=False,
@@ -154,7 +201,7 @@ class ModelCalls(ABC):
     def generate(self, encoded: Encoded, ids: Tensor, settings: Any, **options: Any) -> Tensor:
         """Token numbers `[B, P + T]` that continue ids `[B, P]`."""
         found: Tensor = self.model.generate(
-            encoder_outputs=_outputs(encoded),
+            encoder_outputs=_outputs(encoded.hidden),
             attention_mask=encoded.mask,
             decoder_input_ids=ids,
             generation_config=settings,
@@ -163,10 +210,22 @@ class ModelCalls(ABC):
         return found
 
 
-def _outputs(encoded: Encoded) -> Any:
+class _Seeing(nn.Module):
+    """Pixels to visual tokens."""
+
+    def __init__(self, calls: ModelCalls) -> None:
+        super().__init__()
+        self.model = calls.model
+        self._see = calls.see
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self._see(pixels)
+
+
+def _outputs(hidden: Tensor) -> Any:
     from transformers.modeling_outputs import BaseModelOutput
 
-    return BaseModelOutput(last_hidden_state=encoded.hidden)
+    return BaseModelOutput(last_hidden_state=hidden)
 
 
 class TextToText(ModelCalls):
@@ -215,6 +274,31 @@ class Florence(ModelCalls):
         ).last_hidden_state
         return Encoded(hidden, mask, ((self.special.start,),) * len(texts))
 
+    def halves(self, text: Sequence[int]) -> Halves:
+        """As `ModelCalls.halves`; the second row of the example has an image of two tokens."""
+        found = super().halves(text)
+        visual = torch.zeros(3, 2, int(self.text_config.hidden_size))
+        seen = torch.tensor([[0, 0], [1, 1], [0, 0]])
+        places = {0: found.dynamic["input_ids"][0], 1: torch.export.Dim("places", max=1024)}
+        return replace(
+            found,
+            example={**found.example, "visual": visual, "visual_mask": seen},
+            dynamic={**found.dynamic, "visual": places, "visual_mask": places},
+            image_token=int(self.model.config.image_token_id),
+            task_words=_FLORENCE_TASKS,
+            sight=self.sight,
+        )
+
+    def states(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """As `ModelCalls.states`; rows with an image begin with as many image tokens."""
+        mask, visual = inputs["attention_mask"], inputs["visual"]
+        words = self.model.get_input_embeddings()(inputs["input_ids"])
+        count = visual.shape[1]
+        seen = inputs["visual_mask"].bool().unsqueeze(-1)
+        first = torch.where(seen, visual.to(words.dtype), words[:, :count])
+        embedded = torch.cat([first, words[:, count:]], 1)
+        return self.model.get_encoder()(inputs_embeds=embedded, attention_mask=mask)[0], mask
+
 
 class _Blip(ModelCalls):
     """Common to BLIP's two models: an image in every row, and a language model as decoder."""
@@ -233,6 +317,13 @@ class _Blip(ModelCalls):
         config = self.text_config
         start, end, pad = config.bos_token_id, config.sep_token_id, config.pad_token_id
         return Special(start, end, pad, frozenset({start, end, pad}))
+
+    def halves(self, text: Sequence[int]) -> NoReturn:
+        """Raises `BackboneError`: its decoder begins with a row's own words or sees the image."""
+        raise BackboneError(
+            f"{type(self.model).__name__}: has no graphs with a cache; use pidep generate, or "
+            "export an expert of T5, BART or Florence-2"
+        )
 
     def see(self, pixels: Tensor) -> Tensor:
         """The vision transformer."""

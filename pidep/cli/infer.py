@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from pidep.deployment.settings import InferSettings
 from pidep.errors import ServingError, UsageError, fault_of_path, fault_of_text
 
 if TYPE_CHECKING:
+    from pidep.inputs.decoding import Decoding
     from pidep.serving.client import Request, Result
 
 __all__ = ["infer", "short"]
@@ -43,7 +44,9 @@ def _rows(expert: str | None) -> Iterator[Request]:
             if columns is not None and not isinstance(columns, dict):
                 raise TypeError(f"expected an object of columns, found {type(columns).__name__}")
             key = _text(row.get("key") or "")
-            yield Request(text, _text(row.get("expert") or expert or ""), path, columns, key)
+            name = _text(row.get("expert") or expert or "")
+            where = f"standard input, line {number}"
+            yield Request(text, name, path, columns, key, *_answering(row, where))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             expected = (
                 '{"text": …, "image": PATH, "expert": …} (a text, an image or both), or '
@@ -52,6 +55,17 @@ def _rows(expert: str | None) -> Iterator[Request]:
             raise UsageError(
                 f"standard input, line {number}: expected {expected}, found {_line(line)!r}"
             ) from error
+
+
+def _answering(row: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], Decoding | None]:
+    """A row's candidates, and how its answer is decoded."""
+    from pidep.inputs.decoding import read_candidates, read_decoding
+
+    candidates, decoding = row.get("candidates"), row.get("decoding")
+    return (
+        () if candidates is None else read_candidates(jsonlib.dumps(candidates).encode(), where),
+        None if decoding is None else read_decoding(jsonlib.dumps(decoding).encode(), where),
+    )
 
 
 def _line(line: bytes) -> str:

@@ -70,19 +70,19 @@ def verify_entry(entry: str | Path, url: str, *, timeout_s: float = 30.0) -> lis
 
 def _compared(client: Client, record: GateRecord, name: str, sample: GateSample) -> ServedExpert:
     expert = name if record.with_expert else ""
-    asked = [_request(row, expert) for row in sample.rows]
-    if sample.labels:
+    asked = [_request(row, expert, sample) for row in sample.rows]
+    if sample.labels or sample.scores_texts:
         answers = list(client.stream(asked, batch_size=_BATCH))
         wanted = [softmax(np.array(logits)) for logits in sample.logits]
         found = [
-            np.array([answer.scores.get(label, np.nan) for label in sample.labels])
-            for answer in answers
+            np.array([answer.scores.get(name, np.nan) for name in _names(row, sample)])
+            for answer, row in zip(answers, sample.rows, strict=True)
         ]
         # A logit that is off by ε moves a probability by at most ε / 2.
         bound = record.max_abs / 2 + _ROUNDING
     else:
         answers = [
-            client.choose(one, [_request(candidate, expert) for candidate in row.candidates])
+            client.choose(one, [_request(each, expert, sample) for each in row.candidates])
             for one, row in zip(asked, sample.rows, strict=True)
         ]
         wanted = [np.array(logits) for logits in sample.logits]
@@ -91,9 +91,16 @@ def _compared(client: Client, record: GateRecord, name: str, sample: GateSample)
     return _figures(record, name, sample, answers, wanted, found, bound=bound)
 
 
-def _request(row: GateRow, expert: str) -> Request:
+def _request(row: GateRow, expert: str, sample: GateSample) -> Request:
     image = None if row.image is None else base64.b64decode(row.image)
-    return Request(row.text, expert, image)
+    # What embeds compares candidates at the client (`Client.choose`).
+    own = tuple(each.text for each in row.candidates) if sample.scores_texts else ()
+    return Request(row.text, expert, image, candidates=own)
+
+
+def _names(row: GateRow, sample: GateSample) -> tuple[str, ...]:
+    """What a row's scores are of."""
+    return tuple(each.text for each in row.candidates) or sample.labels
 
 
 def _figures(

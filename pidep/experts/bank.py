@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from pidep.errors import ExpertError
-from pidep.experts.folder import Expert, require_embeddings
+from pidep.experts.folder import Expert
 from pidep.experts.kind import Array, BankGroup
 from pidep.experts.kind_names import kind_names
 from pidep.experts.kinds import expert_kind
@@ -56,9 +56,8 @@ def require_bank_kind(expert: Expert) -> None:
     """Refuse an expert of a kind that no bank holds.
 
     Raises:
-        ExpertError: no bank holds its kind, or it is an encoder-decoder's.
+        ExpertError: no bank holds its kind.
     """
-    require_embeddings(expert)
     if not expert_kind(expert.kind).in_bank:
         held = " and ".join(name for name in kind_names() if expert_kind(name).in_bank)
         raise ExpertError(

@@ -55,7 +55,6 @@ __all__ = [
     "read_expert",
     "read_label_embeddings",
     "record_of",
-    "require_embeddings",
     "write_expert",
     "write_label_embeddings",
 ]
@@ -164,20 +163,6 @@ def check_name(name: str) -> str:
             "starting with '.'); choose another name"
         )
     return name
-
-
-def require_embeddings(expert: Expert) -> None:
-    """Refuse an expert that cannot be exported or served.
-
-    Raises:
-        ExpertError: the expert belongs to an encoder-decoder.
-    """
-    if expert.scores_texts:
-        raise ExpertError(
-            f"expert {expert.name!r}: is of the encoder-decoder {expert.backbone!r}; graphs, banks "
-            "and servers hold experts of backbones "
-            "that embed, use pidep generate"
-        )
 
 
 def _read_sites(folder: Path) -> dict[str, Mapping[str, Array]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from pidep.adapters.bank import bank_groups
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.load import load_backbone
+from pidep.backbones.load import load_any_backbone
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.bank import BankGroup, positions_before, require_bank_kind
 from pidep.experts.folder import Expert
@@ -77,7 +77,9 @@ def _backbone_of(experts: Sequence[Expert]) -> Backbone:
     Raises:
         ExpertError: there is none.
     """
-    found = [load_backbone(name) for name in dict.fromkeys(expert.backbone for expert in experts)]
+    found = [
+        load_any_backbone(name) for name in dict.fromkeys(expert.backbone for expert in experts)
+    ]
 
     def holds(backbone: Backbone) -> int:
         return sum(expert.backbone_digest in backbone.compatible_digests for expert in experts)

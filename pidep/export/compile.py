@@ -8,16 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pidep.artifacts.names import GRAPH
+from pidep.adapters.fold import folded_or_attached
+from pidep.artifacts.names import DECODER_GRAPH, ENCODER_GRAPH, GRAPH
+from pidep.artifacts.sequence import SequenceRecord
 from pidep.backbones.backbone import Backbone
-from pidep.errors import PidepError
+from pidep.errors import ExpertError, PidepError, UsageError
 from pidep.experts.bank import BankGroup
+from pidep.experts.kind import bank_sites
 from pidep.export.bound import require_inputs
 from pidep.export.folded import require_folded
 from pidep.export.graph import export_bank_graph, export_merged_graph
 from pidep.export.graph_cache import cached_bank_graph
 from pidep.export.precision import in_precision
 from pidep.export.recipe import Recipe
+from pidep.export.sequence_graph import export_sequence_bank, export_sequence_merged
 from pidep.export.source import Source
 from pidep.export.vision import export_vision
 from pidep.files.digest import file_digest
@@ -37,6 +41,16 @@ def compile_merged(
         ParityError: the graph does not hold the expert, or the vision graph differs from PyTorch.
     """
     _LOG.info("export: compiles the graph")
+    if not backbone.embeds:
+        _require_sequences(recipe)
+        beside = recipe.weights == "beside"
+        expert, opset = source.expert, recipe.opset
+        export_sequence_merged(backbone, expert, version, opset=opset, beside=beside)
+        # The expert may act where images are seen, too.
+        with folded_or_attached(
+            backbone.model, expert.sites, kind=expert.kind, scaling=expert.scaling
+        ):
+            return _sequence_facts(backbone, version, recipe)
     graph = version / GRAPH
     how = _how(recipe)
     export_merged_graph(backbone, source.expert, graph, opset=recipe.opset, **how)
@@ -62,7 +76,18 @@ def compile_bank(
         ParityError: an input of the graph is read by no node, or as `compile_merged`.
     """
     _LOG.info("export: compiles the graph")
-    graph, opset, how = version / GRAPH, recipe.opset, _how(recipe)
+    opset, how = recipe.opset, _how(recipe)
+    if not backbone.embeds:
+        _require_sequences(recipe)
+        _require_sightless(backbone, groups)
+        for name in (ENCODER_GRAPH, DECODER_GRAPH):
+            graph, beside = version / name, how["beside"]
+            make = partial(
+                export_sequence_bank, backbone, groups, graph, opset=opset, beside=beside
+            )
+            cached_bank_graph(backbone, groups, graph, make, opset=opset, **how)
+        return _sequence_facts(backbone, version, recipe)
+    graph = version / GRAPH
     make = partial(export_bank_graph, backbone, groups, graph, opset=opset, **how)
     cached_bank_graph(backbone, groups, graph, make, opset=opset, **how)
     require_inputs(graph, groups)
@@ -83,6 +108,60 @@ def _facts(
         "backbone_digest": backbone.digest,
         "graph_digest": file_digest(version / GRAPH),
         "quantised_products": quantised,
+        "vision": export_vision(backbone, version, recipe),
+    }
+
+
+def _require_sequences(recipe: Recipe) -> None:
+    """Refuse a recipe that no encoder-decoder has.
+
+    Raises:
+        UsageError: it is of another runtime or precision.
+    """
+    if recipe.runtime != "onnxruntime" or recipe.precision != "fp32":
+        raise UsageError(
+            f"recipe {recipe.name!r}: {recipe.runtime} in {recipe.precision}, and encoder-decoders "
+            "are exported for onnxruntime in fp32; use `recipe=onnx-cpu`"
+        )
+
+
+def _require_sightless(backbone: Backbone, groups: Sequence[BankGroup]) -> None:
+    """Refuse experts that act where images are seen: all of a bank's rows share that graph.
+
+    Raises:
+        ExpertError: names the first such site.
+    """
+    sight = () if backbone.halves is None else backbone.halves.sight
+    for site in bank_sites(groups):
+        if site.startswith(sight or ("\0",)):
+            raise ExpertError(
+                f"site {site!r}: is in the vision tower, which all experts of a bank share; choose "
+                "other `sites` or export the expert with `form=merged`"
+            )
+
+
+def _sequence_facts(backbone: Backbone, version: Path, recipe: Recipe) -> dict[str, Any]:
+    """As `_facts`, of the two graphs of an encoder-decoder."""
+    halves = backbone.halves
+    assert halves is not None
+    for name in (ENCODER_GRAPH, DECODER_GRAPH):
+        _require_operators(version / name, recipe)
+    special, words = halves.special, halves.task_words
+    sequence = SequenceRecord(
+        encoder_digest=file_digest(version / ENCODER_GRAPH),
+        decoder_digest=file_digest(version / DECODER_GRAPH),
+        start=special.start,
+        end=special.end,
+        pad=special.pad,
+        frame=tuple(sorted(special.frame)),
+        positions=halves.positions,
+        image_token=halves.image_token,
+        task_words=None if words is None else dict(words),
+    )
+    return {
+        "backbone_digest": backbone.digest,
+        "graph_digest": sequence.decoder_digest,
+        "sequence": sequence,
         "vision": export_vision(backbone, version, recipe),
     }
 

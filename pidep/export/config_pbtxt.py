@@ -16,15 +16,27 @@ Under load, a batch gathers its rows while the one before it runs.
 """
 
 
-def bank_config(name: str, *, max_batch_size: int, hidden_size: int, images: bool = False) -> str:
+def bank_config(
+    name: str,
+    *,
+    max_batch_size: int,
+    hidden_size: int,
+    images: bool = False,
+    decodes: bool = False,
+) -> str:
     """The bank's configuration: `TEXT` or `COLUMNS`, `EXPERT` and `KEY` in; scores and more out.
 
     Args:
         hidden_size: D, width of the embedding.
         images: whether the bank reads images; then it has the optional input `IMAGE`.
+        decodes: whether the backbone is an encoder-decoder; then it has the optional inputs
+            `CANDIDATES` and `DECODING`, and no output `EMBEDDING`.
     """
-    config = _python_model(name, max_batch_size=max_batch_size, images=images, with_expert=True)
-    config.output.add(name=names.EMBEDDING, data_type=_pb2().TYPE_FP32, dims=[hidden_size])
+    config = _python_model(
+        name, max_batch_size=max_batch_size, images=images, with_expert=True, decodes=decodes
+    )
+    if not decodes:
+        config.output.add(name=names.EMBEDDING, data_type=_pb2().TYPE_FP32, dims=[hidden_size])
     return _text(config)
 
 
@@ -35,6 +47,7 @@ def merged_config(
     platform: Literal["python", "onnxruntime", "tensorrt"],
     num_labels: int,
     images: bool = False,
+    decodes: bool = False,
 ) -> str:
     """A merged model's configuration.
 
@@ -43,10 +56,15 @@ def merged_config(
             ids.
         num_labels: C, width of the logits; the Python backend does not fix it.
         images: as in `bank_config`.
+        decodes: as in `bank_config`.
     """
     if platform == "python":
         config = _python_model(
-            name, max_batch_size=max_batch_size, images=images, with_expert=False
+            name,
+            max_batch_size=max_batch_size,
+            images=images,
+            with_expert=False,
+            decodes=decodes,
         )
         return _text(config)
     pb2 = _pb2()
@@ -72,14 +90,17 @@ def read_config(path: Path) -> Any:
         raise ServingError(f"{path}: no configuration of a model ({error})") from error
 
 
-def _python_model(name: str, *, max_batch_size: int, images: bool, with_expert: bool) -> Any:
+def _python_model(
+    name: str, *, max_batch_size: int, images: bool, with_expert: bool, decodes: bool
+) -> Any:
     """What all models of the Python backend have."""
     pb2 = _pb2()
     config = pb2.ModelConfig(name=name, backend="python", max_batch_size=max_batch_size)
     # A row is a text or columns. Triton Server cannot say "one of the two"; `triton_model` does.
-    optional = {names.TEXT, names.COLUMNS, names.IMAGE, names.KEY}
+    further = [names.CANDIDATES, names.DECODING] if decodes else []
+    optional = {names.TEXT, names.COLUMNS, names.IMAGE, names.KEY, *further}
     inputs = [names.TEXT, names.COLUMNS]
-    inputs += [names.EXPERT, names.KEY] * with_expert + [names.IMAGE] * images
+    inputs += [names.EXPERT, names.KEY] * with_expert + [names.IMAGE] * images + further
     for tensor in inputs:
         config.input.add(
             name=tensor, data_type=pb2.TYPE_STRING, dims=[1], optional=tensor in optional

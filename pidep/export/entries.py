@@ -18,7 +18,7 @@ from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import BANK, CONFIG, ENGINE, GRAPH, NO_BYTECODE, SHIM, TOKENIZER, VERSION
 from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.load import load_backbone
+from pidep.backbones.load import load_any_backbone
 from pidep.errors import UsageError
 from pidep.experts.bank import BankGroup
 from pidep.experts.folder import Expert, check_name
@@ -114,12 +114,17 @@ def staged_merged(
     model = check_name(name or expert.name)
     _require_mergeable(expert, model)
     _require_platform(platform, recipe)
+    if platform != "python" and expert.scores_texts:
+        raise UsageError(
+            f"`platform={platform}`: decodes no texts, and expert {expert.name!r} is of an "
+            "encoder-decoder; use `platform=python`"
+        )
     if keep_rows and platform != "python":
         raise UsageError(
             f"`keep_rows`: pidep verify sends texts, and a model of `platform={platform}` takes "
             "token ids; use `platform=python`, or leave the rows out"
         )
-    backbone = load_backbone(expert.backbone)
+    backbone = load_any_backbone(expert.backbone)
     require_backbone(backbone, expert)
     require_able(backbone, expert)
     check_place(repo, "`repo`")
@@ -134,6 +139,8 @@ def staged_merged(
             labels=expert.labels,
             max_length=text_room(backbone, expert),
             template=expert.template,
+            label_texts=expert.label_texts if expert.scores_texts else None,
+            max_answer_length=expert.max_answer_length,
         ).sealed(version)
         record.write(version)
         runs = record.engine is not None and _runs_here(record.engine)
@@ -149,6 +156,7 @@ def staged_merged(
             platform=platform,
             num_labels=len(expert.labels),
             images=record.vision is not None,
+            decodes=record.sequence is not None,
         )
         if keep_rows:
             _keep_samples(temporary, {expert.name: gated}, recipe, record)
@@ -214,6 +222,7 @@ def staged_bank(
             max_batch_size=recipe.max_batch_size,
             hidden_size=backbone.hidden_size,
             images=record.vision is not None,
+            decodes=record.sequence is not None,
         )
         if keep_rows:
             _keep_samples(temporary, gated, recipe, record)
@@ -250,7 +259,7 @@ def _require_mergeable(expert: Expert, model: str) -> None:
             f"mixture {expert.name!r}: has no tensors of its own to fold into the backbone; give "
             "the run folder, or its folder `expert`"
         )
-    if not expert.labels:
+    if not expert.labels and not expert.scores_texts:
         raise UsageError(
             f"expert {expert.name!r}: its rows bring their own candidates, "
             "which a merged graph has no input for; use `form=bank`"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from pidep.adapters.mixture import attached, mixture_of
 from pidep.artifacts.names import BACKBONE
 from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
-from pidep.backbones.choices import Choices
 from pidep.errors import ParityError, PidepError
 from pidep.export.bound import require_packed
 from pidep.export.gate_sample import Gated, gate_sample
@@ -22,7 +22,7 @@ from pidep.export.parity import NO_EFFECT, check_effect, check_parity, effect_of
 from pidep.export.recipe import Recipe
 from pidep.export.slices import slices_of, worst_row
 from pidep.export.source import Source
-from pidep.inputs.row import Input, Row, row_key
+from pidep.inputs.row import Input, Row, as_row, row_key
 from pidep.runtime.answer import Answer
 from pidep.runtime.bank import Bank, Residents
 from pidep.runtime.merged import Merged
@@ -38,6 +38,8 @@ _METRIC_ROUNDING = 0.05
 """A run measures its mixture before it is folded; rounding can change the answers of tied rows."""
 _EFFECT_ROWS = 32
 """Rows that the bare backbone answers, too: one pass over all rows would double PyTorch's time."""
+_GENERATED_ROWS = 32
+"""Rows of a task of free answers whose texts are generated, too."""
 _BESIDE = "a row beside them"
 """Text of the row that makes a batch of one expert a mixed one."""
 _NO_CANDIDATE = -1e4
@@ -66,13 +68,17 @@ def gate_bank(
         _LOG.info("export: compares %s with PyTorch", source.expert.name, extra=count)
         reference, bare = _torch_logits(backbone, source)
         measured = []
+        name = source.expert.name
+
+        def run(rows: Sequence[Input], name: str = name) -> list[Answer | PidepError]:
+            return bank.run(residents, rows, [name] * len(rows))
+
+        flips = _other_texts(run, backbone, source)
         # Both ways of the graph: one row of slots for a batch of one name, and a row for each.
         for mixed in (False, True):
-            # PyTorch's logits are as wide as the row with the most candidates.
-            exported = np.full(reference.shape, _NO_CANDIDATE, np.float32)
-            for at, logits in enumerate(_bank_logits(bank, residents, source, mixed=mixed)):
-                exported[at, : len(logits)] = logits
-            measured.append(_checked(source, reference, bare, exported, recipe))
+            logits = _bank_logits(bank, residents, source, mixed=mixed)
+            exported = _widened(logits, reference)
+            measured.append(_checked(source, reference, bare, exported, recipe, flips=flips))
         parity = max(measured, key=lambda parity: parity.max_abs)
         sample = gate_sample(source, reference, _right(source, reference))
         found[source.expert.name] = Gated(parity, sample)
@@ -98,7 +104,7 @@ def _bank_logits(bank: Bank, residents: Residents, source: Source, *, mixed: boo
 
     def answers_of(rows: Sequence[Input], name: str) -> list[Answer]:
         # The last row of a mixed batch is the bare backbone's. Its answer is dropped.
-        beside = [Row(_BESIDE)] if mixed and name != BACKBONE else []
+        beside = [Row(_BESIDE, candidates=(_BESIDE,))] if mixed and name != BACKBONE else []
 
         def run(batch: Sequence[Input]) -> list[Answer | PidepError]:
             names = [name] * len(batch) + [BACKBONE] * len(beside)
@@ -107,6 +113,8 @@ def _bank_logits(bank: Bank, residents: Residents, source: Source, *, mixed: boo
         return _answered(run, rows)
 
     rows, expert = source.rows.rows, source.expert
+    if expert.scores_texts:
+        return [answer.logits for answer in answers_of(rows, expert.name)]
     candidates = _candidates(rows)
     # By the graph under test, because a client embeds its candidates with it as well.
     embedded = answers_of(list(candidates.values()), BACKBONE)
@@ -141,9 +149,10 @@ def gate_merged(
     """
     merged = Merged(version_folder, use_engine=use_engine)
     answers = _answered(merged.run, source.rows.rows)
-    exported = np.stack([answer.logits for answer in answers])
     reference, bare = _torch_logits(backbone, source)
-    parity = _checked(source, reference, bare, exported, recipe)
+    exported = _widened([answer.logits for answer in answers], reference)
+    flips = _other_texts(merged.run, backbone, source)
+    parity = _checked(source, reference, bare, exported, recipe, flips=flips)
     return Gated(parity, gate_sample(source, reference, _right(source, reference)))
 
 
@@ -171,8 +180,11 @@ def _torch_logits(backbone: Backbone, source: Source) -> tuple[Array, Array]:
     `[M, C]` without the expert, as many as show what it does.
     """
     expert, rows = source.expert, source.rows.rows
-    labels = torch.from_numpy(expert.label_embeddings)
-    choices = Choices(backbone, labels, logit_scale=expert.logit_scale)
+    choices = backbone.answer_scorer(
+        expert.label_texts,
+        torch.from_numpy(expert.label_embeddings),
+        logit_scale=expert.logit_scale,
+    )
     choices.learn(rows)  # before anything is attached: the bare backbone embeds candidates
 
     def logits(count: int) -> Array:
@@ -188,15 +200,52 @@ def _torch_logits(backbone: Backbone, source: Source) -> tuple[Array, Array]:
     return reference, bare
 
 
+def _widened(logits: Sequence[Array], reference: Array) -> Array:
+    """Rows of logits in one array: PyTorch's are as wide as the row with the most candidates."""
+    found = np.full(reference.shape, _NO_CANDIDATE, np.float32)
+    for at, row in enumerate(logits):
+        found[at, : len(row)] = row
+    return found
+
+
+def _other_texts(
+    run: Callable[[Sequence[Input]], Sequence[Answer | PidepError]],
+    backbone: Backbone,
+    source: Source,
+) -> int:
+    """Rows whose generated text is not PyTorch's; 0 where nothing is generated."""
+    expert = source.expert
+    if source.task.target is None:
+        return 0
+    rows = [replace(as_row(row), candidates=()) for row in source.rows.rows[:_GENERATED_ROWS]]
+    with attached(backbone.model, mixture_of(source.served)):
+        wanted = backbone.generate(
+            rows, max_length=expert.max_length, max_new_tokens=expert.max_answer_length or 1
+        )
+    found = [answer.text for answer in _answered(run, rows)]
+    return sum(one != other for one, other in zip(wanted, found, strict=True))
+
+
 def _checked(
-    source: Source, reference: Array, bare: Array, exported: Array, recipe: Recipe
+    source: Source,
+    reference: Array,
+    bare: Array,
+    exported: Array,
+    recipe: Recipe,
+    *,
+    flips: int = 0,
 ) -> Parity:
-    """The figures, within the recipe's tolerance, of an expert that acts."""
+    """The figures, within the recipe's tolerance, of an expert that acts.
+
+    Args:
+        flips: rows whose generated text is another one.
+    """
     labels = _right(source, reference)
-    measured = measure_parity(reference, exported, labels=labels, metric=source.task.metric)
+    measured = measure_parity(reference, exported, labels=labels, metric=source.metric)
     names, rows = source.expert.labels, source.rows.rows
     parity = measured.model_copy(
         update={
+            "argmax_flips": measured.argmax_flips + flips,
             "effect": effect_of(reference, bare),
             "worst_row": worst_row(reference, exported, rows),
             "slices": slices_of(reference, exported, rows, labels, names),

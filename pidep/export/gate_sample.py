@@ -43,9 +43,10 @@ def gate_sample(
     widths = [len(row.candidates) or reference.shape[1] for row in rows]
     return GateSample(
         digest=source.served.digest,
-        metric=source.task.metric,
+        metric=source.metric,
         labels=source.expert.labels,
         logit_scale=source.expert.logit_scale,
+        scores_texts=source.expert.scores_texts,
         rows=tuple(rows),
         right=tuple(labels[: len(rows)]),
         logits=tuple(

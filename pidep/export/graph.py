@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +16,12 @@ from pidep.adapters.bank_rows import BankLayout, BankRows, bank_rows
 from pidep.adapters.fold import folded_or_attached
 from pidep.artifacts import names
 from pidep.backbones.backbone import Backbone
-from pidep.errors import PidepError
 from pidep.experts.bank import BankGroup, pack
 from pidep.experts.folder import Expert
-from pidep.export.attention import attention_translation
-from pidep.export.row_ops import translations
+from pidep.export.program import Signature, save_graph, to_onnx
 from pidep.inputs.row import Input, Row
 
-__all__ = ["MOST_INSIDE", "export_bank_graph", "export_merged_graph", "export_vision_graph"]
-
-MOST_INSIDE = 2**31 - 2**27
-"""Bytes of weights in one ONNX file: a protobuf message has at most 2 GiB, and the nodes are in it,
-too."""
-
-
-@dataclass(frozen=True)
-class _Signature:
-    """What a graph takes and gives."""
-
-    arguments: dict[str, Any]
-    """Example arguments of the module's `forward`, by name."""
-    dynamic: dict[str, Any]
-    """The same structure; axis number to `torch.export.Dim`, for axes of any size."""
-    inputs: list[str]
-    output: str
+__all__ = ["export_bank_graph", "export_merged_graph", "export_vision_graph"]
 
 
 def export_merged_graph(
@@ -66,15 +45,15 @@ def export_merged_graph(
         PidepError: the exporter cannot translate the backbone.
     """
     inputs, axes = _example(backbone)
-    signature = _Signature({"inputs": inputs}, {"inputs": axes}, list(inputs), names.GRAPH_LOGITS)
+    signature = Signature({"inputs": inputs}, {"inputs": axes}, list(inputs), [names.GRAPH_LOGITS])
     if half:
         backbone = _copied(backbone)
     with folded_or_attached(backbone.model, expert.sites, kind=expert.kind, scaling=expert.scaling):
         # Folded in fp32, then cast: the sum of weight and expert is rounded once.
         if half:
             backbone.model.half()
-        program = _to_onnx(_Merged(backbone, expert), signature, opset=opset, form="merged")
-        _save(program.model, path, beside=beside)
+        program = to_onnx(_Merged(backbone, expert), signature, opset=opset, form="merged")
+        save_graph(program.model, path, beside=beside)
 
 
 def export_bank_graph(
@@ -112,7 +91,7 @@ def export_bank_graph(
     slots, weights = torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 5, len(layout.sites))
     some, count, mixed = (torch.export.Dim(name) for name in ("slot_rows", "experts", "mixed"))
     slots_name, weights_name = names.GRAPH_SLOTS, names.GRAPH_WEIGHTS
-    signature = _Signature(
+    signature = Signature(
         {"inputs": inputs, slots_name: slots, weights_name: weights, "factors": factors},
         {
             "inputs": axes,
@@ -121,11 +100,11 @@ def export_bank_graph(
             "factors": [{0: count} for _ in groups],
         },
         [*inputs, slots_name, weights_name, *(group.input for group in groups)],
-        names.GRAPH_EMBEDDING,
+        [names.GRAPH_EMBEDDING],
     )
     with attached_bank(backbone.model, groups):
-        program = _to_onnx(_Bank(backbone, layout), signature, opset=opset, form="bank")
-        _save(program.model, path, beside=beside)
+        program = to_onnx(_Bank(backbone, layout), signature, opset=opset, form="bank")
+        save_graph(program.model, path, beside=beside)
 
 
 def export_vision_graph(backbone: Backbone, path: Path, *, opset: int) -> None:
@@ -139,15 +118,15 @@ def export_vision_graph(backbone: Backbone, path: Path, *, opset: int) -> None:
     assert backbone.image_graph is not None
     assert backbone.preprocess is not None
     size = backbone.preprocess.size
-    signature = _Signature(
+    signature = Signature(
         # Two images: torch.export fixes an axis of size 1 as a constant.
         {names.GRAPH_PIXELS: torch.zeros(2, 3, size, size)},
         {names.GRAPH_PIXELS: {0: torch.export.Dim("images")}},
         [names.GRAPH_PIXELS],
-        names.GRAPH_VISUAL,
+        [names.GRAPH_VISUAL],
     )
-    program = _to_onnx(backbone.image_graph, signature, opset=opset, form="vision")
-    _save(program.model, path, beside=False)
+    program = to_onnx(backbone.image_graph, signature, opset=opset, form="vision")
+    save_graph(program.model, path, beside=False)
 
 
 class _Merged(nn.Module):
@@ -208,62 +187,3 @@ def _example(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, dict[int,
         return places if name.startswith("visual") else length
 
     return inputs, {name: {0: batch, 1: second(name)} for name in inputs}
-
-
-def _to_onnx(module: nn.Module, signature: _Signature, *, opset: int, form: str) -> Any:
-    """`torch.onnx.export`, quiet; the program, which shares its weights with the module."""
-    # The exporter logs and warns about each of its steps, also where all went well.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
-            return torch.onnx.export(
-                module.eval(),
-                kwargs=signature.arguments,
-                dynamo=True,
-                opset_version=opset,
-                dynamic_shapes=signature.dynamic,
-                input_names=signature.inputs,
-                output_names=[signature.output],
-                custom_translation_table={**translations(opset), **attention_translation(opset)},
-                verbose=False,
-                optimize=True,
-            )
-        except torch.onnx.errors.OnnxExporterError as error:
-            first = (str(error).splitlines() or ["?"])[0]
-            raise PidepError(f"export of the {form} graph failed: {first}") from error
-
-
-def _save(model: Any, path: Path, *, beside: bool) -> None:
-    """Write a graph: in one file, or with its weights beside it in `<path>.data`.
-
-    Both files have the same bytes each time: the weights lie in the order of the graph.
-    """
-    import onnx_ir
-
-    _strip_metadata(model)
-    weights = [one.const_value for one in model.graph.initializers.values()]
-    beside = beside or sum(one.nbytes for one in weights if one is not None) > MOST_INSIDE
-    data = path.name + names.DATA_SUFFIX if beside else None
-    # One tensor at a time goes to the file, so the weights are not in memory a second time.
-    onnx_ir.save(model, path, external_data=data)
-
-
-def _strip_metadata(model: Any) -> None:
-    """Remove what the exporter notes about its own source code.
-
-    Stack traces hold the paths of this checkout. With them, the digest of one and the same graph
-    would depend on the folder in which it was exported.
-    """
-    model.metadata_props.clear()
-    for graph in (model.graph, *model.functions.values()):
-        graph.metadata_props.clear()
-        for node in graph.all_nodes():
-            node.metadata_props.clear()
-            for value in (*node.inputs, *node.outputs):
-                if value is not None:
-                    value.metadata_props.clear()
-        for value in (*graph.inputs, *graph.outputs):
-            value.metadata_props.clear()
-    for value in model.graph.initializers.values():
-        value.metadata_props.clear()

@@ -49,7 +49,7 @@ def cached_bank_graph(
 
     A cached file that is damaged is made again.
     """
-    key = _key(backbone, groups, opset=opset, half=half, beside=beside)
+    key = _key(backbone, groups, name=path.name, opset=opset, half=half, beside=beside)
     data = path.with_name(path.name + DATA_SUFFIX)
     kept = cache_folder() / "graphs" / f"{key}.safetensors"
     found = read_cached(kept, key=key)
@@ -71,7 +71,13 @@ def cached_bank_graph(
 
 
 def _key(
-    backbone: Backbone, groups: Sequence[BankGroup], *, opset: int, half: bool, beside: bool
+    backbone: Backbone,
+    groups: Sequence[BankGroup],
+    *,
+    name: str,
+    opset: int,
+    half: bool,
+    beside: bool,
 ) -> str:
     """SHA-256 over everything that decides a graph."""
     facts = {
@@ -79,6 +85,7 @@ def _key(
         "class": type(backbone.model).__name__,
         "positions": backbone.max_positions,
         "groups": [asdict(group) for group in groups],
+        "name": name,
         "opset": opset,
         "half": half,
         "beside": beside,

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pidep.errors import ExpertError, UsageError, did_you_mean
-from pidep.experts.folder import Expert, check_name, require_embeddings
+from pidep.experts.folder import Expert, check_name
 from pidep.experts.mixed import MixedExpert, Served, head_of, parts_of
 from pidep.experts.mixture_folder import read_served
 from pidep.experts.resolve import resolve_expert_folder, resolve_served_folder
-from pidep.inputs.row import Input
+from pidep.inputs.row import Input, as_row
 from pidep.tasks.data import Split, limit, load_texts
 from pidep.tasks.hub import with_labels
 from pidep.tasks.task import Task, load_task
 
-__all__ = ["Source", "read_source"]
+__all__ = ["Source", "choosing", "read_source"]
 
 _CALIBRATION_ROWS = 64
 
@@ -35,6 +35,11 @@ class Source:
     """Training rows, for recipes that measure before they quantise."""
     mixture: MixedExpert | None = None
     """What a bank serves by reference to its parts."""
+
+    @property
+    def metric(self) -> str:
+        """The metric of the gate: the task's, or how often the right text is the likelier one."""
+        return self.task.metric if self.task.target is None else "accuracy"
 
     @property
     def served(self) -> Served:
@@ -66,7 +71,7 @@ def read_source(
 
     Raises:
         UsageError: no task is given, or a task with other labels.
-        ExpertError: the folder holds no expert, or one of an encoder-decoder.
+        ExpertError: the folder holds no expert.
     """
     if not isinstance(run, Path):
         served, where = run, f"expert {head_of(run).name!r}"
@@ -82,7 +87,6 @@ def read_source(
     if name is not None:
         served = _renamed(served, check_name(name))
     expert = head_of(served)
-    require_embeddings(expert)
     if task is None:
         raise UsageError(
             f"{where}: has no task, so there are no real rows for the parity gate; give `task`"
@@ -98,10 +102,27 @@ def read_source(
     return Source(
         expert,
         found,
-        limit(data.test, rows, seed=0),
+        choosing(limit(data.test, rows, seed=0)),
         calibration=limit(data.train, _CALIBRATION_ROWS, seed=0).rows,
         mixture=served if isinstance(served, MixedExpert) else None,
     )
+
+
+def choosing(split: Split) -> Split:
+    """Rows of free answers as a choice between their own target and another row's."""
+    if not split.targets:
+        return split
+    texts = [targets[0] for targets in split.targets]
+    # The next row's of another text: a row's own target twice would be no choice.
+    others = [
+        next((other for other in [*texts[at + 1 :], *texts] if other != text), f"no {text}")
+        for at, text in enumerate(texts)
+    ]
+    rows: list[Input] = [
+        replace(as_row(row), candidates=tuple(both))
+        for row, *both in zip(split.rows, texts, others, strict=True)
+    ]
+    return Split(rows, [0] * len(rows), split.targets)
 
 
 def _renamed(served: Served, name: str) -> Served:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pidep.errors import BackboneError
+from pidep.inputs.decoding import Decoding
 from pidep.inputs.images import ImageSource, load_image, pixels_digest
 
 __all__ = [
@@ -43,6 +44,8 @@ class Row:
     """The row's place in the data, for messages."""
     columns: Mapping[str, Any] | None = None
     """The row's columns in the place of its text, which the expert's template makes of them."""
+    decoding: Decoding | None = None
+    """How an encoder-decoder's answer is decoded."""
 
 
 Input = str | Row

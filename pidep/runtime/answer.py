@@ -26,11 +26,13 @@ class Answer:
     digest: str
     """The version that answered."""
     embedding: Array | None = None  # [D] fp32, unit length; a merged graph gives none
+    text: str = ""
+    """What an encoder-decoder generated."""
 
     @property
     def label(self) -> str:
-        """The best label; empty where there are none."""
-        return self.labels[int(self.scores.argmax())] if self.labels else ""
+        """The best label, or the generated text; empty where there is neither."""
+        return self.labels[int(self.scores.argmax())] if self.labels else self.text
 
 
 def finite(answer: Answer) -> Answer | AnswerError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,16 @@ from pidep.runtime.fit import check_served, groups_of
 from pidep.runtime.input_reader import InputReader
 from pidep.runtime.isolate import isolated
 from pidep.runtime.ready_rows import ready_rows
+from pidep.runtime.sequences import Answering, Sequences
 from pidep.runtime.session import open_session
 
 __all__ = ["Bank", "Resident", "Residents"]
 
-_PROBES = ("which expert answers?", "a")
-"""Texts that a new expert must answer before it is served. Their numbers must be finite."""
+_PROBED = ("which expert answers?", "a")
+_PROBES = tuple(Row(text, candidates=_PROBED) for text in _PROBED)
+"""Rows that a new expert must answer before it is served. Their numbers must be finite. What embeds
+reads no candidates; an encoder-decoder scores them.
+"""
 _PROBE_BATCH = 32
 _IDLE = 5e-7
 """Of an element of a unit vector: what rounding alone does. Rows of one batch run the same
@@ -97,16 +101,24 @@ class Bank:
             tokenizer_digest=(self.record.files or {}).get(TOKENIZER),
             threads=threads,
         )
-        graph = version_folder / GRAPH
-        self.session = open_session(graph, self.record.graph_digest, threads=threads)
+        self._sequences: Sequences | None = None
+        if self.record.sequence is not None:
+            sequences = Sequences(
+                version_folder, self.record.sequence, self.reader, threads=threads
+            )
+            self._sequences, self.session, types = sequences, sequences.session, sequences.inputs
+        else:
+            graph = version_folder / GRAPH
+            self.session = open_session(graph, self.record.graph_digest, threads=threads)
+            types = {one.name: one.type for one in self.session.get_inputs()}
+            _require_slots(graph, types)
         on_gpu = "CUDAExecutionProvider" in self.session.get_providers()
         self.device = "cuda" if on_gpu else "cpu"
         self._run_tokens = tokens_of_a_run(self.session)
         self.groups = groups_of(self.record)
         """The inputs of the graph that hold experts."""
         self._sites = bank_sites(self.groups)
-        self._require_slots(graph)
-        half = {one.name for one in self.session.get_inputs() if one.type == "tensor(float16)"}
+        half = {name for name, kind in types.items() if kind == "tensor(float16)"}
         self.arena = Arena(
             self.groups,
             dtypes={
@@ -170,8 +182,8 @@ class Bank:
         step = _PROBE_BATCH // len(_PROBES)
         for start in range(0, len(names), step):
             some = names[start : start + step]
-            rows = [(name, text) for name in some for text in _PROBES]
-            answers = self.run(residents, [text for _, text in rows], [name for name, _ in rows])
+            rows = [(name, row) for name in some for row in _PROBES]
+            answers = self.run(residents, [row for _, row in rows], [name for name, _ in rows])
             for at, name in enumerate(some):
                 own = answers[at * len(_PROBES) : (at + 1) * len(_PROBES)]
                 fault = _fault(name, own, self._bare)
@@ -209,7 +221,16 @@ class Bank:
                 found[at] = visual
             else:
                 good[at] = visual
-        if good:
+        if good and self._sequences is not None:
+            chosen = [names[at] for at in good]
+            answers = self._sequences.answers(
+                [fit[at] for at in good],
+                list(good.values()),
+                [self._answering(residents, name) for name in chosen],
+                lambda rows: self._acting(residents, [chosen[at] for at in rows]),
+            )
+            found.update(zip(good, answers, strict=True))
+        elif good:
             lengths = [self._max_length(residents, names[at]) for at in good]
             feeds = self.reader.feeds(
                 [fit[at] for at in good], list(good.values()), max_length=lengths
@@ -245,17 +266,30 @@ class Bank:
     def _run_graph(
         self, residents: Residents, feeds: Mapping[str, Array], names: Sequence[str]
     ) -> Array:
-        slots, weights = self._chosen(residents, names)
         # A request's inputs come from the CPU; ONNX Runtime copies them where the graph runs.
-        values = {
-            name: self._value(array, "cpu")
-            for name, array in {**feeds, GRAPH_SLOTS: slots, GRAPH_WEIGHTS: weights}.items()
-        }
+        values = {name: self._value(array, "cpu") for name, array in feeds.items()}
         (embeddings,) = self.session.run_with_ort_values(
-            [GRAPH_EMBEDDING], {**values, **residents.values}
+            [GRAPH_EMBEDDING], {**values, **self._acting(residents, names)}
         )
         found: Array = embeddings.numpy()
         return found
+
+    def _acting(self, residents: Residents, names: Sequence[str]) -> dict[str, Any]:
+        """The graph's inputs that hold the experts of rows that name them."""
+        slots, weights = self._chosen(residents, names)
+        own = {GRAPH_SLOTS: slots, GRAPH_WEIGHTS: weights}
+        values = {name: self._value(array, "cpu") for name, array in own.items()}
+        return {**values, **residents.values}
+
+    def _answering(self, residents: Residents, name: str) -> Answering:
+        """What an encoder-decoder needs of the expert that a row names."""
+        if name == BACKBONE:
+            return Answering(self.record.backbone_digest, self.record.max_positions)
+        one = residents.by_name[name]
+        head = one.head
+        return Answering(
+            one.digest, one.max_length, head.labels, head.label_texts, head.max_answer_length
+        )
 
     def _chosen(
         self, residents: Residents, names: Sequence[str]
@@ -295,17 +329,18 @@ class Bank:
         logits = expert.logit_scale * (expert.label_embeddings @ embedding)
         return finite(Answer(expert.labels, logits, softmax(logits), digest, embedding))
 
-    def _require_slots(self, graph: Path) -> None:
-        """Refuse the graph of an older export, whose rows name one expert each."""
-        if not {GRAPH_SLOTS, GRAPH_WEIGHTS} <= {one.name for one in self.session.get_inputs()}:
-            raise ServingError(
-                f"{graph}: takes no {GRAPH_SLOTS!r} and {GRAPH_WEIGHTS!r}, an older pidep made it; "
-                "make it again with pidep export --form bank"
-            )
-
     @staticmethod
     def _value(array: Array, device: str) -> Any:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
+
+
+def _require_slots(graph: Path, inputs: Container[str]) -> None:
+    """Refuse the graph of an older export, whose rows name one expert each."""
+    if GRAPH_SLOTS not in inputs or GRAPH_WEIGHTS not in inputs:
+        raise ServingError(
+            f"{graph}: takes no {GRAPH_SLOTS!r} and {GRAPH_WEIGHTS!r}, an older pidep made it; "
+            "make it again with pidep export --form bank"
+        )
 
 
 def _fault(
@@ -319,8 +354,12 @@ def _fault(
         # Without an answer of the bare backbone there is nothing to compare with.
         if isinstance(other, PidepError):
             return None
-        own, bare_one = np.asarray(answer.embedding), np.asarray(other.embedding)
-        moved = max(moved, float(np.abs(own - bare_one).max()))
+        own, bare_one = (
+            one.logits if one.embedding is None else one.embedding for one in (answer, other)
+        )
+        # Embeddings have length 1. Log-probabilities are sums, and their rounding grows with them.
+        size = max(1.0, float(np.abs(bare_one).max()))
+        moved = max(moved, float(np.abs(own - bare_one).max()) / size)
     if moved > _IDLE:
         return None
     return ExpertError(

@@ -39,7 +39,7 @@ class InputReader:
         """
         # The tokenizer of training, from the entry itself: a shared one could change under the
         # graph.
-        self._tokenize = Tokenize(tokenizer_json(version_folder, tokenizer_digest))
+        self.tokenize = Tokenize(tokenizer_json(version_folder, tokenizer_digest))
         self.vision: VisionReader | None = None
         if vision is not None:
             self.vision = VisionReader(version_folder, vision, threads=threads)
@@ -70,7 +70,7 @@ class InputReader:
             visuals: as `visual` gives them.
             max_length: tokens a text is cut to, for all rows or for each.
         """
-        ids, mask = self._tokenize([text_of(row) for row in rows], max_length=max_length)
+        ids, mask = self.tokenize([text_of(row) for row in rows], max_length=max_length)
         feeds: dict[str, Array] = {"input_ids": ids, "attention_mask": mask}
         if self.vision is not None:
             feeds |= self.vision.beside(visuals)

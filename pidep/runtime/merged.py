@@ -19,6 +19,7 @@ from pidep.runtime.entry import require_files
 from pidep.runtime.input_reader import InputReader
 from pidep.runtime.isolate import isolated
 from pidep.runtime.ready_rows import ready_rows
+from pidep.runtime.sequences import Answering, Sequences
 from pidep.runtime.session import open_session
 
 __all__ = ["Merged"]
@@ -46,8 +47,14 @@ class Merged:
             tokenizer_digest=(self.record.files or {}).get(TOKENIZER),
             threads=threads,
         )
+        self._sequences: Sequences | None = None
+        self.session: Any = None
+        if self.record.sequence is not None:
+            self._sequences = Sequences(
+                version_folder, self.record.sequence, self.reader, threads=threads
+            )
+            return
         graph = version_folder / GRAPH
-        self.session: Any
         if use_engine and self.record.engine is not None:
             self.session = EngineSession(version_folder / ENGINE, self.record.engine)
             self._run_tokens: int | None = None
@@ -69,7 +76,7 @@ class Merged:
         asked = ready_rows(rows, [self.record.template] * len(rows))
         fit = [row for row in asked if isinstance(row, Row)]
         seen = self.reader.visual(fit)
-        good: list[tuple[Input, Array | None]] = [
+        good: list[tuple[Row, Array | None]] = [
             (row, visual)
             for row, visual in zip(fit, seen, strict=True)
             if not isinstance(visual, PidepError)
@@ -79,10 +86,20 @@ class Merged:
         found = iter(visual if isinstance(visual, PidepError) else next(answers) for visual in seen)
         return [row if isinstance(row, PidepError) else next(found) for row in asked]
 
-    def _answers(self, good: Sequence[tuple[Input, Array | None]]) -> Sequence[Answer | PidepError]:
+    def _answers(self, good: Sequence[tuple[Row, Array | None]]) -> Sequence[Answer | PidepError]:
         if not good:
             return []
         rows, visuals = [row for row, _ in good], [visual for _, visual in good]
+        if self._sequences is not None:
+            record = self.record
+            own = Answering(
+                record.digest,
+                record.max_length,
+                record.labels,
+                record.label_texts or (),
+                record.max_answer_length,
+            )
+            return self._sequences.answers(rows, visuals, [own] * len(rows), lambda _: {})
         feeds = self.reader.feeds(rows, visuals, max_length=self.record.max_length)
         logits = run_by_length(
             lambda part, _: self.session.run([GRAPH_LOGITS], part)[0],

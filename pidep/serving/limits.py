@@ -70,6 +70,8 @@ class Limits:
         images: Sequence[bytes],
         columns: Sequence[bytes] = (),
         keys: Sequence[bytes] = (),
+        candidates: Sequence[bytes] = (),
+        decodings: Sequence[bytes] = (),
     ) -> None:
         """Refuse a request that is too large; of its images, only the headers are read.
 
@@ -77,6 +79,8 @@ class Limits:
             experts: the name of each row's expert.
             columns: each row's columns as JSON, under the limits of texts.
             keys: what decides between the versions of a name.
+            candidates: each row's candidates as JSON, under the limits of texts.
+            decodings: how each row is decoded, as JSON, under the limits of texts.
 
         Raises:
             ServingError: a row or the request is over a limit; the message names the limit.
@@ -87,7 +91,8 @@ class Limits:
         self._check("text", "bytes", map(len, columns))
         # Names and keys count as texts here: a limit of their own is not worth a setting.
         self._check("text", "bytes", map(len, experts))
-        self._check("text", "bytes", map(len, keys))
+        for others in (keys, candidates, decodings):
+            self._check("text", "bytes", map(len, others))
         self._check("image", "bytes", map(len, images))
         if any(images):
             self._check("image", "pixels", _pixels(images))

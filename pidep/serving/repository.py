@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pidep.artifacts.names import BANK_RECORD, CONFIG, GRAPH, MERGED_RECORD, SHIM, VERSION
+from pidep.artifacts.names import (
+    BANK_RECORD,
+    CONFIG,
+    DECODER_GRAPH,
+    ENCODER_GRAPH,
+    GRAPH,
+    MERGED_RECORD,
+    SHIM,
+    VERSION,
+)
 from pidep.errors import UsageError
 from pidep.serving.staging import is_plain
 
@@ -49,7 +58,9 @@ def _require_complete(model: Path) -> None:
     version = model / VERSION
     if not any((version / name).is_file() for name in (BANK_RECORD, MERGED_RECORD)):
         raise UsageError(f"{model}: no bank.json or merged.json in version 1; export it again")
-    needed = [GRAPH]
+    sequences = (ENCODER_GRAPH, DECODER_GRAPH)
+    decodes = any((version / name).is_file() for name in sequences)
+    needed = list(sequences) if decodes else [GRAPH]
     # Triton Server's own backends read the graph; only the Python backend loads `model.py`.
     if has_stub(model):
         needed.append(SHIM)

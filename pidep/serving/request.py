@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pidep.artifacts import names
 from pidep.errors import ServingError, UnreachableError, UsageError, fault_of_text
+from pidep.inputs.decoding import Decoding
 
 __all__ = [
     "CHOICE",
@@ -59,6 +60,12 @@ class Request:
     key: str = ""
     """What decides which version answers while the name has a canary, such as a user's id. Rows of
     one key meet one version; without a key, equal rows do."""
+    candidates: Sequence[str] = ()
+    """Texts of which an encoder-decoder answers with one; its expert's labels when empty. What
+    embeds compares candidates with `Client.choose`.
+    """
+    decoding: Decoding | None = None
+    """How an encoder-decoder's answer is decoded."""
 
     def encoded(self) -> bytes:
         """The image's bytes; none when empty.
@@ -130,6 +137,14 @@ def encode_rows(rows: Sequence[Request], *, with_expert: bool) -> dict[str, list
         tensors[names.COLUMNS] = [_columns(row, f"row {at}") for at, row in enumerate(rows, 1)]
     if any(row.key for row in rows):
         tensors[names.KEY] = [_text(row.key, f"row {at}: key") for at, row in enumerate(rows, 1)]
+    if any(row.candidates for row in rows):
+        tensors[names.CANDIDATES] = [
+            _candidates(row, f"row {at}") for at, row in enumerate(rows, 1)
+        ]
+    if any(row.decoding is not None for row in rows):
+        tensors[names.DECODING] = [
+            json.dumps(row.decoding.to_json()).encode() if row.decoding else b"" for row in rows
+        ]
     # IMAGE is optional: a text-only model has no such input, and refuses it.
     if any(row.image is not None for row in rows):
         tensors[names.IMAGE] = [row.encoded() for row in rows]
@@ -143,6 +158,16 @@ def _text(value: object, where: str) -> bytes:
     if fault := fault_of_text(value):
         raise UsageError(f"{where}: {fault}")
     return value.encode()
+
+
+def _candidates(row: Request, where: str) -> bytes:
+    """A row's candidates as JSON; nothing where it has none."""
+    if not row.candidates:
+        return b""
+    if isinstance(row.candidates, str):
+        raise UsageError(f"{where}: candidates: expected several texts, found one text")
+    texts = [_text(each, f"{where}: candidate").decode() for each in row.candidates]
+    return json.dumps(texts, ensure_ascii=False).encode()
 
 
 def _columns(row: Request, where: str) -> bytes:

@@ -14,6 +14,7 @@ import numpy as np
 
 from pidep.artifacts import names
 from pidep.errors import PidepError, ServingError
+from pidep.inputs.decoding import read_candidates, read_decoding
 from pidep.inputs.row import Row
 from pidep.inputs.template import read_columns
 from pidep.runtime.answer import Answer
@@ -147,6 +148,8 @@ class TritonPythonModel:
             experts=_bytes(request, names.EXPERT) or [],
             images=_bytes(request, names.IMAGE) or [],
             columns=_bytes(request, names.COLUMNS) or [],
+            candidates=_bytes(request, names.CANDIDATES) or [],
+            decodings=_bytes(request, names.DECODING) or [],
             keys=_bytes(request, names.KEY) or [],
         )
         rows = _rows(request)
@@ -208,17 +211,32 @@ def _rows(request: Any) -> list[Row]:
         texts = _strings(request, names.TEXT) if given else [""] * len(columns)
     if images is None:
         images = [b""] * len(texts)
-    for name, values in ((names.COLUMNS, columns), (names.IMAGE, images)):
+    candidates, decodings = (
+        _bytes(request, name) or [b""] * len(texts) for name in (names.CANDIDATES, names.DECODING)
+    )
+    for name, values in (
+        (names.COLUMNS, columns),
+        (names.IMAGE, images),
+        (names.CANDIDATES, candidates),
+        (names.DECODING, decodings),
+    ):
         if len(values) != len(texts):
             raise ServingError(
                 f"TEXT has {len(texts)} rows, {name} {len(values)}; "
                 f"give one value a row, empty where there is none"
             )
     found = []
-    for number, (text, image, data) in enumerate(zip(texts, images, columns, strict=True), 1):
-        where = f"row {number}"
-        row_columns = read_columns(data, where) if data else None
-        found.append(Row(text, image or None, where=where, columns=row_columns))
+    for at, (text, image, data) in enumerate(zip(texts, images, columns, strict=True)):
+        where = f"row {at + 1}"
+        row = Row(
+            text,
+            image or None,
+            read_candidates(candidates[at], where) if candidates[at] else (),
+            where=where,
+            columns=read_columns(data, where) if data else None,
+            decoding=read_decoding(decodings[at], where) if decodings[at] else None,
+        )
+        found.append(row)
     return found
 
 

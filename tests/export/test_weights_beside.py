@@ -13,7 +13,7 @@ from pidep.artifacts import BankRecord, MergedRecord
 from pidep.artifacts.names import BANK
 from pidep.deployment.release import release_bank
 from pidep.errors import ServingError
-from pidep.export import Recipe, Source, export_merged, graph, load_recipe
+from pidep.export import Recipe, Source, export_merged, load_recipe, program
 from pidep.files.digest import file_digest
 from pidep.runtime import Bank, Merged
 from tests.conftest import make_expert
@@ -106,7 +106,7 @@ def test_both_files_have_the_same_bytes_each_time(
 def test_weights_that_one_file_cannot_hold_are_written_beside_it(
     shallow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph, "MOST_INSIDE", 1000)
+    monkeypatch.setattr(program, "MOST_INSIDE", 1000)
     source = Source(make_expert(shallow), TASK, ROWS)
     assert (exported(source, tmp_path, load_recipe("onnx-cpu"), "merged") / DATA).is_file()
 
