@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ import numpy.typing as npt
 import torch
 
 from pidep.adapters.mixture import attached, mixture_of
-from pidep.artifacts.names import BACKBONE
+from pidep.artifacts.names import BACKBONE, GRAPH
 from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
 from pidep.errors import ParityError, PidepError
+from pidep.export.bisect import Bisection
 from pidep.export.bound import require_packed
 from pidep.export.gate_sample import Gated, gate_sample
+from pidep.export.graph import bank_modules, merged_modules
 from pidep.export.parity import NO_EFFECT, check_effect, check_parity, effect_of, measure_parity
 from pidep.export.recipe import Recipe
 from pidep.export.slices import slices_of, worst_row
@@ -61,6 +64,9 @@ def gate_bank(
     # The default threads and providers: the session that is tested is the session that serves.
     bank = Bank(version_folder)
     residents = bank.build({source.expert.name: source.served for source in sources})
+    half = recipe.precision == "fp16"
+    modules = partial(bank_modules, backbone, bank.groups, opset=recipe.opset, half=half)
+    bisection = Bisection(bank, version_folder / GRAPH, modules, backbone, recipe.precision)
     _require_packed(bank, residents, sources)
     found = {}
     for number, source in enumerate(sources):
@@ -78,11 +84,20 @@ def gate_bank(
         for mixed in (False, True):
             logits = _bank_logits(bank, residents, source, mixed=mixed)
             exported = _widened(logits, reference)
-            measured.append(_checked(source, reference, bare, exported, recipe, flips=flips))
+            # The row twice, so that the batch has no padding: nothing bounds what is there.
+            names = [source.expert.name, *([BACKBONE] if mixed else [])]
+            ask = partial(_ask, bank, residents, names)
+            explain = partial(bisection.first_beyond, source, ask=ask)
+            checked = _checked(source, reference, bare, exported, recipe, explain, flips=flips)
+            measured.append(checked)
         parity = max(measured, key=lambda parity: parity.max_abs)
         sample = gate_sample(source, reference, _right(source, reference))
         found[source.expert.name] = Gated(parity, sample)
     return found
+
+
+def _ask(bank: Bank, residents: Residents, names: Sequence[str], row: Input) -> object:
+    return bank.run(residents, [row] * len(names), names)
 
 
 def _require_packed(bank: Bank, residents: Residents, sources: Sequence[Source]) -> None:
@@ -152,7 +167,11 @@ def gate_merged(
     reference, bare = _torch_logits(backbone, source)
     exported = _widened([answer.logits for answer in answers], reference)
     flips = _other_texts(merged.run, backbone, source)
-    parity = _checked(source, reference, bare, exported, recipe, flips=flips)
+    half = recipe.precision == "fp16"
+    modules = partial(merged_modules, backbone, source.expert, opset=recipe.opset, half=half)
+    bisection = Bisection(merged, version_folder / GRAPH, modules, backbone, recipe.precision)
+    explain = partial(bisection.first_beyond, source, ask=lambda row: merged.run([row]))
+    parity = _checked(source, reference, bare, exported, recipe, explain, flips=flips)
     return Gated(parity, gate_sample(source, reference, _right(source, reference)))
 
 
@@ -232,27 +251,31 @@ def _checked(
     bare: Array,
     exported: Array,
     recipe: Recipe,
+    explain: Callable[[Input], str],
     *,
     flips: int = 0,
 ) -> Parity:
     """The figures, within the recipe's tolerance, of an expert that acts.
 
     Args:
+        explain: names the first node beyond tolerance on a row.
         flips: rows whose generated text is another one.
     """
     labels = _right(source, reference)
     measured = measure_parity(reference, exported, labels=labels, metric=source.metric)
     names, rows = source.expert.labels, source.rows.rows
+    worst = worst_row(reference, exported, rows)
     parity = measured.model_copy(
         update={
             "argmax_flips": measured.argmax_flips + flips,
             "effect": effect_of(reference, bare),
-            "worst_row": worst_row(reference, exported, rows),
+            "worst_row": worst,
             "slices": slices_of(reference, exported, rows, labels, names),
         }
     )
-    check_parity(source.expert.name, parity, recipe.tolerance)
-    check_effect(source.expert.name, parity)
+    why = partial(explain, rows[worst.row - 1])
+    check_parity(source.expert.name, parity, recipe.tolerance, explain=why)
+    check_effect(source.expert.name, parity, explain=why)
     _check_recorded(source, parity)
     return parity
 

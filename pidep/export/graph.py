@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,17 @@ from pidep.artifacts import names
 from pidep.backbones.backbone import Backbone
 from pidep.experts.bank import BankGroup, pack
 from pidep.experts.folder import Expert
+from pidep.export.module_values import ModuleValues, module_values
 from pidep.export.program import Signature, save_graph, to_onnx
 from pidep.inputs.row import Input, Row
 
-__all__ = ["export_bank_graph", "export_merged_graph", "export_vision_graph"]
+__all__ = [
+    "bank_modules",
+    "export_bank_graph",
+    "export_merged_graph",
+    "export_vision_graph",
+    "merged_modules",
+]
 
 
 def export_merged_graph(
@@ -44,6 +52,21 @@ def export_merged_graph(
     Raises:
         PidepError: the exporter cannot translate the backbone.
     """
+    with _merged_graph(backbone, expert, opset=opset, half=half) as model:
+        save_graph(model, path, beside=beside)
+
+
+def merged_modules(
+    backbone: Backbone, expert: Expert, *, opset: int, half: bool = False
+) -> ModuleValues:
+    """The values of `export_merged_graph` that are outputs of the backbone's modules."""
+    with _merged_graph(backbone, expert, opset=opset, half=half) as model:
+        return module_values(model)
+
+
+@contextmanager
+def _merged_graph(backbone: Backbone, expert: Expert, *, opset: int, half: bool) -> Iterator[Any]:
+    """The graph of `export_merged_graph`; inside, it shares its weights with the backbone."""
     inputs, axes = _example(backbone)
     signature = Signature({"inputs": inputs}, {"inputs": axes}, list(inputs), [names.GRAPH_LOGITS])
     if half:
@@ -52,8 +75,7 @@ def export_merged_graph(
         # Folded in fp32, then cast: the sum of weight and expert is rounded once.
         if half:
             backbone.model.half()
-        program = to_onnx(_Merged(backbone, expert), signature, opset=opset, form="merged")
-        save_graph(program.model, path, beside=beside)
+        yield to_onnx(_Merged(backbone, expert), signature, opset=opset, form="merged").model
 
 
 def export_bank_graph(
@@ -78,6 +100,23 @@ def export_bank_graph(
     Raises:
         PidepError: as `export_merged_graph`.
     """
+    with _bank_graph(backbone, groups, opset=opset, half=half) as model:
+        save_graph(model, path, beside=beside)
+
+
+def bank_modules(
+    backbone: Backbone, groups: Sequence[BankGroup], *, opset: int, half: bool = False
+) -> ModuleValues:
+    """The values of `export_bank_graph` that are outputs of the backbone's modules."""
+    with _bank_graph(backbone, groups, opset=opset, half=half) as model:
+        return module_values(model)
+
+
+@contextmanager
+def _bank_graph(
+    backbone: Backbone, groups: Sequence[BankGroup], *, opset: int, half: bool
+) -> Iterator[Any]:
+    """The graph of `export_bank_graph`; inside, it shares its weights with the backbone."""
     inputs, axes = _example(backbone)
     # Experts are inputs of the graph: state that hangs on modules is lost in the exporter's copy.
     factors = [torch.from_numpy(pack(group, [None] * 4)) for group in groups]
@@ -103,8 +142,7 @@ def export_bank_graph(
         [names.GRAPH_EMBEDDING],
     )
     with attached_bank(backbone.model, groups):
-        program = to_onnx(_Bank(backbone, layout), signature, opset=opset, form="bank")
-        save_graph(program.model, path, beside=beside)
+        yield to_onnx(_Bank(backbone, layout), signature, opset=opset, form="bank").model
 
 
 def export_vision_graph(backbone: Backbone, path: Path, *, opset: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,8 +53,13 @@ def measure_parity(
     )
 
 
-def check_parity(name: str, parity: Parity, tolerance: Tolerance) -> None:
+def check_parity(
+    name: str, parity: Parity, tolerance: Tolerance, *, explain: Callable[[], str] = str
+) -> None:
     """Pass, or refuse.
+
+    Args:
+        explain: gives more of the message; asked only where a bound is broken.
 
     Raises:
         ParityError: the first bound that is broken, with both figures.
@@ -69,7 +74,7 @@ def check_parity(name: str, parity: Parity, tolerance: Tolerance) -> None:
         if found > allowed:
             raise ParityError(
                 f"parity of {name!r}: {what} is {found:.3g}, the recipe allows {allowed:.3g}"
-                f"{_worst(parity)}; nothing was published"
+                f"{_worst(parity)}{explain()}; nothing was published"
             )
 
 
@@ -104,11 +109,14 @@ def effect_of(
     return float(np.abs(reference[: len(bare)] - bare).max())
 
 
-def check_effect(name: str, parity: Parity) -> None:
+def check_effect(name: str, parity: Parity, *, explain: Callable[[], str] = str) -> None:
     """Refuse an expert whose answers could be the bare backbone's.
 
     An adapter that is loaded and changes nothing gives no error anywhere. A graph in which the
     expert's tensors reach nothing differs from PyTorch by what the expert does.
+
+    Args:
+        explain: as in `check_parity`, of an error of the graph.
 
     Raises:
         ParityError: the expert changes no logit, or the graph's error is over half of its effect.
@@ -124,5 +132,6 @@ def check_effect(name: str, parity: Parity) -> None:
     if parity.max_abs > effect / 2:
         raise ParityError(
             f"parity of {name!r}: the graph's error of {parity.max_abs:.3g} is over half of what "
-            f"the expert does, {effect:.3g}; use a recipe of more precision; nothing was published"
+            f"the expert does, {effect:.3g}{explain()}; use a recipe of more precision; nothing "
+            "was published"
         )

@@ -13,7 +13,19 @@ from pidep.artifacts.names import SHIM
 from pidep.errors import UsageError, did_you_mean
 from pidep.settings import fault_of, read_yaml
 
-__all__ = ["Profile", "Quantisation", "Recipe", "Tolerance", "load_recipe", "recipes", "shipped"]
+__all__ = [
+    "Precision",
+    "Profile",
+    "Quantisation",
+    "Recipe",
+    "Tolerance",
+    "load_recipe",
+    "recipes",
+    "shipped",
+]
+
+
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class Tolerance(BaseModel):
@@ -95,7 +107,7 @@ class Recipe(BaseModel):
     summary: str = ""
     """One line for `pidep recipes`."""
     runtime: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Precision
     """fp16: backbone and experts; pooling and logits stay in fp32. int8: the backbone's matrix
     products; a bank's experts and all else stay in fp32."""
     opset: int = Field(ge=18, le=23)
