@@ -20,6 +20,8 @@ __all__ = [
     "EXPERT",
     "EXPERT_RECORD",
     "GATE",
+    "GATE_PAGE",
+    "GATE_REPORT",
     "GRAPH",
     "GRAPH_EMBEDDING",
     "GRAPH_LOGITS",
@@ -64,6 +66,10 @@ VERSION = "1"
 """Triton Server's version folder. pidep writes this one only; expert versions are in the store."""
 GATE = "gate.json"
 """Rows and PyTorch's answers, beside the configuration; no server reads it."""
+GATE_REPORT = "gate_report.json"
+"""The figures of the gate, beside the configuration; no server reads it."""
+GATE_PAGE = "gate_report.html"
+"""The same as a page."""
 BANK_RECORD = "bank.json"
 MERGED_RECORD = "merged.json"
 GRAPH = "model.onnx"

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from pidep.export.bank_room import (
 from pidep.export.compile import compile_bank, compile_merged
 from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.gate import gate_bank, gate_merged
+from pidep.export.gate_report import write_gate_report
 from pidep.export.gate_sample import Gated
 from pidep.export.recipe import Recipe, shipped
 from pidep.export.source import Source
@@ -158,8 +159,10 @@ def staged_merged(
             images=record.vision is not None,
             decodes=record.sequence is not None,
         )
+        found = {expert.name: replace(gated, parity=parity)}
+        write_gate_report(temporary, found, recipe, record, with_texts=keep_rows)
         if keep_rows:
-            _keep_samples(temporary, {expert.name: gated}, recipe, record)
+            _keep_samples(temporary, found, recipe, record)
         _complete(temporary, config)
         exported = Exported(
             model, repo / model, {expert.name: parity}, {expert.name: expert.digest}
@@ -224,6 +227,7 @@ def staged_bank(
             images=record.vision is not None,
             decodes=record.sequence is not None,
         )
+        write_gate_report(temporary, gated, recipe, record, with_texts=keep_rows)
         if keep_rows:
             _keep_samples(temporary, gated, recipe, record)
         _complete(temporary, config)

@@ -91,8 +91,7 @@ def gate_bank(
             checked = _checked(source, reference, bare, exported, recipe, explain, flips=flips)
             measured.append(checked)
         parity = max(measured, key=lambda parity: parity.max_abs)
-        sample = gate_sample(source, reference, _right(source, reference))
-        found[source.expert.name] = Gated(parity, sample)
+        found[source.expert.name] = _gated(source, parity, reference)
     return found
 
 
@@ -172,7 +171,14 @@ def gate_merged(
     bisection = Bisection(merged, version_folder / GRAPH, modules, backbone, recipe.precision)
     explain = partial(bisection.first_beyond, source, ask=lambda row: merged.run([row]))
     parity = _checked(source, reference, bare, exported, recipe, explain, flips=flips)
-    return Gated(parity, gate_sample(source, reference, _right(source, reference)))
+    return _gated(source, parity, reference)
+
+
+def _gated(source: Source, parity: Parity, reference: Array) -> Gated:
+    sample = gate_sample(source, reference, _right(source, reference))
+    worst = parity.worst_row
+    text = "" if worst is None else as_row(source.rows.rows[worst.row - 1]).text
+    return Gated(parity, sample, text)
 
 
 def _answered(

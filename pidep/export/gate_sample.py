@@ -27,6 +27,8 @@ class Gated:
 
     parity: Parity
     sample: GateSample
+    worst_text: str
+    """The text of the worst row. Rows may be private."""
 
 
 def gate_sample(

@@ -1,4 +1,4 @@
-"""Files: atomic writes, safetensors, digests, and the cache folder. May import `pidep.errors`."""
+"""Files: atomic writes, safetensors, digests, caches, HTML. May import `pidep.errors`."""
 
 from typing import TYPE_CHECKING
 

@@ -87,6 +87,8 @@ def test_the_entry_is_whole_and_nothing_lies_beside_it(bank: Any) -> None:
     files = {"1", "1/__pycache__", "1/bank.json", "1/model.onnx", "1/model.py"} | {
         "1/tokenizer.json",
         "config.pbtxt",
+        "gate_report.html",
+        "gate_report.json",
     }
     assert set(contents(bank[0].folder)) == files
     assert [path.name for path in bank[0].folder.parent.iterdir()] == ["pidep_bank"]

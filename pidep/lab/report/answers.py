@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pidep.files.html import paragraph, table
 from pidep.lab.report import figures
 from pidep.lab.report.classes import Share, class_scores, mistakes
-from pidep.lab.report.html import figure, interval_text, number_text, paragraph, table
+from pidep.lab.report.html import figure, interval_text, number_text
 from pidep.tuning.run_folder import KEPT, Run
 
 if TYPE_CHECKING:

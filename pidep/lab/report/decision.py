@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pidep.lab.report.html import definitions, number_text, paragraph, signed, table
+from pidep.files.html import definitions, paragraph, table
+from pidep.lab.report.html import number_text, signed
 from pidep.tuning.run_folder import METHODS, Run
 
 __all__ = ["decision_section"]

@@ -8,9 +8,9 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from pidep.errors import PidepError
+from pidep.files.page_style import STYLE
 from pidep.lab.report.answers import classes_section, confusion_section, mistakes_section
 from pidep.lab.report.decision import decision_section
-from pidep.lab.report.look import STYLE
 from pidep.lab.report.neighbourhood import Neighbourhood
 from pidep.lab.report.sections import (
     alpha_section,

@@ -7,8 +7,9 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from pidep.experts.folder import Expert
+from pidep.files.html import definitions, paragraph, table
 from pidep.lab.report import figures
-from pidep.lab.report.html import definitions, figure, interval_text, paragraph, signed, table
+from pidep.lab.report.html import figure, interval_text, signed
 from pidep.lab.report.neighbourhood import Neighbourhood
 from pidep.lab.report.task_graph import graph
 from pidep.tasks.metrics.intervals import Interval, wilson

@@ -1,4 +1,4 @@
-"""The page's style sheet: one set of colours for light, one for dark; paper is always light."""
+"""The style sheet of HTML pages: colours for light and for dark; paper is always light."""
 
 __all__ = ["STYLE"]
 
