@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pidep.errors import ExpertError
+from pidep.experts.peft_fields import PeftField
 
 __all__ = [
     "Array",
@@ -111,6 +112,8 @@ class ExpertKind(ABC):
     """Tensors that a site may have beside those it must have."""
     peft_type: str | None = None
     """PEFT's name of the kind, where PEFT has it."""
+    peft_fields: Mapping[str, PeftField] = MappingProxyType({})
+    """What is made of each field of PEFT's configuration."""
     only_in_peft: bool = False
     """Whether an expert of this kind is always written as a PEFT adapter."""
     in_bank: bool = False

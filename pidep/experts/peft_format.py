@@ -25,6 +25,7 @@ from pidep.experts.finite import as_finite_fp32
 from pidep.experts.kind import Array, PeftAdapter, Sites, Tensors
 from pidep.experts.kind_names import kind_names
 from pidep.experts.kinds import expert_kind
+from pidep.experts.peft_fields import require_harmless
 from pidep.files.bounded_read import read_json
 from pidep.files.tensor_file import read_tensors
 
@@ -44,42 +45,6 @@ __all__ = [
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
-
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "bias": ("none", None),
-    "lora_bias": (False, None),
-    "modules_to_save": (None, []),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, []),
-    "target_parameters": (None, []),
-    "use_qalora": (False, None),
-    # The other ways to start change the backbone's weights, too. EVA and MiCA only choose where the
-    # factors start.
-    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "mica"),
-    "alora_invocation_tokens": (None, []),
-    "use_bdlora": (None, False),
-    "arrow_config": (None,),
-    "kasa_config": (None,),
-}
-"""Settings that change answers and that pidep does not have, with the values that are harmless."""
-_KNOWN = {
-    *("peft_type", "task_type", "auto_mapping", "peft_version", "inference_mode"),
-    *("base_model_name_or_path", "revision", "runtime_config", "megatron_config", "megatron_core"),
-    # LoRA: where it acts, which its tensors say, and how it was trained. `fan_in_fan_out` only says
-    # how PEFT merges into a Conv1D.
-    *("r", "lora_alpha", "use_rslora", "lora_dropout", "fan_in_fan_out", "ensure_weight_tying"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("eva_config", "corda_config", "loftq_config", "lora_ga_config", "qalora_group_size"),
-    # Prompt and prefix.
-    *("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads"),
-    *("num_layers", "encoder_hidden_size", "prefix_projection", "init_weights"),
-    *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path"),
-    *("tokenizer_kwargs", "prompt_tuning_init_state_dict_path"),
-}
-"""Settings that each kind's own reader honours, or that change no answer of a trained adapter."""
 
 
 def peft_types() -> dict[str, str]:
@@ -152,16 +117,9 @@ def peft_adapter(
             f"{where}: peft_type is {config.get('peft_type')!r}, "
             f"expected {' or '.join(map(repr, types.values()))}"
         )
-    # Refused by name instead of ignored: an adapter without DoRA's magnitudes would answer, only
-    # wrongly. The same holds for settings that a later PEFT invents.
-    unused: tuple[Any, ...] = (False, None, [], {})
-    allowed = {key: unused for key in config if key not in _KNOWN} | _REFUSED
-    for key, harmless in allowed.items():
-        if key in config and config[key] not in harmless:
-            raise ExpertError(
-                f"{where}: {key}={config[key]!r} is not supported; train the expert without it"
-            )
-    return expert_kind(kind).read_peft(folder, config, tensors)
+    found = expert_kind(kind)
+    require_harmless(where, config, found.peft_fields)
+    return found.read_peft(folder, config, tensors)
 
 
 def joined(parts: Sequence[Array]) -> dict[str, Array]:

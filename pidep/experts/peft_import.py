@@ -26,6 +26,8 @@ __all__ = ["read_foreign_peft"]
 _PICKLE = "adapter_model.bin"
 _WRAPPED = re.compile(r"^(?:_orig_mod\.|module\.)*base_model\.model\.(?:_orig_mod\.|module\.)*")
 """The beginning of a tensor's name, with what torch.compile and data parallelism add."""
+_OF_TRAINING = re.compile(r"\.lora_velora_embed(\.|$)")
+"""Tensors that only a gradient reads: how VeLoRA keeps activations."""
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.(lora_[AB])\.weight")
 
 
@@ -39,7 +41,11 @@ def read_foreign_peft(folder: Path) -> tuple[PeftAdapter, str]:
     """
     _require_adapter(folder)
     config = read_json(folder / CONFIG)
-    tensors = {_plain(name): array for name, array in read_tensors(folder / TENSORS).items()}
+    tensors = {
+        _plain(name): array
+        for name, array in read_tensors(folder / TENSORS).items()
+        if not _OF_TRAINING.search(name)
+    }
     if config.get("peft_type") == "LORA":
         config, tensors = _of_one_rank(folder, config, tensors)
     base = config.get("base_model_name_or_path")

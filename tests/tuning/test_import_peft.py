@@ -204,7 +204,7 @@ def test_pickle_is_not_read(peft_model: Train, adopt: Any, tmp_path: Path) -> No
     [
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported"),
         ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga' is not supported"),
-        ({"velora_config": {"scale": 1.0}}, "velora_config=.* is not supported"),
+        ({"monteclora_config": {"num_samples": 2}}, "monteclora_config=.* is not supported"),
         ({"of_a_later_version": True}, "of_a_later_version=True is not supported"),
         ({"rank_pattern": {"(": 2}}, "rank_pattern and alpha_pattern: expected numbers by site"),
         ({"alpha_pattern": {"query": "x"}}, "rank_pattern and alpha_pattern: expected numbers by"),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pidep.errors import ExpertError
 from pidep.experts.finite import is_finite_number
 from pidep.experts.kind import Array, ExpertKind, PeftAdapter, Sites, Tensors, Truncated
+from pidep.experts.kinds.lora_fields import LORA_FIELDS
 from pidep.experts.kinds.lora_truncation import truncate
 from pidep.experts.peft_format import TENSORS, finite
 
@@ -28,6 +29,7 @@ class _Lora(ExpertKind):
     adapter = "pidep.adapters.kinds.lora:KIND"
     axes = MappingProxyType({"lora_A": ("rank", "in"), "lora_B": ("out", "rank")})
     peft_type = "LORA"
+    peft_fields = LORA_FIELDS
     only_in_peft = True
     in_bank = True
     size_word = "rank"

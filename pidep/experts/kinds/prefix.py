@@ -23,9 +23,20 @@ from pidep.experts.kind import (
     Tensors,
     unequal_tokens,
 )
+from pidep.experts.peft_fields import VIRTUAL_TOKENS, training
 from pidep.experts.peft_format import in_layer_order, joined, virtual_tokens
 
 __all__ = ["KIND"]
+
+_FIELDS = MappingProxyType(
+    {
+        **VIRTUAL_TOKENS,
+        # A projected prefix is saved as what the projection makes of it.
+        "prefix_projection": training("how the tokens were made; saved is what they became"),
+        "encoder_hidden_size": training("width of the projection"),
+        "init_weights": training("how the tokens start"),
+    }
+)
 
 
 class _Prefix(ExpertKind):
@@ -34,6 +45,7 @@ class _Prefix(ExpertKind):
     adapter = "pidep.adapters.kinds.prefix:KIND"
     optional = frozenset({"bias"})
     peft_type = "PREFIX_TUNING"
+    peft_fields = _FIELDS
     in_bank = True
     size_word = "virtual tokens"
 

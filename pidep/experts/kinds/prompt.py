@@ -19,9 +19,21 @@ from pidep.experts.kind import (
     Tensors,
     unequal_tokens,
 )
+from pidep.experts.peft_fields import VIRTUAL_TOKENS, training
 from pidep.experts.peft_format import joined, virtual_tokens
 
 __all__ = ["KIND"]
+
+_START = training("how the tokens start")
+_FIELDS = MappingProxyType(
+    {
+        **VIRTUAL_TOKENS,
+        "prompt_tuning_init": _START,
+        "prompt_tuning_init_text": _START,
+        "tokenizer_name_or_path": _START,
+        "tokenizer_kwargs": _START,
+    }
+)
 
 
 class _Prompt(ExpertKind):
@@ -29,6 +41,7 @@ class _Prompt(ExpertKind):
     axes = MappingProxyType({"prompt": ("P", "D")})
     adapter = "pidep.adapters.kinds.prompt:KIND"
     peft_type = "PROMPT_TUNING"
+    peft_fields = _FIELDS
     in_bank = True
     size_word = "virtual tokens"
 
