@@ -24,6 +24,7 @@ __all__ = [
     "GATE_REPORT",
     "GRAPH",
     "GRAPH_EMBEDDING",
+    "GRAPH_LABELS",
     "GRAPH_LOGITS",
     "GRAPH_PIXELS",
     "GRAPH_SLOTS",
@@ -128,6 +129,8 @@ ROW_ERRORS = "row_errors"
 GRAPH_SLOTS = "slots"
 GRAPH_WEIGHTS = "weights"
 GRAPH_EMBEDDING = "sentence_embedding"
+GRAPH_LABELS = "label_embeddings"
+"""[C, D] fp32 times the logit scale; an optional input of an adapter graph."""
 GRAPH_LOGITS = "logits"
 GRAPH_PIXELS = "pixels"
 GRAPH_VISUAL = "visual"

@@ -12,7 +12,7 @@ __all__ = ["adopt"]
 
 @options(ImportSettings)
 def adopt(settings: ImportSettings) -> None:
-    """Turn an adapter trained by PEFT into an expert.
+    """Turn an adapter of PEFT or Olive into an expert.
 
     Checks that the adapter fits the backbone, and adds labels and digests.
     """

@@ -54,12 +54,15 @@ COMMANDS = {
     "tasks": Entry(
         "Understand", "List the packaged tasks, show rows of one, or write one as files."
     ),
-    "import": Entry("Ship", "Turn an adapter trained by PEFT into an expert.", "adopt"),
+    "import": Entry("Ship", "Turn an adapter of PEFT or Olive into an expert.", "adopt"),
     "fold": Entry("Ship", "Compress a mixture into one LoRA of a small rank."),
     "export": Entry(
         "Ship",
         "Compile experts to ONNX, check them against PyTorch, publish them.",
         stopped="nothing is half published; start again with: {command}",
+    ),
+    "convert": Entry(
+        "Ship", "Write experts for other programs: PEFT, or ONNX Runtime's own adapters."
     ),
     "recipes": Entry("Ship", "List the ways in which `pidep export` compiles."),
     "serve": Entry("Ship", "Run Triton Server on a model repository until it is stopped."),

@@ -1,4 +1,4 @@
-"""The settings of `pidep export`, `serve`, `infer`, `swap`, `verify` and `doctor`.
+"""The settings of `pidep export`, `convert`, `serve`, `infer`, `swap`, `verify` and `doctor`.
 
 No torch and no numpy.
 """
@@ -17,6 +17,7 @@ from pidep.serving.limits import Limits
 from pidep.settings import Settings, Shown
 
 __all__ = [
+    "ConvertSettings",
     "DoctorSettings",
     "ExportSettings",
     "InferSettings",
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 GRAPH = Shown("Graph")
+FORMAT = Shown("Format")
+OUTPUT = Shown("Output")
 REPOSITORY = Shown("Repository")
 ADDRESSES = Shown("Addresses")
 HEALTH = Shown("Health")
@@ -61,6 +64,23 @@ class ExportSettings(Settings):
     """Permit an expert with other labels, or another template, than its name has now."""
     overwrite: Annotated[bool, REPOSITORY] = False
     """Replace a model of the repository that pidep did not write, or a bank of another store."""
+
+
+class ConvertSettings(Settings):
+    """Which program the experts are for."""
+
+    to: Annotated[Literal["peft", "onnx-adapter"], FORMAT]
+    """peft: a folder that PeftModel.from_pretrained loads. onnx-adapter: a graph with optional
+    inputs, and an .onnx_adapter file for each LoRA."""
+    base: Annotated[str | None, FORMAT] = None
+    """For peft: the hub id or folder that PEFT loads the backbone by. Without it, the name that the
+    expert has for it."""
+    backbone: Annotated[str | None, FORMAT] = None
+    """For onnx-adapter: name or folder of the backbone, where it moved. Its digest is checked."""
+    out: Annotated[Path, OUTPUT]
+    """Folder to write."""
+    overwrite: Annotated[bool, OUTPUT] = False
+    """Replace what is in that folder."""
 
 
 class ServeSettings(Settings):

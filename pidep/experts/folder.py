@@ -39,7 +39,8 @@ from pidep.experts.finite import as_finite_fp32
 from pidep.experts.kind import Array
 from pidep.experts.kind_names import kind_names
 from pidep.experts.kinds import expert_kind
-from pidep.experts.peft_format import at_sites, peft_config, read_peft
+from pidep.experts.peft_folder import write_peft
+from pidep.experts.peft_format import at_sites, read_peft
 from pidep.experts.validation import require_valid
 from pidep.files.atomic_write import atomic_folder, check_place
 from pidep.files.tensor_file import read_tensors, tensor_bytes
@@ -378,17 +379,9 @@ def write_label_embeddings(folder: Path, expert: Expert) -> None:
 
 def _write_tensors(expert: Expert, folder: Path) -> None:
     """The tensors, in PEFT's format with its configuration where PEFT has the kind."""
-    name, tensors = "expert.safetensors", expert.tensors()
     if expert.in_peft_format:
-        config = peft_config(
-            expert.kind,
-            expert.sites,
-            backbone=expert.backbone,
-            scaling=expert.scaling,
-            rank_stabilized=expert.rank_stabilized,
-        )
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        name = "adapter_model.safetensors"
-        tensors = expert_kind(expert.kind).peft_tensors(expert.sites)
-    # As transformers writes it: its older releases refuse a file without this entry.
-    (folder / name).write_bytes(tensor_bytes(tensors, metadata={"format": "pt"}))
+        write_peft(expert, folder)
+        return
+    (folder / "expert.safetensors").write_bytes(
+        tensor_bytes(expert.tensors(), metadata={"format": "pt"})
+    )

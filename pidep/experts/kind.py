@@ -196,6 +196,16 @@ class ExpertKind(ABC):
         """
         raise self._refusal("PEFT has no format for it")
 
+    def graph_inputs(self, tensors: Tensors, *, scaling: float) -> dict[str, Array]:
+        """A site's tensors as optional inputs of a graph of one expert, by the name after the site.
+
+        Raises:
+            ExpertError: the kind cannot be given so.
+        """
+        raise self._refusal(
+            "an .onnx_adapter holds the factors of a LoRA; export it with `pidep export`"
+        )
+
     def truncate(self, sites: Sites, *, scaling: float, rank: int, max_error: float) -> Truncated:
         """The nearest expert of a smaller rank.
 

@@ -25,6 +25,7 @@ from pidep.inputs.row import Input, Row
 
 __all__ = [
     "bank_modules",
+    "example",
     "export_bank_graph",
     "export_merged_graph",
     "export_vision_graph",
@@ -67,7 +68,7 @@ def merged_modules(
 @contextmanager
 def _merged_graph(backbone: Backbone, expert: Expert, *, opset: int, half: bool) -> Iterator[Any]:
     """The graph of `export_merged_graph`; inside, it shares its weights with the backbone."""
-    inputs, axes = _example(backbone)
+    inputs, axes = example(backbone)
     signature = Signature({"inputs": inputs}, {"inputs": axes}, list(inputs), [names.GRAPH_LOGITS])
     if half:
         backbone = _copied(backbone)
@@ -117,7 +118,7 @@ def _bank_graph(
     backbone: Backbone, groups: Sequence[BankGroup], *, opset: int, half: bool
 ) -> Iterator[Any]:
     """The graph of `export_bank_graph`; inside, it shares its weights with the backbone."""
-    inputs, axes = _example(backbone)
+    inputs, axes = example(backbone)
     # Experts are inputs of the graph: state that hangs on modules is lost in the exporter's copy.
     factors = [torch.from_numpy(pack(group, [None] * 4)) for group in groups]
     if half:
@@ -208,7 +209,7 @@ def _copied(backbone: Backbone) -> Backbone:
     return backbone.around(copy.deepcopy(backbone.model))
 
 
-def _example(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+def example(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
     """Inputs of a batch, and which of their axes are dynamic."""
     # Different lengths, so that the example has padding and the mask matters.
     rows: list[Input] = ["an example of some length", "short", "and one in between"]

@@ -1,10 +1,11 @@
-"""`pidep import` as a function: a LoRA, prompt or prefix of PEFT becomes an expert."""
+"""`pidep import` as a function: an adapter of PEFT or Olive becomes an expert."""
 
 from __future__ import annotations
 
 import logging
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pidep.adapters.mixture import Mixture, find_sites
@@ -12,12 +13,15 @@ from pidep.backbones.backbone import Backbone
 from pidep.backbones.load import load_backbone
 from pidep.experts.folder import Expert, check_expert_place, check_name, write_expert
 from pidep.experts.kind import PeftAdapter
+from pidep.experts.olive_format import olive_adapter, read_olive_tensors
 from pidep.experts.peft_format import at_sites
 from pidep.experts.peft_import import read_foreign_peft
 from pidep.experts.replacing import Meaning, refuse_to_replace
+from pidep.runtime.adapter_file import SUFFIX, read_adapter_file
 from pidep.tasks.hub import with_labels
 from pidep.tasks.task import load_task
 from pidep.training.scorer import label_embeddings
+from pidep.tuning.adapter_hub import hub_folder, is_hub_id
 from pidep.tuning.settings import ImportSettings
 
 __all__ = ["import_peft"]
@@ -28,7 +32,7 @@ _SAME = {"minilm": "all-MiniLM-L6-v2", "pidep-mini": "all-MiniLM-L6-v2"}
 
 
 def import_peft(settings: ImportSettings) -> Expert:
-    """Write the expert folder `out` from a folder that PEFT wrote.
+    """Write the expert folder `out` from what PEFT or Olive wrote.
 
     Raises:
         UsageError: `out` holds an expert, and `overwrite` is not set.
@@ -42,7 +46,7 @@ def import_peft(settings: ImportSettings) -> Expert:
     if not settings.overwrite:
         new = Meaning(name, "", tuple(found.labels), found.template)
         refuse_to_replace(settings.out, f"{new} from {settings.folder}")
-    adapter, base = read_foreign_peft(settings.folder)
+    adapter, base = _read(settings.folder)
     encoder = load_backbone(settings.backbone)
     adapter = _named_for(adapter, encoder.model)
     # A LoRA names its sites; PEFT's prompts and prefixes belong to all places of the model.
@@ -62,7 +66,8 @@ def import_peft(settings: ImportSettings) -> Expert:
         logit_scale=encoder.logit_scale,
         max_length=min(found.max_length, encoder.max_positions),
         template=found.template,
-        provenance={"imported_from": "peft"} | ({"base": base} if base else {}),
+        provenance={"imported_from": "olive" if settings.folder.is_file() else "peft"}
+        | ({"base": base} if base else {}),
     )
     # Checked against the model itself: PEFT's files name a base, and say nothing about its shapes.
     Mixture.of([expert]).check(encoder.model)
@@ -77,6 +82,18 @@ def import_peft(settings: ImportSettings) -> Expert:
             encoder.name,
         )
     return expert
+
+
+def _read(place: Path) -> tuple[PeftAdapter, str]:
+    """The adapter of a folder, a file or a hub id, and the name of its base."""
+    if place.is_file():
+        # Of ONNX Runtime's own format, or of one that numpy reads.
+        own = place.suffix == SUFFIX
+        tensors = read_adapter_file(place) if own else read_olive_tensors(place)
+        return olive_adapter(place, tensors), ""
+    if not place.exists() and is_hub_id(str(place)):
+        place = hub_folder(str(place))
+    return read_foreign_peft(place)
 
 
 def _named_for(adapter: PeftAdapter, model: Any) -> PeftAdapter:

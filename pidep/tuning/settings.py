@@ -198,10 +198,11 @@ class PredictSettings(Settings):
 
 
 class ImportSettings(Settings):
-    """An adapter of PEFT, and what an expert needs beside its tensors."""
+    """An adapter of another program, and what an expert needs beside its tensors."""
 
     folder: Annotated[Path, Shown("Data", argument=True)]
-    """Folder written by PEFT's save_pretrained (LoRA, prompt or prefix tuning)."""
+    """Folder written by PEFT's save_pretrained (LoRA, prompt or prefix tuning), its hub id ORG/NAME
+    or ORG/NAME@REVISION, or a file of Olive (.onnx_adapter, .safetensors, .npz)."""
     task: Annotated[str, DATA]
     """Task file or packaged task the adapter was trained for. Labels come from it."""
     name: Annotated[str | None, EXPERT] = None

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from pidep.backbones.settings import SitesSettings
 from pidep.deployment.settings import (
+    ConvertSettings,
     DoctorSettings,
     ExportSettings,
     InferSettings,
@@ -50,6 +51,7 @@ SETTINGS: dict[str, type[Settings]] = {
     "import": ImportSettings,
     "fold": FoldSettings,
     "export": ExportSettings,
+    "convert": ConvertSettings,
     "serve": ServeSettings,
     "infer": InferSettings,
     "swap": SwapSettings,

@@ -98,6 +98,13 @@ class _Lora(ExpertKind):
         """The truncated SVD of every s·BA."""
         return truncate(sites, scaling=scaling, rank=rank, max_error=max_error)
 
+    def graph_inputs(self, tensors: Tensors, *, scaling: float) -> dict[str, Array]:
+        """Olive's: `lora_A.weight` [in, r], and `lora_B.weight` [r, out] with the scaling."""
+        return {
+            "lora_A.weight": np.ascontiguousarray(tensors["lora_A"].T),
+            "lora_B.weight": np.ascontiguousarray(tensors["lora_B"].T * np.float32(scaling)),
+        }
+
     def bank_factors(self, tensors: Tensors, *, scaling: float) -> dict[str, Array]:
         """`A` [r, in] as it is; `B` [r, out], transposed, with the scaling folded in."""
         return {"A": tensors["lora_A"], "B": tensors["lora_B"].T * np.float32(scaling)}
