@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pidep.artifacts.names import SCHEMA, TEMPLATE_SCHEMA, TEXT_SCHEMA
+from pidep.artifacts.names import BIAS_SCHEMA, SCHEMA, TEMPLATE_SCHEMA, TEXT_SCHEMA
 from pidep.artifacts.template import TemplateField
 from pidep.errors import ExpertError
 from pidep.files.bounded_read import read_json
@@ -43,9 +43,12 @@ class ExpertRecord(BaseModel):
     max_answer_length: int | None = None
     """Tokens of a free answer, for an encoder-decoder. Not in schema 1."""
     template: TemplateField | None = None
-    """How the task makes a text of a row's columns. Schema 3 only."""
+    """How the task makes a text of a row's columns. From schema 3 on."""
     scores_texts: bool = False
-    """Whether the expert is an encoder-decoder's. Schema 3 only; schema 2 means yes, 1 means no."""
+    """Whether the expert is an encoder-decoder's. From schema 3 on; schema 2 means yes, 1 means no.
+    """
+    label_bias: tuple[float, ...] = ()
+    """Added to the logit of each label. Schema 4 only."""
 
     @property
     def embeds(self) -> bool:
@@ -69,10 +72,10 @@ class ExpertRecord(BaseModel):
         # Checked first: a file of another schema would fail at its first unknown key, which
         # explains nothing.
         schema = values.get("schema")
-        if schema not in (SCHEMA, TEXT_SCHEMA, TEMPLATE_SCHEMA):
+        if schema not in (SCHEMA, TEXT_SCHEMA, TEMPLATE_SCHEMA, BIAS_SCHEMA):
             raise ExpertError(
                 f"{where}: schema {schema!r}, this pidep reads schemas {SCHEMA} to "
-                f"{TEMPLATE_SCHEMA}; use the pidep that wrote it, or a newer one"
+                f"{BIAS_SCHEMA}; use the pidep that wrote it, or a newer one"
             )
         try:
             return cls.model_validate(values)
@@ -88,7 +91,9 @@ class ExpertRecord(BaseModel):
         """The content of the file, keys in the order of the fields."""
         values = self.model_dump(by_alias=True)
         # Older schemas are written as older releases wrote them: those still read the files.
-        if self.schema_version != TEMPLATE_SCHEMA:
+        if self.schema_version != BIAS_SCHEMA:
+            del values["label_bias"]
+        if self.schema_version < TEMPLATE_SCHEMA:
             del values["template"], values["scores_texts"]
         if self.schema_version == SCHEMA:
             del values["max_answer_length"]

@@ -47,3 +47,5 @@ class MergedRecord(EntryRecord):
     """What an encoder-decoder scores for each label."""
     max_answer_length: int | None = None
     """Tokens of an encoder-decoder's free answer."""
+    label_bias: tuple[float, ...] | None = None
+    """Added to an encoder-decoder's scores of the labels; other graphs have it inside."""

@@ -6,6 +6,7 @@ __all__ = [
     "BACKBONE",
     "BANK",
     "BANK_RECORD",
+    "BIAS_SCHEMA",
     "CANDIDATES",
     "COLUMNS",
     "CONFIG",
@@ -148,4 +149,9 @@ TEMPLATE_SCHEMA = 3
 
 Older pideps made no use of the template, so they must not read such an expert: it would answer
 columns in another way than its digest says.
+"""
+BIAS_SCHEMA = 4
+"""An expert that has a bias of its labels, with or without a template.
+
+Older pideps would answer without the bias, so they must not read such an expert.
 """

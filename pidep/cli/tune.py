@@ -21,7 +21,7 @@ def tune(settings: TuneSettings, where: RunSettings, json: Json = False) -> None
     Trains the task's own expert, finds the most similar tasks in the pool, interpolates their
     experts with it, and measures the result on the test rows. Writes a run folder.
     """
-    from pidep.tuning.run_folder import METHODS
+    from pidep.tuning.run_folder import METHODS, priors_sentence
     from pidep.tuning.tune import tune as run
 
     with progress() as shown:
@@ -41,6 +41,8 @@ def tune(settings: TuneSettings, where: RunSettings, json: Json = False) -> None
         render.table(title, ["model", result.metric], rows)
     else:
         typer.echo(f"{result.name}: the test rows have no labels, so nothing was measured")
+    if result.class_priors is not None and result.class_priors.source != "training":
+        typer.echo(f"class priors: {priors_sentence(result.class_priors.to_json())}")
     if result.neighbours:
         rows = [[near.name, f"{near.similarity:.4f}"] for near in result.neighbours]
         render.table("nearest tasks", ["task", "similarity"], rows)

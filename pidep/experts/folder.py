@@ -11,7 +11,8 @@
 An expert of an encoder-decoder scores label texts or answers freely. It has no label embeddings;
 its digest covers the label texts and the length of its answers instead. Schema 3 has the task's
 template. Schemas 1 (embeds) and 2 (encoder-decoder) do not; they are still read and written, with
-the digests that they had. Nothing here imports torch or reads pickle.
+the digests that they had. Schema 4 has a bias of the labels, too. Nothing here imports torch or
+reads pickle.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pidep.artifacts.names import (
+    BIAS_SCHEMA,
     EXPERT_RECORD,
     SCHEMA,
     TASK_EMBEDDING,
@@ -97,10 +99,16 @@ class Expert:
     """Tokens of a free answer, for an encoder-decoder that answers freely."""
     template: Template | None = None
     """How the task makes a text of a row's columns; None for an expert of an older release."""
+    label_bias: tuple[float, ...] = ()
+    """[C] nats, added to the labels' logits; empty for none. Candidates of a row have none."""
 
     @property
     def schema(self) -> int:
-        """3 with a template. Without one, 1 where the backbone embeds, 2 for an encoder-decoder."""
+        """4 with a bias, 3 with a template. Without both, 1 where the backbone embeds, 2 for an
+        encoder-decoder.
+        """
+        if self.label_bias:
+            return BIAS_SCHEMA
         if self.template is not None:
             return TEMPLATE_SCHEMA
         return TEXT_SCHEMA if self.scores_texts else SCHEMA
@@ -140,6 +148,8 @@ class Expert:
             head |= {"label_texts": self.label_texts, "max_answer_length": self.max_answer_length}
         if self.template is not None:
             head["template"] = self.template.to_json()
+        if self.label_bias:
+            head["label_bias"] = self.label_bias
         sha = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         # Label texts of schema 1 stay outside: their embeddings decide the answers, and they are
         # inside.
@@ -257,6 +267,7 @@ def expert_of(
         rank_stabilized=rank_stabilized,
         max_answer_length=record.max_answer_length,
         template=record.template,
+        label_bias=record.label_bias,
     )
 
 
@@ -279,7 +290,8 @@ def record_of(expert: Expert) -> ExpertRecord:
         max_length=expert.max_length,
         max_answer_length=expert.max_answer_length,
         template=expert.template,
-        scores_texts=expert.scores_texts and expert.template is not None,
+        scores_texts=expert.scores_texts and expert.schema >= TEMPLATE_SCHEMA,
+        label_bias=expert.label_bias,
         metrics=expert.metrics,
         provenance=expert.provenance,
     )

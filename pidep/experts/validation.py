@@ -19,7 +19,10 @@ from pidep.experts.kinds import expert_kind
 if TYPE_CHECKING:
     from pidep.experts.folder import Expert
 
-__all__ = ["require_valid", "require_within"]
+__all__ = ["MOST_BIAS", "require_valid", "require_within"]
+
+MOST_BIAS = 100.0
+"""Nats. Beyond it, a label is always or never the answer."""
 
 
 def require_valid(expert: Expert, *, where: str = "") -> None:
@@ -118,6 +121,17 @@ def _require_labels(expert: Expert, where: str) -> None:
             f"{_described(expert.label_embeddings)}, expected finite floats "
             f"({len(expert.labels)}, D); train it again"
         )
+    if expert.label_bias and len(expert.label_bias) != len(expert.labels):
+        raise ExpertError(
+            f"{where}: label_bias has {len(expert.label_bias)} numbers for {len(expert.labels)} "
+            "labels, expected one each; train it again"
+        )
+    for value in expert.label_bias:
+        if not is_finite_number(value) or abs(value) > MOST_BIAS:
+            raise ExpertError(
+                f"{where}: label_bias holds {_shown(value)}, expected numbers from -{MOST_BIAS:g} "
+                f"to {MOST_BIAS:g}; train it again"
+            )
     longest = np.linalg.norm(embeddings.astype(np.float64), axis=1).max(initial=0.0)
     # An embedding has length 1, so no logit is above this product.
     if float(longest) * abs(expert.logit_scale) > LARGEST:

@@ -142,6 +142,7 @@ def staged_merged(
             template=expert.template,
             label_texts=expert.label_texts if expert.scores_texts else None,
             max_answer_length=expert.max_answer_length,
+            label_bias=(expert.label_bias or None) if expert.scores_texts else None,
         ).sealed(version)
         record.write(version)
         runs = record.engine is not None and _runs_here(record.engine)

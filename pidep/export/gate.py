@@ -16,6 +16,7 @@ from pidep.adapters.mixture import attached, mixture_of
 from pidep.artifacts.names import BACKBONE, GRAPH
 from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
+from pidep.backbones.label_bias import with_label_bias
 from pidep.errors import ParityError, PidepError
 from pidep.export.bisect import Bisection
 from pidep.export.bound import require_packed
@@ -214,6 +215,7 @@ def _torch_logits(backbone: Backbone, source: Source) -> tuple[Array, Array]:
 
     def logits(count: int) -> Array:
         found = choices.all_logits(rows[:count], max_length=expert.max_length)
+        found = with_label_bias(found, rows[:count], expert.label_bias)
         return np.nan_to_num(found.numpy(), neginf=_NO_CANDIDATE)
 
     # Attached, so that an error in folding shows as a difference.

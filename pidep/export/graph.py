@@ -169,7 +169,7 @@ def export_vision_graph(backbone: Backbone, path: Path, *, opset: int) -> None:
 
 
 class _Merged(nn.Module):
-    """Backbone and labels to logits; the expert acts inside the backbone."""
+    """Backbone, labels and their bias to logits; the expert acts inside the backbone."""
 
     def __init__(self, backbone: Backbone, expert: Expert) -> None:
         super().__init__()
@@ -178,9 +178,14 @@ class _Merged(nn.Module):
         # The scale is folded into the labels: one multiplication less for each row.
         labels = torch.from_numpy(expert.label_embeddings) * expert.logit_scale
         self.register_buffer("label_embeddings", labels)
+        # None for an expert without: its graph stays as older releases made it.
+        bias = torch.tensor(expert.label_bias, dtype=torch.float32) if expert.label_bias else None
+        self.label_bias: Tensor | None
+        self.register_buffer("label_bias", bias)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        return self.encode(**inputs) @ self.label_embeddings.T  # type: ignore[operator]
+        logits: Tensor = self.encode(**inputs) @ self.label_embeddings.T  # type: ignore[operator]
+        return logits if self.label_bias is None else logits + self.label_bias
 
 
 class _Bank(nn.Module):

@@ -41,6 +41,7 @@ from pidep.interpolation.candidates import (
 )
 from pidep.interpolation.guard import Baseline, Decision, guard
 from pidep.interpolation.held_out import (
+    HeldOut,
     averaging_weights,
     calibrated_losses,
     calibrated_together,
@@ -68,6 +69,8 @@ class Interpolated:
     """Names of the mixed experts, in the order of α."""
     decision: Decision
     reports: dict[str, TrainReport]
+    held_out: HeldOut | None = None
+    """What the chosen candidate says about held-out rows; None where nothing was held out."""
 
 
 def auto(
@@ -83,7 +86,7 @@ def auto(
     if validation is not None:
         # Held-back rows judge the very mixtures that are returned, so nothing is trained twice.
         found, reports = trainer.train(names, own, train, validation, keep=True)
-        decision, weights = _decide(
+        decision, weights, scored = _decide(
             trainer,
             [(found, validation)],
             confidence=confidence,
@@ -91,7 +94,7 @@ def auto(
             margin=_MARGIN_ON_HELD_BACK_ROWS,
         )
     else:
-        decision, weights, found, reports = _by_folds(
+        decision, weights, scored, found, reports = _by_folds(
             trainer, names, own, train, confidence=confidence
         )
     helpers = trainer.helpers
@@ -109,7 +112,7 @@ def auto(
         case joint:
             mixture, experts = found.learned[joint], everyone
     decision = replace(decision, left_out={**decision.left_out, **not_tried})
-    return Interpolated(mixture, uniform, experts, decision, reports)
+    return Interpolated(mixture, uniform, experts, decision, reports, scored)
 
 
 def tuned_own(
@@ -159,7 +162,7 @@ def _by_folds(
     train: Split,
     *,
     confidence: float,
-) -> tuple[Decision, dict[str, float], Candidates, dict[str, TrainReport]]:
+) -> tuple[Decision, dict[str, float], HeldOut, Candidates, dict[str, TrainReport]]:
     """The decision of folds of the shots; then the chosen candidate alone learns from all shots.
 
     A candidate at the high rate that diverges on all shots is taken out, and the folds decide
@@ -177,13 +180,15 @@ def _by_folds(
     # balanced. That is far less evidence than held-back rows, hence the square root.
     evidence = confidence * math.sqrt(len(train.labels))
     while True:
-        decision, weights = _decide(trainer, held_out, confidence=confidence, evidence=evidence)
+        decision, weights, scored = _decide(
+            trainer, held_out, confidence=confidence, evidence=evidence
+        )
         decision = replace(decision, left_out={**decision.left_out, **diverged})
         # The average needs the in-context mixture; own expert and uniform mixture need no training.
         wanted = "in_context" if decision.chosen == "mixture" else decision.chosen
         chosen = [name for name in names if name == wanted]
         try:
-            return decision, weights, *trainer.train(chosen, own, train, keep=True)
+            return decision, weights, scored, *trainer.train(chosen, own, train, keep=True)
         except Diverged:
             if wanted not in AT_HIGH_RATE:
                 raise
@@ -198,8 +203,8 @@ def _decide(
     confidence: float,
     evidence: float,
     margin: float = 1.0,
-) -> tuple[Decision, dict[str, float]]:
-    """The choice by held-out losses, and the weights of the average.
+) -> tuple[Decision, dict[str, float], HeldOut]:
+    """The choice by held-out losses, the weights of the average, and the choice's logits.
 
     Averaged candidates share one temperature. Joint training and the high rate give logits of
     another scale, so they have a temperature of their own, and so has the best of the others that
@@ -228,9 +233,10 @@ def _decide(
         for name in held_out[0][0].learned
         if name != "in_context" and all(name in found.learned for found, _ in held_out)
     ]
-    for name in trained:
-        logits = held_out_logits(scorer, held_out, partial(_learned, name=name))
-        losses[name] = calibrated_losses(logits, labels)
+    apart = {
+        name: held_out_logits(scorer, held_out, partial(_learned, name=name)) for name in trained
+    }
+    losses |= {name: calibrated_losses(logits, labels) for name, logits in apart.items()}
     # The best of the untrained candidates is the bar: a trained one must beat them all.
     untrained = {"mixture": average, **{name: averaged[name] for name in ("own_expert", "uniform")}}
     baseline = min(
@@ -238,7 +244,8 @@ def _decide(
         key=lambda bar: float(bar.losses.mean()),
     )
     decision = guard(losses, weights, confidence=confidence, baseline=baseline, margin=margin)
-    return replace(decision, prior=prior, evidence=evidence), weights
+    chosen = {**untrained, **apart}[decision.chosen]
+    return replace(decision, prior=prior, evidence=evidence), weights, HeldOut(chosen, labels)
 
 
 def _labels_of(held_out: Sequence[tuple[Candidates, Split]]) -> torch.Tensor:

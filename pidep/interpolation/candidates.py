@@ -13,7 +13,7 @@ from torch import Tensor
 from pidep.adapters.kinds import adapter_kind
 from pidep.adapters.mixture import Mixture, fresh
 from pidep.experts.folder import Expert
-from pidep.interpolation.held_out import confidence_in, stratified_folds
+from pidep.interpolation.held_out import HeldOut, confidence_in, stratified_folds
 from pidep.interpolation.settings import InterpolateSettings
 from pidep.tasks.data import Split
 from pidep.training.loop import (
@@ -36,8 +36,10 @@ __all__ = [
     "Candidates",
     "candidate_names",
     "folds_can_tell",
+    "held_back",
     "held_out_logits",
     "one_rate_for_all",
+    "own_on_folds",
     "why_not_tried",
 ]
 
@@ -243,3 +245,26 @@ def held_out_logits(
     return torch.cat(
         [predict_logits(scorer, rows.rows, mixture_of(found)) for found, rows in held_out]
     )
+
+
+def held_back(scorer: Scorer, validation: Split | None, mixture: Mixture) -> HeldOut | None:
+    """What a mixture says about rows that were held back from it; None where none were."""
+    if validation is None:
+        return None
+    return HeldOut(
+        predict_logits(scorer, validation.rows, mixture), torch.tensor(validation.labels)
+    )
+
+
+def own_on_folds(trainer: CandidateTrainer, train: Split, *, high_rate: bool) -> HeldOut | None:
+    """What own experts say about folds that did not train them; None where training diverges."""
+    name = "own_expert_high_rate"
+    held_out = trainer.train_on_folds((name,) if high_rate else (), train)
+    if high_rate and any(name not in found.learned for found, _ in held_out):
+        return None
+    logits = held_out_logits(
+        trainer.scorer,
+        held_out,
+        lambda found: found.learned[name] if high_rate else Mixture.of([found.own]),
+    )
+    return HeldOut(logits, torch.tensor([label for _, rows in held_out for label in rows.labels]))

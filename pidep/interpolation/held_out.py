@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 __all__ = [
+    "HeldOut",
     "averaging_weights",
     "calibrated_losses",
     "calibrated_together",
@@ -18,6 +20,13 @@ __all__ = [
 
 _PRIOR_ROWS = 64
 _TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+
+
+class HeldOut(NamedTuple):
+    """Rows that did not train what scores them."""
+
+    logits: Tensor  # [N, C]
+    labels: Tensor  # [N] int64
 
 
 def confidence_in(num_rows: int) -> float:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pidep.errors import AnswerError
 
-__all__ = ["Answer", "Array", "finite", "softmax"]
+if TYPE_CHECKING:  # clients read answers, and need no experts
+    from pidep.experts.folder import Expert
+
+__all__ = ["Answer", "Array", "finite", "label_logits", "softmax"]
 
 Array = npt.NDArray[Any]
 
@@ -47,6 +50,16 @@ def finite(answer: Answer) -> Answer | AnswerError:
     return AnswerError(
         f"the answer of {answer.digest[:19]} is not finite; its numbers overflow, train it again"
     )
+
+
+def label_logits(expert: Expert, embedding: Array) -> Array:
+    """`[C]` logits of an expert's labels for one row's embedding `[D]`: scaled cosines and bias.
+
+    `Scorer` does the same in PyTorch, and a merged graph has both inside.
+    """
+    logits: Array = expert.logit_scale * (expert.label_embeddings @ embedding)
+    # No bias at all, instead of zeros: experts without one answer bit for bit as they always did.
+    return logits + np.array(expert.label_bias, np.float32) if expert.label_bias else logits
 
 
 def softmax(logits: Array) -> Array:

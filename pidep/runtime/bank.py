@@ -26,7 +26,7 @@ from pidep.experts.folder import Expert
 from pidep.experts.kind import bank_sites
 from pidep.experts.mixed import MixedExpert, Served, head_of, parts_of, weights_of
 from pidep.inputs.row import Input, Row
-from pidep.runtime.answer import Answer, Array, finite, softmax
+from pidep.runtime.answer import Answer, Array, finite, label_logits, softmax
 from pidep.runtime.arena import Arena, Slot
 from pidep.runtime.by_length import run_by_length, tokens_of_a_run
 from pidep.runtime.entry import require_files
@@ -288,7 +288,12 @@ class Bank:
         one = residents.by_name[name]
         head = one.head
         return Answering(
-            one.digest, one.max_length, head.labels, head.label_texts, head.max_answer_length
+            one.digest,
+            one.max_length,
+            head.labels,
+            head.label_texts,
+            head.max_answer_length,
+            head.label_bias,
         )
 
     def _chosen(
@@ -326,7 +331,7 @@ class Bank:
         if not expert.labels:
             return finite(Answer((), none, none, digest, embedding))
         # Outside the graph: every expert has its own number of labels, and one graph serves all.
-        logits = expert.logit_scale * (expert.label_embeddings @ embedding)
+        logits = label_logits(expert, embedding)
         return finite(Answer(expert.labels, logits, softmax(logits), digest, embedding))
 
     @staticmethod

@@ -98,6 +98,7 @@ class Merged:
                 record.labels,
                 record.label_texts or (),
                 record.max_answer_length,
+                record.label_bias or (),
             )
             return self._sequences.answers(rows, visuals, [own] * len(rows), lambda _: {})
         feeds = self.reader.feeds(rows, visuals, max_length=self.record.max_length)

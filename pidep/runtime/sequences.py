@@ -43,6 +43,8 @@ class Answering:
     labels: tuple[str, ...] = ()
     label_texts: tuple[str, ...] = ()
     max_answer_length: int | None = None
+    label_bias: tuple[float, ...] = ()
+    """Added to the score of each label; a row's own candidates have none."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class _Choices:
     names: tuple[str, ...]
     ids: list[list[int]] = field(default_factory=list)
     """Their tokens; the closing one is the last."""
+    bias: tuple[float, ...] = ()
+    """Of each; empty for none."""
 
 
 class Sequences:
@@ -160,7 +164,8 @@ class Sequences:
     def _choices(self, row: Row, own: Answering) -> _Choices:
         given = tuple(as_row(each).text for each in row.candidates)
         names, texts = (given, given) if given else (own.labels, own.label_texts)
-        return _Choices(names, [self._answer_ids(text, row.where) for text in texts])
+        ids = [self._answer_ids(text, row.where) for text in texts]
+        return _Choices(names, ids, () if given else own.label_bias)
 
     def _answer_ids(self, text: str, where: str) -> list[int]:
         """Tokens of a text to decode; the closing token is the last."""
@@ -195,6 +200,8 @@ class Sequences:
         for at in rows:
             logits = sums[place : place + len(choices[at].ids)]
             place += len(logits)
+            if choices[at].bias:
+                logits = logits + np.array(choices[at].bias, np.float32)
             answer = Answer(choices[at].names, logits, softmax(logits), with_[at].digest)
             found[at] = _finite(answer)
         return found

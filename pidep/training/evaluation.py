@@ -10,7 +10,7 @@ from pidep.tasks.metrics import score, score_texts
 from pidep.tasks.metrics.intervals import Interval, interval, interval_of_texts
 from pidep.training.scorer import Scorer, predict_answers, predict_logits
 
-__all__ = ["Measurement", "evaluate"]
+__all__ = ["Measurement", "evaluate", "measured_labels"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ def evaluate(
             interval_of_texts(metric, split.targets, made),
         )
     predictions = predict_logits(scorer, split.rows, mixture).argmax(1).tolist()
-    return Measurement(
-        score(metric, split.labels, predictions), interval(metric, split.labels, predictions)
-    )
+    return measured_labels(metric, split.labels, predictions)
+
+
+def measured_labels(metric: str, labels: list[int], predictions: list[int]) -> Measurement:
+    """The metric of label numbers that were predicted, however."""
+    return Measurement(score(metric, labels, predictions), interval(metric, labels, predictions))

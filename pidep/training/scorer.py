@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pidep.adapters.mixture import Mixture, attached
 from pidep.backbones.backbone import AnswerScorer, Backbone
+from pidep.backbones.label_bias import with_label_bias
 from pidep.errors import TaskError
 from pidep.experts.folder import Expert
 from pidep.inputs.row import Input
@@ -41,6 +42,8 @@ class Scorer:
     """The texts that an encoder-decoder scores."""
     max_answer_length: int | None = None
     """Most tokens of a free answer; None where rows are classified. Encoder-decoders only."""
+    label_bias: tuple[float, ...] = ()
+    """[C] nats, added to the labels' logits; empty for none. A task that is learned has none."""
 
     @cached_property
     def answers(self) -> AnswerScorer:
@@ -54,11 +57,13 @@ class Scorer:
 
     def logits(self, rows: Sequence[Input]) -> Tensor:
         """`[B, C]` logits, with gradients to the attached experts."""
-        return self.answers.logits(rows, max_length=self.max_length)
+        found = self.answers.logits(rows, max_length=self.max_length)
+        return with_label_bias(found, rows, self.label_bias)
 
     def encoded_logits(self, rows: Sequence[Input]) -> Tensor:
         """`[N, C]` logits without gradients, for any number of rows."""
-        return self.answers.all_logits(rows, max_length=self.max_length)
+        found = self.answers.all_logits(rows, max_length=self.max_length)
+        return with_label_bias(found, rows, self.label_bias)
 
 
 def label_embeddings(backbone: Backbone, task: Task) -> Tensor:
@@ -104,6 +109,7 @@ def scorer_for_expert(backbone: Backbone, expert: Expert) -> Scorer:
         expert.max_length,
         expert.label_texts,
         expert.max_answer_length,
+        expert.label_bias,
     )
 
 

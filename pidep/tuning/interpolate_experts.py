@@ -16,7 +16,7 @@ from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import Expert
 from pidep.experts.mixed import MixedExpert
 from pidep.interpolation.auto import Interpolated
-from pidep.interpolation.candidates import CandidateTrainer
+from pidep.interpolation.candidates import CandidateTrainer, held_back
 from pidep.interpolation.policies import interpolate
 from pidep.interpolation.settings import InterpolateSettings
 from pidep.similarity.fisher import diagonal_fisher
@@ -111,8 +111,9 @@ def interpolate_experts(
             job.validation,
             similarities=_similarities(job, own, helpers),
         )
-    named = {expert.name: expert for expert in experts}
-    folded = folded_expert(job, own, named, mixed)
+        named = {expert.name: expert for expert in experts}
+        held_out = mixed.held_out or held_back(job.scorer, job.validation, mixed.mixture)
+        folded, _ = job.decided(folded_expert(job, own, named, mixed), mixed.mixture, held_out)
     return InterpolatedExperts(folded, mixed, referring_expert(folded, own, experts, mixed))
 
 

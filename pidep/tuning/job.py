@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pidep.adapters.mixture import find_sites
+from pidep.adapters.mixture import Mixture, find_sites
 from pidep.backbones.backbone import Backbone
 from pidep.errors import TaskError
-from pidep.experts.folder import check_name
+from pidep.experts.folder import Expert, check_name
 from pidep.experts.kinds import expert_kind
 from pidep.inputs.row import as_row
 from pidep.inputs.tokenize import Tokenize
+from pidep.interpolation.held_out import HeldOut
 from pidep.tasks.data import (
     Split,
     TaskData,
@@ -32,6 +33,13 @@ from pidep.tasks.lengths import TextLengths, measure_lengths
 from pidep.tasks.task import Task, load_task
 from pidep.training.scorer import Scorer, scorer_for_task
 from pidep.training.settings import TrainingSettings, few_shot_factor
+from pidep.tuning.class_priors import (
+    ClassPriors,
+    check_request,
+    decided,
+    given_priors,
+    unlabelled_rows,
+)
 from pidep.tuning.settings import TuneSettings
 
 __all__ = [
@@ -57,6 +65,8 @@ _UNRELATED_TO_OWN_EXPERT = {
     "name",
     "fisher",
     "temperature",
+    "unlabelled",
+    "class_prior",
 }
 """Settings that training the own expert does not depend on."""
 
@@ -76,6 +86,10 @@ class Job:
     out: Path
     cut_texts: TextLengths | None = None
     """How many texts of the rows are cut; None where no row has a text."""
+    unlabelled: Split | None = None
+    """Rows of the target that class priors are estimated from."""
+    class_prior: dict[str, float] | None = None
+    """Label to share, where the user gives them."""
 
     @property
     def fingerprint(self) -> str:
@@ -122,6 +136,20 @@ class Job:
             patience=config.patience,
             seed=config.seed,
             fingerprint=self.fingerprint,
+        )
+
+    @property
+    def wants_priors(self) -> bool:
+        """Whether class priors are given or estimated."""
+        return self.unlabelled is not None or self.class_prior is not None
+
+    def decided(
+        self, expert: Expert, mixture: Mixture, held_out: HeldOut | None
+    ) -> tuple[Expert, ClassPriors]:
+        """The expert with the bias of the job's class priors; see `class_priors.decided`."""
+        rows, known = self.unlabelled, self.class_prior
+        return decided(
+            *(expert, mixture, self.scorer, self.train, held_out), given=known, unlabelled=rows
         )
 
 
@@ -190,7 +218,9 @@ def prepare(
 
     Raises:
         TaskError, ExpertError: the task, its rows or a site is missing, or they do not fit.
+        UsageError: class priors that cannot be.
     """
+    check_request(config)
     task = with_labels(task or load_task(config.task))
     unlabelled = config.policy == "zero-shot"
     free = task.target is not None
@@ -202,6 +232,8 @@ def prepare(
         if unlabelled
         else _labelled_rows(task, config, data)
     )
+    given = given_priors(config.class_prior, task)
+    rows = None if config.unlabelled is None else unlabelled_rows(task, config.unlabelled)
     return Job(
         config=config,
         task=task,
@@ -218,6 +250,8 @@ def prepare(
         sites=find_sites(backbone.model, config.sites, kind=config.kind),
         out=out,
         cut_texts=count_cut_texts(task, backbone, [train, validation, data.test], max_length),
+        unlabelled=rows,
+        class_prior=given,
     )
 
 

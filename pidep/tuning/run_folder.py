@@ -36,6 +36,7 @@ from pidep.files.atomic_write import write_json, write_text
 from pidep.files.bounded_read import parse_json, read_json
 from pidep.settings import fault_of, read_yaml
 from pidep.tasks.metrics.intervals import Interval
+from pidep.tuning.under_floors import under_floors
 
 if TYPE_CHECKING:
     from pidep.similarity.measures import Neighbour
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from pidep.tasks.lengths import TextLengths
     from pidep.tasks.task import Task
     from pidep.training.loop import TrainReport
+    from pidep.tuning.class_priors import ClassPriors
     from pidep.tuning.job import Job
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "Step",
     "TuneResult",
     "is_run_folder",
+    "priors_sentence",
     "read_run",
     "recorded_metric",
     "run_task",
@@ -66,11 +69,15 @@ __all__ = [
 _TASK = "task.json"
 
 METHODS = {
+    "majority": "majority class",
     "backbone": "bare backbone",
+    "probe": "logistic probe",
     "own_expert": "own expert",
     "own_tuned": "own expert, high rate",
     "nearest": "nearest expert",
     "uniform": "uniform mixture",
+    "pi_plain": "π, training's priors",
+    "own_priors": "own expert, class priors",
     "pi": "π (interpolated)",
     "zero_shot": "zero-shot mixture",
 }
@@ -78,6 +85,7 @@ METHODS = {
 KEPT = {
     "own_expert": "own expert",
     "own_tuned": "own expert, high rate",
+    "own_priors": "own expert, class priors",
     "pi": "π",
     "zero_shot": "zero-shot mixture",
 }
@@ -103,6 +111,8 @@ class TuneResult:
     """The 95 % interval of each metric, by method."""
     cut_texts: TextLengths | None = None
     """How many texts were cut; None where no row has a text."""
+    class_priors: ClassPriors | None = None
+    """What the answers are decided for; None for a run without labels."""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and `result.json`."""
@@ -118,6 +128,8 @@ class TuneResult:
             ],
             "seconds": self.seconds,
             "cut_texts": None if self.cut_texts is None else self.cut_texts.to_json(),
+            "class_priors": None if self.class_priors is None else self.class_priors.to_json(),
+            "under": under_floors(self.metrics),
         }
 
 
@@ -210,8 +222,9 @@ class Run:
         if self.own is not None and self.own.digest == self.expert.digest:
             return own
         mixed = "zero_shot" if self.zero_shot else "pi"
-        # Without neighbours, only another learning rate makes another expert.
-        return {**own, KEPT[mixed if self.neighbours else "own_tuned"]: self.expert}
+        # Without neighbours, class priors or another learning rate make another expert.
+        alone = "own_priors" if self.expert.label_bias else "own_tuned"
+        return {**own, KEPT[mixed if self.neighbours else alone]: self.expert}
 
     @property
     def decision(self) -> dict[str, Any] | None:
@@ -224,6 +237,21 @@ class Run:
         """Name to digest of each expert in the mixture."""
         found = self.expert.provenance.get("mixture_of")
         return dict(found) if isinstance(found, dict) else {}
+
+
+def priors_sentence(found: Mapping[str, Any]) -> str:
+    """The shares that a run's answers are decided for, and where they come from."""
+    shares = ", ".join(f"{label} {share:.3f}" for label, share in found["shares"].items())
+    source = {
+        "training": "those of the training rows",
+        "given": "as given",
+        "unlabelled": f"estimated from {found['rows']} rows without labels",
+    }[found["source"]]
+    if found["source"] == "training":
+        return f"{shares} ({source})"
+    held = found["held_out_rows"]
+    how = f"temperature {found['temperature']:.2f} from {held} held-out rows" if held else ""
+    return f"{shares} ({source}; {how or 'nothing was held out to calibrate on'})"
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -293,6 +321,7 @@ def _provenance(
             "train_rows": len(job.train.rows),
         },
         "cut_texts": None if job.cut_texts is None else job.cut_texts.to_json(),
+        "class_priors": None if result.class_priors is None else result.class_priors.to_json(),
         "phases": {
             phase: {
                 "steps": report.steps,

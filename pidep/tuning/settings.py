@@ -55,6 +55,13 @@ class TuneSettings(Settings):
     seed: Annotated[int, DATA] = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the shots, the held-out rows and the batches."""
 
+    unlabelled: Annotated[Path | None, DATA] = None
+    """Rows of the task as it is used, without labels: a file as in `pidep predict`. How common each
+    label is there is estimated, and the answers are decided for it."""
+    class_prior: Annotated[tuple[str, ...], DATA] = ()
+    """How common a label is where the expert is used, as label=share, such as positive=0.72.
+    Labels that are not named share the rest."""
+
     name: Annotated[str | None, EXPERT] = None
     """Name of the expert. Without it, the task's name."""
     backbone: Annotated[str, EXPERT] = "minilm"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pidep.experts.folder import Expert, check_expert_place, write_expert
 from pidep.experts.mixed import MixedExpert
 from pidep.files.atomic_write import check_place, in_place, temporary_sibling
 from pidep.interpolation.auto import tuned_own
-from pidep.interpolation.candidates import CandidateTrainer
+from pidep.interpolation.candidates import CandidateTrainer, held_back, own_on_folds
 from pidep.interpolation.policies import interpolate
 from pidep.similarity.embedding_cache import cached_fisher
 from pidep.similarity.measures import Embedding, Neighbour
@@ -30,7 +31,10 @@ from pidep.tasks.task import Task, load_task
 from pidep.training.evaluation import Measurement, evaluate
 from pidep.training.loop import OnStep, TrainReport
 from pidep.training.own_expert import own_expert_trainer, train_own_expert
+from pidep.training.scorer import scorer_for_expert
 from pidep.tuning import zero_shot
+from pidep.tuning.class_priors import ClassPriors
+from pidep.tuning.floors import floors
 from pidep.tuning.helpers import pool_of
 from pidep.tuning.interpolate_experts import (
     folded_expert,
@@ -40,6 +44,7 @@ from pidep.tuning.interpolate_experts import (
 from pidep.tuning.job import Job, prepare
 from pidep.tuning.phase_times import PhaseTimes
 from pidep.tuning.run_folder import (
+    METHODS,
     Alpha,
     TuneResult,
     write_by_reference,
@@ -54,11 +59,20 @@ from pidep.tuning.run_place import (
     missing_helpers,
 )
 from pidep.tuning.settings import TuneSettings
+from pidep.tuning.under_floors import warn_under
 
 __all__ = ["TuneResult", "tune"]
 
-_HELPER_SETTINGS: dict[str, Any] = {"shots": None, "top_k": 0, "policy": "auto"}
-"""Settings of a helper's run: it learns from all of its rows, also for a few-shot target."""
+_HELPER_SETTINGS: dict[str, Any] = {
+    "shots": None,
+    "top_k": 0,
+    "policy": "auto",
+    "unlabelled": None,
+    "class_prior": (),
+}
+"""Settings of a helper's run: it learns from all of its rows, also for a few-shot target, and class
+priors are the target's.
+"""
 
 
 def tune(
@@ -75,7 +89,8 @@ def tune(
 
     The test split is read once, at the end. `metrics` holds `backbone` and `own_expert`, with
     neighbours also `uniform` and `pi`, and without neighbours `own_tuned` where few shots were
-    better learned at a high rate.
+    better learned at a high rate. Tasks with labels also have `majority` and, where the backbone
+    embeds, `probe`. With class priors, `pi` or `own_priors` is decided for them.
 
     Args:
         task: the task, where it is in memory; its rows become files in `out/data`.
@@ -182,15 +197,24 @@ def _train_helper(
     )
 
 
+@dataclass(frozen=True)
+class _Learned:
+    """What a run serves, and how it was found."""
+
+    final: Expert
+    priors: ClassPriors
+    measured: dict[str, Measurement]
+    alpha: Alpha
+    mixture: MixedExpert | None = None
+    """`final` by reference, where that is smaller."""
+    reports: Mapping[str, TrainReport] = field(default_factory=dict)
+
+
 def _learn(
     job: Job, pool: Pool | None, started: float, *, resume: bool, on_step: OnStep | None
 ) -> TuneResult:
     """Everything after the checks: train, choose neighbours, interpolate, evaluate, write."""
     config, metric, times = job.config, job.task.metric, PhaseTimes()
-
-    def tested(mixture: Mixture | None) -> Measurement:
-        return evaluate(job.scorer, job.data.test, metric, mixture)
-
     own, own_report = _own_expert(job, resume=resume, on_step=on_step)
     times.end("own expert")
     # The mean over a sample is close to that over all rows, at a fraction of the time.
@@ -199,52 +223,107 @@ def _learn(
     neighbours = _neighbours(job, pool, embedding, sample)
     times.end("neighbours")
     # The test rows are read for the metrics only; no decision depends on them.
-    measured = {"backbone": tested(None), "own_expert": tested(Mixture.of([own]))}
+    measured = {**floors(job), "backbone": _tested(job, None)}
+    measured |= {"own_expert": _tested(job, Mixture.of([own]))}
     times.end("evaluate")
-    reports = {"own": own_report}
+    if pool is not None and neighbours:
+        learned = _interpolated(job, pool, own, neighbours, times, resume=resume, on_step=on_step)
+    else:
+        learned = _alone(job, own, times, on_step=on_step)
+    measured |= learned.measured
+    # In the order of every table; the last one is the result.
+    metrics = {name: measured[name].value for name in METHODS if name in measured}
+    final = replace(learned.final, metrics={metric: metrics})
+    own = replace(own, metrics={metric: metrics["own_expert"]})
+    _write_experts(job, own, final, embedding)
+    write_by_reference(job.out, learned.mixture)
+    seconds = round(time.monotonic() - started, 3)
+    digest = (learned.mixture or final).digest
+    result = TuneResult(
+        *(job.out, job.name, digest, metric, metrics, neighbours, seconds),
+        intervals={name: measured[name].interval for name in metrics},
+        cut_texts=job.cut_texts,
+        class_priors=learned.priors,
+    )
+    write_run(job, result, learned.alpha, {"own": own_report, **learned.reports}, times.seconds)
+    warn_under(job.name, metric, metrics)
+    return result
+
+
+def _tested(job: Job, mixture: Mixture | None, expert: Expert | None = None) -> Measurement:
+    """The metric on the test rows, with the scale and bias of an expert where one is given."""
+    backbone = job.scorer.backbone
+    scorer = job.scorer if expert is None else scorer_for_expert(backbone, expert)
+    return evaluate(scorer, job.data.test, job.task.metric, mixture)
+
+
+def _interpolated(
+    job: Job,
+    pool: Pool,
+    own: Expert,
+    neighbours: list[Neighbour],
+    times: PhaseTimes,
+    *,
+    resume: bool,
+    on_step: OnStep | None,
+) -> _Learned:
+    """The own expert interpolated with its neighbours."""
+    named = {near.name: pool.expert(near.name) for near in neighbours}
+    trainer = CandidateTrainer(
+        job.scorer,
+        tuple(named.values()),
+        interpolation_settings(job, [own, *named.values()]),
+        own_expert_trainer(job.scorer, job.task, job.training, name=job.name, on_step=on_step),
+        job.out / "checkpoint" / "interpolation",
+        resume,
+        on_step,
+    )
+    similarities = [near.similarity for near in neighbours]
+    mixed = interpolate(trainer, own, job.train, job.validation, similarities=similarities)
+    held_out = mixed.held_out or held_back(job.scorer, job.validation, mixed.mixture)
+    folded = folded_expert(job, own, named, mixed)
+    final, priors = job.decided(folded, mixed.mixture, held_out)
+    times.end("interpolate")
+    measured = {"uniform": _tested(job, mixed.uniform)}
+    if final is not folded:
+        measured["pi_plain"] = _tested(job, mixed.mixture)
+    measured["pi"] = _tested(job, mixed.mixture, final)
+    times.end("evaluate")
+    return _Learned(
+        final,
+        priors,
+        measured,
+        Alpha.of(mixed.experts, mixed.mixture.alphas()),
+        referring_expert(final, own, tuple(named.values()), mixed),
+        mixed.reports,
+    )
+
+
+def _alone(job: Job, own: Expert, times: PhaseTimes, *, on_step: OnStep | None) -> _Learned:
+    """The own expert without neighbours; of few shots, at the better of two rates."""
     train_own = own_expert_trainer(
         job.scorer, job.task, job.training, name=job.name, on_step=on_step
     )
-    final, alpha = own, Alpha.of((job.name,), {})
-    mixture: MixedExpert | None = None
-    if pool is not None and neighbours:
-        named = {near.name: pool.expert(near.name) for near in neighbours}
-        settings = interpolation_settings(job, [own, *named.values()])
-        checkpoint = job.out / "checkpoint" / "interpolation"
-        trainer = CandidateTrainer(
-            job.scorer, tuple(named.values()), settings, train_own, checkpoint, resume, on_step
-        )
-        similarities = [near.similarity for near in neighbours]
-        mixed = interpolate(trainer, own, job.train, job.validation, similarities=similarities)
-        reports |= mixed.reports
-        times.end("interpolate")
-        measured |= {"uniform": tested(mixed.uniform), "pi": tested(mixed.mixture)}
-        times.end("evaluate")
-        final = folded_expert(job, own, named, mixed)
-        mixture = referring_expert(final, own, tuple(named.values()), mixed)
-        alpha = Alpha.of(mixed.experts, mixed.mixture.alphas())
-    elif config.policy == "auto" and job.validation is None:
+    tuned, measured = own, {}
+    final = own
+    if job.config.policy == "auto" and job.validation is None:
         settings = interpolation_settings(job, [own])
         tuned, decision = tuned_own(job.scorer, own, job.train, settings, train_own=train_own)
         times.end("learning rate")
         if tuned is not own:
-            measured |= {"own_tuned": tested(Mixture.of([tuned]))}
-            times.end("evaluate")
+            measured["own_tuned"] = _tested(job, Mixture.of([tuned]))
         provenance = {**own.provenance, "decision": decision.to_json()}
         final = replace(own, sites=tuned.sites, provenance=provenance)
-    metrics = {method: found.value for method, found in measured.items()}
-    final = replace(final, metrics={metric: metrics})
-    own = replace(own, metrics={metric: metrics["own_expert"]})
-    _write_experts(job, own, final, embedding)
-    write_by_reference(job.out, mixture)
-    seconds = round(time.monotonic() - started, 3)
-    result = TuneResult(
-        *(job.out, job.name, (mixture or final).digest, metric, metrics, neighbours, seconds),
-        intervals={method: found.interval for method, found in measured.items()},
-        cut_texts=job.cut_texts,
-    )
-    write_run(job, result, alpha, reports, times.seconds)
-    return result
+    served = Mixture.of([final])
+    held_out = held_back(job.scorer, job.validation, served)
+    if held_out is None and job.wants_priors:
+        trainer = CandidateTrainer(job.scorer, (), interpolation_settings(job, [own]), train_own)
+        held_out = own_on_folds(trainer, job.train, high_rate=tuned is not own)
+    decided, priors = job.decided(final, served, held_out)
+    if decided is not final:
+        measured["own_priors"] = _tested(job, served, decided)
+    times.end("evaluate")
+    return _Learned(decided, priors, measured, Alpha.of((job.name,), {}))
 
 
 def _own_expert(job: Job, *, resume: bool, on_step: OnStep | None) -> tuple[Expert, TrainReport]:

@@ -25,10 +25,12 @@ from pidep.tasks.data import UNLABELLED, data_digest, limit
 from pidep.training.evaluation import Measurement, evaluate
 from pidep.training.own_expert import as_expert
 from pidep.tuning.by_reference import mixture_by_reference
+from pidep.tuning.floors import floors
 from pidep.tuning.job import Job
 from pidep.tuning.phase_times import PhaseTimes
 from pidep.tuning.run_folder import Alpha, TuneResult, write_by_reference, write_run
 from pidep.tuning.settings import TuneSettings
+from pidep.tuning.under_floors import warn_under
 
 __all__ = ["check_request", "mix", "require_experts"]
 
@@ -113,6 +115,7 @@ def mix(job: Job, pool: Pool | None, started: float) -> TuneResult:
         cut_texts=job.cut_texts,
     )
     write_run(job, result, alpha, {}, times.seconds)
+    warn_under(job.name, job.task.metric, metrics)
     return result
 
 
@@ -139,7 +142,7 @@ def _measure(job: Job, helpers: Sequence[Expert], mixture: Mixture) -> dict[str,
         "uniform": Mixture.of(helpers),
         "zero_shot": mixture,
     }
-    return {
+    return floors(job) | {
         name: evaluate(job.scorer, test, job.task.metric, model) for name, model in models.items()
     }
 

@@ -243,7 +243,7 @@ def test_progress_and_result_of_a_run(
         task, backbone=backbone, out=tmp_path / "run", on_progress=on_progress, **QUICK
     )
     assert steps == [("film: own expert", 1, 2), ("film: own expert", 2, 2)]
-    assert set(found.metrics) == {"backbone", "own_expert"}
+    assert set(found.metrics) == {"majority", "probe", "backbone", "own_expert"}
     assert any(message.startswith("own expert: ") for message in caplog.messages)
     assert capfd.readouterr() == ("", "")
 

@@ -81,7 +81,14 @@ def served(exported: Line) -> Iterator[Line]:
 def test_tune_fills_the_pool_and_mixes_its_experts(tuned: Line) -> None:
     assert sorted(path.name for path in (tuned.folder / "pool").glob("[!.]*")) == sorted(TASKS)
     assert [len(tuned.tuned[name]["neighbours"]) for name in TASKS] == [0, 1, 2]
-    assert set(tuned.tuned["film"]["metrics"]) == {"backbone", "own_expert", "uniform", "pi"}
+    assert set(tuned.tuned["film"]["metrics"]) == {
+        "majority",
+        "probe",
+        "backbone",
+        "own_expert",
+        "uniform",
+        "pi",
+    }
     for name, result in tuned.tuned.items():
         served = read_served(resolve_served_folder(tuned.folder / "runs" / name))
         assert (served.digest, head_of(served).name) == (result["digest"], name)

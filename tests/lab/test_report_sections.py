@@ -38,6 +38,7 @@ def expert(digest: str, provenance: dict[str, Any] | None = None) -> Any:
         sites={},
         backbone="tiny",
         backbone_digest="sha256:0",
+        label_bias=(),
         max_answer_length=None,
     )
 
@@ -351,3 +352,31 @@ def test_the_task_graph_has_a_legend_and_widths_in_proportion() -> None:
     strokes = [float(width) for width in re.findall(r"stroke-width: ([\d.]+)", svg)]
     widths = {width for width in strokes if width in (5.0, 2.5, 3.75)}
     assert widths == {5.0, 2.5, 3.75}
+
+
+def test_a_run_under_the_majority_class_says_so() -> None:
+    under = verdict(
+        made_run({"majority": 0.7, "backbone": 0.5, "probe": 0.5, "own_expert": 0.6}), None
+    )
+    assert "Its accuracy 0.600 is under always the commonest label (0.700)" in under
+    assert "logistic probe" not in under
+    assert "is under" not in verdict(
+        made_run({"majority": 0.6, "backbone": 0.5, "own_expert": 0.6}), None
+    )
+
+
+def test_the_settings_say_which_class_priors_decide() -> None:
+    found = {
+        "source": "unlabelled",
+        "shares": {"no": 0.2, "yes": 0.8},
+        "rows": 200,
+        "temperature": 1.25,
+        "held_out_rows": 16,
+    }
+    run = made_run({"own_expert": 0.5})
+    page = settings_section(replace(run, provenance={**run.provenance, "class_priors": found}))
+    assert (
+        "no 0.200, yes 0.800 (estimated from 200 rows without labels; temperature 1.25 from 16 "
+        "held-out rows)" in page
+    )
+    assert "class priors" not in settings_section(run)

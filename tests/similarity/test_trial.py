@@ -84,6 +84,6 @@ def test_tune_by_trial(tiny: Any, task_file: Path, tmp_path: Path) -> None:
     )
     result = tune(config, tmp_path / "run", backbone=tiny)
     assert [near.name for near in result.neighbours] == ["with"]
-    assert set(result.metrics) == {"backbone", "own_expert", "uniform", "pi"}
+    assert set(result.metrics) == {"majority", "probe", "backbone", "own_expert", "uniform", "pi"}
     nobody = tune(config.model_copy(update={"top_k": 0}), tmp_path / "alone", backbone=tiny)
     assert nobody.neighbours == []

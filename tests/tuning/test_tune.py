@@ -53,7 +53,7 @@ def test_a_run_with_neighbours(tiny_folder: Path, task_file: Path, tmp_path: Pat
     result = run(
         tiny_folder, task_file, tmp_path / "run", name="target", pool=pool, shots=4, top_k=2
     )
-    assert set(result.metrics) == {"backbone", "own_expert", "uniform", "pi"}
+    assert set(result.metrics) == {"majority", "probe", "backbone", "own_expert", "uniform", "pi"}
     assert [near.name for near in result.neighbours] == ["one", "two"]
     assert not (pool / "target").exists()
     # So that an expert of a pool can be exported by its name alone.
@@ -117,7 +117,7 @@ def test_few_shots_without_neighbours_are_trained_at_the_rate_that_folds_choose(
     )
     result = run(tiny_folder, task_file, tmp_path / "run", shots=16)
     own, expert = (read_expert(tmp_path / "run" / name) for name in ("own", "expert"))
-    assert set(result.metrics) == {"backbone", "own_expert"} | (
+    assert set(result.metrics) == {"majority", "probe", "backbone", "own_expert"} | (
         {"own_tuned"} if high_rate else set()
     )
     assert expert.provenance["decision"]["chosen"] == better
@@ -239,7 +239,7 @@ def test_every_kind_is_tuned_and_mixed(
         kind=kind,
         shots=4,
     )
-    assert set(result.metrics) == {"backbone", "own_expert", "uniform", "pi"}
+    assert set(result.metrics) == {"majority", "probe", "backbone", "own_expert", "uniform", "pi"}
     assert read_expert(tmp_path / "run" / "expert").kind == kind
     in_peft = (tmp_path / "run" / "own" / "adapter_model.safetensors").is_file()
     assert in_peft == (kind in ("lora", "prefix", "prompt"))
@@ -286,7 +286,7 @@ def test_a_run_says_how_many_texts_are_cut_and_keeps_the_counts(
     assert [file["cut_texts"]["cut"] for file in files] == [20, 20]
     caplog.clear()
     assert run(tiny_folder, task, tmp_path / "long", max_length=13).cut_texts.cut == 0
-    assert "cut" not in caplog.text
+    assert "are cut" not in caplog.text
 
 
 def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused(

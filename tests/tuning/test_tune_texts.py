@@ -108,7 +108,7 @@ def test_pi_mixes_with_neighbours(
         backbone=t5,
     )
     assert {near.name for near in result.neighbours} == {"one", "two"}
-    assert set(result.metrics) == {"backbone", "own_expert", "uniform", "pi"}
+    assert set(result.metrics) == {"majority", "probe", "backbone", "own_expert", "uniform", "pi"}
     decision = read_expert(tmp_path / "run" / "expert").provenance["decision"]
     assert decision["rows"] > 0
     assert all(0 < loss < 10 for loss in decision["losses"].values())
@@ -121,7 +121,7 @@ def test_other_kinds_run_through(kind: str, t5: EncoderDecoder, tmp_path: Path) 
         tmp_path / "run",
         backbone=t5,
     )
-    assert set(result.metrics) == {"backbone", "own_expert"}
+    assert set(result.metrics) == {"majority", "probe", "backbone", "own_expert"}
     assert read_expert(tmp_path / "run" / "expert").kind == kind
 
 

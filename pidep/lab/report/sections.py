@@ -13,7 +13,7 @@ from pidep.lab.report.html import figure, interval_text, signed
 from pidep.lab.report.neighbourhood import Neighbourhood
 from pidep.lab.report.task_graph import graph
 from pidep.tasks.metrics.intervals import Interval, wilson
-from pidep.tuning.run_folder import METHODS, Run
+from pidep.tuning.run_folder import METHODS, Run, priors_sentence
 
 if TYPE_CHECKING:
     from pidep.lab.report.evaluate import Evaluation, Paths
@@ -49,6 +49,7 @@ def settings_section(run: Run) -> str:
             f"{shots} a label, {train_rows} in all" if shots else f"{train_rows}, {_how_much(run)}",
         ),
         *_cut_texts(run),
+        *_class_priors(run),
         ("seed", str(config.get("seed", 0))),
         (
             "kind of expert",
@@ -75,6 +76,14 @@ def _cut_texts(run: Run) -> list[tuple[str, str]]:
     all_fit = found.get("longest", fitting) <= fitting
     rest = "would fit all" if all_fit else "is the limit of the backbone and cuts the fewest"
     return [("texts cut", f"{told}; max_length {fitting} {rest}")]
+
+
+def _class_priors(run: Run) -> list[tuple[str, str]]:
+    """What the answers are decided for, where the run recorded it."""
+    found = run.provenance.get("class_priors")
+    if not isinstance(found, dict) or not found.get("shares"):
+        return []
+    return [("class priors", priors_sentence(found))]
 
 
 def _how_much(run: Run) -> str:

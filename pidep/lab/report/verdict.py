@@ -6,19 +6,29 @@ from typing import TYPE_CHECKING
 
 from pidep.tasks.metrics.intervals import Interval, difference
 from pidep.tuning.run_folder import KEPT, METHODS, Run
+from pidep.tuning.under_floors import under_sentence
 
 if TYPE_CHECKING:
     from pidep.lab.report.evaluate import Evaluation
 
 __all__ = ["verdict"]
 
-_RESULTS = ("pi", "zero_shot", "own_tuned", "own_expert")
+_RESULTS = ("pi", "zero_shot", "own_priors", "own_tuned", "own_expert")
 """Methods that a run can end with; the first that was measured is its result."""
-_SUBJECT = {"pi": "π", "own_tuned": "The own expert at the high rate"}
+_SUBJECT = {
+    "pi": "π",
+    "own_tuned": "The own expert at the high rate",
+    "own_priors": "The own expert with class priors",
+}
 
 
 def verdict(run: Run, evaluation: Evaluation | None) -> str:
-    """One sentence about the result and what it is compared with."""
+    """The result and what it is compared with; a second sentence where it is under a floor."""
+    under = under_sentence(run.metric, run.metrics)
+    return _compared(run, evaluation) + (f" Its {under}." if under else "")
+
+
+def _compared(run: Run, evaluation: Evaluation | None) -> str:
     result = next((name for name in _RESULTS if name in run.metrics), None)
     if result is None:
         return f"Nothing was measured: the {run.test_rows} test rows have no labels."
