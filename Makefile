@@ -14,10 +14,10 @@ PYTEST := $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check test-unit test-server test-exhaustive test-compat claims docs bench-kernels tune-launches gpu-check mini-backbone clean
+.PHONY: help setup demo test check test-unit test-server test-exhaustive test-reliability test-compat claims docs bench-kernels tune-launches gpu-check mini-backbone clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | while IFS=$$'\t' read -r name text; do printf '  \033[1mmake %-14s\033[0m %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | while IFS=$$'\t' read -r name text; do printf '  \033[1mmake %-17s\033[0m %s\n' "$$name" "$$text"; done
 
 setup: $(STAMP) ## Create .venv with the pinned versions (2 to 3 minutes the first time, nothing afterwards)
 
@@ -54,6 +54,9 @@ test-server: setup ## The slow tests, and those that start a real Triton Server
 
 test-exhaustive: setup ## Cells of grids that `make test` leaves out, because others show the same
 	$(PYTEST) -m 'exhaustive and not gpu'
+
+test-reliability: setup ## The forty rows of what serving must survive, in their long form; writes the figures (15 minutes)
+	$(PY) -m benchmarks.bench_reliability
 
 test-compat: setup ## Exported graphs answer the same in the oldest ONNX Runtime that serves and in the newest (5 minutes)
 	$(PY) -m tools.compat

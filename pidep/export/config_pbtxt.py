@@ -14,6 +14,8 @@ _QUEUE_DELAY_US = 100
 """How long Triton Server waits for more rows of a batch. A single client pays it with each request.
 Under load, a batch gathers its rows while the one before it runs.
 """
+_QUEUED_BATCHES = 4
+"""Batches of one-row requests that may wait. More would only meet their deadlines in the queue."""
 
 
 def bank_config(
@@ -72,7 +74,7 @@ def merged_config(
     for tensor in ("input_ids", "attention_mask"):
         config.input.add(name=tensor, data_type=pb2.TYPE_INT64, dims=[-1])
     config.output.add(name=names.GRAPH_LOGITS, data_type=pb2.TYPE_FP32, dims=[num_labels])
-    config.dynamic_batching.max_queue_delay_microseconds = _QUEUE_DELAY_US
+    _batch(config)
     return _text(config)
 
 
@@ -112,10 +114,24 @@ def _python_model(
     config.output.add(name=names.DIGEST, data_type=pb2.TYPE_STRING, dims=[1])
     config.output.add(name=names.ENTRY, data_type=pb2.TYPE_STRING, dims=[1])
     config.output.add(name=names.ERROR, data_type=pb2.TYPE_STRING, dims=[1])
-    config.dynamic_batching.max_queue_delay_microseconds = _QUEUE_DELAY_US
+    _batch(config)
     # KIND_CPU: Triton Server reserves no GPU for it. The session inside takes one where it can.
     config.instance_group.add(count=1, kind=pb2.ModelInstanceGroup.KIND_CPU)
     return config
+
+
+def _batch(config: Any) -> None:
+    """Batches of several requests, and a queue with an end.
+
+    Triton Server refuses what does not fit into the queue at once: 503, UNAVAILABLE. A request
+    whose own deadline has passed in the queue is refused, too, and never run.
+    """
+    batching = config.dynamic_batching
+    batching.max_queue_delay_microseconds = _QUEUE_DELAY_US
+    policy = batching.default_queue_policy
+    policy.max_queue_size = _QUEUED_BATCHES * max(config.max_batch_size, 1)
+    policy.timeout_action = policy.REJECT
+    policy.allow_timeout_override = True
 
 
 def _pb2() -> Any:

@@ -103,13 +103,13 @@ def parse_json(data: bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: not UTF-8, not JSON, nested too deeply, with half of a character (`\\ud83d`), or
-            with an integer of more than 64 bits.
+        ValueError: not UTF-8, not JSON, nested too deeply, with half of a character (`\\ud83d`),
+            with an integer of more than 64 bits, or with an object that has a key twice.
             NaN and 1e999 are numbers; the schema of the file refuses them by the key's name.
     """
     try:
         text = data.decode("utf-8")
-        value = json.loads(text, parse_int=_integer)
+        value = json.loads(text, parse_int=_integer, object_pairs_hook=_object)
         # An escape can name half of a character, which cannot be written to a file again. Few
         # files have escapes, so few are encoded for this check.
         if "\\ud" in text.lower():
@@ -117,6 +117,16 @@ def parse_json(data: bytes) -> Any:
         return value
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Readers differ in which of two values they take, so one could check what another does not use.
+    value: dict[str, Any] = {}
+    for key, one in pairs:
+        if key in value:
+            raise ValueError(f"key {key[:60]!r} is there twice")
+        value[key] = one
+    return value
 
 
 def _integer(digits: str) -> int:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as save_safetensors
 
 from pidep.errors import ExpertError
-from pidep.files.bounded_read import MAX_TENSOR_BYTES, read_file
+from pidep.files.bounded_read import MAX_TENSOR_BYTES, parse_json, read_file
 
 __all__ = ["read_tensors", "tensor_bytes"]
 
@@ -56,6 +56,9 @@ def read_tensors(path: Path, *, limit: int = MAX_TENSOR_BYTES) -> dict[str, npt.
     try:
         data = read_file(path, limit=limit, head=(8, lambda first, size: _check(first, size, path)))
         views = deserialize(data)  # type: ignore[no-untyped-call]
+        # That reader takes the last of two tensors of one name, and others take the first.
+        (header_bytes,) = struct.unpack("<Q", data[:8])
+        parse_json(data[8 : 8 + header_bytes])
         return {name: _array(name, view) for name, view in views}
     except FileNotFoundError as error:
         raise ExpertError(

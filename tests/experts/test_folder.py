@@ -7,7 +7,7 @@ import pytest
 
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert, check_name, read_expert, write_expert
-from pidep.files.tensor_file import read_tensors, tensor_bytes
+from pidep.files.tensor_file import read_tensors
 from pidep.inputs.template import Template
 from tests.conftest import make_expert
 
@@ -45,35 +45,6 @@ def test_transposed_arrays_are_saved_as_what_they_hold(tiny, tmp_path: Path) -> 
     ]
 
 
-def test_truncated_at_every_step_is_refused(tiny, tmp_path: Path) -> None:
-    folder = write_expert(make_expert(tiny), tmp_path / "e")
-    whole = (folder / "adapter_model.safetensors").read_bytes()
-    for size in range(0, len(whole), 997):
-        (folder / "adapter_model.safetensors").write_bytes(whole[:size])
-        with pytest.raises(ExpertError, match=r"adapter_model\.safetensors.*(truncated|damaged)"):
-            read_expert(folder)
-
-
-def test_a_flipped_bit_is_a_digest_mismatch(tiny, tmp_path: Path) -> None:
-    folder = write_expert(make_expert(tiny), tmp_path / "e")
-    path = folder / "adapter_model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(ExpertError, match="digest mismatch"):
-        read_expert(folder)
-
-
-def test_nan_is_refused_by_name(tiny, tmp_path: Path) -> None:
-    expert = make_expert(tiny)
-    site = next(iter(expert.sites))
-    folder = write_expert(expert, tmp_path / "e")
-    expert.sites[site]["lora_A"][0, 0] = np.nan
-    (folder / "adapter_model.safetensors").write_bytes(tensor_bytes(expert.tensors()))
-    with pytest.raises(ExpertError, match=rf"{site}\.lora_A\.weight holds NaN"):
-        read_expert(folder)
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [("use_dora", True), ("rank_pattern", {"x": 4}), ("bias", "all"), ("modules_to_save", ["c"])],
@@ -92,13 +63,6 @@ def test_what_cannot_be_honoured_is_refused_by_name(
 def test_names_that_could_be_paths_are_refused(name: str) -> None:
     with pytest.raises(ExpertError, match="expert name"):
         check_name(name)
-
-
-def test_an_oversized_header_is_refused(tmp_path: Path, tiny) -> None:
-    folder = write_expert(make_expert(tiny), tmp_path / "e")
-    (folder / "adapter_model.safetensors").write_bytes((2**64 - 1).to_bytes(8, "little") + b"{}")
-    with pytest.raises(ExpertError, match="header claims 18446744073709551615 bytes"):
-        read_expert(folder)
 
 
 def test_the_template_is_kept_and_decides_the_digest(tiny, tmp_path: Path) -> None:

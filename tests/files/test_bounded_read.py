@@ -107,6 +107,7 @@ def test_a_file_that_says_it_is_empty_and_is_not_is_refused() -> None:
         (b'{"a": ["\\uD83D"]}', "can't encode character"),
         (b'{"a\\udc80": 1}', "can't encode character"),
         (b'{"a": "\xff"}', "can't decode"),
+        (b'{"b": {"a": 1, "c": 2, "a": 3}}', "key 'a' is there twice"),
         (b"", "Expecting value"),
         (b"[]", "expected a JSON object, found list"),
     ],

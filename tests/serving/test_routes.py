@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,11 +19,12 @@ from pidep.artifacts.route_history import RouteHistory
 from pidep.errors import ExpertError, PidepError, ServingError, UsageError
 from pidep.experts.mixed import MixedExpert
 from pidep.serving import ExpertStore, routes
-from pidep.serving.collect import collect_garbage, window
-from pidep.serving.history import changes_of, histories
+from pidep.serving.collect import collect_garbage
+from pidep.serving.history import changes_of
 from pidep.serving.store import Replaced
 from tests.cli.run import untouched
 from tests.serving.experts import small_expert
+from tests.serving.whole_store import check_whole
 
 A, B, C, D = (small_expert(seed=seed) for seed in range(4))
 
@@ -135,20 +135,6 @@ def test_a_candidate_with_other_labels_needs_permission(store: ExpertStore) -> N
     with untouched(store.folder), pytest.raises(ExpertError, match="`allow_new_labels`"):
         routes.set_canary(store, "film", other, weight=0.5)
     assert routes.set_canary(store, "film", other, weight=0.5, allow_new_labels=True).is_change
-
-
-def test_of_two_changes_at_once_one_wins_and_the_other_is_told(store: ExpertStore) -> None:
-    mine = store.unless_changed("film")
-    routes.add(store, "book", C)
-    other = store.unless_changed("film")
-    assert routes.promote(mine, "film", B).is_change
-    with untouched(store.folder):
-        for change in (
-            lambda: routes.promote(other, "film", C),
-            lambda: routes.remove(other, "film"),
-        ):
-            with pytest.raises(ServingError, match="another process has changed 'film' meanwhile"):
-                change()
 
 
 def test_rollback_goes_one_step_back_and_repeats_harmlessly(store: ExpertStore) -> None:
@@ -314,16 +300,6 @@ OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
 )
 
 
-def check_whole(store: ExpertStore) -> None:
-    """Whatever happened: all that is named can be read, and the histories end with the routes."""
-    manifest = store.manifest()
-    for digest in manifest.named | window(store, manifest, keep=1):
-        assert store.load(digest).digest == digest
-    for name, changes in histories(store.folder, manifest).items():
-        assert changes[-1].after == manifest.routes.get(name)
-        assert [one.revision for one in changes] == sorted({one.revision for one in changes})
-
-
 @settings(max_examples=20)
 @given(st.lists(st.tuples(OPERATIONS, st.booleans()), min_size=3, max_size=8))
 def test_any_operations_leave_a_whole_store(steps: list[tuple[Operation, bool]]) -> None:
@@ -344,71 +320,3 @@ def test_any_operations_leave_a_whole_store(steps: list[tuple[Operation, bool]])
             if collect:
                 collect_garbage(store, keep=1)
             check_whole(store)
-
-
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "tempfile.mkdtemp"}
-STEPS: dict[str, Operation] = {
-    "promote": lambda store: routes.promote(store, "film", C),
-    "canary": lambda store: routes.set_canary(store, "film", C, weight=0.5),
-    "rollback": lambda store: routes.rollback(store, "film"),
-    "remove": lambda store: routes.remove(store, "film"),
-}
-
-
-def run_until(step: int, work: Callable[[], object]) -> bool:
-    """Run in a child that is killed before its nth disk change; whether it was not killed."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    try:
-        import sys
-
-        left = step
-
-        def count(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal left
-            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_CREAT
-            if event in CHANGES or writes:
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), 9)
-
-        sys.addaudithook(count)
-        work()
-        os._exit(0)
-    finally:
-        os._exit(1)
-
-
-@pytest.mark.parametrize("name", [*STEPS, "gc"])
-def test_a_kill_at_any_step_leaves_the_old_state_or_the_new_one(tmp_path: Path, name: str) -> None:
-    start = ExpertStore(tmp_path / "start")
-    routes.add(start, "film", A)
-    routes.promote(start, "film", B)
-    routes.set_shadow(start, "film", D)
-    routes.end_shadow(start, "film")
-    before = start.manifest()
-
-    def work(store: ExpertStore) -> object:
-        return collect_garbage(store, keep=1) if name == "gc" else STEPS[name](store)
-
-    step, ended, seen = 0, False, set()
-    while not ended:
-        store = ExpertStore(tmp_path / f"at-{step}")
-        shutil.copytree(start.folder, store.folder)
-        ended = run_until(step, lambda: work(store))  # noqa: B023
-        check_whole(store)
-        seen.add(store.manifest().revision)
-        assert store.manifest().revision - before.revision in (0, 1)
-        work(store)
-        check_whole(store)
-        collect_garbage(store, keep=1)
-        assert not list(store.versions.glob(".*"))
-        final = store.manifest().routes
-        step += 1
-    assert step > 3
-    assert seen == ({before.revision} if name == "gc" else {before.revision, before.revision + 1})
-    expected = ExpertStore(tmp_path / "expected")
-    shutil.copytree(start.folder, expected.folder)
-    work(expected)
-    assert final == expected.manifest().routes

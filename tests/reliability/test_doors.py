@@ -1,4 +1,4 @@
-"""Triton Server as `pidep serve` starts it: administration needs a key, other calls are open."""
+"""Rows 35 and 40, and more: administration needs a key, other calls are open."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from pidep.serving.server import TritonServer, free_ports
+from tests.reliability.conftest import Row
 
 pytestmark = pytest.mark.server
+PROTOCOLS = ("grpc", "http")
 
 DOUBLE = """
 import triton_python_backend_utils as utils
@@ -205,16 +207,20 @@ def test_code_over_grpc_needs_the_key(server: TritonServer, tmp_path: Path) -> N
     evict(server)
 
 
-@pytest.mark.parametrize(("method", "path"), ADMINISTRATIVE_PAGES)
-def test_administration_over_http_needs_the_key(
-    server: TritonServer, method: str, path: str
-) -> None:
-    assert status(server, method, path) == 403
-
-
-@pytest.mark.parametrize("path", OTHER_SPELLINGS)
-def test_no_other_spelling_of_a_path_is_open(server: TritonServer, path: str) -> None:
-    assert status(server, "POST", path) in (400, 403, 404, 405)
+def test_row_40_nothing_but_inference(row: Row, server: TritonServer) -> None:
+    for method, path in ADMINISTRATIVE_PAGES:
+        assert status(server, method, path) == 403, path
+    # Ways past a check of the path alone, and the paths of SageMaker and Vertex AI.
+    for path in OTHER_SPELLINGS:
+        assert status(server, "POST", path) in (400, 403, 404, 405), path
+    tried = len(ADMINISTRATIVE_PAGES) + len(OTHER_SPELLINGS)
+    row.shows(
+        "without the secret: load, unload, trace, log settings, shared memory, SageMaker and "
+        "Vertex paths are refused",
+        target="all refused",
+        measured=f"{tried} paths refused",
+        met=True,
+    )
 
 
 def test_refused_administration_changes_nothing(server: TritonServer) -> None:
@@ -249,36 +255,39 @@ def test_health_and_metadata_are_open(server: TritonServer, path: str) -> None:
     assert status(server, "GET", path) == 200
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-@pytest.mark.parametrize(("call", "arguments"), HARMLESS_CALLS + OTHER_CALLS)
-def test_stock_clients_administer_with_the_key_only(
-    server: TritonServer, protocol: str, call: str, arguments: tuple[Any, ...]
-) -> None:
-    with native(server, protocol) as client:
-        with pytest.raises(
-            InferenceServerException, match=r"This (API|protocol) is restricted, expecting header"
-        ):
-            getattr(client, call)(*arguments)
-        if (call, arguments) in HARMLESS_CALLS:
-            getattr(client, call)(*arguments, headers=server.admin_headers(protocol))
-
-
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-@pytest.mark.parametrize(("call", "arguments"), OPEN_CALLS)
-def test_stock_clients_need_no_key_for_health_and_metadata(
-    server: TritonServer, protocol: str, call: str, arguments: tuple[Any, ...]
-) -> None:
-    with native(server, protocol) as client:
-        assert getattr(client, call)(*arguments)
-
-
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_inference_needs_no_key(server: TritonServer, protocol: str) -> None:
+def doubled(server: TritonServer, protocol: str) -> list[float]:
+    """What the model answers to 21, without a key."""
     package = importlib.import_module(f"tritonclient.{protocol}")
     tensor = package.InferInput("X", [1], "FP32")
     tensor.set_data_from_numpy(np.array([21], np.float32))
     with native(server, protocol) as client:
-        assert client.infer("double", [tensor]).as_numpy("Y").tolist() == [42]
+        return list(client.infer("double", [tensor]).as_numpy("Y"))
+
+
+def test_row_35_no_secret(row: Row, server: TritonServer) -> None:
+    denied, permitted = 0, 0
+    for protocol in PROTOCOLS:
+        with native(server, protocol) as client:
+            for call, arguments in HARMLESS_CALLS + OTHER_CALLS:
+                with pytest.raises(
+                    InferenceServerException,
+                    match=r"This (API|protocol) is restricted, expecting header",
+                ):
+                    getattr(client, call)(*arguments)
+                denied += 1
+            for call, arguments in HARMLESS_CALLS:
+                getattr(client, call)(*arguments, headers=server.admin_headers(protocol))
+                permitted += 1
+            for call, arguments in OPEN_CALLS:
+                assert getattr(client, call)(*arguments)
+        assert doubled(server, protocol) == [42]
+    row.shows(
+        "no secret: every administrative call is denied on HTTP and gRPC, inference works",
+        target="all denied",
+        measured=f"{denied} calls of stock clients denied, inference, health and metadata open",
+        met=denied == 2 * len(HARMLESS_CALLS + OTHER_CALLS),
+        permitted_with_the_key=permitted,
+    )
 
 
 def test_the_key_is_in_no_log_and_new_with_each_server(server: TritonServer) -> None:
