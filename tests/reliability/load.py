@@ -52,9 +52,9 @@ class HttpLine:
 
     protocol = "http"
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, timeout_s: float = _TIMEOUT_S) -> None:
         host, port = url.split(":")
-        self._connection = http.client.HTTPConnection(host, int(port), timeout=_TIMEOUT_S)
+        self._connection = http.client.HTTPConnection(host, int(port), timeout=timeout_s)
 
     def ask(self, name: str, text: str = TEXT) -> Sent:
         """Send one row."""
@@ -141,6 +141,8 @@ class Load:
     pause_s: float = 0.0
     """Between an answer and the next request of a connection."""
     text: str = TEXT
+    timeout_s: float = _TIMEOUT_S
+    """Of a request; the error is `TimeoutError` or `DEADLINE_EXCEEDED` then."""
     _found: list[list[Sent]] = field(default_factory=list)
     _started: list[int] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -176,7 +178,12 @@ class Load:
         return Counter(one.error for one in self.all if one.error)
 
     def _ask(self, number: int) -> None:
-        line = GrpcLine(self.grpc_url) if number % 2 else HttpLine(self.http_url)
+        limit = self.timeout_s
+        line = (
+            GrpcLine(self.grpc_url, timeout_s=limit)
+            if number % 2
+            else HttpLine(self.http_url, timeout_s=limit)
+        )
         chance = random.Random(number)
         found = self._found[number]
         try:

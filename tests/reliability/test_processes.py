@@ -157,7 +157,7 @@ def whole_after_restart(repo: Path) -> bool:
 
 def test_row_9_sigterm_in_the_middle_of_a_swap(row: Row, tmp_path: Path) -> None:
     repo = write_served_bank(tmp_path)
-    rounds, cut, requests, valid = row.size(1, 5), 0, 0, 0
+    rounds, cut, requests, valid = row.size(1, 3), 0, 0, 0
     for _ in range(rounds):
         with serving(repo) as served:
             with load_of(served, row.size(8, 32)) as load, swapping(repo, served.url):
@@ -187,7 +187,7 @@ def test_row_9_sigterm_in_the_middle_of_a_swap(row: Row, tmp_path: Path) -> None
 
 def test_row_10_kill_of_the_server_in_the_middle_of_a_swap(row: Row, tmp_path: Path) -> None:
     repo = write_served_bank(tmp_path)
-    rounds, left, valid = row.size(1, 5), 0, 0
+    rounds, left, valid = row.size(1, 3), 0, 0
     for _ in range(rounds):
         with serving(repo, "--max-restarts", "0") as served:
             with load_of(served, 8) as load, swapping(repo, served.url):
