@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "reference" / "reliability.md"
 
 
-def tested() -> dict[int, str]:
+def files_of_rows() -> dict[int, str]:
     """Row to the file of its test."""
     found: dict[int, str] = {}
     for path in sorted(HERE.glob("test_*.py")):
@@ -22,7 +22,7 @@ def tested() -> dict[int, str]:
 
 
 def test_every_row_has_one_test_and_one_line_of_the_page() -> None:
-    rows = tested()
+    rows = files_of_rows()
     assert sorted(rows) == list(range(1, ROWS + 1))
     lines = re.findall(r"^\| (\d+) \|.*`(test_\w+\.py)` \|$", PAGE.read_text(), re.MULTILINE)
     assert {int(number): name for number, name in lines} == rows

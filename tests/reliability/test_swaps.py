@@ -36,8 +36,8 @@ ALL_ARE_RESIDENT = (
 )
 RELOADS_END_THE_SERVER = (
     "a load beside the old model can end or stop Triton Server 2.51 (signal 11 in its Python "
-    "backend; server issue 6223 reports the like); pidep swaps experts without a load, pidep serve starts an ended "
-    "server again, and a new backbone goes to a new server that clients are led to"
+    "backend; server issue 6223 reports the like); pidep swaps experts without a load, pidep serve "
+    "starts an ended server again, and a new backbone goes to a new server that clients are led to"
 )
 
 
