@@ -34,6 +34,14 @@ ALL_ARE_RESIDENT = (
     "pidep has no bound on residents yet (issue 17, runtime): every named expert is resident and "
     "none is evicted, so plan the memory as experts times `pidep_resident_bytes` of one"
 )
+SHARED_MEMORY_GROWS = (
+    "the stub's shared memory grows by about 200 bytes a swap; the cause is not known yet, and "
+    "metrics of versions that come and go are suspected; a model that is loaded again starts anew"
+)
+NAMES_ARE_COPIED = (
+    "in this small bank a swap takes 1 to 2 ms, of which the copy of the table of names is the "
+    "larger part; in MiniLM's bank the whole swap is measured by benchmarks/results/swap.json"
+)
 RELOADS_END_THE_SERVER = (
     "a load beside the old model can end or stop Triton Server 2.51 (signal 11 in its Python "
     "backend; server issue 6223 reports the like); pidep swaps experts without a load, pidep serve "
@@ -173,6 +181,7 @@ def test_row_26_memory_over_swaps(row: Row, churn: Churn) -> None:
         target="below 16 MiB in all, 4 files, 4 threads, 0 bytes of shared memory",
         measured=f"{1000 * slope:.3f} MiB for 1,000 swaps ({growth:.1f} MiB), differences {flat}",
         met=met,
+        known=SHARED_MEMORY_GROWS if row.is_long and flat["shared_bytes"] else "",
         states=[vars(one) for one in churn.states],
     )
 
@@ -338,6 +347,7 @@ def test_row_38_a_thousand_residents(row: Row, tmp_path: Path) -> None:
         target="within 10 %" if row.is_long else "within 100 %",
         measured=", ".join(f"{what} {ratio:.2f}×" for what, ratio in ratios.items()),
         met=max(ratios.values()) <= row.size(2.0, 1.1),
+        known=NAMES_ARE_COPIED if max(ratios.values()) > row.size(2.0, 1.1) else "",
         swap_ms={str(number): statistics.median(found) for number, found in swaps.items()},
         batch_ms={str(number): statistics.median(found) for number, found in batches.items()},
     )
