@@ -64,6 +64,9 @@ COMMANDS = {
     "convert": Entry(
         "Ship", "Write experts for other programs: PEFT, or ONNX Runtime's own adapters."
     ),
+    "bundle": Entry(
+        "Ship", "Write the files that run an entry in NVIDIA's container and on a cluster."
+    ),
     "recipes": Entry("Ship", "List the ways in which `pidep export` compiles."),
     "serve": Entry("Ship", "Run Triton Server on a model repository until it is stopped."),
     "infer": Entry("Ship", "Ask a running server."),

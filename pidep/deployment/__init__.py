@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from pidep.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from pidep.deployment.bundle.write import Bundle, write_bundle
     from pidep.deployment.doctor import Diagnosis, diagnose
     from pidep.deployment.release import release_bank, release_runs
     from pidep.deployment.server_doctor import Finding, diagnose_server
     from pidep.deployment.verify import ServedExpert, verify_entry
 
 __all__ = [
+    "Bundle",
     "Diagnosis",
     "Finding",
     "ServedExpert",
@@ -22,11 +24,13 @@ __all__ = [
     "release_bank",
     "release_runs",
     "verify_entry",
+    "write_bundle",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
+        "Bundle": "pidep.deployment.bundle.write",
         "Diagnosis": "pidep.deployment.doctor",
         "Finding": "pidep.deployment.server_doctor",
         "ServedExpert": "pidep.deployment.verify",
@@ -35,5 +39,6 @@ __getattr__ = lazy_names(
         "release_bank": "pidep.deployment.release",
         "release_runs": "pidep.deployment.release",
         "verify_entry": "pidep.deployment.verify",
+        "write_bundle": "pidep.deployment.bundle.write",
     },
 )

@@ -1,4 +1,4 @@
-"""The settings of `pidep export`, `convert`, `serve`, `infer`, `swap`, `verify` and `doctor`.
+"""The settings of `pidep export`, `convert`, `bundle`, `serve`, `infer`, `swap`, `verify` and `doctor`.
 
 No torch and no numpy.
 """
@@ -14,9 +14,11 @@ from pydantic import Field
 from pidep.artifacts.names import BANK
 from pidep.serving.addresses import LOOPBACK, Ports
 from pidep.serving.limits import Limits
+from pidep.serving.server_versions import FLOOR
 from pidep.settings import Settings, Shown
 
 __all__ = [
+    "BundleSettings",
     "ConvertSettings",
     "DoctorSettings",
     "ExportSettings",
@@ -34,6 +36,11 @@ ADDRESSES = Shown("Addresses")
 HEALTH = Shown("Health")
 LIMITS = Shown("Limits")
 REQUEST = Shown("Request")
+IMAGE = Shown("Image")
+CLUSTER = Shown("Cluster")
+
+_IMAGE = r"\A[a-z0-9][A-Za-z0-9._/:@-]*\z"
+"""An image's name: no character that YAML or a Dockerfile would read otherwise."""
 
 
 class ExportSettings(Settings):
@@ -81,6 +88,43 @@ class ConvertSettings(Settings):
     """Folder to write."""
     overwrite: Annotated[bool, OUTPUT] = False
     """Replace what is in that folder."""
+
+
+class BundleSettings(Settings):
+    """What the files of a bundle say."""
+
+    out: Annotated[Path, REPOSITORY]
+    """Folder to write."""
+    overwrite: Annotated[bool, REPOSITORY] = False
+    """Replace a bundle that is there. Wheels in it are kept."""
+    accelerator: Annotated[Literal["cpu", "gpu"], IMAGE] = "cpu"
+    """What runs the graph. An entry with a TensorRT engine always takes a GPU."""
+    triton_image: Annotated[str, IMAGE] = Field(
+        default=f"nvcr.io/nvidia/tritonserver:{FLOOR.release}-py3", pattern=_IMAGE
+    )
+    """NVIDIA's image that the own one is built on."""
+    image: Annotated[str | None, IMAGE] = Field(default=None, pattern=_IMAGE)
+    """Name of the own image. Without it, the name and pidep's version."""
+    name: Annotated[str | None, CLUSTER] = Field(
+        default=None, pattern=r"\A[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?\z"
+    )
+    """Name of everything in the cluster. Without it, the model's."""
+    replicas: Annotated[int, CLUSTER] = Field(default=2, ge=1, le=1000)
+    """Fewest servers."""
+    max_replicas: Annotated[int, CLUSTER] = Field(default=8, ge=1, le=1000)
+    """Most servers."""
+    queue_ms: Annotated[int, CLUSTER] = Field(default=20, ge=1, le=60000)
+    """Mean milliseconds that a request may wait; above, the autoscaler adds servers."""
+    cpus: Annotated[int, CLUSTER] = Field(default=2, ge=1, le=512)
+    """CPU cores of a server."""
+    memory_gib: Annotated[int | None, CLUSTER] = Field(default=None, ge=1, le=4096)
+    """GiB of memory of a server. Without it, 2 and three times the entry's files."""
+    storage_gib: Annotated[int, CLUSTER] = Field(default=10, ge=1, le=65536)
+    """GiB of the volume of the repository, and of that of the store."""
+    monitoring_namespace: Annotated[str, CLUSTER] = Field(
+        default="monitoring", pattern=r"\A[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\z"
+    )
+    """Namespace of Prometheus, which alone may ask for metrics."""
 
 
 class ServeSettings(Settings):

@@ -17,7 +17,7 @@ from pidep.artifacts.names import (
 from pidep.errors import UsageError
 from pidep.serving.staging import is_plain
 
-__all__ = ["has_stub", "models_in"]
+__all__ = ["has_stub", "models_in", "require_complete"]
 
 
 def models_in(repo: Path) -> list[str]:
@@ -43,7 +43,7 @@ def models_in(repo: Path) -> list[str]:
                 f"{folder}: Triton Server reads names of ASCII letters, digits and . _ - only; "
                 "rename the model"
             )
-        _require_complete(folder)
+        require_complete(folder)
     if not found:
         raise UsageError(f"{repo}: no model with a config.pbtxt in it; make one with pidep export")
     return [folder.name for folder in found]
@@ -54,7 +54,12 @@ def has_stub(model: Path) -> bool:
     return 'backend: "python"' in (model / CONFIG).read_text()
 
 
-def _require_complete(model: Path) -> None:
+def require_complete(model: Path) -> None:
+    """Refuse a model's folder that Triton Server could not load.
+
+    Raises:
+        UsageError: it lacks a file.
+    """
     version = model / VERSION
     if not any((version / name).is_file() for name in (BANK_RECORD, MERGED_RECORD)):
         raise UsageError(f"{model}: no bank.json or merged.json in version 1; export it again")

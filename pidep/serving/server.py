@@ -19,6 +19,7 @@ from pidep.artifacts import names
 from pidep.errors import ServingError
 from pidep.serving import end_with_parent
 from pidep.serving.addresses import Ports, channel_options, free_ports, require_free
+from pidep.serving.launch_options import ADMIN_KEY, launch_options
 from pidep.serving.limits import Limits
 from pidep.serving.packaged_server import (
     find_wheel,
@@ -32,16 +33,6 @@ from pidep.serving.staging import StagingFolder
 
 __all__ = ["Ports", "TritonServer", "free_ports", "models_in"]
 
-_ADMINISTRATION = (
-    "model-repository",
-    "model-config",
-    "shared-memory",
-    "statistics",
-    "trace",
-    "logging",
-)
-"""Triton Server's groups of calls that need the key: all but inference, health and metadata."""
-_KEY_NAME = "pidep-admin-key"
 _POLL_S = 0.05
 _CALL_TIMEOUT_S = 5.0
 _DRAIN_WITHIN_S = 30.0
@@ -97,7 +88,7 @@ class TritonServer:
         """
         # Triton Server looks for a gRPC key under this prefix, and for an HTTP key without it.
         prefix = "triton-grpc-protocol-" if protocol == "grpc" else ""
-        return {f"{prefix}{_KEY_NAME}": self._key}
+        return {f"{prefix}{ADMIN_KEY}": self._key}
 
     @property
     def grpc_url(self) -> str:
@@ -241,27 +232,15 @@ class TritonServer:
         command = [
             *(str(server_binary(wheel)), "--model-repository", str(staging.plain(self.repo))),
             *("--backend-directory", str(stage_backend(wheel, staging.path))),
-            # Only what is named here is loaded; nothing is reloaded because a file has changed.
-            *("--model-control-mode", "explicit"),
-            # Every configuration is written in full, so nothing is left to complete.
-            "--disable-auto-complete-config",
-            *(f"--load-model={name}" for name in self.models),
+            *launch_options(self.models, key=self._key),
             f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
             # A prefix of its own, so that what a killed server leaves in shared memory can be
             # found.
             f"--backend-config=python,shm-region-prefix-name={staging.path.name}-",
-            # Named, because AIP_MODE, a variable of Vertex AI, changes the defaults: it closes HTTP
-            # and opens a service of its own that knows no key.
-            *("--allow-http=true", "--allow-grpc=true", "--allow-metrics=true"),
-            *("--allow-sagemaker=false", "--allow-vertex-ai=false"),
         ]
         for what, port in self.ports.named().items():
             option = f"--{what.lower()}"
             command += [f"{option}-address", self.ports.host, f"{option}-port", str(port)]
-        # Without the key, any client (a web page in a browser, too) could load code of its own.
-        restriction = f"{','.join(_ADMINISTRATION)}:{_KEY_NAME}={self._key}"
-        command.append(f"--http-restricted-api={restriction}")
-        command.append(f"--grpc-restricted-protocol={restriction}")
         # A file, not a pipe: nobody reads while the server runs, and a full pipe would stop it.
         with open(self.log_path, "wb") as log:
             self._process = end_with_parent.start(

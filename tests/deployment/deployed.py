@@ -59,8 +59,15 @@ def bounded_bank(folder: Path) -> Path:
 
 
 @contextmanager
-def deployed(folder: Path, *options: str, host: str = "127.0.0.1") -> Iterator[Deployed]:
-    """A server without a key; the local cache may be enabled by `--cache-config`."""
+def deployed(
+    folder: Path, *options: str, host: str = "127.0.0.1", own_options: bool = True
+) -> Iterator[Deployed]:
+    """A server without a key; the local cache may be enabled by `--cache-config`.
+
+    Args:
+        own_options: whether to add the options that load the model.
+    """
+    load = ["--model-control-mode=explicit", "--load-model=pidep_bank"] if own_options else []
     wheel, ports, repo = find_wheel(), free_ports(), folder / "model_repo"
     listening = [
         part
@@ -71,7 +78,8 @@ def deployed(folder: Path, *options: str, host: str = "127.0.0.1") -> Iterator[D
         *(str(server_binary(wheel)), f"--model-repository={repo}"),
         f"--backend-directory={stage_backend(wheel, folder)}",
         f"--cache-directory={wheel / 'tritonserver' / 'caches'}",
-        *("--model-control-mode=explicit", "--load-model=pidep_bank", "--exit-timeout-secs=5"),
+        "--exit-timeout-secs=5",
+        *load,
         *listening,
         *options,
     ]

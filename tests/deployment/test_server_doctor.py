@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pidep.artifacts import BankRecord
+from pidep.artifacts import BankRecord, MergedRecord
 from pidep.artifacts.manifest import Manifest
 from pidep.deployment import server_doctor
 from pidep.deployment.server_doctor import Finding, diagnose_server, require_healthy
 from pidep.errors import ServingError, UsageError
+from pidep.export.config_pbtxt import merged_config
+from pidep.export.recipe import shipped
 from pidep.serving import ExpertStore, TritonServer, free_ports
+from pidep.serving.readiness import require_ready
 from pidep.serving.request import Protocol
 from pidep.serving.visitor import DOORS, page
 from tests.cli.run import Done, nobody
 from tests.deployment.deployed import Deployed, bounded_bank, deployed
 from tests.serving.experts import small_expert
-from tests.serving.small_bank import write_served_bank
+from tests.serving.small_bank import write_served_bank, write_small_merged
 
 PROTOCOLS: list[Protocol] = ["grpc", "http"]
 by_protocol = pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -164,6 +168,26 @@ def test_a_refused_version_is_named_with_the_one_that_still_serves(tmp_path: Pat
     assert f"{served[:19]} still serves" in found["expert film"].found
     assert found["expert book"].level == "ok"
     assert found["model"].level == "ok"
+
+
+@pytest.mark.server
+def test_a_merged_model_is_compared_by_its_entry(tmp_path: Path) -> None:
+    version = write_small_merged(tmp_path / "model_repo")
+    config = merged_config("film", max_batch_size=8, platform="python", num_labels=2)
+    (version.parent / "config.pbtxt").write_text(config)
+    shutil.copyfile(shipped("model.py"), version / "model.py")
+    with TritonServer(tmp_path / "model_repo", free_ports()) as server:
+        given = {"entry": version.parent, "metrics": f"127.0.0.1:{server.ports.metrics}"}
+        found = diagnose_server(server.grpc_url, **given)
+        require_ready(version.parent, server.http_url)
+        record = MergedRecord.read(version)
+        record.model_copy(update={"max_length": 3}).sealed(version).write(version)
+        other = diagnose_server(server.grpc_url, **given)
+        with pytest.raises(ServingError, match="is served, the repository has"):
+            require_ready(version.parent, server.http_url)
+    assert levels(found) == {"version": "warning", "queue": "warning"}
+    assert "answers with sha256:film" in by_check(found)["model"].found
+    assert levels(other, "version", "queue") == {"entry": "fault"}
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,8 @@ FOREIGN = {
     ),
     *("--http-restricted-api", "--grpc-restricted-protocol", "--exit-timeout-secs"),
     *("--allow-http", "--http-max-input-size"),
+    *("--wheel-dir", "--project-directory", "--build", "--detach", "--from-literal"),
+    "--alive",  # of the probe's command, which is no command of pidep
 }
 
 

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from pidep.backbones.settings import SitesSettings
 from pidep.deployment.settings import (
+    BundleSettings,
     ConvertSettings,
     DoctorSettings,
     ExportSettings,
@@ -51,6 +52,7 @@ SETTINGS: dict[str, type[Settings]] = {
     "import": ImportSettings,
     "fold": FoldSettings,
     "export": ExportSettings,
+    "bundle": BundleSettings,
     "convert": ConvertSettings,
     "serve": ServeSettings,
     "infer": InferSettings,
