@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ from pidep.serving import Client, ExpertStore, Ports, Request, TritonServer
 __all__ = ["main"]
 
 RESIDENTS = (10, 100, 1000)
-SATURATED = (16, 32)
-"""Connections of one row each."""
+SATURATED, BATCHES = (8, 16, 32), (8, 16, 32)
+"""Connections of one row each, and rows of a batch in process."""
 BUSY = 4
 """Connections while experts are replaced."""
 SWAPPED_NAMES, VERSIONS = 10, 4
@@ -60,15 +61,18 @@ MAX_BATCH = 64
 class Plan:
     """How much is measured."""
 
-    seconds: float = 5.0
+    seconds: float = 4.0
     """Of one measurement of a rate."""
-    rounds: int = 3
-    publishes: int = 60
+    turns: int = 16
+    """Of one client; a quarter of them with each number of connections."""
+    publishes: int = 30
     """For each number of residents."""
     swaps: int = 10_000
+    swaps_within_s: float = 300.0
+    """Swaps end after that time, however many there were."""
 
 
-FULL, PILOT = Plan(), Plan(seconds=3.0, rounds=1, publishes=10, swaps=200)
+FULL, PILOT = Plan(), Plan(seconds=3.0, turns=4, publishes=10, swaps=200)
 
 
 @dataclass(frozen=True)
@@ -137,22 +141,48 @@ class Bench:
 
 
 def measure_rates(bench: Bench) -> dict[str, Any]:
-    """One client and many, beside the bank in process; they take turns."""
+    """One client and many, beside the bank in process. They take short turns: what else the machine
+    does meets both.
+    """
     rows = bench.zipf(RESIDENTS[0])
     middle = sorted(rows, key=lambda one: len(one.text))[len(rows) // 2]
     one = bench.requests("one", [middle])
     mixed = bench.requests("mixed", [middle, *rows])
-    seconds = bench.plan.seconds
     rounds: list[dict[str, Any]] = []
-    with bench.server() as server:
-        for _ in range(bench.plan.rounds):
-            served = {"1": Load.start(server, one, connections=1, seconds=seconds).result()}
-            for count in SATURATED:
-                load = Load.start(server, mixed, connections=count, seconds=seconds)
-                served[str(count)] = load.result()
-            rounds.append({"served": served, "in_process": _in_process(bench, mixed)})
-            _say(rounds[-1])
+    with bench.server() as server, _bank_in_process(bench, mixed) as bank:
+
+        def turn(connections: int, size: int, seconds: float) -> None:
+            requests = one if connections == 1 else mixed
+            load = Load.start(server, requests, connections=connections, seconds=seconds)
+            served = {"connections": connections, **load.result()}
+            assert bank.stdin is not None
+            assert bank.stdout is not None
+            bank.stdin.write(f"{size} {seconds}\n")
+            bank.stdin.flush()
+            in_process = {"rows_of_a_batch": size, **json.loads(bank.stdout.readline())}
+            rounds.append({"served": served, "in_process": in_process})
+
+        turn(SATURATED[0], BATCHES[0], 1.0)
+        rounds.clear()  # the first batches of each are slow
+        for _ in range(bench.plan.turns):
+            turn(1, 1, 1.0)
+        for _ in range(bench.plan.turns // 4):
+            for connections, size in zip(SATURATED, BATCHES, strict=True):
+                turn(connections, size, 2.0)
     return {"rounds": rounds}
+
+
+@contextmanager
+def _bank_in_process(bench: Bench, requests: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [
+        *(sys.executable, "-m", "benchmarks.serving_in_process", str(bench.version)),
+        str(requests.with_suffix(".json")),
+    ]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def measure_swaps(bench: Bench) -> dict[str, Any]:
@@ -162,9 +192,12 @@ def measure_swaps(bench: Bench) -> dict[str, Any]:
     versions = _prepared(bench)
     revisions = bench.plan.swaps // SWAPPED_NAMES
     times, memory, loads = [], [], []
+    until = time.monotonic() + bench.plan.swaps_within_s
     with bench.server() as server, Client(server.grpc_url) as client:
         load = Load.start(server, requests, connections=BUSY, seconds=20)
         for number in range(revisions):
+            if time.monotonic() > until:
+                break
             if number % max(revisions // 20, 1) == 0:
                 memory.append({"swaps": number * SWAPPED_NAMES, **rss_mib(server)})
             new = {name: versions[(number + at) % VERSIONS] for at, name in enumerate(names)}
@@ -172,11 +205,12 @@ def measure_swaps(bench: Bench) -> dict[str, Any]:
             if load.process.poll() is not None:
                 loads.append(load.result())
                 load = Load.start(server, requests, connections=BUSY, seconds=20)
-        memory.append({"swaps": bench.plan.swaps, **rss_mib(server)})
+        swaps = len(times) * SWAPPED_NAMES
+        memory.append({"swaps": swaps, **rss_mib(server)})
         loads.append(load.result())
     _say({"revision_ms": statistics.median(times), "memory": memory[-1]})
     return {
-        "swaps": bench.plan.swaps,
+        "swaps": swaps,
         "names_in_a_revision": SWAPPED_NAMES,
         "revision_ms": [round(ms, 1) for ms in times],
         "memory": memory,
@@ -278,16 +312,6 @@ def _replace(store: ExpertStore, client: Client, name: str, new: Expert) -> dict
         "published_ms": 1e3 * (published - started),
         "answered_ms": 1e3 * (answered - published),
     }
-
-
-def _in_process(bench: Bench, requests: Path) -> dict[str, Any]:
-    command = [
-        *(sys.executable, "-m", "benchmarks.serving_in_process", str(bench.version)),
-        *(str(requests.with_suffix(".json")), str(bench.plan.seconds)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _write_merged(bench: Bench, models: Sequence[str]) -> None:
