@@ -1,4 +1,4 @@
-"""The settings of `pidep export`, `convert`, `bundle`, `serve`, `infer`, `swap`, `verify` and `doctor`.
+"""The settings of the commands that ship: `pidep export`, `convert`, `bundle`, `serve` and others.
 
 No torch and no numpy.
 """
