@@ -11,7 +11,7 @@ from typing import Any
 from pidep.artifacts.names import GRAPH, TOKENIZER
 from pidep.deployment.settings import ConvertSettings
 from pidep.errors import ExpertError, UsageError
-from pidep.experts.folder import Expert, read_expert, require_embeddings
+from pidep.experts.folder import Expert, read_expert
 from pidep.experts.peft_folder import require_peft_format, write_peft
 from pidep.experts.resolve import resolve_expert_folder
 from pidep.files.atomic_write import atomic_folder, check_place
@@ -88,7 +88,11 @@ def _write_adapters(experts: Sequence[Expert], settings: ConvertSettings) -> dic
     from pidep.runtime.adapter_file import SUFFIX, write_adapter_file
 
     for expert in experts:
-        require_embeddings(expert)
+        if expert.scores_texts:
+            raise ExpertError(
+                f"expert {expert.name!r}: is of the encoder-decoder {expert.backbone!r}, which has "
+                "two graphs and no adapter file; use pidep export, or convert it for peft"
+            )
         adapter_tensors(expert)  # refuses other kinds before a backbone is loaded
     if len({expert.backbone_digest for expert in experts}) != 1:
         raise UsageError("RUNS: experts of different backbones; one graph has one backbone")
