@@ -23,6 +23,7 @@ def tune(settings: TuneSettings, where: RunSettings, json: Json = False) -> None
     """
     from pidep.tuning.run_folder import METHODS, priors_sentence
     from pidep.tuning.tune import tune as run
+    from pidep.tuning.under_floors import under_sentence
 
     with progress() as shown:
         result = run(
@@ -41,6 +42,8 @@ def tune(settings: TuneSettings, where: RunSettings, json: Json = False) -> None
         render.table(title, ["model", result.metric], rows)
     else:
         typer.echo(f"{result.name}: the test rows have no labels, so nothing was measured")
+    if told := under_sentence(result.metric, result.metrics):
+        typer.echo(f"{result.name}: {told}")
     if result.class_priors is not None and result.class_priors.source != "training":
         typer.echo(f"class priors: {priors_sentence(result.class_priors.to_json())}")
     if result.neighbours:

@@ -59,7 +59,6 @@ from pidep.tuning.run_place import (
     missing_helpers,
 )
 from pidep.tuning.settings import TuneSettings
-from pidep.tuning.under_floors import warn_under
 
 __all__ = ["TuneResult", "tune"]
 
@@ -246,7 +245,6 @@ def _learn(
         class_priors=learned.priors,
     )
     write_run(job, result, learned.alpha, {"own": own_report, **learned.reports}, times.seconds)
-    warn_under(job.name, metric, metrics)
     return result
 
 

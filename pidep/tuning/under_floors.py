@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 
-__all__ = ["FLOORS", "under_floors", "under_sentence", "warn_under"]
-
-_LOG = logging.getLogger(__name__)
+__all__ = ["FLOORS", "under_floors", "under_sentence"]
 
 FLOORS = {"majority": "always the commonest label", "probe": "a logistic probe"}
 """Methods without an expert, in words."""
@@ -32,9 +29,3 @@ def under_sentence(metric: str, metrics: Mapping[str, float]) -> str:
         f"{metric.replace('_', ' ')} {result:.3f} is under {' and '.join(above)}: give class "
         "priors or more rows, or answer that way instead"
     )
-
-
-def warn_under(name: str, metric: str, metrics: Mapping[str, float]) -> None:
-    """Say on the log which floors are above a run's result."""
-    if told := under_sentence(metric, metrics):
-        _LOG.warning("%s: %s", name, told)

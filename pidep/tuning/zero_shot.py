@@ -30,7 +30,6 @@ from pidep.tuning.job import Job
 from pidep.tuning.phase_times import PhaseTimes
 from pidep.tuning.run_folder import Alpha, TuneResult, write_by_reference, write_run
 from pidep.tuning.settings import TuneSettings
-from pidep.tuning.under_floors import warn_under
 
 __all__ = ["check_request", "mix", "require_experts"]
 
@@ -115,7 +114,6 @@ def mix(job: Job, pool: Pool | None, started: float) -> TuneResult:
         cut_texts=job.cut_texts,
     )
     write_run(job, result, alpha, {}, times.seconds)
-    warn_under(job.name, job.task.metric, metrics)
     return result
 
 

@@ -14,7 +14,7 @@ from pidep.artifacts.manifest import Manifest
 from pidep.deployment import server_doctor
 from pidep.deployment.server_doctor import Finding, diagnose_server, require_healthy
 from pidep.errors import ServingError, UsageError
-from pidep.export.config_pbtxt import merged_config
+from pidep.export.config_pbtxt import merged_config, read_config
 from pidep.export.recipe import shipped
 from pidep.serving import ExpertStore, TritonServer, free_ports
 from pidep.serving.readiness import require_ready
@@ -185,7 +185,7 @@ def test_a_merged_model_is_compared_by_its_entry(tmp_path: Path) -> None:
         other = diagnose_server(server.grpc_url, **given)
         with pytest.raises(ServingError, match="is served, the repository has"):
             require_ready(version.parent, server.http_url)
-    assert levels(found) == {"version": "warning", "queue": "warning"}
+    assert levels(found) == {"version": "warning"}
     assert "answers with sha256:film" in by_check(found)["model"].found
     assert levels(other, "version", "queue") == {"entry": "fault"}
 
@@ -205,10 +205,13 @@ def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Depl
 
 
 def caching_bank(folder: Path) -> Path:
-    """A repository whose bank has a response cache."""
+    """A repository whose bank has a response cache, and a queue without an end."""
     repo = write_served_bank(folder)
     config = repo / "pidep_bank" / "config.pbtxt"
-    config.write_text(config.read_text() + "\nresponse_cache { enable: true }\n")
+    model = read_config(config)
+    model.response_cache.enable = True
+    model.dynamic_batching.ClearField("default_queue_policy")
+    config.write_text(str(model))
     return repo
 
 

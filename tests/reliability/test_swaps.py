@@ -314,17 +314,18 @@ def test_row_38_a_thousand_residents(row: Row, tmp_path: Path) -> None:
     banks, swaps, batches = {}, {}, {}
     for number in counts:
         repo, store = published(tmp_path / str(number), number)
-        watcher = Watcher(Bank(repo / "pidep_bank" / "1"), store)
+        bank = Bank(repo / "pidep_bank" / "1")
+        watcher = Watcher(bank, store)
         watcher.refresh()
-        banks[number] = (watcher, store)
+        banks[number] = (bank, watcher, store)
         swaps[number], batches[number] = [], []
     fresh = [small_expert(seed=5000 + at) for at in range(4)]
     chance = random.Random(0)
     for at in range(row.size(8, 100)):
         # In turns, so that both meet the same moments of the machine.
         for number in counts:
-            watcher, store = banks[number]
-            bank, residents = watcher._bank, watcher.residents
+            bank, watcher, store = banks[number]
+            residents = watcher.residents
             asked = [zipf(number, chance) for _ in range(8)]
             started = time.perf_counter()
             bank.run(residents, ["good film"] * 8, asked)

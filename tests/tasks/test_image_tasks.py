@@ -327,4 +327,4 @@ def test_an_image_is_tuned_on_end_to_end(tmp_path: Path, mini: Any) -> None:
         tmp_path / "choose",
         backbone=mini,
     )
-    assert set(chosen.metrics) == {"majority", "probe", "backbone", "own_expert"}
+    assert set(chosen.metrics) == {"backbone", "own_expert"}

@@ -219,9 +219,9 @@ def test_tune_generate_and_report_from_the_command_line(
         inside("report", run, "--paths"),
         "its answers are free texts, and a path is walked between classifiers; run without --paths",
     )
-    assert_refused(
-        inside("export", run), "expert 'both': is of the encoder-decoder .*, use pidep generate"
-    )
+    done = inside("export", run, "--repo", tmp_path / "repo", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out)["parity"]["both"]["argmax_flips"] == 0
     assert_refused(
         inside(
             "compare",

@@ -129,7 +129,7 @@ def test_a_task_of_texts_alone(mix: Callable[..., tuning.TuneResult], tmp_path: 
         mix(without_labels(TRAIN), without_labels(TEST), out="bare"),
     )
     assert labelled.digest == bare.digest
-    assert set(labelled.metrics) == {"backbone", "nearest", "uniform", "zero_shot"}
+    assert set(labelled.metrics) == {"majority", "backbone", "nearest", "uniform", "zero_shot"}
     assert bare.metrics == {}
     assert read_expert(tmp_path / "bare" / "expert").metrics == {}
 
