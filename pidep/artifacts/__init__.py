@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pidep.artifacts.merged import MergedRecord
     from pidep.artifacts.mixture_record import MixtureRecord
     from pidep.artifacts.parity import Parity
+    from pidep.artifacts.towers import TowersRecord
     from pidep.artifacts.vision import VisionRecord
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "MergedRecord",
     "MixtureRecord",
     "Parity",
+    "TowersRecord",
     "VisionRecord",
 ]
 
@@ -38,6 +40,7 @@ __getattr__ = lazy_names(
         "MergedRecord": "pidep.artifacts.merged",
         "MixtureRecord": "pidep.artifacts.mixture_record",
         "Parity": "pidep.artifacts.parity",
+        "TowersRecord": "pidep.artifacts.towers",
         "VisionRecord": "pidep.artifacts.vision",
     },
 )

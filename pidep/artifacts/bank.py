@@ -11,6 +11,7 @@ from pidep.artifacts.names import BANK_RECORD
 from pidep.artifacts.parity import Parity
 from pidep.artifacts.record import EntryRecord, Record
 from pidep.artifacts.sequence import SequenceRecord
+from pidep.artifacts.towers import TowersRecord
 from pidep.artifacts.vision import VisionRecord
 from pidep.errors import ServingError
 
@@ -68,9 +69,16 @@ class BankRecord(EntryRecord):
     parity: dict[str, Parity] = Field(default_factory=dict)
     """Expert name to the figures of the gate; only experts that this export was given."""
     vision: VisionRecord | None = None
-    """None where the bank reads text only."""
+    """None where the graph takes no visual tokens."""
     sequence: SequenceRecord | None = None
     """The two graphs of an encoder-decoder; `graph_digest` is its decoder's."""
+    towers: TowersRecord | None = None
+    """None where the bank has one graph."""
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether a row may have an image."""
+        return self.vision is not None or self.towers is not None
 
     @property
     def backbones(self) -> tuple[str, ...]:

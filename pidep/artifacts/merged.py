@@ -12,6 +12,7 @@ from pidep.artifacts.parity import Parity
 from pidep.artifacts.record import EntryRecord
 from pidep.artifacts.sequence import SequenceRecord
 from pidep.artifacts.template import TemplateField
+from pidep.artifacts.towers import TowersRecord
 from pidep.artifacts.vision import VisionRecord
 
 __all__ = ["MergedRecord"]
@@ -40,7 +41,7 @@ class MergedRecord(EntryRecord):
     """None where ONNX Runtime runs the graph."""
     parity: Parity | None = None
     vision: VisionRecord | None = None
-    """None where the model reads text only."""
+    """None where the graph takes no visual tokens."""
     sequence: SequenceRecord | None = None
     """The two graphs of an encoder-decoder; `graph_digest` is its decoder's."""
     label_texts: tuple[str, ...] | None = None
@@ -49,3 +50,10 @@ class MergedRecord(EntryRecord):
     """Tokens of an encoder-decoder's free answer."""
     label_bias: tuple[float, ...] | None = None
     """Added to an encoder-decoder's scores of the labels; other graphs have it inside."""
+    towers: TowersRecord | None = None
+    """None where the model has one graph."""
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether a row may have an image."""
+        return self.vision is not None or self.towers is not None

@@ -33,9 +33,11 @@ __all__ = [
     "GRAPH_WEIGHTS",
     "HISTORY",
     "IMAGE",
+    "IMAGE_GRAPH",
     "KEY",
     "LABEL",
     "LABELS",
+    "LABEL_VECTORS",
     "MANIFEST",
     "MERGED_RECORD",
     "MIXTURE_RECORD",
@@ -79,6 +81,10 @@ VISION_GRAPH = "vision.onnx"
 ENCODER_GRAPH = "encoder.onnx"
 """Of an encoder-decoder, in the place of `model.onnx`."""
 DECODER_GRAPH = "decoder.onnx"
+IMAGE_GRAPH = "image.onnx"
+"""The image tower of a backbone of two; `model.onnx` is its text tower then."""
+LABEL_VECTORS = "labels.safetensors"
+"""Label embeddings times the logit scale, of a merged model of two towers."""
 DATA_SUFFIX = ".data"
 """`model.onnx.data` holds the weights of a graph that are not in `model.onnx` itself."""
 ENGINE = "model.plan"

@@ -14,6 +14,7 @@ from pidep.artifacts.names import (
     ENCODER_GRAPH,
     ENGINE,
     GRAPH,
+    IMAGE_GRAPH,
     NO_BYTECODE,
     VISION_GRAPH,
 )
@@ -89,7 +90,7 @@ class EntryRecord(Record):
         """
         others = (path for path in sorted(version_folder.iterdir()) if path.is_file())
         # Tools that copy folders leave out what is called __pycache__, and it decides no answer.
-        graphs = (GRAPH, VISION_GRAPH, ENCODER_GRAPH, DECODER_GRAPH)
+        graphs = (GRAPH, VISION_GRAPH, IMAGE_GRAPH, ENCODER_GRAPH, DECODER_GRAPH)
         apart = (self.file_name, *graphs, ENGINE, NO_BYTECODE)
         files = {path.name: file_digest(path) for path in others if path.name not in apart}
         found = self.model_copy(update={"files": files})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import PlainSerializer, PlainValidator
 
@@ -12,7 +12,7 @@ from pidep.artifacts.record import Record
 from pidep.errors import ImageError
 from pidep.inputs.images import Preprocess
 
-__all__ = ["VisionRecord"]
+__all__ = ["PreprocessField", "VisionRecord"]
 
 
 def _preprocess(value: Any) -> Preprocess:
@@ -26,11 +26,17 @@ def _preprocess(value: Any) -> Preprocess:
         raise ValueError(str(error)) from error  # pydantic reports ValueError, with the place
 
 
+PreprocessField: TypeAlias = Annotated[
+    Preprocess, PlainValidator(_preprocess), PlainSerializer(asdict)
+]
+"""How an image becomes pixels, as a record holds it."""
+
+
 class VisionRecord(Record):
     """`vision.onnx`: pixels in, visual tokens out."""
 
     graph_digest: str
-    preprocess: Annotated[Preprocess, PlainValidator(_preprocess), PlainSerializer(asdict)]
+    preprocess: PreprocessField
     """How an image becomes pixels, the same as in training."""
     preprocess_digest: str
     """Digest of `preprocess` in training. It covers the algorithm, too, which the fields do not."""

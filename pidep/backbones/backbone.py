@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from pidep.backbones.halves import Halves
+from pidep.backbones.tower import Tower
 from pidep.inputs.images import Preprocess
 from pidep.inputs.row import Input
 
@@ -98,11 +99,17 @@ class Backbone(Protocol):
         """
 
     @property
+    def towers(self) -> tuple[Tower, ...]:
+        """The text tower and the image tower, which are exported in place of `forward`; empty for
+        other backbones.
+        """
+
+    @property
     def forward(self) -> Callable[..., Tensor]:
         """Named tensors, as `prepare` gives them, to unit vectors `[B, D]` fp32; this is exported.
 
         Raises:
-            BackboneError: the backbone does not embed.
+            BackboneError: the backbone does not embed, or has two towers.
         """
 
     def prepare(self, rows: Sequence[Input], *, max_length: int) -> dict[str, Tensor]:

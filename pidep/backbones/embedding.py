@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pidep.backbones.backbone import AnswerScorer, Candidates
 from pidep.backbones.choices import Choices
+from pidep.backbones.tower import Tower
 from pidep.errors import BackboneError, UsageError
 from pidep.inputs.row import Input, Row, as_row
 
@@ -23,6 +24,7 @@ class EmbeddingBackbone:
     embeds = True
     generates = False
     halves: ClassVar[None] = None
+    towers: tuple[Tower, ...] = ()
     logit_scale = 20.0
     """Cosines lie within ±1. A scale of 20 lets a softmax over them become sharp, as is usual for
     contrastive losses.

@@ -53,6 +53,7 @@ class EncoderDecoder:
     digest: str
     preprocess: Preprocess | None = None
     """How images are prepared, where the model reads them."""
+    towers: ClassVar[tuple[()]] = ()
     embeds: ClassVar[bool] = False
     generates: ClassVar[bool] = True
     logit_scale: ClassVar[float] = 1.0

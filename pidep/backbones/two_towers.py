@@ -6,10 +6,10 @@ the two unit vectors, scaled to length 1. Label texts are embedded by the text t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -18,26 +18,16 @@ from torch import Tensor, nn
 from pidep.backbones.checkpoint import position_limit
 from pidep.backbones.embedding import EmbeddingBackbone
 from pidep.backbones.encoder import encode_sorted
+from pidep.backbones.tower import Tower
 from pidep.errors import BackboneError
 from pidep.inputs.images import Preprocess
-from pidep.inputs.row import Input, Row, as_row
+from pidep.inputs.row import Input, Row, as_row, places_of
 from pidep.inputs.tokenize import Tokenize
 
-__all__ = ["Tower", "TwoTowers"]
+__all__ = ["TwoTowers"]
 
 _LARGEST_SCALE = 100.0
 """CLIP was trained with its logit scale clipped at 100."""
-
-
-@dataclass(frozen=True)
-class Tower:
-    """One of the two models."""
-
-    name: Literal["text", "image"]
-    prefixes: tuple[str, ...]
-    """What the names of its modules begin with."""
-    forward: Callable[..., Tensor]
-    """Named tensors of its rows to unit vectors `[N, D]` fp32."""
 
 
 @dataclass(eq=False)
@@ -80,11 +70,17 @@ class TwoTowers(EmbeddingBackbone):
         return min(float(self.model.logit_scale.exp()), _LARGEST_SCALE)
 
     @property
-    def towers(self) -> tuple[Tower, Tower]:
+    def towers(self) -> tuple[Tower, ...]:  # type: ignore[override]
         """The text tower and the image tower."""
         return (
-            Tower("text", ("text_model.", "text_projection"), self.text_vectors),
-            Tower("image", ("vision_model.", "visual_projection"), self.image_vectors),
+            Tower(
+                "text",
+                ("text_model.", "text_projection"),
+                ("input_ids", "attention_mask"),
+                self.text_vectors,
+                self.padded_length,
+            ),
+            Tower("image", ("vision_model.", "visual_projection"), ("pixels",), self.image_vectors),
         )
 
     def text_vectors(
@@ -94,7 +90,7 @@ class TwoTowers(EmbeddingBackbone):
     ) -> Tensor:  # [N, D] fp32, unit rows
         """Embed tokens, with the expert that is attached to `model`."""
         found = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
-        return nn.functional.normalize(found.pooler_output, dim=-1)
+        return nn.functional.normalize(found.pooler_output.float(), dim=-1)
 
     def image_vectors(
         self,
@@ -102,14 +98,13 @@ class TwoTowers(EmbeddingBackbone):
     ) -> Tensor:  # [N, D] fp32, unit rows
         """Embed images, with the expert that is attached to `model`."""
         found = self.model.get_image_features(pixel_values=pixels)
-        return nn.functional.normalize(found.pooler_output, dim=-1)
+        return nn.functional.normalize(found.pooler_output.float(), dim=-1)
 
     @property
     def forward(self) -> NoReturn:
         """Raises `BackboneError`: the two towers are two graphs."""
         raise BackboneError(
-            f"backbone {self.name!r}: two towers cannot be exported yet; answer with pidep "
-            "predict, or export an expert of a text encoder or of pidep-mini"
+            f"backbone {self.name!r}: has two towers and no single graph; export its `towers`"
         )
 
     def prepare(self, rows: Sequence[Input], *, max_length: int) -> dict[str, Tensor]:
@@ -173,8 +168,7 @@ def _places(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
     Raises:
         BackboneError: a row has neither.
     """
-    texts = [at for at, row in enumerate(rows) if row.text.strip()]
-    images = [at for at, row in enumerate(rows) if row.image is not None]
+    texts, images = places_of(rows)
     for at in sorted({*range(len(rows))} - {*texts, *images}):
         raise BackboneError(
             f"{rows[at].where or f'row {at + 1}'}: expected a text, an image or both, found "

@@ -16,6 +16,7 @@ from pidep.experts.mixed import Served, parts_of
 from pidep.experts.validation import require_valid, require_within
 from pidep.export.bound import require_sites
 from pidep.export.source import Source
+from pidep.export.towers import graph_groups
 
 __all__ = ["checked_bank", "groups_for", "require_able", "require_backbone", "text_room"]
 
@@ -115,7 +116,7 @@ def groups_for(
         if some:
             size = _largest(some, max_rank if kind == "lora" else None)
             sites = _bank_sites(backbone, some)
-            groups += bank_groups(backbone.model, sites, kind=kind, size=size)
+            groups += graph_groups(backbone, sites, kind=kind, size=size)
     return groups
 
 

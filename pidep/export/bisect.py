@@ -78,8 +78,8 @@ class Bisection:
             row: where the answers differ.
             ask: lets the entry answer a row, as the first of a batch without padding.
         """
-        if not self.backbone.embeds:
-            return ""  # an encoder-decoder's answer is of many runs of two graphs
+        if not self.backbone.embeds or self.backbone.towers:
+            return ""  # the answer is of runs of two graphs
         _LOG.info("export: looks for the first node beyond tolerance")
         # Whatever goes wrong here must not replace the error that is being explained.
         try:

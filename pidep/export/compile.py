@@ -12,6 +12,7 @@ from pidep.adapters.fold import folded_or_attached
 from pidep.artifacts.names import DECODER_GRAPH, ENCODER_GRAPH, GRAPH
 from pidep.artifacts.sequence import SequenceRecord
 from pidep.backbones.backbone import Backbone
+from pidep.backbones.tower import TowerName
 from pidep.errors import ExpertError, PidepError, UsageError
 from pidep.experts.bank import BankGroup
 from pidep.experts.kind import bank_sites
@@ -23,6 +24,14 @@ from pidep.export.precision import in_precision
 from pidep.export.recipe import Recipe
 from pidep.export.sequence_graph import export_sequence_bank, export_sequence_merged
 from pidep.export.source import Source
+from pidep.export.towers import (
+    expert_of_tower,
+    graphs_of,
+    groups_of_tower,
+    require_towers_able,
+    towers_record,
+    write_label_vectors,
+)
 from pidep.export.vision import export_vision
 from pidep.files.digest import file_digest
 
@@ -40,8 +49,8 @@ def compile_merged(
         PidepError: the exporter cannot translate the backbone, or the recipe forbids an operator.
         ParityError: the graph does not hold the expert, or the vision graph differs from PyTorch.
     """
-    _LOG.info("export: compiles the graph")
     if not backbone.embeds:
+        _LOG.info("export: compiles the graphs")
         _require_sequences(recipe)
         beside = recipe.weights == "beside"
         expert, opset = source.expert, recipe.opset
@@ -51,11 +60,16 @@ def compile_merged(
             backbone.model, expert.sites, kind=expert.kind, scaling=expert.scaling
         ):
             return _sequence_facts(backbone, version, recipe)
-    graph = version / GRAPH
-    how = _how(recipe)
-    export_merged_graph(backbone, source.expert, graph, opset=recipe.opset, **how)
-    require_folded(backbone, source.expert, graph, half=how["half"])
-    quantised = in_precision(graph, recipe, backbone, sources=[source])
+    require_towers_able(backbone, recipe)
+    quantised = []
+    for tower, name in graphs_of(backbone):
+        _LOG.info("export: compiles the graph%s", _of(tower))
+        graph, how = version / name, {**_how(recipe), "tower": tower}
+        export_merged_graph(backbone, source.expert, graph, opset=recipe.opset, **how)
+        own = expert_of_tower(backbone, source.expert, tower)
+        require_folded(backbone, own, graph, half=how["half"])
+        quantised.append(in_precision(graph, recipe, backbone, sources=[source]))
+    write_label_vectors(backbone, source.expert, version)
     return _facts(backbone, version, recipe, quantised)
 
 
@@ -75,9 +89,9 @@ def compile_bank(
     Raises:
         ParityError: an input of the graph is read by no node, or as `compile_merged`.
     """
-    _LOG.info("export: compiles the graph")
     opset, how = recipe.opset, _how(recipe)
     if not backbone.embeds:
+        _LOG.info("export: compiles the graphs")
         _require_sequences(recipe)
         _require_sightless(backbone, groups)
         for name in (ENCODER_GRAPH, DECODER_GRAPH):
@@ -87,28 +101,45 @@ def compile_bank(
             )
             cached_bank_graph(backbone, groups, graph, make, opset=opset, **how)
         return _sequence_facts(backbone, version, recipe)
-    graph = version / GRAPH
-    make = partial(export_bank_graph, backbone, groups, graph, opset=opset, **how)
-    cached_bank_graph(backbone, groups, graph, make, opset=opset, **how)
-    require_inputs(graph, groups)
-    quantised = in_precision(graph, recipe, backbone, sources=sources, groups=groups)
+    require_towers_able(backbone, recipe)
+    quantised = []
+    for tower, name in graphs_of(backbone):
+        _LOG.info("export: compiles the graph%s", _of(tower))
+        own = groups_of_tower(backbone, groups, tower)
+        graph, opset, how = version / name, recipe.opset, {**_how(recipe), "tower": tower}
+        make = partial(export_bank_graph, backbone, own, graph, opset=opset, **how)
+        cached_bank_graph(backbone, own, graph, make, opset=opset, **how)
+        if own:  # no expert may act in a tower
+            require_inputs(graph, own)
+        quantised.append(in_precision(graph, recipe, backbone, sources=sources, groups=own))
     return _facts(backbone, version, recipe, quantised)
 
 
-def _how(recipe: Recipe) -> dict[str, bool]:
+def _of(tower: TowerName | None) -> str:
+    return "" if tower is None else f" of the {tower} tower"
+
+
+def _how(recipe: Recipe) -> dict[str, Any]:
     return {"half": recipe.precision == "fp16", "beside": recipe.weights == "beside"}
 
 
 def _facts(
-    backbone: Backbone, version: Path, recipe: Recipe, quantised: int | None
+    backbone: Backbone, version: Path, recipe: Recipe, quantised: Sequence[int | None]
 ) -> dict[str, Any]:
-    """What every record says about its graphs; writes the vision graph where there is one."""
-    _require_operators(version / GRAPH, recipe)
+    """What every record says about its graphs; writes the vision graph where there is one.
+
+    Args:
+        quantised: products in int8 of each graph.
+    """
+    for _, name in graphs_of(backbone):
+        _require_operators(version / name, recipe)
+    counts = [count for count in quantised if count is not None]
     return {
         "backbone_digest": backbone.digest,
         "graph_digest": file_digest(version / GRAPH),
-        "quantised_products": quantised,
+        "quantised_products": sum(counts) if counts else None,
         "vision": export_vision(backbone, version, recipe),
+        "towers": towers_record(backbone, version),
     }
 
 

@@ -27,7 +27,8 @@ def quantise_products(graph: Path, wanted: Sequence[str], how: Quantisation) -> 
                 graph,
                 Path(folder) / graph.name,
                 op_types_to_quantize=["MatMul", "Gemm"],
-                nodes_to_quantize=list(wanted),
+                # ONNX Runtime makes a MatMul of this name of a Gemm first.
+                nodes_to_quantize=[*wanted, *(f"{name}_MatMul" for name in wanted)],
                 per_channel=how.per_channel,
                 reduce_range=how.reduce_range,
                 weight_type=QuantType.QInt8,

@@ -37,6 +37,7 @@ from pidep.export.gate_report import write_gate_report
 from pidep.export.gate_sample import Gated
 from pidep.export.recipe import Recipe, shipped
 from pidep.export.source import Source
+from pidep.export.towers import require_towers_able
 from pidep.files.atomic_write import check_place, in_place, temporary_sibling
 from pidep.runtime.engine import missing_for
 
@@ -128,6 +129,7 @@ def staged_merged(
     backbone = load_any_backbone(expert.backbone)
     require_backbone(backbone, expert)
     require_able(backbone, expert)
+    require_towers_able(backbone, recipe, platform=platform)
     check_place(repo, "`repo`")
     # Beside its place: the last step is a rename, which is atomic within one file system only.
     with temporary_sibling(repo / model) as temporary:
@@ -157,7 +159,7 @@ def staged_merged(
             max_batch_size=recipe.max_batch_size,
             platform=platform,
             num_labels=len(expert.labels),
-            images=record.vision is not None,
+            images=record.reads_images,
             decodes=record.sequence is not None,
         )
         found = {expert.name: replace(gated, parity=parity)}
@@ -225,7 +227,7 @@ def staged_bank(
             BANK,
             max_batch_size=recipe.max_batch_size,
             hidden_size=backbone.hidden_size,
-            images=record.vision is not None,
+            images=record.reads_images,
             decodes=record.sequence is not None,
         )
         write_gate_report(temporary, gated, recipe, record, with_texts=keep_rows)

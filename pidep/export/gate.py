@@ -26,10 +26,12 @@ from pidep.export.parity import NO_EFFECT, check_effect, check_parity, effect_of
 from pidep.export.recipe import Recipe
 from pidep.export.slices import slices_of, worst_row
 from pidep.export.source import Source
+from pidep.export.towers import check_ways
 from pidep.inputs.row import Input, Row, as_row, row_key
 from pidep.runtime.answer import Answer
 from pidep.runtime.bank import Bank, Residents
 from pidep.runtime.merged import Merged
+from pidep.runtime.towers import tower_rows
 from pidep.tasks.data import UNLABELLED
 
 __all__ = ["gate_bank", "gate_merged"]
@@ -45,7 +47,7 @@ _EFFECT_ROWS = 32
 _GENERATED_ROWS = 32
 """Rows of a task of free answers whose texts are generated, too."""
 _BESIDE = "a row beside them"
-"""Text of the row that makes a batch of one expert a mixed one."""
+"""Text of the row that makes a batch of one expert a mixed one; of two towers, both of them."""
 _NO_CANDIDATE = -1e4
 """Pads the logits of rows with fewer candidates. Finite, and below every real logit."""
 
@@ -75,11 +77,7 @@ def gate_bank(
         _LOG.info("export: compares %s with PyTorch", source.expert.name, extra=count)
         reference, bare = _torch_logits(backbone, source)
         measured = []
-        name = source.expert.name
-
-        def run(rows: Sequence[Input], name: str = name) -> list[Answer | PidepError]:
-            return bank.run(residents, rows, [name] * len(rows))
-
+        run = partial(_named_run, bank, residents, source.expert.name)
         flips = _other_texts(run, backbone, source)
         # Both ways of the graph: one row of slots for a batch of one name, and a row for each.
         for mixed in (False, True):
@@ -91,6 +89,7 @@ def gate_bank(
             explain = partial(bisection.first_beyond, source, ask=ask)
             checked = _checked(source, reference, bare, exported, recipe, explain, flips=flips)
             measured.append(checked)
+        check_ways(backbone, source, recipe, partial(_answered, run))
         parity = max(measured, key=lambda parity: parity.max_abs)
         found[source.expert.name] = _gated(source, parity, reference)
     return found
@@ -110,6 +109,12 @@ def _require_packed(bank: Bank, residents: Residents, sources: Sequence[Source])
             require_packed(part, bank.groups, rows)
 
 
+def _named_run(
+    bank: Bank, residents: Residents, name: str, rows: Sequence[Input]
+) -> list[Answer | PidepError]:
+    return bank.run(residents, rows, [name] * len(rows))
+
+
 def _bank_logits(bank: Bank, residents: Residents, source: Source, *, mixed: bool) -> list[Array]:
     """Each row's logits, as many as it has labels or candidates of its own.
 
@@ -119,7 +124,7 @@ def _bank_logits(bank: Bank, residents: Residents, source: Source, *, mixed: boo
 
     def answers_of(rows: Sequence[Input], name: str) -> list[Answer]:
         # The last row of a mixed batch is the bare backbone's. Its answer is dropped.
-        beside = [Row(_BESIDE, candidates=(_BESIDE,))] if mixed and name != BACKBONE else []
+        beside = _beside(bank) if mixed and name != BACKBONE else []
 
         def run(batch: Sequence[Input]) -> list[Answer | PidepError]:
             names = [name] * len(batch) + [BACKBONE] * len(beside)
@@ -145,6 +150,13 @@ def _bank_logits(bank: Bank, residents: Residents, source: Source, *, mixed: boo
     return found
 
 
+def _beside(bank: Bank) -> list[Row]:
+    if bank.record.towers is not None:
+        return tower_rows(_BESIDE)[-1:]
+    # An encoder-decoder scores a candidate instead of generating a text.
+    return [Row(_BESIDE, candidates=(_BESIDE,))]
+
+
 def gate_merged(
     version_folder: Path,
     backbone: Backbone,
@@ -167,6 +179,7 @@ def gate_merged(
     reference, bare = _torch_logits(backbone, source)
     exported = _widened([answer.logits for answer in answers], reference)
     flips = _other_texts(merged.run, backbone, source)
+    check_ways(backbone, source, recipe, partial(_answered, merged.run))
     half = recipe.precision == "fp16"
     modules = partial(merged_modules, backbone, source.expert, opset=recipe.opset, half=half)
     bisection = Bisection(merged, version_folder / GRAPH, modules, backbone, recipe.precision)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pidep.adapters.bank_rows import BankLayout, BankRows, bank_rows
 from pidep.adapters.fold import folded_or_attached
 from pidep.artifacts import names
 from pidep.backbones.backbone import Backbone
+from pidep.backbones.tower import Tower, TowerName
 from pidep.experts.bank import BankGroup, pack
 from pidep.experts.folder import Expert
 from pidep.export.module_values import ModuleValues, module_values
@@ -41,6 +42,7 @@ def export_merged_graph(
     opset: int,
     half: bool = False,
     beside: bool = False,
+    tower: TowerName | None = None,
 ) -> None:
     """Write the graph with one expert in it.
 
@@ -49,11 +51,13 @@ def export_merged_graph(
     Args:
         half: whether the backbone computes in fp16. Pooling and logits stay in fp32.
         beside: whether the weights are in `<path>.data`. Weights of 2 GiB always are.
+        tower: of a backbone of two. Its graph has the output `sentence_embedding` [N, D] fp32,
+            unit rows: the logits are those of both towers together.
 
     Raises:
         PidepError: the exporter cannot translate the backbone.
     """
-    with _merged_graph(backbone, expert, opset=opset, half=half) as model:
+    with _merged_graph(backbone, expert, opset=opset, half=half, tower=tower) as model:
         save_graph(model, path, beside=beside)
 
 
@@ -66,17 +70,26 @@ def merged_modules(
 
 
 @contextmanager
-def _merged_graph(backbone: Backbone, expert: Expert, *, opset: int, half: bool) -> Iterator[Any]:
+def _merged_graph(
+    backbone: Backbone,
+    expert: Expert,
+    *,
+    opset: int,
+    half: bool,
+    tower: TowerName | None = None,
+) -> Iterator[Any]:
     """The graph of `export_merged_graph`; inside, it shares its weights with the backbone."""
-    inputs, axes = example(backbone)
-    signature = Signature({"inputs": inputs}, {"inputs": axes}, list(inputs), [names.GRAPH_LOGITS])
+    inputs, axes = example(backbone, tower)
+    output = names.GRAPH_LOGITS if tower is None else names.GRAPH_EMBEDDING
+    signature = Signature({"inputs": inputs}, {"inputs": axes}, list(inputs), [output])
     if half:
         backbone = _copied(backbone)
     with folded_or_attached(backbone.model, expert.sites, kind=expert.kind, scaling=expert.scaling):
         # Folded in fp32, then cast: the sum of weight and expert is rounded once.
         if half:
             backbone.model.half()
-        yield to_onnx(_Merged(backbone, expert), signature, opset=opset, form="merged").model
+        whole = _Merged(backbone, expert) if tower is None else _Bare(backbone, tower)
+        yield to_onnx(whole, signature, opset=opset, form="merged").model
 
 
 def export_bank_graph(
@@ -87,6 +100,7 @@ def export_bank_graph(
     opset: int,
     half: bool = False,
     beside: bool = False,
+    tower: TowerName | None = None,
 ) -> None:
     """Write the graph that has experts as inputs.
 
@@ -97,11 +111,13 @@ def export_bank_graph(
     Args:
         half: whether the backbone computes in fp16. Then experts are inputs in fp16, too.
         beside: as `export_merged_graph`.
+        tower: of a backbone of two; the groups are those of its own sites. Without groups, the
+            graph has no `slots` and `weights`.
 
     Raises:
         PidepError: as `export_merged_graph`.
     """
-    with _bank_graph(backbone, groups, opset=opset, half=half) as model:
+    with _bank_graph(backbone, groups, opset=opset, half=half, tower=tower) as model:
         save_graph(model, path, beside=beside)
 
 
@@ -115,16 +131,26 @@ def bank_modules(
 
 @contextmanager
 def _bank_graph(
-    backbone: Backbone, groups: Sequence[BankGroup], *, opset: int, half: bool
+    backbone: Backbone,
+    groups: Sequence[BankGroup],
+    *,
+    opset: int,
+    half: bool,
+    tower: TowerName | None = None,
 ) -> Iterator[Any]:
     """The graph of `export_bank_graph`; inside, it shares its weights with the backbone."""
-    inputs, axes = example(backbone)
+    inputs, axes = example(backbone, tower)
     # Experts are inputs of the graph: state that hangs on modules is lost in the exporter's copy.
     factors = [torch.from_numpy(pack(group, [None] * 4)) for group in groups]
     if half:
         backbone = _copied(backbone)
         backbone.model.half()
         factors = [factor.half() for factor in factors]
+    if not groups:
+        output = [names.GRAPH_EMBEDDING]
+        signature = Signature({"inputs": inputs}, {"inputs": axes}, list(inputs), output)
+        yield to_onnx(_Bare(backbone, tower), signature, opset=opset, form="bank").model
+        return
     layout = bank_layout(backbone.model, groups)
     # Three rows in the batch, two in `slots`, five experts a row of four: torch.export fixes sizes
     # 0 and 1 as constants, and may take equal sizes for one axis.
@@ -143,7 +169,7 @@ def _bank_graph(
         [names.GRAPH_EMBEDDING],
     )
     with attached_bank(backbone.model, groups):
-        yield to_onnx(_Bank(backbone, layout), signature, opset=opset, form="bank").model
+        yield to_onnx(_Bank(backbone, layout, tower), signature, opset=opset, form="bank").model
 
 
 def export_vision_graph(backbone: Backbone, path: Path, *, opset: int) -> None:
@@ -188,13 +214,25 @@ class _Merged(nn.Module):
         return logits if self.label_bias is None else logits + self.label_bias
 
 
+class _Bare(nn.Module):
+    """The backbone as it is, or one of its towers, to embeddings."""
+
+    def __init__(self, backbone: Backbone, tower: TowerName | None) -> None:
+        super().__init__()
+        self.model = backbone.model
+        self.encode = _encode(backbone, tower)
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.encode(**inputs)
+
+
 class _Bank(nn.Module):
     """Backbone and experts to embeddings; each row has its own experts' factors."""
 
-    def __init__(self, backbone: Backbone, layout: BankLayout) -> None:
+    def __init__(self, backbone: Backbone, layout: BankLayout, tower: TowerName | None) -> None:
         super().__init__()
         self.model = backbone.model
-        self.encode = backbone.forward
+        self.encode = _encode(backbone, tower)
         self.layout = layout
 
     def forward(
@@ -209,15 +247,34 @@ class _Bank(nn.Module):
             return self.encode(**inputs)
 
 
+def _tower(backbone: Backbone, name: TowerName | None) -> Tower | None:
+    return next((one for one in backbone.towers if one.name == name), None)
+
+
+def _encode(backbone: Backbone, name: TowerName | None) -> Callable[..., Tensor]:
+    """What a graph computes: the tower of this name, or the whole backbone."""
+    tower = _tower(backbone, name)
+    return backbone.forward if tower is None else tower.forward
+
+
 def _copied(backbone: Backbone) -> Backbone:
     """The backbone with a model of its own, which may be changed for good."""
     return backbone.around(copy.deepcopy(backbone.model))
 
 
-def example(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
-    """Inputs of a batch, and which of their axes are dynamic."""
+def example(
+    backbone: Backbone, name: TowerName | None = None
+) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+    """Inputs of a batch, and which of their axes are dynamic.
+
+    Args:
+        name: of a tower, where a graph holds this one alone.
+    """
+    tower = _tower(backbone, name)
     # Different lengths, so that the example has padding and the mask matters.
     rows: list[Input] = ["an example of some length", "short", "and one in between"]
+    if tower is not None and tower.name == "image":
+        rows = [Row(image=np.full((8, 8), grey, np.uint8)) for grey in (0, 100, 200)]
     if backbone.image_graph is not None:
         # One row with an image, so that the inputs for images are there and not empty.
         rows[2] = Row("and one in between", np.zeros((8, 8), np.uint8))
@@ -227,7 +284,11 @@ def example(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, dict[int, 
     length = torch.export.Dim("length", max=backbone.max_positions)
     places = torch.export.Dim("places", max=1024)  # of visual tokens; a batch without images has 0
 
-    def second(name: str) -> Any:
-        return places if name.startswith("visual") else length
+    def axes(name: str) -> dict[int, Any]:
+        if name == names.GRAPH_PIXELS or (tower is not None and tower.padded_length):
+            return {0: batch}  # images of one size, or texts of one length
+        return {0: batch, 1: places if name.startswith("visual") else length}
 
-    return inputs, {name: {0: batch, 1: second(name)} for name in inputs}
+    if tower is not None:
+        inputs = {name: inputs[name] for name in tower.inputs}
+    return inputs, {name: axes(name) for name in inputs}

@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import pidep
 from pidep.artifacts.names import DATA_SUFFIX
 from pidep.backbones.backbone import Backbone
+from pidep.backbones.tower import TowerName
 from pidep.experts.kind import BankGroup
 from pidep.files.cache_file import read_cached, write_cached
 from pidep.files.cache_folder import cache_folder
@@ -44,12 +46,14 @@ def cached_bank_graph(
     opset: int,
     half: bool,
     beside: bool = False,
+    tower: TowerName | None = None,
 ) -> None:
     """Write a bank's graph to `path`: from the cache, or by `make`, which writes it there.
 
     A cached file that is damaged is made again.
     """
-    key = _key(backbone, groups, name=path.name, opset=opset, half=half, beside=beside)
+    how = {"name": path.name, "opset": opset, "half": half, "beside": beside, "tower": tower}
+    key = _key(backbone, groups, how)
     data = path.with_name(path.name + DATA_SUFFIX)
     kept = cache_folder() / "graphs" / f"{key}.safetensors"
     found = read_cached(kept, key=key)
@@ -70,25 +74,14 @@ def cached_bank_graph(
         _forget(kept.parent)
 
 
-def _key(
-    backbone: Backbone,
-    groups: Sequence[BankGroup],
-    *,
-    name: str,
-    opset: int,
-    half: bool,
-    beside: bool,
-) -> str:
+def _key(backbone: Backbone, groups: Sequence[BankGroup], how: Mapping[str, Any]) -> str:
     """SHA-256 over everything that decides a graph."""
     facts = {
         "backbone": backbone.digest,
         "class": type(backbone.model).__name__,
         "positions": backbone.max_positions,
         "groups": [asdict(group) for group in groups],
-        "name": name,
-        "opset": opset,
-        "half": half,
-        "beside": beside,
+        **how,
         "versions": {name: version(name) for name in _PACKAGES},
         "code": code_digest(),
     }

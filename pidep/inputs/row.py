@@ -24,6 +24,7 @@ __all__ = [
     "as_row",
     "image_key",
     "picture_digest",
+    "places_of",
     "row_key",
     "size_key",
     "text_of",
@@ -60,6 +61,12 @@ def as_row(row: Input) -> Row:
 def text_of(row: Input) -> str:
     """The row's text; empty where it has none."""
     return row if isinstance(row, str) else row.text
+
+
+def places_of(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """Places of the rows with a text, and of those with an image; a row may have both."""
+    texts = [at for at, row in enumerate(rows) if row.text.strip()]
+    return texts, [at for at, row in enumerate(rows) if row.image is not None]
 
 
 def size_key(row: Input) -> tuple[bool, int]:

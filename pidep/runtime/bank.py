@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from pidep.artifacts.bank import BankRecord
-from pidep.artifacts.names import (
-    BACKBONE,
-    GRAPH,
-    GRAPH_EMBEDDING,
-    GRAPH_SLOTS,
-    GRAPH_WEIGHTS,
-    TOKENIZER,
-)
-from pidep.errors import ExpertError, PidepError, ServingError
+from pidep.artifacts.names import BACKBONE, GRAPH, GRAPH_SLOTS, GRAPH_WEIGHTS, TOKENIZER
+from pidep.errors import ExpertError, PidepError
 from pidep.experts.bank import positions_before
 from pidep.experts.folder import Expert
 from pidep.experts.kind import bank_sites
@@ -28,6 +22,7 @@ from pidep.experts.mixed import MixedExpert, Served, head_of, parts_of, weights_
 from pidep.inputs.row import Input, Row
 from pidep.runtime.answer import Answer, Array, finite, label_logits, softmax
 from pidep.runtime.arena import Arena, Slot
+from pidep.runtime.bank_graph import BankGraph
 from pidep.runtime.by_length import run_by_length, tokens_of_a_run
 from pidep.runtime.entry import require_files
 from pidep.runtime.fit import check_served, groups_of
@@ -36,6 +31,7 @@ from pidep.runtime.isolate import isolated
 from pidep.runtime.ready_rows import ready_rows
 from pidep.runtime.sequences import Answering, Sequences
 from pidep.runtime.session import open_session
+from pidep.runtime.towers import TowerName, TowerReader, open_towers, tower_rows
 
 __all__ = ["Bank", "Resident", "Residents"]
 
@@ -95,30 +91,13 @@ class Bank:
         self.record = BankRecord.read(version_folder)
         self.store = self.record.store(version_folder)
         require_files(version_folder, self.record)
-        self.reader = InputReader(
-            version_folder,
-            self.record.vision,
-            tokenizer_digest=(self.record.files or {}).get(TOKENIZER),
-            threads=threads,
-        )
-        self._sequences: Sequences | None = None
-        if self.record.sequence is not None:
-            sequences = Sequences(
-                version_folder, self.record.sequence, self.reader, threads=threads
-            )
-            self._sequences, self.session, types = sequences, sequences.session, sequences.inputs
-        else:
-            graph = version_folder / GRAPH
-            self.session = open_session(graph, self.record.graph_digest, threads=threads)
-            types = {one.name: one.type for one in self.session.get_inputs()}
-            _require_slots(graph, types)
+        self.groups = groups_of(self.record)
+        """The inputs of the graphs that hold experts."""
+        self._sites = bank_sites(self.groups)
+        self._open(version_folder, threads)
         on_gpu = "CUDAExecutionProvider" in self.session.get_providers()
         self.device = "cuda" if on_gpu else "cpu"
-        self._run_tokens = tokens_of_a_run(self.session)
-        self.groups = groups_of(self.record)
-        """The inputs of the graph that hold experts."""
-        self._sites = bank_sites(self.groups)
-        half = {name for name, kind in types.items() if kind == "tensor(float16)"}
+        half = {name for graph in self._graphs.values() for name in graph.half}
         self.arena = Arena(
             self.groups,
             dtypes={
@@ -129,6 +108,40 @@ class Bank:
         )
         self._bare: list[Answer | PidepError] | None = None
         """The bare backbone's answers to the probe rows."""
+
+    def _open(self, version_folder: Path, threads: int | None) -> None:
+        """Open the graphs, and what makes their inputs."""
+        record, path = self.record, version_folder / GRAPH
+        tokenizer_digest = (record.files or {}).get(TOKENIZER)
+        self.reader: InputReader | TowerReader
+        self._probes: list[Input] = list(_PROBES)
+        self._sequences: Sequences | None = None
+        if record.towers is None:
+            self.reader = InputReader(
+                version_folder, record.vision, tokenizer_digest=tokenizer_digest, threads=threads
+            )
+            if record.sequence is not None:
+                self._sequences = Sequences(
+                    version_folder, record.sequence, self.reader, threads=threads
+                )
+                self.session, self._graphs = self._sequences.session, {}
+                return
+            one = open_session(path, record.graph_digest, threads=threads)
+            sessions: dict[TowerName, Any] = {"text": one}
+        else:
+            self.reader = TowerReader(
+                version_folder, record.towers, tokenizer_digest=tokenizer_digest
+            )
+            sessions = open_towers(
+                version_folder, record.towers, record.graph_digest, threads=threads
+            )
+            # An expert of the image tower alone changes no text.
+            self._probes = list(tower_rows(_PROBED[0]))
+        self.session = sessions["text"]
+        self._run_tokens = tokens_of_a_run(self.session)
+        self._graphs = {
+            name: BankGraph(session, self.groups, path=path) for name, session in sessions.items()
+        }
 
     def place(self, served: Served, *, digest: str | None = None) -> Resident:
         """An expert or a mixture in free slots of the arena; nobody is served it yet.
@@ -177,15 +190,16 @@ class Bank:
         """
         if self._bare is None:
             # Once: it does not depend on the residents.
-            self._bare = self.run(residents, _PROBES, [BACKBONE] * len(_PROBES))
+            self._bare = self.run(residents, self._probes, [BACKBONE] * len(self._probes))
         found: dict[str, PidepError] = {}
-        step = _PROBE_BATCH // len(_PROBES)
+        count = len(self._probes)
+        step = _PROBE_BATCH // count
         for start in range(0, len(names), step):
             some = names[start : start + step]
-            rows = [(name, row) for name in some for row in _PROBES]
+            rows = [(name, row) for name in some for row in self._probes]
             answers = self.run(residents, [row for _, row in rows], [name for name, _ in rows])
             for at, name in enumerate(some):
-                own = answers[at * len(_PROBES) : (at + 1) * len(_PROBES)]
+                own = answers[at * count : (at + 1) * count]
                 fault = _fault(name, own, self._bare)
                 if fault is not None:
                     found[name] = fault
@@ -231,11 +245,12 @@ class Bank:
             )
             found.update(zip(good, answers, strict=True))
         elif good:
-            lengths = [self._max_length(residents, names[at]) for at in good]
-            feeds = self.reader.feeds(
-                [fit[at] for at in good], list(good.values()), max_length=lengths
+            embeddings = self._embeddings(
+                residents,
+                [fit[at] for at in good],
+                list(good.values()),
+                [names[at] for at in good],
             )
-            embeddings = self._embeddings(residents, feeds, [names[at] for at in good])
             # Weights that overflow are reported by `finite`, not by warnings of numpy.
             with np.errstate(all="ignore"):
                 for at, embedding in zip(good, embeddings, strict=True):
@@ -254,31 +269,32 @@ class Bank:
         ]
 
     def _embeddings(
-        self, residents: Residents, feeds: Mapping[str, Array], names: Sequence[str]
+        self,
+        residents: Residents,
+        rows: Sequence[Row],
+        visuals: Sequence[Array | None],
+        names: Sequence[str],
     ) -> Array:
-        """The graph's embeddings `[B, D]` of rows that name these experts."""
-        return run_by_length(
-            lambda part, rows: self._run_graph(residents, part, [names[at] for at in rows]),
-            feeds,
-            run_tokens=self._run_tokens,
-        )
+        """The embeddings `[B, D]` of rows without errors, each by the expert that it names."""
+        lengths = [self._max_length(residents, name) for name in names]
 
-    def _run_graph(
-        self, residents: Residents, feeds: Mapping[str, Array], names: Sequence[str]
-    ) -> Array:
-        # A request's inputs come from the CPU; ONNX Runtime copies them where the graph runs.
-        values = {name: self._value(array, "cpu") for name, array in feeds.items()}
-        (embeddings,) = self.session.run_with_ort_values(
-            [GRAPH_EMBEDDING], {**values, **self._acting(residents, names)}
-        )
-        found: Array = embeddings.numpy()
-        return found
+        def embed(tower: TowerName, feeds: Mapping[str, Array], places: Iterable[int]) -> Array:
+            slots, weights = self._chosen(residents, [names[at] for at in places])
+            return self._graphs[tower].embeddings(feeds, slots, weights, residents.values)
+
+        if isinstance(self.reader, TowerReader):
+            return self.reader.embeddings(rows, visuals, max_length=lengths, embed=embed)
+        feeds = self.reader.feeds(rows, visuals, max_length=lengths)
+        return run_by_length(partial(embed, "text"), feeds, run_tokens=self._run_tokens)
 
     def _acting(self, residents: Residents, names: Sequence[str]) -> dict[str, Any]:
-        """The graph's inputs that hold the experts of rows that name them."""
+        """The inputs of an encoder-decoder's graphs that hold the experts of these rows."""
         slots, weights = self._chosen(residents, names)
         own = {GRAPH_SLOTS: slots, GRAPH_WEIGHTS: weights}
-        values = {name: self._value(array, "cpu") for name, array in own.items()}
+        values = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(array, "cpu", 0)
+            for name, array in own.items()
+        }
         return {**values, **residents.values}
 
     def _answering(self, residents: Residents, name: str) -> Answering:
@@ -333,19 +349,6 @@ class Bank:
         # Outside the graph: every expert has its own number of labels, and one graph serves all.
         logits = label_logits(expert, embedding)
         return finite(Answer(expert.labels, logits, softmax(logits), digest, embedding))
-
-    @staticmethod
-    def _value(array: Array, device: str) -> Any:
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
-
-
-def _require_slots(graph: Path, inputs: Container[str]) -> None:
-    """Refuse the graph of an older export, whose rows name one expert each."""
-    if GRAPH_SLOTS not in inputs or GRAPH_WEIGHTS not in inputs:
-        raise ServingError(
-            f"{graph}: takes no {GRAPH_SLOTS!r} and {GRAPH_WEIGHTS!r}, an older pidep made it; "
-            "make it again with pidep export --form bank"
-        )
 
 
 def _fault(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pidep.artifacts.merged import MergedRecord
-from pidep.artifacts.names import ENGINE, GRAPH, GRAPH_LOGITS, TOKENIZER
-from pidep.errors import PidepError
+from pidep.artifacts.names import (
+    ENGINE,
+    GRAPH,
+    GRAPH_EMBEDDING,
+    GRAPH_LOGITS,
+    LABEL_VECTORS,
+    TOKENIZER,
+)
+from pidep.errors import ExpertError, PidepError, ServingError
+from pidep.files.tensor_file import read_tensors
 from pidep.inputs.row import Input, Row
 from pidep.runtime.answer import Answer, Array, finite, softmax
 from pidep.runtime.by_length import run_by_length, tokens_of_a_run
@@ -21,6 +29,7 @@ from pidep.runtime.isolate import isolated
 from pidep.runtime.ready_rows import ready_rows
 from pidep.runtime.sequences import Answering, Sequences
 from pidep.runtime.session import open_session
+from pidep.runtime.towers import TowerName, TowerReader, open_towers
 
 __all__ = ["Merged"]
 
@@ -41,23 +50,28 @@ class Merged:
         """
         self.record = MergedRecord.read(version_folder)
         require_files(version_folder, self.record)
-        self.reader = InputReader(
-            version_folder,
-            self.record.vision,
-            tokenizer_digest=(self.record.files or {}).get(TOKENIZER),
-            threads=threads,
-        )
+        tokenizer_digest = (self.record.files or {}).get(TOKENIZER)
+        graph, towers = version_folder / GRAPH, self.record.towers
         self._sequences: Sequences | None = None
+        self._run_tokens: int | None = None
         self.session: Any = None
+        self.reader: InputReader | TowerReader
+        if towers is not None:
+            self.reader = TowerReader(version_folder, towers, tokenizer_digest=tokenizer_digest)
+            digest = self.record.graph_digest
+            self._sessions = open_towers(version_folder, towers, digest, threads=threads)
+            self._label_vectors = _label_vectors(version_folder, self.record)
+            return
+        self.reader = InputReader(
+            version_folder, self.record.vision, tokenizer_digest=tokenizer_digest, threads=threads
+        )
         if self.record.sequence is not None:
             self._sequences = Sequences(
                 version_folder, self.record.sequence, self.reader, threads=threads
             )
             return
-        graph = version_folder / GRAPH
         if use_engine and self.record.engine is not None:
             self.session = EngineSession(version_folder / ENGINE, self.record.engine)
-            self._run_tokens: int | None = None
         else:
             self.session = open_session(graph, self.record.graph_digest, threads=threads)
             self._run_tokens = tokens_of_a_run(self.session)
@@ -91,22 +105,9 @@ class Merged:
             return []
         rows, visuals = [row for row, _ in good], [visual for _, visual in good]
         if self._sequences is not None:
-            record = self.record
-            own = Answering(
-                record.digest,
-                record.max_length,
-                record.labels,
-                record.label_texts or (),
-                record.max_answer_length,
-                record.label_bias or (),
-            )
-            return self._sequences.answers(rows, visuals, [own] * len(rows), lambda _: {})
-        feeds = self.reader.feeds(rows, visuals, max_length=self.record.max_length)
-        logits = run_by_length(
-            lambda part, _: self.session.run([GRAPH_LOGITS], part)[0],
-            feeds,
-            run_tokens=self._run_tokens,
-        )
+            own = [self._answering()] * len(rows)
+            return self._sequences.answers(rows, visuals, own, lambda _: {})
+        logits = self._logits(rows, visuals)
         # Weights that overflow are reported by `finite`, not by warnings of numpy.
         with np.errstate(all="ignore"):
             scores = softmax(logits)
@@ -114,3 +115,59 @@ class Merged:
             finite(Answer(self.record.labels, *row, self.digest))
             for row in zip(logits, scores, strict=True)
         ]
+
+    def _answering(self) -> Answering:
+        """What an encoder-decoder needs of the expert."""
+        record = self.record
+        return Answering(
+            record.digest,
+            record.max_length,
+            record.labels,
+            record.label_texts or (),
+            record.max_answer_length,
+            record.label_bias or (),
+        )
+
+    def _logits(self, rows: Sequence[Row], visuals: Sequence[Array | None]) -> Array:
+        """The logits `[B, C]` of rows without errors."""
+        most = self.record.max_length
+
+        def embed(tower: TowerName, feeds: Mapping[str, Array], _: Sequence[int]) -> Array:
+            (vectors,) = self._sessions[tower].run([GRAPH_EMBEDDING], dict(feeds))
+            found: Array = vectors
+            return found
+
+        logits: Array
+        if isinstance(self.reader, TowerReader):
+            lengths = [most] * len(rows)
+            unit = self.reader.embeddings(rows, visuals, max_length=lengths, embed=embed)
+            labels, bias = self._label_vectors
+            logits = unit @ labels.T + bias
+        else:
+            feeds = self.reader.feeds(rows, visuals, max_length=most)
+            logits = run_by_length(
+                lambda part, _: self.session.run([GRAPH_LOGITS], part)[0],
+                feeds,
+                run_tokens=self._run_tokens,
+            )
+        return logits
+
+
+def _label_vectors(version_folder: Path, record: MergedRecord) -> tuple[Array, Array]:
+    """Label embeddings times the logit scale, `[C, D]`, and their bias `[C]`, fp32.
+
+    Raises:
+        ServingError: the file is missing, damaged or not of the recorded labels.
+    """
+    path = version_folder / LABEL_VECTORS
+    try:
+        tensors = read_tensors(path)
+        labels, bias = tensors["labels"], tensors["bias"]
+    except (ExpertError, KeyError) as error:
+        raise ServingError(f"{path}: no label vectors ({error}); export the model again") from error
+    if labels.ndim != 2 or len(labels) != len(record.labels) or bias.shape != (len(labels),):
+        raise ServingError(
+            f"{path}: has shape {labels.shape}, the model has {len(record.labels)} labels; export "
+            "the model again"
+        )
+    return labels, bias

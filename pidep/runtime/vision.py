@@ -10,10 +10,10 @@ import numpy as np
 
 from pidep.artifacts.names import GRAPH_PIXELS, GRAPH_VISUAL, VISION_GRAPH
 from pidep.artifacts.vision import VisionRecord
-from pidep.errors import ImageError, PidepError, ServingError
-from pidep.inputs.row import Input, as_row, image_key
+from pidep.errors import PidepError
+from pidep.inputs.row import Input
 from pidep.runtime.answer import Array
-from pidep.runtime.isolate import as_row_error
+from pidep.runtime.pixels import read_pixels, require_same_preprocess
 from pidep.runtime.session import open_session
 
 __all__ = ["VisionReader"]
@@ -34,32 +34,15 @@ class VisionReader:
             ServingError: the graph is not the recorded one, or the preprocessing has changed.
         """
         self.record = record
-        expected = record.preprocess_digest
-        # The digest covers the algorithm, too: a release that resizes otherwise refuses old graphs.
-        if record.preprocess.digest != expected:
-            raise ServingError(
-                f"{version_folder}: image preprocessing differs from training "
-                f"({expected[:19]}…); export the model again"
-            )
+        require_same_preprocess(record.preprocess, record.preprocess_digest, where=version_folder)
         graph = version_folder / VISION_GRAPH
         self.session = open_session(graph, record.graph_digest, threads=threads)
         self._kept: OrderedDict[str, Array] = OrderedDict()
 
     def tokens(self, rows: Sequence[Input]) -> list[Array | PidepError | None]:
         """Each row's visual tokens `[V, D]`, None without an image, or the error of the row."""
-        asked = [as_row(row) for row in rows]
-        keys = ["" if row.image is None else image_key(row.image) for row in asked]
+        keys, fresh, wrong = read_pixels(rows, self.record.preprocess, known=self._kept)
         found = {key: self._kept[key] for key in keys if key in self._kept}
-        fresh: dict[str, Array] = {}
-        wrong: dict[int, PidepError] = {}
-        for at, (key, row) in enumerate(zip(keys, asked, strict=True)):
-            where = row.where or f"row {at + 1}"
-            # An image that several rows ask about is decoded once.
-            if row.image is not None and key not in found and key not in fresh:
-                try:
-                    fresh[key] = self.record.preprocess.one(row.image, where=where)
-                except ImageError as error:
-                    wrong[at] = as_row_error(error)
         if fresh:
             pixels = np.stack(list(fresh.values()))
             (visual,) = self.session.run([GRAPH_VISUAL], {GRAPH_PIXELS: pixels})

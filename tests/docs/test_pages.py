@@ -15,7 +15,7 @@ import pytest
 
 import pidep
 from pidep import errors
-from pidep.artifacts import BankRecord, Manifest, MergedRecord, VisionRecord
+from pidep.artifacts import BankRecord, Manifest, MergedRecord, TowersRecord, VisionRecord
 from pidep.artifacts.record import Record
 from pidep.cli.command import with_flags
 from pidep.tasks.data_source import Data
@@ -284,6 +284,7 @@ def test_messages_on_the_error_page_are_in_the_code() -> None:
     [
         ("`bank.json`", BankRecord),
         ("`merged.json`", MergedRecord),
+        ("`towers`", TowersRecord),
         ("`vision`", VisionRecord),
         ("`manifest.json`", Manifest),
     ],

@@ -58,6 +58,7 @@ def test_a_graph_is_made_once(exports: Exports) -> None:
     [
         {"opset": 21},
         {"half": True},
+        {"tower": "text"},
         {"groups": []},
     ],
 )
