@@ -97,7 +97,7 @@ class Bank:
         self._open(version_folder, threads)
         on_gpu = "CUDAExecutionProvider" in self.session.get_providers()
         self.device = "cuda" if on_gpu else "cpu"
-        half = {name for graph in self._graphs.values() for name in graph.half}
+        half = {name for graph in self.graphs.values() for name in graph.half}
         self.arena = Arena(
             self.groups,
             dtypes={
@@ -124,7 +124,7 @@ class Bank:
                 self._sequences = Sequences(
                     version_folder, record.sequence, self.reader, threads=threads
                 )
-                self.session, self._graphs = self._sequences.session, {}
+                self.session, self.graphs = self._sequences.session, {}
                 return
             one = open_session(path, record.graph_digest, threads=threads)
             sessions: dict[TowerName, Any] = {"text": one}
@@ -139,9 +139,10 @@ class Bank:
             self._probes = list(tower_rows(_PROBED[0]))
         self.session = sessions["text"]
         self._run_tokens = tokens_of_a_run(self.session)
-        self._graphs = {
+        self.graphs = {
             name: BankGraph(session, self.groups, path=path) for name, session in sessions.items()
         }
+        """Tower to its graph; a bank of one graph calls it `text`."""
 
     def place(self, served: Served, *, digest: str | None = None) -> Resident:
         """An expert or a mixture in free slots of the arena; nobody is served it yet.
@@ -280,7 +281,7 @@ class Bank:
 
         def embed(tower: TowerName, feeds: Mapping[str, Array], places: Iterable[int]) -> Array:
             slots, weights = self._chosen(residents, [names[at] for at in places])
-            return self._graphs[tower].embeddings(feeds, slots, weights, residents.values)
+            return self.graphs[tower].embeddings(feeds, slots, weights, residents.values)
 
         if isinstance(self.reader, TowerReader):
             return self.reader.embeddings(rows, visuals, max_length=lengths, embed=embed)

@@ -154,7 +154,7 @@ def test_a_wrong_image_is_the_error_of_its_row(made: Exported) -> None:
 
 def test_a_row_runs_its_own_tower_only(made: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
-    for tower, graph in made.bank._graphs.items():
+    for tower, graph in made.bank.graphs.items():
 
         def note(*arguments: Any, tower: str = tower, run: Any = graph.embeddings) -> Any:
             ran.append((tower, len(next(iter(arguments[0].values())))))
