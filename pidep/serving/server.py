@@ -191,10 +191,12 @@ class TritonServer:
                 # A drained server holds no request, so nothing is lost when it is killed.
                 process.wait(_CLOSE_WITHIN_S if drained else 2 * _EXIT_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                # The whole group: a stub that hangs would outlive the server.
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
+        if process is not None:
+            # The rest of its group: stubs outlive a server that was killed, and one that hangs.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
         self._ready = False
         if self._staging is not None:
             self._staging.remove()
