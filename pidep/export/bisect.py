@@ -29,6 +29,7 @@ from pidep.export.source import Source
 from pidep.files.digest import file_digest
 from pidep.inputs.row import Input
 from pidep.runtime.bank import Bank
+from pidep.runtime.bank_graph import BankGraph
 from pidep.runtime.merged import Merged
 from pidep.runtime.session import open_session
 
@@ -88,6 +89,11 @@ class Bisection:
             reason = (str(error).splitlines() or ["?"])[0][:120]
             return f"; no node was named ({type(error).__name__}: {reason})"
 
+    @property
+    def _runs(self) -> Merged | BankGraph:
+        """What holds the session of the entry's one graph."""
+        return self.opened if isinstance(self.opened, Merged) else self.opened.graphs["text"]
+
     def _found(self, source: Source, row: Input, ask: Callable[[Input], object]) -> str:
         expected = torch_outputs(self.backbone, source, row)
         modules = self.modules()
@@ -108,13 +114,13 @@ class Bisection:
         with TemporaryDirectory(dir=self.graph.parent) as folder:
             copy = Path(folder) / self.graph.name
             nodes, values = _with_outputs(self.graph, copy, modules)
-            session, before = open_session(copy, file_digest(copy)), self.opened.session
+            session, before = open_session(copy, file_digest(copy)), self._runs.session
             tap = _Tap(session, nodes, values)
             try:
-                self.opened.session = tap
+                self._runs.session = tap
                 yield tap
             finally:
-                self.opened.session = before
+                self._runs.session = before
 
 
 @dataclass
