@@ -121,6 +121,7 @@ def load_backbone(
     tokenizer: Any = None,
     name: str | None = None,
     pooling: Pooling = "mean",
+    device: str = "auto",
 ) -> Backbone:
     """A frozen backbone.
 
@@ -132,9 +133,12 @@ def load_backbone(
             process, give a folder or a hub id from which the same weights can be loaded again.
         pooling: how the tokens of a loaded model become one vector: `mean`, `cls`, `max`,
             `lasttoken` or `weightedmean`.
+        device: where it runs: `auto` (an NVIDIA GPU where torch can use one), `cpu`, `cuda` or
+            `cuda:1`. A loaded model stays where it is.
 
     Raises:
         BackboneError: nothing loadable is there, or it is no model that pidep can use.
+        UsageError: torch has no such device.
     """
     from pidep.backbones.encoder import encoder_of
     from pidep.backbones.load import load_any_backbone, remember_backbone
@@ -145,7 +149,7 @@ def load_backbone(
                 f"load_backbone: expected a name or a folder, found {type(source).__name__}; "
                 "give a loaded model together with its tokenizer"
             )
-        return load_any_backbone(str(source))
+        return load_any_backbone(str(source), device=device)
     backbone = encoder_of(source, tokenizer, name=name, pooling=pooling)
     remember_backbone(backbone)
     return backbone
@@ -334,7 +338,7 @@ def compare(
     check_place(Path(out), "`out`")
     grid = Grid(
         config,
-        loaded_backbone(backbone) or load_backbone(config.backbone),
+        loaded_backbone(backbone) or load_backbone(config.backbone, device=config.device),
         tasks=[task_in_memory(task) or load_task(str(task)) for task in several],
     )
     return run(grid, GridSettings(out=Path(out)), on_cell=on_progress)

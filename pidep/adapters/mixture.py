@@ -13,7 +13,7 @@ from pidep.adapters.arena import Arena
 from pidep.adapters.dense import linear_at
 from pidep.adapters.forward_facts import forward_facts
 from pidep.adapters.kinds import adapter_kind
-from pidep.adapters.places import find_sites, fresh, place_of
+from pidep.adapters.places import device_of, find_sites, fresh, place_of
 from pidep.adapters.site import Array, ExpertSite, Tensors, Undo, WrappedSite
 from pidep.errors import ExpertError
 from pidep.experts.folder import Expert
@@ -261,6 +261,8 @@ def attached(
 ) -> Iterator[None]:
     """The experts act on the model inside. Afterwards the backbone is what it was, bit for bit.
 
+    A mixture moves to where the model is, and stays there.
+
     Raises:
         ExpertError: the experts do not fit; nothing was attached.
     """
@@ -268,6 +270,8 @@ def attached(
     sites: Mapping[str, ExpertSite]
     if isinstance(mixture, Mixture):
         mixture.check(model)
+        if device_of(mixture) != device_of(model):
+            mixture.to(device_of(model))
         sites = dict(mixture.by_name())
         around, arena = adapter_kind(mixture.kind).around, mixture.arena
     else:

@@ -20,6 +20,8 @@ from pidep.errors import BackboneError, ExpertError
 __all__ = [
     "Place",
     "Survey",
+    "device_name",
+    "device_of",
     "find_sites",
     "fresh",
     "loading_fault",
@@ -213,6 +215,19 @@ def loading_fault(error: Exception) -> str:
             "transformers has"
         )
     return (text.splitlines() or [type(error).__name__])[0]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are; the host for one without parameters."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def device_name(model: nn.Module) -> str:
+    """Where a model's parameters are, with the name of the GPU, for records."""
+    device = device_of(model)
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return f"{device}{name}"
 
 
 def parameters_of(model: nn.Module) -> int:

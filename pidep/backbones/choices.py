@@ -44,9 +44,10 @@ class Choices:
 
         C is the largest number of candidates of any row seen. Places left over are -inf.
         """
+        device = embeddings.device
         own = [tuple(row.candidates) if isinstance(row, Row) else () for row in rows]
         if not any(own):
-            return embeddings @ self.labels.T
+            return embeddings @ self.labels.to(device).T
         choices = [
             torch.stack([self._known[row_key(one)] for one in some]) if some else self.labels
             for some in own
@@ -57,8 +58,9 @@ class Choices:
         padded = nn.functional.pad(
             padded, (0, 0, 0, max(self._most, len(self.labels)) - padded.shape[1])
         )
-        cosines = torch.einsum("bcd,bd->bc", padded, embeddings)
-        return cosines.masked_fill(torch.arange(padded.shape[1]) >= counts.unsqueeze(1), -torch.inf)
+        missing = torch.arange(padded.shape[1]) >= counts.unsqueeze(1)
+        cosines = torch.einsum("bcd,bd->bc", padded.to(device), embeddings)
+        return cosines.masked_fill(missing.to(device), -torch.inf)
 
     def logits(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
         """Scaled cosines `[B, C]` with gradients to the attached experts."""

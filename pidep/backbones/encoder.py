@@ -23,6 +23,7 @@ from pidep.backbones.checkpoint import (
     require_place,
     weights_digest,
 )
+from pidep.backbones.device import on_device
 from pidep.backbones.embedding import EmbeddingBackbone
 from pidep.backbones.layer_cache import LayerCache
 from pidep.backbones.pooling import Pooling, pool
@@ -84,7 +85,8 @@ class Encoder(EmbeddingBackbone):
     def prepare(self, rows: Sequence[Input], *, max_length: int) -> dict[str, Tensor]:
         """The inputs of `forward`; raises as `embed`."""
         ids, mask = self.tokenize(texts_only(rows, backbone=self.name), max_length=max_length)
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        return on_device(inputs, self.model)
 
     def embed(self, rows: Sequence[Input], *, max_length: int) -> Tensor:
         """Texts to `[B, D]` with gradients to the attached experts, through an open layer cache.
@@ -135,7 +137,7 @@ def encode_sorted(
 ) -> Tensor:
     """Call `embed` with row numbers, sorted by length so that little is padding: `[N, width]`.
 
-    Runs without gradients.
+    Runs without gradients; the result is on the host.
     """
     # The results go back to their places below, so the caller does not see the order.
     order = sorted(range(len(rows)), key=lambda row: size_key(rows[row]))
@@ -143,7 +145,7 @@ def encode_sorted(
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             some = order[start : start + batch_size]
-            out[some] = embed(some)
+            out[some] = embed(some).cpu()
     return out
 
 

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from pidep.adapters.places import device_of
 from pidep.backbones.backbone import AnswerScorer, Candidates, GenerationMode
 from pidep.backbones.decoder_rows import candidates_by_row, check_row, groups_of_one_length
+from pidep.backbones.device import on_device
 from pidep.backbones.halves import Halves
 from pidep.backbones.likelihoods import Likelihoods
 from pidep.backbones.seq2seq import Encoded, calls_of, padded
@@ -135,7 +137,7 @@ class EncoderDecoder:
         if seen and self.preprocess is not None:
             images = [self.preprocess.one(image, where=f"row {place}") for place, image in seen]
             inputs["pixel_values"] = torch.from_numpy(np.stack(images))
-        return inputs
+        return on_device(inputs, self.model)
 
     def embed(self, rows: Sequence[Input], *, max_length: int) -> NoReturn:
         """Raises `BackboneError`: the backbone does not embed."""
@@ -227,7 +229,8 @@ class EncoderDecoder:
             [
                 [len(own[place]) if place < len(own) else 0 for place in range(count)]
                 for own in answers
-            ]
+            ],
+            device=scores.device,
         )
         if normalise == "tokens":
             scores = scores / lengths.clamp(min=1)
@@ -337,9 +340,8 @@ class EncoderDecoder:
             options["prefix_allowed_tokens_fn"] = lambda row, ids: tries[row].after(
                 ids[begun:].tolist()
             )
-        found = self.calls.generate(encoded, torch.tensor(encoded.prompts), settings, **options)[
-            :, begun:
-        ].tolist()
+        begin = torch.tensor(encoded.prompts, device=encoded.hidden.device)
+        found = self.calls.generate(encoded, begin, settings, **options)[:, begun:].tolist()
         end = self.calls.special.end
         return [ids[: ids.index(end) + 1] if end in ids else ids for ids in found]
 
@@ -450,8 +452,9 @@ class EncoderDecoder:
                 ]
             )
         )
+        device = device_of(self.model)
         if self._kept is None:
-            return self.calls.see(pixels)
+            return self.calls.see(pixels.to(device))
         # By the pixels, not by the file: two files may hold one picture, and one file may change.
         keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in pixels]
         missing = {key: place for place, key in enumerate(keys) if key not in self._kept}
@@ -459,7 +462,7 @@ class EncoderDecoder:
         # must serve training after `generate`, and inference-mode tensors cannot.
         if missing:
             with torch.inference_mode(mode=False), torch.no_grad():
-                fresh = self.calls.see(pixels[list(missing.values())].clone())
+                fresh = self.calls.see(pixels[list(missing.values())].to(device, copy=True))
             self._kept.update(zip(missing, fresh, strict=True))
         found = torch.stack([self._kept[key] for key in keys])
         while len(self._kept) > _KEPT_IMAGES:
@@ -475,8 +478,10 @@ class EncoderDecoder:
             for prompt, ids in zip(encoded.prompts, labels, strict=True)
         ]
         self._check_decoder_room(given)
-        logits = self.calls.logits(encoded, padded(given, value=self.calls.special.pad)[0])
-        targets = padded(wanted, value=_IGNORED)[0]
+        device = encoded.hidden.device
+        ids = padded(given, value=self.calls.special.pad)[0].to(device)
+        logits = self.calls.logits(encoded, ids)
+        targets = padded(wanted, value=_IGNORED)[0].to(device)
         return -cross_entropy(
             # fp32: the logarithm of a softmax over a large vocabulary loses digits in 16 bits.
             logits.transpose(1, 2).float(),

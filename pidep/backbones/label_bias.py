@@ -21,7 +21,7 @@ def with_label_bias(logits: Tensor, rows: Sequence[Input], bias: Sequence[float]
     if not bias:
         return logits
     # Batches are as wide as the row with the most candidates.
-    padded = torch.zeros(logits.shape[1], dtype=logits.dtype)
+    padded = torch.zeros(logits.shape[1])
     padded[: len(bias)] = torch.tensor(bias)
     labelled = [not (isinstance(row, Row) and row.candidates) for row in rows]
-    return logits + torch.tensor(labelled, dtype=logits.dtype).unsqueeze(1) * padded
+    return logits + (torch.tensor(labelled).unsqueeze(1) * padded).to(logits)

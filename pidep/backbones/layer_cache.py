@@ -89,7 +89,8 @@ class LayerCache:
                     self._kept[keys[row]], self._left = fresh[row], self._left - size
         rows = [fresh[row] if row in fresh else self._kept[key] for row, key in enumerate(keys)]
         mask = nn.utils.rnn.pad_sequence(
-            [torch.ones(len(row), dtype=torch.int64) for row in rows], batch_first=True
+            [torch.ones(len(row), dtype=torch.int64, device=row.device) for row in rows],
+            batch_first=True,
         )
         # Kept without padding: the next batch may have other neighbours and another length.
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), mask

@@ -65,12 +65,13 @@ class Likelihoods:
         )
 
     def all_logits(self, rows: Sequence[Input], *, max_length: int, batch_size: int = 16) -> Tensor:
-        """`[N, C]` without gradients, sorted by length so that little is padding."""
+        """`[N, C]` on the host, without gradients; sorted by length, so little is padding."""
         self.learn(rows)
         order = sorted(range(len(rows)), key=lambda row: size_key(rows[row]))
         out = torch.empty(len(rows), 2 if self._free else self._most)
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
-                out[chosen] = self.logits([rows[row] for row in chosen], max_length=max_length)
+                some = self.logits([rows[row] for row in chosen], max_length=max_length)
+                out[chosen] = some.cpu()
         return out

@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 from pidep import plugins
 from pidep.backbones.backbone import Backbone
+from pidep.backbones.device import put_on
 from pidep.backbones.encoder import load_encoder
 from pidep.backbones.load_encoder_decoder import is_encoder_decoder, load_encoder_decoder
 from pidep.backbones.load_two_towers import is_two_towers, load_two_towers
@@ -31,7 +32,7 @@ def remember_backbone(backbone: Backbone) -> None:
     _IN_MEMORY[backbone.name] = backbone
 
 
-def load_backbone(name: str = "minilm") -> Backbone:
+def load_backbone(name: str = "minilm", *, device: str = "cpu") -> Backbone:
     """A frozen backbone that embeds: `minilm`, `pidep-mini`, a folder, or a hub id.
 
     Folders and hub ids hold text encoders, CLIP or SigLIP.
@@ -39,7 +40,7 @@ def load_backbone(name: str = "minilm") -> Backbone:
     Raises:
         BackboneError: nothing loadable is there, its digest is wrong, or it does not embed.
     """
-    found = load_any_backbone(name)
+    found = load_any_backbone(name, device=device)
     if not found.embeds:
         raise BackboneError(
             f"backbone {name!r}: {type(found.model).__name__} scores and generates texts, and a "
@@ -55,11 +56,18 @@ def recorded_name(name: str) -> str:
     return os.path.abspath(name) if not taken and os.path.isdir(name) else name
 
 
-def load_any_backbone(name: str = "minilm") -> Backbone:
+def load_any_backbone(name: str = "minilm", *, device: str = "cpu") -> Backbone:
     """A frozen backbone of any kind: as `load_backbone`, or an encoder-decoder.
 
     Encoder-decoders (T5, BART, Florence-2, BLIP) come from a folder or a hub id.
+
+    Args:
+        device: where it runs, as `put_on` takes it.
     """
+    return put_on(_loaded(name), device)
+
+
+def _loaded(name: str) -> Backbone:
     if name in _IN_MEMORY:
         return _IN_MEMORY[name]
     # Registered names come first, so that a folder of the same name cannot shadow a packaged

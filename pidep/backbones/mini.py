@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pidep.adapters.places import device_of
 from pidep.backbones.connector import Connector
 from pidep.backbones.embedding import EmbeddingBackbone
 from pidep.backbones.encoder import Encoder, encode_sorted
@@ -86,6 +87,10 @@ class Mini(EmbeddingBackbone):
         return self.text.model
 
     @property
+    def _device(self) -> torch.device:
+        return device_of(self.model)
+
+    @property
     def hidden_size(self) -> int:
         """D, the width of an embedding."""
         return self.text.hidden_size
@@ -121,9 +126,8 @@ class Mini(EmbeddingBackbone):
                 raise BackboneError(
                     f"{where}: expected a text, an image or both, found neither; remove the row"
                 )
-        ids, mask = map(
-            torch.from_numpy, self.text.tokenize([row.text for row in whole], max_length=max_length)
-        )
+        tokens = self.text.tokenize([row.text for row in whole], max_length=max_length)
+        ids, mask = (torch.from_numpy(one).to(self._device) for one in tokens)
         seen = [
             (place, called[place], row.image)
             for place, row in enumerate(whole)
@@ -135,12 +139,12 @@ class Mini(EmbeddingBackbone):
                 # without images.
                 ids,
                 mask,
-                torch.zeros(len(ids), 0, self.hidden_size),
+                torch.zeros(len(ids), 0, self.hidden_size, device=self._device),
                 mask.new_zeros(len(ids), 0),
             )
-        tokens = self._tokens_of([(where, image) for _, where, image in seen])
-        places = torch.tensor([place for place, _, _ in seen])
-        visual = torch.zeros(len(ids), *tokens.shape[1:]).index_copy_(0, places, tokens)
+        shown = self._tokens_of([(where, image) for _, where, image in seen])
+        places = torch.tensor([place for place, _, _ in seen], device=self._device)
+        visual = shown.new_zeros(len(ids), *shown.shape[1:]).index_copy_(0, places, shown)
         return _inputs(
             ids, mask, visual, mask.new_zeros(visual.shape[:2]).index_fill_(0, places, 1)
         )
@@ -172,9 +176,12 @@ class Mini(EmbeddingBackbone):
         # An image's places are numbered from 1 like words, so that a text beside it does not move
         # them.
         numbered = (
-            torch.arange(visual.shape[1]) if places is None else nn.functional.pad(places, (0, 1))
+            torch.arange(visual.shape[1], device=mask.device)
+            if places is None
+            else nn.functional.pad(places, (0, 1))
         )
-        positions = torch.cat([torch.arange(words.shape[1]), numbered + 1]).unsqueeze(0)
+        before = torch.arange(words.shape[1], device=mask.device)
+        positions = torch.cat([before, numbered + 1]).unsqueeze(0)
         states: Tensor = self.model(
             inputs_embeds=torch.cat([words, visual.to(words.dtype)], 1),
             attention_mask=mask,
@@ -211,7 +218,7 @@ class Mini(EmbeddingBackbone):
             where, image = images[place]
             pixels[at] = self.preprocess.one(image, where=where)
         found = (
-            dict(zip(missing, self.visual(torch.from_numpy(pixels)), strict=True))
+            dict(zip(missing, self.visual(torch.from_numpy(pixels).to(self._device)), strict=True))
             if missing
             else {}
         )
@@ -280,10 +287,10 @@ class Mini(EmbeddingBackbone):
             for place, row in enumerate(map(as_row, rows))
             if row.image is not None
         ]
-        out = torch.zeros(len(rows), self.hidden_size)
+        out = torch.zeros(len(rows), self.hidden_size, device=counts.device)
         if seen:
             visual = self._tokens_of([(f"row {place + 1}", image) for place, image in seen])
-            _, past = _parted(visual, torch.ones(visual.shape[:2], dtype=torch.int64))
+            _, past = _parted(visual, visual.new_ones(visual.shape[:2], dtype=torch.int64))
             places = [place for place, _ in seen]
             out[places] = past / (counts[places] - visual.shape[1] + 1)
         return out
@@ -308,7 +315,7 @@ def _parted(visual: Tensor, visual_mask: Tensor) -> tuple[Tensor, Tensor]:  # [B
     therefore has all of the vector; beside a text, the text counts, too.
     """
     # No slices: the axis may be empty in an exported graph.
-    last = torch.arange(visual.shape[1]) == visual.shape[1] - 1
+    last = torch.arange(visual.shape[1], device=visual.device) == visual.shape[1] - 1
     shown = visual_mask * ~last
     past = (visual * (visual_mask * last).unsqueeze(-1)).sum(1)
     return shown, past * (2 * shown.sum(1, keepdim=True))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
+from pidep.adapters.places import device_of
 from pidep.adapters.positions import room_of
 from pidep.backbones.halves import DecoderHalf, EncoderHalf, Halves
 from pidep.errors import BackboneError
@@ -135,9 +136,15 @@ class ModelCalls(ABC):
 
         `image_rows` names the N rows that have an image.
         """
-        ids, mask = padded(texts, value=self.special.pad)
+        ids, mask = self._padded(texts)
         hidden = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         return Encoded(hidden, mask, ((self.special.start,),) * len(texts))
+
+    def _padded(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Token numbers and mask `[B, T]`, where the model is."""
+        device = device_of(self.model)
+        ids, mask = padded(texts, value=self.special.pad)
+        return ids.to(device), mask.to(device)
 
     def states(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The encoder's states `[B, S, D]` and their mask `[B, S]`, of tensors alone."""
@@ -264,7 +271,7 @@ class Florence(ModelCalls):
             [token] * visual.shape[1] + list(text) if row in seen else list(text)
             for row, text in enumerate(texts)
         ]
-        ids, mask = padded(rows, value=self.special.pad)
+        ids, mask = self._padded(rows)
         words = self.model.get_input_embeddings()(ids)
         places = torch.zeros_like(ids, dtype=torch.bool)
         places[list(image_rows), : visual.shape[1]] = True
@@ -375,7 +382,7 @@ class BlipCaptioner(_Blip):
         """The image. The words, without the tokens around them, become the decoder's beginning."""
         assert visual is not None
         prompts = tuple((self.special.start, *text[1:-1]) for text in texts)
-        return Encoded(visual, torch.ones(visual.shape[:2], dtype=torch.int64), prompts)
+        return Encoded(visual, visual.new_ones(visual.shape[:2], dtype=torch.int64), prompts)
 
 
 class BlipAnswerer(_Blip):
@@ -386,8 +393,8 @@ class BlipAnswerer(_Blip):
     ) -> Encoded:
         """The question, encoded with the image."""
         assert visual is not None
-        ids, mask = padded(texts, value=self.special.pad)
-        seen = torch.ones(visual.shape[:2], dtype=torch.int64)
+        ids, mask = self._padded(texts)
+        seen = visual.new_ones(visual.shape[:2], dtype=torch.int64)
         hidden = self.model.text_encoder(
             input_ids=ids,
             attention_mask=mask,

@@ -1,8 +1,8 @@
-"""The settings of `pidep sites`. No torch and no numpy."""
+"""The settings of `pidep sites`, and where a backbone runs. No torch and no numpy."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
@@ -10,9 +10,11 @@ from pidep.experts.kind_names import kind_names
 from pidep.experts.kind_setting import KindName
 from pidep.settings import Settings, Shown
 
-__all__ = ["SitesSettings"]
+__all__ = ["Device", "SitesSettings"]
 
 EXPERT = Shown("Expert")
+Device: TypeAlias = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")]
+"""Where a backbone runs."""
 
 
 class SitesSettings(Settings):

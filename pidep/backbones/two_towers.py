@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pidep.adapters.places import device_of
 from pidep.backbones.checkpoint import position_limit
+from pidep.backbones.device import on_device
 from pidep.backbones.embedding import EmbeddingBackbone
 from pidep.backbones.encoder import encode_sorted
 from pidep.backbones.tower import Tower
@@ -121,7 +123,7 @@ class TwoTowers(EmbeddingBackbone):
         if images:
             pixels = [self._pixels(whole[at], at) for at in images]
             found["pixels"] = torch.from_numpy(np.stack(pixels))
-        return found
+        return on_device(found, self.model)
 
     def _pixels(self, row: Row, at: int) -> Any:
         assert row.image is not None
@@ -135,7 +137,7 @@ class TwoTowers(EmbeddingBackbone):
             ImageError: an image cannot be read; the message names the row.
         """
         inputs = self.prepare(rows, max_length=max_length)
-        sums = torch.zeros(len(rows), self.hidden_size)
+        sums = torch.zeros(len(rows), self.hidden_size, device=device_of(self.model))
         if "input_ids" in inputs:
             vectors = self.text_vectors(inputs["input_ids"], inputs["attention_mask"])
             sums = sums.index_add(0, inputs["text_rows"], vectors)

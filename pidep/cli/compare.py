@@ -49,7 +49,7 @@ def compare(settings: CompareSettings, grid: GridSettings, json: Json = False) -
     from pidep.lab.compare_grid import Grid
 
     check_place(grid.out, "`out`")
-    cells = Grid(settings, load_backbone(settings.backbone))
+    cells = Grid(settings, load_backbone(settings.backbone, device=settings.device))
     with progress() as shown:
         result = run(cells, grid, on_cell=shown.cell)
     if json:

@@ -83,7 +83,7 @@ class Candidates:
         with torch.no_grad():
             for (_, site), (_, inner) in sites:
                 alpha = inner.alpha() * weights["in_context"]
-                own = torch.tensor([weights["own_expert"] + uniform])
+                own = alpha.new_tensor([weights["own_expert"] + uniform])
                 share = torch.cat([own, alpha[:1], alpha[1:] + uniform])
                 site.alpha_logits.copy_(share.clamp(min=NEGLIGIBLE).log())
         return mixture

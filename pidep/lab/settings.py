@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from pidep.backbones.settings import Device
 from pidep.experts.kind_names import kind_names
 from pidep.experts.kind_setting import KindName
 from pidep.settings import Settings, Shown, ends_in
@@ -89,6 +90,8 @@ class CompareSettings(Settings):
     backbone: Annotated[str, EXPERT] = "minilm"
     """Frozen model: minilm, pidep-mini (texts and images), a folder, or a hub id of a text
     encoder."""
+    device: Annotated[Device, EXPERT] = "auto"
+    """Where the backbone runs: auto (an NVIDIA GPU where torch can use one), cpu, cuda, cuda:1."""
     kinds: Annotated[
         tuple[KindName, ...], Shown("Expert", aliases=("--kind",), choices=kind_names)
     ] = Field(default=("lora",), min_length=1)

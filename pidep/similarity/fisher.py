@@ -76,7 +76,8 @@ def diagonal_fisher(
             leaves = _row_leaves(mixture, expert, num_rows=1 if together else len(numbers))
             logits = logits_of([rows[number] for number in numbers])
             # Labels from the model make the true Fisher, labels of the data the empirical one.
-            targets = _draw(logits, drawn[numbers]) if kind == "true" else given[numbers]
+            chosen = (drawn if kind == "true" else given)[numbers].to(logits.device)
+            targets = _draw(logits, chosen) if kind == "true" else chosen
             loss = cross_entropy(logits, targets, reduction="mean" if together else "sum")
             # A tensor that no row of the batch uses has a gradient of zero, not none.
             gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
@@ -86,7 +87,7 @@ def diagonal_fisher(
                 totals[name] = totals[name] + squared if name in totals else squared
             count += 1 if together else len(numbers)
     _require_finite(expert, totals)
-    return {name: (total / count).float().numpy() for name, total in totals.items()}
+    return {name: (total / count).float().cpu().numpy() for name, total in totals.items()}
 
 
 def _require_finite(expert: Expert, totals: Mapping[str, Tensor]) -> None:
@@ -171,7 +172,10 @@ def _row_leaves(mixture: Mixture, expert: Expert, *, num_rows: int) -> dict[str,
     """
     leaves: dict[str, Tensor] = {}
     for name, site in mixture.by_name():
-        own = {tensor: torch.from_numpy(array) for tensor, array in expert.sites[name].items()}
+        own = {
+            tensor: torch.from_numpy(array).to(site.alpha_logits.device)
+            for tensor, array in expert.sites[name].items()
+        }
         site.rows = {
             # A view without memory: all rows share the numbers, and each has its own gradient.
             tensor: value.expand(num_rows, *value.shape).requires_grad_()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pidep.adapters.mixture import Mixture, attached
+from pidep.adapters.places import device_of
 from pidep.errors import PidepError
 from pidep.tasks.data import Split
 from pidep.training.batches import shuffled_batches
@@ -109,6 +110,8 @@ def fit(
     trained = _trainable(mixture, groups)
     if not trained or schedule.steps == 0:
         return TrainReport(0, 0, None, [])
+    # Before the optimizer: its moments are made, and restored, where the parameters are.
+    mixture.to(device_of(scorer.backbone.model))
     optimizer = torch.optim.AdamW(
         [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in trained],
         weight_decay=schedule.weight_decay,
@@ -209,7 +212,8 @@ def training_step(
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * rate_factor
     logits = scorer.logits([train.rows[row] for row in rows])
-    loss = nn.functional.cross_entropy(logits, torch.tensor([train.labels[row] for row in rows]))
+    labels = torch.tensor([train.labels[row] for row in rows], device=logits.device)
+    loss = nn.functional.cross_entropy(logits, labels)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     # Each group by itself, so that a large gradient of α does not shrink the experts' steps.

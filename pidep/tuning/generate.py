@@ -9,6 +9,7 @@ from typing import Any
 
 from pidep.adapters.mixture import Mixture, attached
 from pidep.backbones.backbone import Backbone, GenerationMode
+from pidep.backbones.device import put_on
 from pidep.backbones.load_encoder_decoder import load_encoder_decoder
 from pidep.errors import ExpertError, PidepError, TaskError, UsageError
 from pidep.experts.folder import Expert, read_expert
@@ -66,7 +67,10 @@ def generate(
             f"{source}: holds no expert.json, so it is a backbone itself; leave `backbone` out"
         )
     asked = backbone or (expert.backbone if expert else source)
-    model = load_encoder_decoder(asked) if isinstance(asked, str) else asked
+    if isinstance(asked, str):
+        model: Backbone = put_on(load_encoder_decoder(asked), settings.device)
+    else:
+        model = asked
     # By digest: the shapes may fit another model of the same size, and the answers would be noise.
     if expert is not None and expert.backbone_digest != model.digest:
         raise ExpertError(

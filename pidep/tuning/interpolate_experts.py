@@ -87,7 +87,8 @@ def interpolate_experts(
         raise UsageError("interpolate: `policy=zero-shot` reads no rows; use tune with a pool")
     torch.manual_seed(config.seed)
     # Nothing is written: a folder would only hold checkpoints.
-    job = prepare(config, backbone or load_any_backbone(config.backbone), Path(), task=task)
+    backbone = backbone or load_any_backbone(config.backbone, device=config.device)
+    job = prepare(config, backbone, Path(), task=task)
     experts = [helper.expert for helper in helpers]
     _check_names([own.name if own else job.name, *(expert.name for expert in experts)], job.name)
     for expert in [*experts, *([] if own is None else [own])]:

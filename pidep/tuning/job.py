@@ -56,6 +56,7 @@ _log = logging.getLogger(__name__)
 
 _UNRELATED_TO_OWN_EXPERT = {
     "task",
+    "device",
     "pool",
     "helpers",
     "top_k",

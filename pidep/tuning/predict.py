@@ -122,15 +122,18 @@ def _ready(rows: Sequence[Input], expert: Expert) -> list[Row]:
     return found
 
 
-def backbone_of(expert: Expert, given: Backbone | str | None) -> Backbone:
+def backbone_of(expert: Expert, given: Backbone | str | None, *, device: str = "auto") -> Backbone:
     """The expert's backbone, loaded.
+
+    Args:
+        device: where it runs, if it is loaded here.
 
     Raises:
         ExpertError: `given` is another backbone.
         BackboneError: it cannot be loaded.
     """
     if given is None or isinstance(given, str):
-        given = load_any_backbone(given or expert.backbone)
+        given = load_any_backbone(given or expert.backbone, device=device)
     if given.digest != expert.backbone_digest:
         raise ExpertError(
             f"expert {expert.name!r}: made for backbone {expert.backbone!r} "

@@ -86,7 +86,7 @@ def predict_file(settings: PredictSettings, *, backbone: Backbone | None = None)
     expert, digest = head_of(served), served.digest
     # Read before the backbone is loaded, which takes seconds.
     places, rows = _rows(settings, expert)
-    loaded = backbone_of(expert, backbone or settings.backbone)
+    loaded = backbone_of(expert, backbone or settings.backbone, device=settings.device)
     answers: list[Prediction] = []
     for start in range(0, len(rows), settings.batch_size):
         answers += predict(served, rows[start : start + settings.batch_size], backbone=loaded)

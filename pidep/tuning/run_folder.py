@@ -305,6 +305,7 @@ def _provenance(
     reports: Mapping[str, TrainReport],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
+    from pidep.adapters.places import device_name
     from pidep.tasks.data import data_digest
 
     backbone = job.scorer.backbone
@@ -334,6 +335,7 @@ def _provenance(
         "versions": {name: version(name) for name in ("torch", "transformers", "numpy")}
         | {"pidep": __version__},
         "python": platform.python_version(),
+        "device": device_name(job.scorer.backbone.model),
         "seconds": result.seconds,
         "seconds_by_phase": dict(seconds),
     }

@@ -60,6 +60,12 @@ def check_run_place(
         )
 
 
+_ELSEWHERE = ("task", "device")
+"""Settings that may differ: rows in memory have no file yet, and `check_resumed` compares tasks and
+rows; a run may go on on another device.
+"""
+
+
 def _changed(path: Path, config: TuneSettings) -> list[str]:
     """Names of the settings that a finished run had otherwise; a lost record has none."""
     if not path.is_file():
@@ -68,11 +74,10 @@ def _changed(path: Path, config: TuneSettings) -> list[str]:
     new = json.loads(json.dumps(config.model_dump(mode="json")))
     defaults = {key: field.get_default() for key, field in TuneSettings.model_fields.items()}
     # Settings that an older release did not have were at their defaults.
-    # Rows in memory have no file yet; `check_resumed` compares tasks and rows.
     return [
         key
         for key, value in new.items()
-        if key != "task" and old.get(key, defaults.get(key)) != value
+        if key not in _ELSEWHERE and old.get(key, defaults.get(key)) != value
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pidep.backbones.settings import Device
 from pidep.experts.kind_names import kind_names
 from pidep.experts.kind_setting import KindName
 from pidep.settings import Settings, Shown
@@ -67,6 +68,8 @@ class TuneSettings(Settings):
     backbone: Annotated[str, EXPERT] = "minilm"
     """Frozen model: minilm, pidep-mini (texts and images), a folder, or a hub id of a text encoder
     or an encoder-decoder."""
+    device: Annotated[Device, EXPERT] = "auto"
+    """Where the backbone runs: auto (an NVIDIA GPU where torch can use one), cpu, cuda, cuda:1."""
     kind: Annotated[KindName, Shown("Expert", choices=kind_names)] = "lora"
     """Kind of expert."""
     sites: Annotated[tuple[str, ...], EXPERT] = ("*",)
@@ -176,6 +179,8 @@ class GenerateSettings(Settings):
     """Answers are cut at this many tokens. Without it, at the expert's own limit, or 32."""
     batch_size: Annotated[int, GENERATION] = Field(default=16, ge=1)
     """Rows answered at a time."""
+    device: Annotated[Device, GENERATION] = "auto"
+    """Where the backbone runs: auto, cpu, cuda or cuda:1."""
 
 
 class PredictSettings(Settings):
@@ -194,6 +199,8 @@ class PredictSettings(Settings):
     """Whether quotation marks enclose fields (csv) or are part of the texts (none)."""
     backbone: Annotated[str | None, EXPERT] = None
     """The expert's backbone. Without it, the name that the expert has for it."""
+    device: Annotated[Device, EXPERT] = "auto"
+    """Where the backbone runs: auto, cpu, cuda or cuda:1."""
     task: Annotated[str | None, EXPERT] = None
     """Task of an expert that has no template, because an older release made it."""
     batch_size: Annotated[int, EXPERT] = Field(default=256, ge=1)

@@ -111,7 +111,7 @@ def tune(
     missing = missing_helpers(config, name)
     # Every generator below has a seed of its own; this one is for code of third parties.
     torch.manual_seed(config.seed)
-    backbone = backbone or load_any_backbone(config.backbone)
+    backbone = backbone or load_any_backbone(config.backbone, device=config.device)
     job = prepare(config, backbone, out, task=task)
     _check_replaced(job, resume=resume, overwrite=overwrite)
     # A pool that does not fit is refused here, before minutes of training.

@@ -51,7 +51,9 @@ def answered(folder: Path, name: str = "both", *, seed: int = 0, **fields: Any) 
     )
 
 
-def pictured(folder: Path, *, count: int = 24, target: str = "{colour}", **fields: Any) -> Path:
+def pictured(
+    folder: Path, *, count: int = 24, target: str | None = "{colour}", **fields: Any
+) -> Path:
     """Images of one colour, and a question. The target may be a box instead."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,12 +68,13 @@ def pictured(folder: Path, *, count: int = 24, target: str = "{colour}", **field
         rows.append({"text": "what colour", "image": f"{number}.png", "colour": colour, "box": box})
     (folder / "pictures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = folder / "pictures.yaml"
-    values = {
+    values: dict[str, Any] = {
         "name": "pictures",
         "image": "image",
         "target": target,
         "data": {"path": "pictures.jsonl"},
         "max_length": 8,
     }
+    values = {key: value for key, value in values.items() if value is not None}
     path.write_text(json.dumps({**values, **fields}))
     return path

@@ -91,7 +91,7 @@ def evaluate_run(
     """
     _log.info("report: reads the test rows and loads the backbone")
     rows = _rows(run)
-    backbone = load_any_backbone(run.expert.backbone)
+    backbone = load_any_backbone(run.expert.backbone, device="auto")
     if backbone.digest != run.expert.backbone_digest:
         raise BackboneError(
             f"{run.folder}: tuned on {run.expert.backbone_digest[:19]}…, {backbone.name!r} is "
