@@ -2,9 +2,10 @@
 
     make gpu-check   # python3 -m benchmarks.gpu_check; needs torch, OpenAI Triton, transformers
 
-Writes `benchmarks/results/kernels-gpu.json` in under 8 minutes. Nothing is timed unless everything
-is correct. Times are medians of `triton.testing.do_bench`, which flushes the cache between runs.
-Bandwidth counts the necessary bytes: each expert and gradient read once, each result written once.
+Writes `benchmarks/results/kernels-gpu.json` in under 8 minutes, and where ONNX Runtime has CUDA
+also `serving-gpu.json` (`benchmarks.gpu.serving`). Nothing is timed unless everything is correct.
+Times are medians of `triton.testing.do_bench`, which flushes the cache between runs. Bandwidth
+counts the necessary bytes: each expert and gradient read once, each result written once.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    from benchmarks.gpu import serving
     from benchmarks.gpu.correctness import correctness
     from tools.tune_launches import tune_all
 
@@ -150,7 +152,9 @@ def main(arguments: list[str] | None = None) -> int:
             f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} "
             f"(target {claim['target']})"
         )
+    say(f"compiled engines here: {serving.engines()}")
     raw = {
+        "engines": serving.engines(),
         "how": (
             "medians of triton.testing.do_bench; bytes are what must be moved, a copy of as many "
             "bytes is measured beside each case"
@@ -173,6 +177,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         write_result("kernels-gpu", command=command, raw=raw, claims=claims, folder=given.results)
     )
+    lacks = serving.missing()
+    if lacks is None:
+        serving.main(["--results", str(given.results)])
+    else:
+        print(f"no compiled engine ran on the GPU: {lacks}")
     return 0 if all(one["right"] for one in checks) else 1
 
 

@@ -342,6 +342,8 @@ class AdapterKind:
     """As `around`, while bank sites are attached."""
     bank_shared: frozenset[str] = frozenset()
     """Factors that meet a layer's input. Layers that read the same input use them together."""
+    bank_first: frozenset[str] = frozenset()
+    """Factors that are the same at all sites; the graph reads those of the first site."""
     bank_shapes: (
         Callable[[nn.Module, Sequence[str], int], dict[str, dict[str, tuple[int, ...]]]] | None
     ) = None

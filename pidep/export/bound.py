@@ -6,6 +6,7 @@ An expert whose tensors reach nothing gives no error anywhere: it answers as the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ def require_inputs(graph: Path, groups: Sequence[BankGroup]) -> None:
     gathers = _gathers(nodes, {*of, GRAPH_WEIGHTS})
     found = _computed(model, nodes, [index for some in gathers.values() for index in some], graph)
     for name, group in of.items():
+        if group.factor in adapter_kind(group.kind).bank_first:
+            group = replace(group, sites=group.sites[:1])
         _require_all(graph, group, name, gathers.get(name), found, step=group.size)
     weights = BankGroup(GRAPH_WEIGHTS, "share", 1, bank_sites(groups), 1, "every expert")
     _require_all(graph, weights, GRAPH_WEIGHTS, gathers.get(GRAPH_WEIGHTS), found, step=1)

@@ -9,21 +9,19 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 from weakref import WeakValueDictionary, finalize
 
 import numpy as np
-import numpy.typing as npt
-import onnxruntime
 
 from pidep.experts.bank import BankGroup, fill_row
 from pidep.experts.folder import Expert
 from pidep.runtime.answer import Array
+from pidep.runtime.slot_memory import CudaMemory, DType, HostMemory, SlotMemory
 
 __all__ = ["Arena", "Slot"]
 
 _FIRST_SLOTS = 8
-DType: TypeAlias = type[np.float32] | type[np.float16]
 
 
 class Slot:
@@ -49,43 +47,36 @@ class Arena:
             dtypes: of each input, by its name.
             device: where the graph runs.
         """
-        self._groups, self._device = groups, device
+        self._groups = groups
         self._lock = threading.Lock()
         self._free: deque[int] = deque()
         self._next = 1
         self._slot_of: WeakValueDictionary[str, Slot] = WeakValueDictionary()
-        self._arrays: dict[str, npt.NDArray[Any]] = {}
-        for group in groups:
-            shape = (_FIRST_SLOTS, len(group.sites), group.size, group.width)
-            # Zeros that nobody has written take no memory yet.
-            self._arrays[group.input] = np.zeros(shape, dtypes[group.input])
-        self._values: dict[str, Any] | None = self._as_values()
+        shapes = {group.input: (len(group.sites), group.size, group.width) for group in groups}
+        make = HostMemory if device == "cpu" else CudaMemory
+        self._memory: SlotMemory = make(shapes, dtypes, slots=_FIRST_SLOTS)
+        self.bytes_per_slot = sum(
+            int(np.prod(shape)) * np.dtype(dtypes[name]).itemsize for name, shape in shapes.items()
+        )
+        """Bytes of one expert, padded to the bank's sizes."""
 
     @property
     def capacity(self) -> int:
         """Slots that it has room for, slot 0 included."""
-        return min((len(array) for array in self._arrays.values()), default=_FIRST_SLOTS)
+        return self._memory.slots
 
     @property
     def used(self) -> int:
         """Slots that are held, without slot 0."""
         return self._next - 1 - len(self._free)
 
-    @property
-    def bytes_per_slot(self) -> int:
-        """Bytes of one expert, padded to the bank's sizes."""
-        return sum(array[0].nbytes for array in self._arrays.values())
-
     def values(self) -> dict[str, Any]:
         """Graph input to OrtValue `[E, S, size, width]`, with every slot that is held now.
 
-        On the CPU the values share the arena's memory, and later swaps write into other slots of
-        them. A device gets a copy of its own whenever something was written.
+        The values share the arena's memory, and later swaps write into other slots of them.
         """
         with self._lock:
-            if self._values is None:
-                self._values = self._as_values()
-            return dict(self._values)
+            return dict(self._memory.values)
 
     def slot_of(self, expert: Expert, digest: str) -> Slot:
         """The slot that holds an expert; experts of one digest share one.
@@ -114,31 +105,14 @@ class Arena:
             return self._free.popleft()
         except IndexError:
             if self._next == self.capacity:
-                self._grow()
+                self._memory.grow()
             self._next += 1
             return self._next - 1
 
     def _write(self, number: int, expert: Expert) -> None:
+        rows: dict[str, Array] = {}
         for group in self._groups:
-            row = self._arrays[group.input][number]
             # The last expert's numbers must not stay where this one has none.
-            packed: Array = np.zeros(row.shape, np.float32)
-            fill_row(packed, group, expert)
-            with np.errstate(over="ignore"):  # the probe reports what fp16 does not hold
-                row[...] = packed
-        if self._device != "cpu":
-            self._values = None
-
-    def _grow(self) -> None:
-        """Twice the slots, in new arrays: running batches go on reading the old ones."""
-        for name, array in self._arrays.items():
-            larger = np.zeros((2 * len(array), *array.shape[1:]), array.dtype)
-            larger[: len(array)] = array
-            self._arrays[name] = larger
-        self._values = self._as_values()
-
-    def _as_values(self) -> dict[str, Any]:
-        return {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
-            for name, array in self._arrays.items()
-        }
+            rows[group.input] = np.zeros((len(group.sites), group.size, group.width), np.float32)
+            fill_row(rows[group.input], group, expert)
+        self._memory.write(number, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pidep.runtime.entry import entry_file
 
 __all__ = ["open_session"]
 
+_LOG = logging.getLogger(__name__)
+_CUDA = "CUDAExecutionProvider"
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _SLOWER_ON_CPU = ("SkipLayerNormFusion", "BiasGeluFusion")
 """Fusions of ONNX Runtime whose CPU kernels are slower than the operators that they replace: MiniLM
@@ -39,24 +42,35 @@ def open_session(graph: Path, digest: str, *, threads: int | None = None) -> Any
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     providers = _providers()
+    on_cpu = [name for name, _ in providers] == ["CPUExecutionProvider"]
+    if not on_cpu:
+        # CUDA's libraries may lie in Python packages, where no loader looks.
+        onnxruntime.preload_dlls()
     # Weights beside the graph: a graph that comes as bytes has no folder of its own.
     if graph.with_name(graph.name + DATA_SUFFIX).is_file():
         options.add_session_config_entry(_DATA_FOLDER, str(graph.parent))
-    on_cpu = [name for name, _ in providers] == ["CPUExecutionProvider"]
     # From the bytes that were checked: the file could change in between.
-    return onnxruntime.InferenceSession(
+    session = onnxruntime.InferenceSession(
         data,
         options,
         providers=providers,
         disabled_optimizers=list(_SLOWER_ON_CPU) if on_cpu else None,
     )
+    if not on_cpu and _CUDA not in session.get_providers():
+        # ONNX Runtime goes on without it, many times slower, and says so in a log of its own.
+        _LOG.warning(
+            "%s: onnxruntime-gpu could not use CUDA here, so the graph runs on the CPU; check the "
+            "GPU's driver, and CUDA's libraries (pip install 'onnxruntime-gpu[cuda,cudnn]')",
+            graph,
+        )
+    return session
 
 
 def _providers() -> list[tuple[str, dict[str, Any]]]:
     """CUDA where this onnxruntime has it, then the CPU, with their options."""
     # TF32 rounds the factors of a product to 10 bits of mantissa. The gate's bounds are for fp32.
     wanted: dict[str, dict[str, Any]] = {
-        "CUDAExecutionProvider": {"use_tf32": 0},
+        _CUDA: {"use_tf32": 0},
         "CPUExecutionProvider": {},
     }
     available = onnxruntime.get_available_providers()

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 
 from pidep.adapters.bank import bank_groups
+from pidep.adapters.mixture import find_sites
 from pidep.deployment.release import release_bank
 from pidep.errors import ExpertError, ParityError
 from pidep.experts.bank import fill_row, pack
@@ -65,6 +66,16 @@ def bank_graph(shallow: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 def test_a_whole_graph_of_all_kinds_passes(bank_graph: tuple[Path, Any]) -> None:
     require_inputs(*bank_graph)
+
+
+def test_a_prefix_in_every_layer_passes(tiny: Any, tmp_path: Path) -> None:
+    """The shift of its positions is the same in all layers, so the graph reads the first one."""
+    sites = find_sites(tiny.model, kind="prefix")
+    assert len(sites) > 1
+    groups = bank_groups(tiny.model, sites, kind="prefix", size=2)
+    assert "shift" in {group.factor for group in groups}
+    export_bank_graph(tiny, groups, tmp_path / "model.onnx", opset=20)
+    require_inputs(tmp_path / "model.onnx", groups)
 
 
 def test_an_input_that_reaches_no_output_is_refused(

@@ -38,9 +38,13 @@ def test_cuda_computes_in_fp32(graph: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "get_available_providers",
         lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
     )
-    monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *_, providers, **__: given.extend(providers)
-    )
+    opened = onnxruntime.InferenceSession
+
+    def recording(data: bytes, *_: Any, providers: Any, **__: Any) -> Any:
+        given.extend(providers)
+        return opened(data, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recording)
     open_session(graph, file_digest(graph))
     assert given == [("CUDAExecutionProvider", {"use_tf32": 0}), ("CPUExecutionProvider", {})]
 
@@ -71,11 +75,15 @@ def test_fusions_that_slow_the_cpu_are_off_where_the_cpu_computes(
     given: list[Any] = []
     names = ["CUDAExecutionProvider"] * cuda + ["CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
-    monkeypatch.setattr(
-        onnxruntime,
-        "InferenceSession",
-        lambda *_, disabled_optimizers, **__: given.append(disabled_optimizers),
-    )
+
+    class Opened:
+        def __init__(self, *_: Any, disabled_optimizers: Any, **__: Any) -> None:
+            given.append(disabled_optimizers)
+
+        def get_providers(self) -> list[str]:
+            return names
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Opened)
     open_session(graph, file_digest(graph))
     assert given == [None if cuda else ["SkipLayerNormFusion", "BiasGeluFusion"]]
 
@@ -108,6 +116,24 @@ def test_the_sum_before_a_layer_norm_is_not_fused(
     onnxruntime.InferenceSession(path.read_bytes(), recording())
     fused = {node.op_type for node in onnx.load(written).graph.node}
     assert "SkipLayerNormalization" in fused - kept
+
+
+def test_a_gpu_that_cannot_be_used_is_said(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As onnxruntime-gpu behaves on a machine without a driver: it falls back without an error."""
+    opened = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPU"]
+    )
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda data, options, **_: opened(data, options, providers=["CPUExecutionProvider"]),
+    )
+    session = open_session(graph, file_digest(graph))
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    assert "could not use CUDA here, so the graph runs on the CPU" in caplog.text
 
 
 @pytest.mark.gpu

@@ -362,6 +362,7 @@ KIND = AdapterKind(
     around=_around,
     bank_site=PrefixBankSite,
     bank_around=_bank_around,
+    bank_first=frozenset({"shift"}),
     bank_shapes=_bank_shapes,
     in_peft=_in_peft,
 )
