@@ -14,6 +14,7 @@ import argparse
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,11 @@ def _claim(title: str, measured: float, target: float, *, at_most: bool = False)
     }
 
 
-def measure(say: Any) -> dict[str, Any]:
-    """Everything that is timed."""
+def measure(say: Any, found: dict[str, Any]) -> None:
+    """Everything that is timed, into `found` as it comes."""
     from benchmarks.gpu.speed import bench_fold, bench_interpolate, bench_layer
     from benchmarks.gpu.step import bench_step
 
-    found: dict[str, Any] = {"interpolate": [], "fold": [], "layers": [], "step": []}
     dtypes = (torch.bfloat16, torch.float32)
     for dtype in dtypes:
         for size, count in ((size, count) for size in (2**20, 2**24, 2**28) for count in (4, 16)):
@@ -112,7 +112,6 @@ def measure(say: Any) -> dict[str, Any]:
         ]
         torch.cuda.empty_cache()
         found["step"].append(bench_step(dtype))
-    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -144,8 +143,16 @@ def main(arguments: list[str] | None = None) -> int:
     say(f"correctness on {here.device}")
     checks = correctness()
     say(f"{sum(one['right'] for one in checks)} of {len(checks)} cases right")
-    settings = {} if given.skip_tuning else tune_all(say=say)
-    found = measure(say)
+    found: dict[str, Any] = {name: [] for name in ("interpolate", "fold", "layers", "step")}
+    settings: dict[str, Any] = {}
+    ended = None
+    try:
+        settings = {} if given.skip_tuning else tune_all(say=say)
+        measure(say, found)
+    except (Exception, KeyboardInterrupt):
+        # A machine that is lent for minutes: what was measured until here is kept.
+        ended = traceback.format_exc()
+        print(ended, file=sys.stderr)
     claims = claims_of(checks, found["interpolate"], found["fold"], found["step"])
     for claim in claims:
         print(
@@ -163,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         "cuda": torch.version.cuda,
         "seconds": round(time.perf_counter() - began, 1),
         "settings": settings,
+        "ended early": ended,
         "correctness": checks,
         **found,
     }
@@ -182,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
         serving.main(["--results", str(given.results)])
     else:
         print(f"no compiled engine ran on the GPU: {lacks}")
-    return 0 if all(one["right"] for one in checks) else 1
+    return 0 if ended is None and all(one["right"] for one in checks) else 1
 
 
 if __name__ == "__main__":

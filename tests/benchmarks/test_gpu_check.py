@@ -81,7 +81,7 @@ def test_everything_that_is_timed_runs_and_makes_a_result(
     }
     here = paths.PathReport("fused", "a test", "a GPU", None)
     monkeypatch.setattr(paths, "report", lambda: here)
-    monkeypatch.setattr(gpu_check, "measure", lambda say: measured)
+    monkeypatch.setattr(gpu_check, "measure", lambda _, found: found.update(measured))
     monkeypatch.setattr(
         correctness, "checks", lambda: iter([("one", torch.float32, {"forward": 0.0})])
     )
