@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -45,6 +46,8 @@ SETTINGS: dict[str, Any] = {
 SWAP_GROWS_AT_MOST = 1.5
 BANK_AT_MOST = 1.25
 CPU_AND_GPU_APART_AT_MOST = 0.02
+CPU = ["cpu"]
+"""Tuned there, too."""
 Work = Callable[[], object]
 
 
@@ -88,7 +91,7 @@ def tuned(folder: Path, task: str, backbone: str, device: str, say: Any) -> dict
     import pidep
 
     found: dict[str, Any] = {}
-    for where in dict.fromkeys((device, "cpu")):
+    for where in dict.fromkeys((device, *CPU)):
         loaded = pidep.load_backbone(backbone, device=where)
         for kind in KINDS if where == device else ("lora",):
             say(f"tune {kind} on {where}")
@@ -198,9 +201,6 @@ def _works(
         "merged": lambda: merged.session.run(None, feeds),
         "torch eager": lambda: model(batch),
     }
-    if device != "cpu":
-        fast = torch.compile(model, dynamic=False)
-        works["torch.compile"] = lambda: fast(batch)
     return works
 
 
@@ -292,10 +292,10 @@ def _published(bank: Any, name: str) -> list[Any]:
 
 def same_answers(folder: Path, task: str) -> dict[str, float]:
     """Largest difference of a score between a batch of all kinds and each row alone."""
-    import pidep
     from pidep.tasks.data import load_data
+    from pidep.tasks.task import load_task
 
-    texts = load_data(pidep.load_task(task)).test.rows[:60]
+    texts = load_data(load_task(task)).test.rows[:60]
     found = {}
     for precision in RECIPES:
         bank, residents = open_bank(folder, precision)
@@ -324,7 +324,7 @@ def claims_of(raw: Mapping[str, Any], device: str) -> list[Claim]:
         }
 
     claims = []
-    for name in ("lora", "mixture"):
+    for name in ("lora", "mixture") if "lora-cpu" in raw["tuned"] else ():
         key = "pi" if name == "mixture" else "own_expert"
         there, here = (raw["tuned"][f"{name}-{one}"]["metrics"][key] for one in (device, "cpu"))
         claims.append(
@@ -349,10 +349,16 @@ def claims_of(raw: Mapping[str, Any], device: str) -> list[Claim]:
 
 
 def measure(
-    folder: Path, *, backbone: str, task: str, device: str, say: Any, counts: Sequence[int]
-) -> dict[str, Any]:
-    """Everything, in a folder of its own."""
-    raw: dict[str, Any] = {"engines": engines()}
+    raw: dict[str, Any],
+    folder: Path,
+    *,
+    backbone: str,
+    task: str,
+    device: str,
+    say: Any,
+    counts: Sequence[int],
+) -> None:
+    """Everything, into `raw` as it comes."""
     raw["tuned"] = tuned(folder, task, backbone, device, say)
     raw["exported"] = exported(folder, device, say)
     raw["providers"] = open_bank(folder, "fp16")[0].session.get_providers()
@@ -368,7 +374,6 @@ def measure(
         }
         for precision, sizes in raw["ms"].items()
     }  # fmt: skip
-    return raw
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -380,7 +385,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--residents", type=int, nargs="+", default=list(RESIDENTS))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="few rows and steps, to try it out")
+    parser.add_argument("--gpu-only", action="store_true", help="tune nothing on the CPU")
     given = parser.parse_args(arguments)
+    if given.gpu_only:
+        CPU.clear()
     if given.quick:
         SETTINGS.update(steps=4, mixture_steps=2, train_limit=40, test_limit=20, max_length=16)
     lacks = missing() if given.device != "cpu" else None
@@ -392,17 +400,26 @@ def main(arguments: list[str] | None = None) -> int:
     def say(what: str) -> None:
         print(f"{time.perf_counter() - began:6.0f} s  {what}", file=sys.stderr, flush=True)
 
-    with tempfile.TemporaryDirectory() as place:
-        raw = measure(
-            Path(place),
-            backbone=given.backbone,
-            task=given.task,
-            device=given.device,
-            say=say,
-            counts=given.residents,
-        )
+    raw: dict[str, Any] = {"engines": engines(), "ended early": None}
+    claims: list[Claim] = []
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            measure(
+                *(raw, Path(place)),
+                backbone=given.backbone,
+                task=given.task,
+                device=given.device,
+                say=say,
+                counts=given.residents,
+            )
+        claims = claims_of(raw, given.device)
+    except (Exception, KeyboardInterrupt):
+        # A machine that is lent for minutes: what was measured until here is kept.
+        raw["ended early"] = traceback.format_exc()
+        print(raw["ended early"], file=sys.stderr)
+        whole: Claim = {"claim": "ran whole", "target": "yes", "measured": "no", "met": False}
+        claims = [whole]
     raw["seconds"] = round(time.perf_counter() - began, 1)
-    claims = claims_of(raw, given.device)
     for claim in claims:
         print(
             f"{'met    ' if claim['met'] else 'NOT MET'}  {claim['claim']}: {claim['measured']} "
@@ -413,7 +430,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         write_result("serving-gpu", command=command, raw=raw, claims=claims, folder=given.results)
     )
-    return 0
+    return 0 if raw["ended early"] is None else 1
 
 
 if __name__ == "__main__":
