@@ -50,6 +50,8 @@ def _chosen(device: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         return torch.device("cuda" if count else "cpu")
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"device {device!r}: expected auto, cpu, cuda or cuda:1")
     place = torch.device(device)
     if place.type == "cuda" and (place.index or 0) >= count:
         found = f"{count} of them" if count else "none"

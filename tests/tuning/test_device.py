@@ -180,6 +180,8 @@ def test_a_gpu_that_is_not_there(tiny_folder: Path) -> None:
         load_any_backbone(str(tiny_folder), device="cuda")
 
 
-def test_a_device_that_cannot_be(task_file: Path) -> None:
+def test_a_device_that_cannot_be(tiny_folder: Path, task_file: Path) -> None:
+    with pytest.raises(UsageError, match="device 'tpu': expected auto, cpu, cuda or cuda:1"):
+        load_any_backbone(str(tiny_folder), device="tpu")
     with pytest.raises(UsageError, match="device"):
         checked(TuneSettings, {"task": str(task_file), "device": "tpu"}, where="tune")
