@@ -9,6 +9,7 @@
     ├── ParityError       an exported graph is outside its recipe's tolerance
     └── ServingError      Triton Server, the expert store, or a request to them
         ├── AnswerError       the graph failed on a row, or its answer is not finite
+        ├── OverloadError     the server has more requests than it can answer in time
         └── UnreachableError  no answer at all: nobody listens, or nobody answers in time
 
 A message is one line. It says where, what was expected, what was found, and what to do. A setting
@@ -25,6 +26,7 @@ __all__ = [
     "BackboneError",
     "ExpertError",
     "ImageError",
+    "OverloadError",
     "ParityError",
     "PidepError",
     "ServingError",
@@ -75,6 +77,10 @@ class ServingError(PidepError):
 
 class AnswerError(ServingError):
     """The graph failed on a row, or its answer is not finite."""
+
+
+class OverloadError(ServingError):
+    """The server has more requests than it can answer in time; this one was not run."""
 
 
 class UnreachableError(ServingError):

@@ -46,7 +46,9 @@ def serve(
         # `nohup` asks to go on after SIGHUP.
         if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
-    server = TritonServer(repo, settings.ports, limits=settings.limits)
+    server = TritonServer(
+        repo, settings.ports, limits=settings.limits, resident_bytes=settings.resident_bytes
+    )
     try:
         with server:
             typer.echo(

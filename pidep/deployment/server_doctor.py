@@ -15,6 +15,7 @@ from pidep.artifacts.names import BANK, BANK_RECORD, CONFIG, VERSION
 from pidep.errors import ServingError
 from pidep.export.config_pbtxt import read_config
 from pidep.serving.addresses import is_loopback
+from pidep.serving.batcher import most_rows
 from pidep.serving.client import Client, Request
 from pidep.serving.request import Protocol, check_address
 from pidep.serving.server_versions import FLOOR, advisories_of, is_below_floor
@@ -348,6 +349,14 @@ def _queue(config: Any | None) -> Finding:
     if config is None:
         found = "the model's configuration cannot be seen"
         return Finding("queue", "warning", found, "give `entry`, the folder that was published")
+    if config.backend == "python":
+        if config.HasField("dynamic_batching"):
+            mend = (
+                f"take dynamic_batching out of {CONFIG}, or export again: pidep forms the batches"
+            )
+            found = "Triton Server's own batcher is on: it can let clients wait for half a second"
+            return Finding("queue", "warning", found, mend)
+        return Finding("queue", "ok", f"holds at most {most_rows(config.max_batch_size)} rows")
     size = config.dynamic_batching.default_queue_policy.max_queue_size
     if not size:
         mend = f"set dynamic_batching.default_queue_policy.max_queue_size in {CONFIG}"

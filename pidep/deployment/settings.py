@@ -34,6 +34,7 @@ OUTPUT = Shown("Output")
 REPOSITORY = Shown("Repository")
 ADDRESSES = Shown("Addresses")
 HEALTH = Shown("Health")
+MEMORY = Shown("Memory")
 LIMITS = Shown("Limits")
 REQUEST = Shown("Request")
 IMAGE = Shown("Image")
@@ -143,6 +144,9 @@ class ServeSettings(Settings):
     max_restarts: Annotated[int, HEALTH] = Field(default=5, ge=0)
     """Starts of a server that ended by itself, and loads of a model whose process died or hangs,
     within ten minutes. 0 ends the command instead."""
+    resident_bytes: Annotated[int | None, MEMORY] = Field(default=None, ge=1)
+    """Most bytes of experts that a bank holds in memory. The others are loaded when a row names
+    them. Without it, all are in memory."""
     max_text_bytes: Annotated[int, LIMITS] = Field(default=Limits.max_text_bytes, ge=1)
     """Most UTF-8 bytes of a text."""
     max_request_text_bytes: Annotated[int, LIMITS] = Field(

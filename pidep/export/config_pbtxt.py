@@ -114,7 +114,7 @@ def _python_model(
     config.output.add(name=names.DIGEST, data_type=pb2.TYPE_STRING, dims=[1])
     config.output.add(name=names.ENTRY, data_type=pb2.TYPE_STRING, dims=[1])
     config.output.add(name=names.ERROR, data_type=pb2.TYPE_STRING, dims=[1])
-    _batch(config)
+    # No dynamic batching: the model forms its batches itself (`serving.batcher`).
     # KIND_CPU: Triton Server reserves no GPU for it. The session inside takes one where it can.
     config.instance_group.add(count=1, kind=pb2.ModelInstanceGroup.KIND_CPU)
     return config

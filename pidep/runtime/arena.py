@@ -14,14 +14,19 @@ from weakref import WeakValueDictionary, finalize
 
 import numpy as np
 
+from pidep.errors import ExpertError, ServingError
 from pidep.experts.bank import BankGroup, fill_row
 from pidep.experts.folder import Expert
 from pidep.runtime.answer import Array
 from pidep.runtime.slot_memory import CudaMemory, DType, HostMemory, SlotMemory
 
-__all__ = ["Arena", "Slot"]
+__all__ = ["Arena", "NoRoomError", "Slot"]
 
 _FIRST_SLOTS = 8
+
+
+class NoRoomError(ExpertError):
+    """Every slot that the bound in bytes permits is held."""
 
 
 class Slot:
@@ -38,7 +43,12 @@ class Arena:
     """Slots for experts. Slot 0 holds zeros for good: the bare backbone."""
 
     def __init__(
-        self, groups: Sequence[BankGroup], *, dtypes: Mapping[str, DType], device: str = "cpu"
+        self,
+        groups: Sequence[BankGroup],
+        *,
+        dtypes: Mapping[str, DType],
+        device: str = "cpu",
+        max_bytes: int | None = None,
     ) -> None:
         """An arena with room for a few experts; it doubles when it is full.
 
@@ -46,6 +56,11 @@ class Arena:
             groups: the inputs of the graph that hold experts.
             dtypes: of each input, by its name.
             device: where the graph runs.
+            max_bytes: of all experts together. Memory for them is allocated at once, and never
+                more; without it there is no bound.
+
+        Raises:
+            ServingError: `max_bytes` holds not one expert.
         """
         self._groups = groups
         self._lock = threading.Lock()
@@ -53,12 +68,21 @@ class Arena:
         self._next = 1
         self._slot_of: WeakValueDictionary[str, Slot] = WeakValueDictionary()
         shapes = {group.input: (len(group.sites), group.size, group.width) for group in groups}
-        make = HostMemory if device == "cpu" else CudaMemory
-        self._memory: SlotMemory = make(shapes, dtypes, slots=_FIRST_SLOTS)
         self.bytes_per_slot = sum(
             int(np.prod(shape)) * np.dtype(dtypes[name]).itemsize for name, shape in shapes.items()
         )
         """Bytes of one expert, padded to the bank's sizes."""
+        self.most = None if max_bytes is None else max_bytes // self.bytes_per_slot
+        """Experts that it may hold; None without a bound."""
+        if self.most == 0:
+            raise ServingError(
+                f"{max_bytes} bytes for experts: one takes {self.bytes_per_slot} in this bank; "
+                "permit more"
+            )
+        make = HostMemory if device == "cpu" else CudaMemory
+        # Under a bound all at once: an arena that grows needs three times its size for a moment.
+        slots = _FIRST_SLOTS if self.most is None else 1 + self.most
+        self._memory: SlotMemory = make(shapes, dtypes, slots=slots)
 
     @property
     def capacity(self) -> int:
@@ -82,6 +106,7 @@ class Arena:
         """The slot that holds an expert; experts of one digest share one.
 
         Raises:
+            NoRoomError: every slot under the bound is held.
             ExpertError: the expert does not fit; no slot was taken.
         """
         with self._lock:
@@ -105,6 +130,10 @@ class Arena:
             return self._free.popleft()
         except IndexError:
             if self._next == self.capacity:
+                if self.most is not None:
+                    raise NoRoomError(
+                        f"{self.most} experts are in memory, which is the bound; permit more bytes"
+                    ) from None
                 self._memory.grow()
             self._next += 1
             return self._next - 1

@@ -72,21 +72,34 @@ class Residents:
     """Graph input to OrtValue `[E, S, size, width]`, on the device where the graph runs."""
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Name to `digest` and `reason` of a version that cannot be served."""
+    cold: Mapping[str, str] = field(default_factory=dict)
+    """Name to digest of what is served and not in memory: its first row waits until it is."""
 
     @property
     def digests(self) -> dict[str, str]:
-        """Name to the digest of what is served."""
-        return {name: resident.digest for name, resident in self.by_name.items()}
+        """Name to the digest of what is served, in memory or not."""
+        return {**self.cold, **{name: one.digest for name, one in self.by_name.items()}}
 
 
 class Bank:
     """Runs batches whose rows name different experts."""
 
-    def __init__(self, version_folder: Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        version_folder: Path,
+        *,
+        threads: int | None = None,
+        resident_bytes: int | None = None,
+    ) -> None:
         """Open a bank's version folder.
 
+        Args:
+            threads: of ONNX Runtime; its own choice when absent.
+            resident_bytes: most bytes of experts in memory; no bound when absent.
+
         Raises:
-            ServingError: a file is missing, malformed or not the recorded one.
+            ServingError: a file is missing, malformed or not the recorded one, or the bound is too
+                small for one expert.
         """
         self.record = BankRecord.read(version_folder)
         self.store = self.record.store(version_folder)
@@ -105,6 +118,7 @@ class Bank:
                 for group in self.groups
             },
             device=self.device,
+            max_bytes=resident_bytes,
         )
         self._bare: list[Answer | PidepError] | None = None
         """The bare backbone's answers to the probe rows."""
@@ -151,6 +165,7 @@ class Bank:
             digest: of `served`, where it is known.
 
         Raises:
+            NoRoomError: the bound in bytes leaves no slot for it.
             ExpertError: it does not fit; no slot is taken.
         """
         check_served(self.record, served)
@@ -384,5 +399,7 @@ def _unknown(residents: Residents, name: str) -> ExpertError:
             f"expert {name!r} is not served: its version {refused['digest'][:19]}… is refused: "
             f"{refused['reason']}"
         )
-    known = ", ".join(list(residents.by_name)[:10]) or "none"
+    if name in residents.cold:
+        return ExpertError(f"expert {name!r} is served, but not in memory; ask through the server")
+    known = ", ".join(list({**residents.by_name, **residents.cold})[:10]) or "none"
     return ExpertError(f"unknown expert {name[:60]!r}; this server has: {known}")

@@ -8,7 +8,30 @@ from dataclasses import dataclass, fields
 
 from pidep.errors import ServingError
 
-__all__ = ["Limits"]
+__all__ = ["RESIDENT_BYTES", "Limits", "resident_bytes_from_environment"]
+
+RESIDENT_BYTES = "PIDEP_RESIDENT_BYTES"
+"""Variable: most bytes of experts that a bank holds in memory."""
+
+
+def resident_bytes_from_environment() -> int | None:
+    """The bound in this process's environment; None where there is none.
+
+    Raises:
+        ServingError: the variable is not a positive whole number.
+    """
+    text = os.environ.get(RESIDENT_BYTES)
+    return None if text is None else _whole_number(RESIDENT_BYTES, text)
+
+
+def _whole_number(variable: str, text: str) -> int:
+    # Length first: int() refuses very long numbers with a traceback.
+    if not (len(text) < 19 and text.isascii() and text.isdigit() and int(text)):
+        raise ServingError(
+            f"{variable}: expected a positive whole number, found {text[:60]!r}; "
+            "correct it, and start the server again"
+        )
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -51,15 +74,8 @@ class Limits:
         found: dict[str, int] = {}
         for name, variable in cls.variables().items():
             text = os.environ.get(variable)
-            if text is None:
-                continue
-            # Length first: int() refuses very long numbers with a traceback.
-            if not (len(text) < 19 and text.isascii() and text.isdigit() and int(text)):
-                raise ServingError(
-                    f"{variable}: expected a positive whole number, found {text[:60]!r}; "
-                    "correct it, and start the server again"
-                )
-            found[name] = int(text)
+            if text is not None:
+                found[name] = _whole_number(variable, text)
         return cls(**found)
 
     def check(

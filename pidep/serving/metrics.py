@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
-from pidep.errors import AnswerError, ExpertError, PidepError
+from pidep.errors import AnswerError, ExpertError, OverloadError, PidepError
 from pidep.runtime.answer import Answer
+from pidep.serving.batcher import ShedReason
 
 __all__ = ["Metrics", "error_code"]
 
@@ -25,11 +27,17 @@ _FAMILIES: dict[str, tuple[Kind, str]] = {
     ),
     "pidep_batch_rows": ("HISTOGRAM", "Rows of a batch."),
     "pidep_batch_seconds": ("HISTOGRAM", "Seconds that a batch took, without its time in a queue."),
-    "pidep_resident_experts": ("GAUGE", "Experts and mixtures that are served."),
+    "pidep_shed_rows_total": ("COUNTER", "Rows not answered under overload, by reason."),
+    "pidep_queue_seconds_total": ("COUNTER", "Seconds that requests waited for their batch."),
+    "pidep_requests_total": ("COUNTER", "Requests that came into a batch."),
+    "pidep_resident_experts": ("GAUGE", "Experts and mixtures that are in memory."),
+    "pidep_cold_experts": ("GAUGE", "Experts and mixtures that are loaded when a row names them."),
     "pidep_resident_bytes": ("GAUGE", "Bytes of the slots that experts take."),
     "pidep_refused_versions": ("GAUGE", "Versions that the store names and the server refuses."),
     "pidep_store_revision": ("GAUGE", "Revision of the store's manifest that is served."),
     "pidep_swaps_total": ("COUNTER", "Times that the served experts were replaced."),
+    "pidep_evictions_total": ("COUNTER", "Experts that left memory for others."),
+    "pidep_cold_loads_total": ("COUNTER", "Experts that were loaded because a row named them."),
 }
 _BUCKETS = {
     "pidep_batch_rows": [1, 2, 4, 8, 16, 32, 64],
@@ -38,9 +46,11 @@ _BUCKETS = {
 
 
 def error_code(error: PidepError) -> str:
-    """Triton Server's code of a row's error. Over HTTP clients see 400, 404 and 500."""
+    """Triton Server's code of a row's error. Over HTTP clients see 400, 404, 500 and 503."""
     if isinstance(error, ExpertError):
         return "NOT_FOUND"
+    if isinstance(error, OverloadError):
+        return "UNAVAILABLE"
     return "INTERNAL" if isinstance(error, AnswerError) else "INVALID_ARG"
 
 
@@ -56,6 +66,10 @@ class Metrics:
         self._model = model
         self._families: dict[str, Any] = {}
         self._metrics: dict[tuple[str, Labels], Any] = {}
+        self._lock = threading.Lock()
+        """Requests are refused on one thread and answered on others."""
+        self._counted: dict[str, int] = {}
+        """What counters of totals have been raised to."""
         try:
             import triton_python_backend_utils as pb_utils
 
@@ -63,6 +77,9 @@ class Metrics:
                 self._families[name] = pb_utils.MetricFamily(
                     name=name, description=text, kind=getattr(pb_utils.MetricFamily, kind)
                 )
+            # From the start, so that a rate over them sees the first one.
+            for reason in get_args(ShedReason):
+                self._metric("pidep_shed_rows_total", (("reason", reason),))
         except Exception as error:  # metrics are off, or a server of another version
             self._families = {}
             _log.warning("metrics of experts are not available: %s", error)
@@ -86,32 +103,63 @@ class Metrics:
                 failed[("expert", known), ("code", error_code(answer))] += 1
             else:
                 answered[("expert", name), ("version", answer.digest[:19])] += 1
-        for labels, rows in answered.items():
-            self._metric("pidep_rows_total", labels).increment(rows)
-        for labels, rows in failed.items():
-            self._metric("pidep_row_errors_total", labels).increment(rows)
-        self._metric("pidep_batch_rows").observe(len(answers))
-        self._metric("pidep_batch_seconds").observe(seconds)
+        with self._lock:
+            for labels, rows in answered.items():
+                self._metric("pidep_rows_total", labels).increment(rows)
+            for labels, rows in failed.items():
+                self._metric("pidep_row_errors_total", labels).increment(rows)
+            self._metric("pidep_batch_rows").observe(len(answers))
+            self._metric("pidep_batch_seconds").observe(seconds)
+
+    def waited(self, requests: int, seconds: float) -> None:
+        """Count the requests of a batch, and the time that they waited together."""
+        if self._families:
+            with self._lock:
+                self._metric("pidep_requests_total").increment(requests)
+                self._metric("pidep_queue_seconds_total").increment(seconds)
+
+    def shed(self, reason: ShedReason, rows: int) -> None:
+        """Count rows that overload left without an answer.
+
+        Args:
+            reason: of `ShedReason`.
+        """
+        if self._families:
+            with self._lock:
+                self._metric("pidep_shed_rows_total", (("reason", reason),)).increment(rows)
 
     def refused(self, errors: Sequence[PidepError]) -> None:
         """Count requests that could not be read: their rows and experts are not known."""
         if not self._families:
             return
-        for code, count in Counter(map(error_code, errors)).items():
-            labels = (("expert", ""), ("code", code))
-            self._metric("pidep_row_errors_total", labels).increment(count)
+        with self._lock:
+            for code, count in Counter(map(error_code, errors)).items():
+                labels = (("expert", ""), ("code", code))
+                self._metric("pidep_row_errors_total", labels).increment(count)
 
-    def residents(self, digests: Mapping[str, str], **gauges: float) -> None:
-        """Set the gauges after a swap, and forget the rows of versions that have gone.
+    def residents(
+        self, digests: Mapping[str, str], *, counted: Mapping[str, int], **gauges: float
+    ) -> None:
+        """Set the gauges after a change, and forget the rows of versions that have gone.
 
         Args:
             digests: served name to digest.
-            gauges: `resident_bytes`, `refused_versions` and `store_revision`.
+            counted: `swaps`, `evictions` and `cold_loads` since the start.
+            gauges: `resident_bytes`, `cold_experts`, `refused_versions` and `store_revision`.
         """
         if not self._families:
             return
-        self._metric("pidep_swaps_total").increment(1)
-        for name, value in {"resident_experts": len(digests), **gauges}.items():
+        with self._lock:
+            self._set(digests, counted, gauges)
+
+    def _set(
+        self, digests: Mapping[str, str], counted: Mapping[str, int], gauges: Mapping[str, float]
+    ) -> None:
+        for name, total in counted.items():
+            self._metric(f"pidep_{name}_total").increment(total - self._counted.get(name, 0))
+            self._counted[name] = total
+        resident = len(digests) - gauges["cold_experts"]
+        for name, value in {"resident_experts": resident, **gauges}.items():
             self._metric(f"pidep_{name}").set(value)
         versions = {digest[:19] for digest in digests.values()}
         for family, labels in list(self._metrics):
@@ -123,8 +171,9 @@ class Metrics:
 
     def close(self) -> None:
         """Leave the server's registry: metrics first, then their families."""
-        self._metrics.clear()
-        self._families.clear()
+        with self._lock:
+            self._metrics.clear()
+            self._families.clear()
 
     def _metric(self, family: str, labels: Labels = ()) -> Any:
         key = (family, labels)

@@ -74,6 +74,11 @@ class Refusals:
             if aliases.get(name) == found.digest
         }
 
+    def refuses(self, name: str, digest: str) -> bool:
+        """Whether this version of the name is refused."""
+        found = self._by_name.get(name)
+        return found is not None and found.digest == digest
+
     def waiting(self, name: str) -> bool:
         """Whether the name's version was refused, and it is too early to try it again."""
         found = self._by_name.get(name)

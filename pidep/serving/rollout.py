@@ -16,7 +16,7 @@ from typing import Literal
 from pidep.artifacts.manifest import Manifest, Role
 from pidep.inputs.row import Row
 
-__all__ = ["Rollout", "content_key", "pin", "pinned", "rollouts_of", "versions_of"]
+__all__ = ["Rollout", "content_key", "pin", "pinned", "rolled_out_of", "rollouts_of", "versions_of"]
 
 _STEPS = 2.0**64
 
@@ -71,11 +71,22 @@ def versions_of(manifest: Manifest) -> dict[str, str]:
     }
 
 
+def rolled_out_of(manifest: Manifest) -> set[str]:
+    """What a bank holds of the names with candidates, as `versions_of` calls it."""
+    canaries, shadows = {*(manifest.canaries or {})}, {*(manifest.shadows or {})}
+    return {
+        *canaries,
+        *shadows,
+        *(pin(name, "canary") for name in canaries),
+        *(pin(name, "shadow") for name in shadows),
+    }
+
+
 def rollouts_of(manifest: Manifest, held: Mapping[str, str]) -> dict[str, Rollout]:
-    """The names with candidates, as far as their versions are loaded.
+    """The names with candidates, as far as their versions are in memory.
 
     Args:
-        held: what the bank holds, as `versions_of`. A version that was refused is not among them;
+        held: what is in memory, as `versions_of`. A version that was refused is not among them;
             then the stable version answers alone.
     """
     found = {}

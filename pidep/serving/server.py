@@ -20,7 +20,7 @@ from pidep.errors import ServingError
 from pidep.serving import end_with_parent
 from pidep.serving.addresses import Ports, channel_options, free_ports, require_free
 from pidep.serving.launch_options import ADMIN_KEY, launch_options
-from pidep.serving.limits import Limits
+from pidep.serving.limits import RESIDENT_BYTES, Limits
 from pidep.serving.packaged_server import (
     find_wheel,
     server_binary,
@@ -58,6 +58,7 @@ class TritonServer:
         ports: Ports | None = None,
         *,
         limits: Limits | None = None,
+        resident_bytes: int | None = None,
         ready_within_s: float = 60.0,
     ) -> None:
         """Nothing is started yet.
@@ -65,11 +66,13 @@ class TritonServer:
         Args:
             repo: the model repository; every model in it is loaded.
             limits: what one request may hold.
+            resident_bytes: most bytes of experts that a bank holds in memory; no bound when absent.
             ready_within_s: how long to wait for the models.
         """
         self.repo = repo.resolve()
         self.ports = ports or Ports()
         self.limits = limits or Limits()
+        self.resident_bytes = resident_bytes
         self.models: list[str] = []
         """Names of the loaded models."""
         self.models_in_stubs: list[str] = []
@@ -248,10 +251,17 @@ class TritonServer:
             self._process = end_with_parent.start(
                 command,
                 log=log,
-                env={**server_environment(wheel), **self.limits.to_environment()},
+                env={**server_environment(wheel), **self._settings()},
                 # The stub imports from its working directory first, so the user's must not be it.
                 cwd=staging.path,
             )
+
+    def _settings(self) -> dict[str, str]:
+        """Variables that the server's models read."""
+        found = self.limits.to_environment()
+        if self.resident_bytes is not None:
+            found[RESIDENT_BYTES] = str(self.resident_bytes)
+        return found
 
     def _wait_ready(self) -> None:
         process = self._running()

@@ -6,45 +6,39 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pidep.artifacts import names
-from pidep.errors import PidepError, ServingError
+from pidep.errors import OverloadError, PidepError, ServingError
 from pidep.inputs.decoding import read_candidates, read_decoding
 from pidep.inputs.row import Row
 from pidep.inputs.template import read_columns
 from pidep.runtime.answer import Answer
-from pidep.runtime.bank import Bank, Residents
+from pidep.runtime.bank import Bank
 from pidep.runtime.isolate import as_row_error
 from pidep.runtime.merged import Merged
-from pidep.serving.limits import Limits
+from pidep.serving.asked import Asked
+from pidep.serving.bank_answers import BankAnswers
+from pidep.serving.batcher import Batcher, Waiting, reply_to
+from pidep.serving.limits import Limits, resident_bytes_from_environment
 from pidep.serving.metrics import Metrics, error_code
-from pidep.serving.routed_bank import RoutedBank
 from pidep.serving.store import ExpertStore
-from pidep.serving.watcher import Watcher
 
 __all__ = ["TritonPythonModel"]
 
-AnswerBatch = Callable[[Sequence["Asked"]], Sequence[Answer | PidepError]]
-"""Rows to answers."""
 
-
-class Asked(NamedTuple):
-    """One row of a request."""
-
-    row: Row
-    expert: str = ""
-    """What the row names; empty for a merged model."""
-    key: bytes = b""
-    """What decides between the versions of the name; empty for the row's content."""
+_MAX_BATCH = 64
+"""Rows of a batch, where the model's configuration does not say."""
 
 
 class TritonPythonModel:
-    """One instance per model; one batch at a time."""
+    """One instance per model: `execute` reads requests, and a batcher answers them."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the graph and, for a bank, start following the expert store."""
@@ -53,92 +47,74 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         self._limits = Limits.from_environment()
         self._metrics = Metrics(args.get("model_name", folder.parent.name))
-        self._watcher: Watcher | None = None
-        self._noted: Residents | None = None
-        self._has_expert = (folder / names.BANK_RECORD).is_file()
-        if self._has_expert:
-            bank = Bank(folder)
-            watcher = Watcher(bank, ExpertStore(bank.store))
-            watcher.start()
-            self._watcher = watcher
-            self._answer: AnswerBatch = _bank_answers(bank, watcher)
+        self._bank: BankAnswers | None = None
+        self._merged: Merged | None = None
+        if (folder / names.BANK_RECORD).is_file():
+            bank = Bank(folder, resident_bytes=resident_bytes_from_environment())
+            self._bank = BankAnswers(bank, ExpertStore(bank.store), self._metrics)
             self._entry, self._width = bank.record.entry_digest or "", bank.record.hidden_size
-            self._bytes_per_slot = bank.arena.bytes_per_slot
-            self._note_swap(watcher)
         else:
-            merged = Merged(folder)
-            self._answer = lambda asked: merged.run([one.row for one in asked])
-            self._entry, self._width = merged.record.entry_digest or "", 0
+            self._merged = Merged(folder)
+            self._entry, self._width = self._merged.record.entry_digest or "", 0
+        config = json.loads(args.get("model_config") or "{}")
+        size = config.get("max_batch_size") or _MAX_BATCH
+        self._batcher = Batcher(self._answer, max_batch=size, shed=self._metrics.shed)
 
     def is_ready(self) -> bool:
         """Whether the model answers and follows its store. Triton Server asks from 26.03 on."""
-        return self._watcher is None or self._watcher.is_alive
+        return self._batcher.is_alive and (self._bank is None or self._bank.is_ready)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One batch over all requests; exactly one response for each.
+        """Read the requests; exactly one response for each.
 
-        Triton Server fails the whole batch where a response is missing or an exception escapes.
-        So whatever is wrong with one request is that request's response, and the others are
-        answered.
+        A request that is wrong, or one too many, gets its error here. The others wait for their
+        batch: their places have None, and their responses go through their response senders.
         """
-        rows: list[Asked] = []
-        spans: list[slice | PidepError] = []
-        for request in requests:
-            try:
-                asked = self._read(request)
-            except Exception as error:
-                spans.append(as_row_error(error))
-                continue
-            spans.append(slice(len(rows), len(rows) + len(asked)))
-            rows += asked
-        started = time.perf_counter()
-        answers = self._answer(rows) if rows else []
-        seconds = time.perf_counter() - started
-        self._metrics.batch([one.expert for one in rows], answers, seconds=seconds)
-        self._metrics.refused([span for span in spans if isinstance(span, PidepError)])
-        if self._watcher is not None:
-            self._note_swap(self._watcher)
-        return [
-            self._response(request, span if isinstance(span, PidepError) else answers[span])
-            for span, request in zip(spans, requests, strict=True)
-        ]
+        return [self._taken(request) for request in requests]
 
-    def _response(self, request: Any, answers: Sequence[Answer | PidepError] | PidepError) -> Any:
-        """The response to one request: its answers, or its error."""
-        if isinstance(answers, PidepError):
-            return _error(answers)
+    def _taken(self, request: Any) -> Any:
+        """The response that a request gets at once; None where it comes later."""
         try:
-            wanted = request.requested_output_names()
-            # Not by the output ERROR: a client that names no output asks for every one.
-            alone = _parameter(request, names.ROW_ERRORS)
-            return _respond(
-                answers, wanted, entry=self._entry, errors_alone=alone, width=self._width
+            asked = self._read(request)
+            respond = _Respond.to(request, entry=self._entry, width=self._width)
+            sender = request.get_response_sender()
+            self._batcher.add(
+                Waiting(
+                    asked,
+                    partial(_send, sender, respond),
+                    timeout_s=request.timeout() / 1e6,
+                    is_cancelled=sender.is_cancelled,
+                )
             )
+        except OverloadError as error:
+            return _error(error)
         except Exception as error:
-            return _error(as_row_error(error))
+            wrong = as_row_error(error)
+            self._metrics.refused([wrong])
+            return _error(wrong)
+        return None
 
-    def _note_swap(self, watcher: Watcher) -> None:
-        """Set the gauges where the experts were replaced since the last batch.
+    def _answer(self, requests: Sequence[Waiting]) -> None:
+        """Reply to a batch."""
+        self._metrics.waited(len(requests), sum(one.waited_s for one in requests))
+        if self._bank is not None:
+            self._bank.answer(requests)
+        else:
+            reply_to(requests, self._by_merged)
 
-        Not on the watcher's thread: the server's stub takes metrics from its own thread.
-        """
-        residents = watcher.serving.residents
-        if residents is self._noted:
-            return
-        self._noted = residents
-        slots = {slot.number for one in residents.by_name.values() for slot in one.slots}
-        self._metrics.residents(
-            residents.digests,
-            resident_bytes=len(slots) * self._bytes_per_slot,
-            refused_versions=len(residents.refused),
-            store_revision=watcher.status()["revision"] or 0,
-        )
+    def _by_merged(self, asked: Sequence[Asked]) -> Sequence[Answer | PidepError]:
+        assert self._merged is not None
+        started = time.perf_counter()
+        answers = self._merged.run([one.row for one in asked])
+        seconds = time.perf_counter() - started
+        self._metrics.batch([one.expert for one in asked], answers, seconds=seconds)
+        return answers
 
     def finalize(self) -> None:
-        """Stop following the store."""
-        if self._watcher is not None:
-            self._watcher.stop()
-        self._noted = None
+        """Answer what waits, and stop following the store."""
+        self._batcher.stop()
+        if self._bank is not None:
+            self._bank.stop()
         self._metrics.close()
 
     def _read(self, request: Any) -> list[Asked]:
@@ -153,7 +129,7 @@ class TritonPythonModel:
             keys=_bytes(request, names.KEY) or [],
         )
         rows = _rows(request)
-        if not self._has_expert:
+        if self._bank is None:
             return list(map(Asked, rows))
         experts = _strings(request, names.EXPERT)
         keys = _bytes(request, names.KEY) or [b""] * len(rows)
@@ -164,39 +140,6 @@ class TritonPythonModel:
                     f"the request has {len(rows)} rows, {what} {len(values)}; give one {one} a row"
                 )
         return list(map(Asked, rows, experts, keys))
-
-
-def _bank_answers(bank: Bank, watcher: Watcher) -> AnswerBatch:
-    """Answers of the bank; a row of `@status` gets the watcher's state."""
-    routed = RoutedBank(bank)
-
-    def answers(asked: Sequence[Asked]) -> Sequence[Answer | PidepError]:
-        # Read once a batch: a swap never changes a running batch.
-        serving = watcher.serving
-        others = [at for at, one in enumerate(asked) if one.expert != names.STATUS]
-        found = routed.run(
-            serving,
-            [asked[at].row for at in others],
-            experts=[asked[at].expert for at in others],
-            keys=[asked[at].key for at in others],
-        )
-        of_row = dict(zip(others, found, strict=True))
-        if len(others) == len(asked):
-            return found
-        state = {**watcher.status(), "rollouts": routed.status(serving.rollouts)}
-        return [of_row[at] if at in of_row else _status(bank, state) for at in range(len(asked))]
-
-    return answers
-
-
-def _status(bank: Bank, state: Mapping[str, Any]) -> Answer:
-    """The server's state, in the place of a label."""
-    one = np.ones(1, np.float32)
-    # The rows of a response have embeddings of one width.
-    nowhere = np.zeros(bank.record.hidden_size, np.float32)
-    entry = bank.record.entry_digest or ""
-    label = json.dumps({**state, "entry": entry})
-    return Answer((label,), one, one, entry, nowhere)
 
 
 def _rows(request: Any) -> list[Row]:
@@ -266,63 +209,83 @@ def _bytes(request: Any, name: str) -> list[bytes] | None:
     return None if tensor is None else list(tensor.as_numpy().reshape(-1))
 
 
-def _respond(
-    answers: Sequence[Answer | PidepError],
-    wanted: Sequence[str],
-    *,
-    entry: str,
-    errors_alone: bool,
-    width: int,
-) -> Any:
-    """The response to one request: its answers, or the first error among them.
+@dataclass(frozen=True)
+class _Respond:
+    """What makes the response to one request; it outlives the request."""
 
-    Args:
-        wanted: outputs that the client asked for.
-        entry: the entry's digest.
-        errors_alone: whether an error is that of its row, and the other rows are answered.
-        width: of an embedding.
-    """
+    wanted: frozenset[str]
+    """Outputs that the client asked for."""
+    errors_alone: bool
+    """Whether an error is that of its row, and the other rows are answered."""
+    entry: str
+    """The entry's digest."""
+    width: int
+    """Of an embedding."""
+
+    @classmethod
+    def to(cls, request: Any, *, entry: str, width: int) -> _Respond:
+        """What the request wants."""
+        # Not by the output ERROR: a client that names no output asks for every one.
+        alone = _parameter(request, names.ROW_ERRORS)
+        return cls(frozenset(request.requested_output_names()), alone, entry, width)
+
+    def __call__(self, answers: Sequence[Answer | PidepError] | PidepError) -> Any:
+        """The response: the answers, or the first error among them."""
+        if isinstance(answers, PidepError):
+            return _error(answers)
+        try:
+            return self._response(answers)
+        except Exception as error:
+            return _error(as_row_error(error))
+
+    def _response(self, answers: Sequence[Answer | PidepError]) -> Any:
+        import triton_python_backend_utils as pb_utils
+
+        good: list[Answer] = []
+        none = np.zeros(0, np.float32)
+        for answer in answers:
+            if isinstance(answer, PidepError):
+                if not self.errors_alone:
+                    return _error(answer)
+                good.append(Answer((), none, none, "", np.zeros(self.width, np.float32)))
+            else:
+                good.append(answer)
+        # Rows may have different numbers of labels: shorter ones end with empty names and zeros.
+        width = max((len(answer.labels) for answer in good), default=1)
+        scores = np.zeros((len(good), width), dtype=np.float32)
+        labels = np.full((len(good), width), b"", dtype=object)
+        for at, answer in enumerate(good):
+            scores[at, : len(answer.labels)] = answer.scores
+            labels[at, : len(answer.labels)] = [label.encode() for label in answer.labels]
+        tensors = {
+            names.SCORES: scores,
+            names.LABELS: labels,
+            names.LABEL: np.array([[answer.label.encode()] for answer in good], dtype=object),
+            names.DIGEST: np.array([[answer.digest.encode()] for answer in good], dtype=object),
+            names.ENTRY: np.array([[self.entry.encode()] for _ in good], dtype=object),
+            names.ERROR: np.array([[_reason(one).encode()] for one in answers], dtype=object),
+        }
+        # Only where asked for: an embedding is far larger than the scores.
+        if names.EMBEDDING in self.wanted:
+            embeddings = [answer.embedding for answer in good]
+            tensors[names.EMBEDDING] = np.array(embeddings, dtype=np.float32)
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, value) for name, value in tensors.items() if name in self.wanted]
+        )
+
+
+def _send(
+    sender: Any, respond: _Respond, answers: Sequence[Answer | PidepError] | PidepError
+) -> None:
+    """Answer a request after its batch."""
     import triton_python_backend_utils as pb_utils
 
-    good: list[Answer] = []
-    none = np.zeros(0, np.float32)
-    for answer in answers:
-        if isinstance(answer, PidepError):
-            if not errors_alone:
-                return _error(answer)
-            good.append(Answer((), none, none, "", np.zeros(width, np.float32)))
-        else:
-            good.append(answer)
-    # Rows may have different numbers of labels: shorter ones end with empty names and zeros.
-    width = max((len(answer.labels) for answer in good), default=1)
-    scores = np.zeros((len(good), width), dtype=np.float32)
-    labels = np.full((len(good), width), b"", dtype=object)
-    for at, answer in enumerate(good):
-        scores[at, : len(answer.labels)] = answer.scores
-        labels[at, : len(answer.labels)] = [label.encode() for label in answer.labels]
-    tensors = {
-        names.SCORES: scores,
-        names.LABELS: labels,
-        names.LABEL: np.array([[answer.label.encode()] for answer in good], dtype=object),
-        names.DIGEST: np.array([[answer.digest.encode()] for answer in good], dtype=object),
-        names.ENTRY: np.array([[entry.encode()] for _ in good], dtype=object),
-        names.ERROR: np.array(
-            [[_reason(one).encode() if isinstance(one, PidepError) else b""] for one in answers],
-            dtype=object,
-        ),
-    }
-    # Only where asked for: an embedding is far larger than the scores.
-    if names.EMBEDDING in wanted:
-        embeddings = [answer.embedding for answer in good]
-        tensors[names.EMBEDDING] = np.array(embeddings, dtype=np.float32)
-    return pb_utils.InferenceResponse(
-        [pb_utils.Tensor(name, value) for name, value in tensors.items() if name in wanted]
-    )
+    sender.send(respond(answers), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def _reason(error: PidepError) -> str:
-    """An error of a row: its code and its message."""
-    return f"{error_code(error)}: {error}"
+def _reason(answer: Answer | PidepError) -> str:
+    """An error of a row: its code and its message. Empty for an answer."""
+    return f"{error_code(answer)}: {answer}" if isinstance(answer, PidepError) else ""
 
 
 def _error(error: PidepError) -> Any:

@@ -10,9 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
-
-from pidep.export.config_pbtxt import read_config
 from pidep.serving.addresses import Ports, free_ports
 from pidep.serving.packaged_server import (
     find_wheel,
@@ -21,9 +18,8 @@ from pidep.serving.packaged_server import (
     stage_backend,
 )
 from pidep.serving.visitor import page
-from tests.serving.small_bank import write_served_bank
 
-__all__ = ["Deployed", "bounded_bank", "deployed"]
+__all__ = ["Deployed", "deployed"]
 
 
 @dataclass(frozen=True)
@@ -46,16 +42,6 @@ class Deployed:
     def entry(self) -> Path:
         """The bank's folder."""
         return self.repo / "pidep_bank"
-
-
-def bounded_bank(folder: Path) -> Path:
-    """A repository whose bank has a bound for its queue."""
-    repo = write_served_bank(folder)
-    path = repo / "pidep_bank" / "config.pbtxt"
-    config = read_config(path)
-    config.dynamic_batching.default_queue_policy.max_queue_size = 64
-    path.write_text(text_format.MessageToString(config))
-    return repo
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pidep.serving.readiness import require_ready
 from pidep.serving.request import Protocol
 from pidep.serving.visitor import DOORS, page
 from tests.cli.run import Done, nobody
-from tests.deployment.deployed import Deployed, bounded_bank, deployed
+from tests.deployment.deployed import Deployed, deployed
 from tests.serving.experts import small_expert
 from tests.serving.small_bank import write_served_bank, write_small_merged
 
@@ -55,7 +55,7 @@ def levels(findings: list[Finding], *but: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """As `pidep serve` starts it."""
-    repo = bounded_bank(tmp_path_factory.mktemp("healthy"))
+    repo = write_served_bank(tmp_path_factory.mktemp("healthy"))
     with TritonServer(repo, free_ports()) as server:
         yield server
 
@@ -80,7 +80,7 @@ def test_a_healthy_server_has_no_fault(healthy: TritonServer, protocol: Protocol
     assert "2.51.0 is older than 2.71.0" in shown["version"].found
     assert "CVE-2025-23319" in shown["version"].found
     assert "CVE-2026-24207" in shown["version"].found
-    assert shown["queue"].found == "holds at most 64 requests"
+    assert shown["queue"].found == f"holds at most {5 * 64} rows"
     assert shown["addresses"].found == "only this machine reaches it"
     assert shown["revision"].found == "serves revision 2, as the store"
     assert all(one.mend for one in found if one.level != "ok")
@@ -132,7 +132,7 @@ def test_another_entry_and_a_store_that_is_not_followed_are_faults(
 ) -> None:
     """A server that was started on a copy."""
     monkeypatch.setattr(server_doctor, "FOLLOWS_WITHIN_S", 0.2)
-    repo = bounded_bank(tmp_path)
+    repo = write_served_bank(tmp_path)
     store = ExpertStore(tmp_path / "expert_store")
     newest = store.publish(small_expert(seed=7), "film")
     record = repo / "pidep_bank" / "1" / "bank.json"
@@ -152,7 +152,7 @@ def test_another_entry_and_a_store_that_is_not_followed_are_faults(
 
 @pytest.mark.server
 def test_a_refused_version_is_named_with_the_one_that_still_serves(tmp_path: Path) -> None:
-    repo = bounded_bank(tmp_path)
+    repo = write_served_bank(tmp_path)
     store = ExpertStore(tmp_path / "expert_store")
     with TritonServer(repo, free_ports()) as server:
         served = store.manifest().aliases["film"]
@@ -205,12 +205,12 @@ def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Depl
 
 
 def caching_bank(folder: Path) -> Path:
-    """A repository whose bank has a response cache, and a queue without an end."""
+    """A repository whose bank has a response cache, and Triton Server's own batcher."""
     repo = write_served_bank(folder)
     config = repo / "pidep_bank" / "config.pbtxt"
     model = read_config(config)
     model.response_cache.enable = True
-    model.dynamic_batching.ClearField("default_queue_policy")
+    model.dynamic_batching.SetInParent()
     config.write_text(str(model))
     return repo
 

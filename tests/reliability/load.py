@@ -20,7 +20,9 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-__all__ = ["TEXT", "GrpcLine", "HttpLine", "Load", "Sent", "quantile_ms"]
+from pidep.serving.server import TritonServer
+
+__all__ = ["TEXT", "GrpcLine", "HttpLine", "Load", "Sent", "metric", "quantile_ms"]
 
 TEXT = "good film"
 PATH = "/v2/models/pidep_bank/infer"
@@ -202,3 +204,12 @@ def quantile_ms(sent: Sequence[Sent], share: float) -> float:
     """The waiting time that this share of the requests did not exceed."""
     times = sorted(one.ms for one in sent)
     return times[min(len(times) - 1, math.ceil(share * len(times)) - 1)]
+
+
+def metric(server: TritonServer, name: str) -> float:
+    """Sum of a metric over its labels."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports.metrics)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))

@@ -23,17 +23,13 @@ from pidep.serving.server import TritonServer, free_ports
 from pidep.serving.stubs import stubs_of
 from pidep.serving.watcher import Watcher
 from tests.reliability.conftest import LONG, Row
-from tests.reliability.load import GrpcLine, Load, Sent, quantile_ms
+from tests.reliability.load import GrpcLine, Load, Sent, metric, quantile_ms
 from tests.serving.experts import small_expert
 from tests.serving.served import wait_until
 from tests.serving.small_bank import write_served_bank
 
 SWAPS = 10_000 if LONG else 60
 VERSIONS = 16
-ALL_ARE_RESIDENT = (
-    "pidep has no bound on residents yet (issue 17, runtime): every named expert is resident and "
-    "none is evicted, so plan the memory as experts times `pidep_resident_bytes` of one"
-)
 SHARED_MEMORY_GROWS = (
     "the stub's shared memory grows by about 200 bytes a swap; the cause is not known yet, and "
     "metrics of versions that come and go are suspected; a model that is loaded again starts anew"
@@ -287,25 +283,29 @@ def test_row_25_many_experts_with_zipf_traffic(row: Row, tmp_path: Path) -> None
     number = row.size(40, 1000)
     repo, store = published(tmp_path, number)
     digests = store.manifest().aliases
-    with TritonServer(repo, free_ports()) as server:
+    bound = number // 2
+    slot = Bank(repo / "pidep_bank" / "1").arena.bytes_per_slot
+    with TritonServer(repo, free_ports(), resident_bytes=bound * slot) as server:
         with Load(
             server.http_url, server.grpc_url, lambda chance: zipf(number, chance), pause_s=0.02
         ) as load:
             time.sleep(row.size(0.3, 15.0))
         with Client(server.grpc_url) as client:
-            served = client.status()["served"]
+            state = client.status()
             client.infer([Request("good", "e0")])
+            evicted = metric(server, "pidep_evictions_total")
+            resident_bytes = metric(server, "pidep_resident_bytes")
+    resident = len(state["served"]) - state["cold"]
     wrong = sum(one.digest != digests[one.name] for one in load.all)
     assert not load.lost
     assert not wrong
-    bound = number // 2
+    assert set(state["served"]) == set(digests)
     row.shows(
         f"{number:,} experts, Zipf traffic: resident bound held, none in use is evicted",
-        target=f"at most {bound} resident",
+        target=f"at most {bound} resident, 0 wrong",
         measured=f"{len(load.all)} requests for {len({one.name for one in load.all})} names, "
-        f"{wrong} wrong, {len(served)} resident",
-        met=len(served) <= bound,
-        known=ALL_ARE_RESIDENT,
+        f"{wrong} wrong, {resident} resident, {evicted:g} evicted",
+        met=resident <= bound and resident_bytes <= bound * slot,
     )
 
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+
+FINAL = 1
 
 
 @dataclass
@@ -34,6 +37,7 @@ class TritonError:
     """A message and a code."""
 
     NOT_FOUND, INVALID_ARG, INTERNAL = "NOT_FOUND", "INVALID_ARG", "INTERNAL"
+    UNAVAILABLE = "UNAVAILABLE"
 
     def __init__(self, message: str, code: str) -> None:
         self.text, self.code = message, code
@@ -52,6 +56,24 @@ class InferenceResponse:
         return {tensor.name(): tensor.array for tensor in self.output_tensors}
 
 
+class Sender:
+    """Keeps the response that came late."""
+
+    def __init__(self) -> None:
+        self.sent: SimpleQueue[InferenceResponse] = SimpleQueue()
+        self.cancelled = False
+
+    def send(self, response: InferenceResponse, flags: int) -> None:
+        """As in Triton Server, where nothing may follow the final response."""
+        assert flags == FINAL
+        self.sent.put(response)
+
+    def is_cancelled(self) -> bool:
+        """As in Triton Server: asked after the final response, it would end the server."""
+        assert self.sent.empty()
+        return self.cancelled
+
+
 @dataclass
 class Request:
     """What a client sent: BYTES tensors of shape [B, 1]."""
@@ -60,6 +82,19 @@ class Request:
     wanted: tuple[str, ...] = ("SCORES", "LABELS", "LABEL", "DIGEST")
     given: str = "{}"
     """Parameters, as the text of a JSON object."""
+    timeout_us: int = 0
+    """Microseconds that it may take; 0 without a limit."""
+
+    def __post_init__(self) -> None:
+        self.sender = Sender()
+
+    def get_response_sender(self) -> Sender:
+        """As in Triton Server."""
+        return self.sender
+
+    def timeout(self) -> int:
+        """As in Triton Server."""
+        return self.timeout_us
 
     def parameters(self) -> str:
         """As in Triton Server."""
@@ -125,6 +160,16 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     module.Tensor, module.TritonError = Tensor, TritonError
     module.InferenceResponse = InferenceResponse
     module.MetricFamily = MetricFamily
+    module.TRITONSERVER_RESPONSE_COMPLETE_FINAL = FINAL
     MetricFamily.values.clear()
     module.get_input_tensor_by_name = get_input_tensor_by_name
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
+
+
+def responses(model: Any, requests: list[Any]) -> list[InferenceResponse]:
+    """What the model answers to requests that come together, now or later."""
+    found = model.execute(requests)
+    return [
+        request.sender.sent.get(timeout=20) if response is None else response
+        for request, response in zip(requests, found, strict=True)
+    ]

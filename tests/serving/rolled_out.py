@@ -51,14 +51,16 @@ def ask(
     }
     if keys:
         tensors["KEY"] = [key.encode() for key in keys]
-    (response,) = model.execute([backend_utils.Request(tensors)])
+    (response,) = backend_utils.responses(model, [backend_utils.Request(tensors)])
     assert response.error is None, response.error.text
     return [digest.decode() for (digest,) in response.arrays["DIGEST"]]
 
 
 def status(model: TritonPythonModel) -> dict[str, Any]:
     """The server's state."""
-    (response,) = model.execute([backend_utils.Request({"TEXT": [b"s"], "EXPERT": [b"@status"]})])
+    (response,) = backend_utils.responses(
+        model, [backend_utils.Request({"TEXT": [b"s"], "EXPERT": [b"@status"]})]
+    )
     found: dict[str, Any] = json.loads(response.arrays["LABEL"][0, 0])
     return found
 
@@ -68,7 +70,9 @@ def behind(model: TritonPythonModel) -> Iterator[Stub]:
     """The model behind the stub server's gRPC."""
 
     def answer(asked: Asked) -> dict[str, np.ndarray]:
-        (response,) = model.execute([backend_utils.Request(asked.tensors, tuple(asked.outputs))])
+        (response,) = backend_utils.responses(
+            model, [backend_utils.Request(asked.tensors, tuple(asked.outputs))]
+        )
         if response.error is not None:
             raise Refused(response.error.text)
         arrays: dict[str, np.ndarray] = response.arrays

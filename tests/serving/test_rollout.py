@@ -137,18 +137,22 @@ def test_a_batch_of_many_names_and_states_is_answered_in_order(
         )
         for number, name in enumerate(names)
     ]
-    found = [one.arrays["DIGEST"][0, 0].decode() for one in model.execute(requests)]
-    alone = [model.execute([one])[0].arrays["DIGEST"][0, 0].decode() for one in requests]
+    found = [
+        one.arrays["DIGEST"][0, 0].decode() for one in backend_utils.responses(model, requests)
+    ]
+    alone = [
+        backend_utils.responses(model, [one])[0].arrays["DIGEST"][0, 0].decode() for one in requests
+    ]
     assert found == alone
     assert len(set(found)) >= 4
 
 
 def test_keys_of_another_number_than_rows_are_refused(model: TritonPythonModel) -> None:
     tensors = {"TEXT": [b"a", b"a"], "EXPERT": [b"film"] * 2, "KEY": [b"1"]}
-    (response,) = model.execute([backend_utils.Request(tensors)])
+    (response,) = backend_utils.responses(model, [backend_utils.Request(tensors)])
     assert "the request has 2 rows, KEY 1; give one key a row" in response.error.text
     tensors["KEY"] = [b"1", b"1" * 70_000]
-    (response,) = model.execute([backend_utils.Request(tensors)])
+    (response,) = backend_utils.responses(model, [backend_utils.Request(tensors)])
     assert "row 2: expected at most 65536 bytes of text" in response.error.text
 
 
@@ -237,5 +241,5 @@ def test_a_shadow_answers_nobody_and_is_compared(
 
 def labels(model: TritonPythonModel, texts: list[str], expert: str) -> list[bytes]:
     tensors = {"TEXT": [text.encode() for text in texts], "EXPERT": [expert.encode()] * len(texts)}
-    (response,) = model.execute([backend_utils.Request(tensors)])
+    (response,) = backend_utils.responses(model, [backend_utils.Request(tensors)])
     return list(np.asarray(response.arrays["LABEL"])[:, 0])

@@ -22,14 +22,17 @@ pytestmark = pytest.mark.server
 
 HANGS = """
 import time
-from pidep.serving.triton_model import TritonPythonModel as Model
+from pidep.runtime.bank import Bank
+from pidep.serving.triton_model import TritonPythonModel
 
-class TritonPythonModel(Model):
-    def execute(self, requests):
-        if any(b"hang" in bytes(tensor.as_numpy()[0][0]) for one in requests
-               for tensor in one.inputs() if tensor.name() == "TEXT"):
-            time.sleep(1000)
-        return super().execute(requests)
+run = Bank.run
+
+def hanging(self, residents, rows, names):
+    if any("hang" in row.text for row in rows):
+        time.sleep(1000)
+    return run(self, residents, rows, names)
+
+Bank.run = hanging
 """
 
 

@@ -41,7 +41,9 @@ def served(repo: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
     model.initialize({"model_repository": str(repo / "pidep_bank"), "model_version": "1"})
 
     def answer(asked: Asked) -> dict[str, np.ndarray]:
-        (response,) = model.execute([backend_utils.Request(asked.tensors, tuple(asked.outputs))])
+        (response,) = backend_utils.responses(
+            model, [backend_utils.Request(asked.tensors, tuple(asked.outputs))]
+        )
         if response.error is not None:
             raise Refused(response.error.text)
         arrays: dict[str, np.ndarray] = response.arrays

@@ -22,7 +22,13 @@ from pidep.runtime import softmax
 from pidep.serving import ExpertStore
 from pidep.serving.triton_model import TritonPythonModel
 from tests.conftest import png
-from tests.serving.backend_utils import InferenceResponse, MetricFamily, Request, install
+from tests.serving.backend_utils import (
+    InferenceResponse,
+    MetricFamily,
+    Request,
+    install,
+    responses,
+)
 from tests.serving.experts import small_expert
 from tests.serving.small_bank import NEW, write_small_bank, write_small_merged
 
@@ -79,9 +85,7 @@ def asked(texts: list[bytes], experts: list[bytes], **more: Any) -> Request:
 
 
 def execute(model: TritonPythonModel, *requests: Request) -> list[InferenceResponse]:
-    responses = model.execute(list(requests))
-    assert len(responses) == len(requests)
-    return responses
+    return responses(model, list(requests))
 
 
 def test_rows_of_several_requests_are_answered_by_their_experts(bank: Any) -> None:

@@ -18,7 +18,8 @@ from pidep.deployment.server_doctor import diagnose_server
 from pidep.deployment.settings import BundleSettings
 from pidep.serving import Client, Request
 from pidep.serving.visitor import page
-from tests.deployment.deployed import Deployed, bounded_bank, deployed
+from tests.deployment.deployed import Deployed, deployed
+from tests.serving.small_bank import write_served_bank
 
 pytestmark = pytest.mark.server
 
@@ -30,7 +31,7 @@ RECORDED = {"pidep_queue_seconds"}
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployed, Path]]:
     """A server with the options of the bundle's Deployment, and the bundle."""
     folder = tmp_path_factory.mktemp("bundled")
-    bounded_bank(folder)
+    write_served_bank(folder)
     out = folder / "bundle"
     write_bundle(folder / "model_repo" / "pidep_bank", BundleSettings(out=out))
     (container,) = pod(out)["containers"]
@@ -98,7 +99,7 @@ def test_rules_and_dashboard_name_metrics_that_the_server_exports(
     named = {word for word in words if word.startswith(("nv_", "pidep_"))}
     assert named - RECORDED <= exported(server)
     assert {rule["record"] for rule in rules if "record" in rule} == RECORDED
-    functions = {"sum", "max", "min", "rate", "increase", "changes", "absent", "clamp_min"}
+    functions = {"sum", "max", "min", "rate", "increase", "changes", "absent", "clamp_min", "or"}
     assert words - named <= {*functions, "histogram_quantile", "e6"}
 
 
