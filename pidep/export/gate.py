@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +18,19 @@ from pidep.artifacts.names import BACKBONE, GRAPH
 from pidep.artifacts.parity import Parity
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.label_bias import with_label_bias
-from pidep.errors import ParityError, PidepError
+from pidep.errors import AnswerError, ParityError, PidepError
 from pidep.export.bisect import Bisection
 from pidep.export.bound import require_packed
 from pidep.export.gate_sample import Gated, gate_sample
 from pidep.export.graph import bank_modules, merged_modules
-from pidep.export.parity import NO_EFFECT, check_effect, check_parity, effect_of, measure_parity
+from pidep.export.parity import (
+    NO_EFFECT,
+    BeyondTolerance,
+    check_effect,
+    check_parity,
+    effect_of,
+    measure_parity,
+)
 from pidep.export.recipe import Recipe
 from pidep.export.slices import slices_of, worst_row
 from pidep.export.source import Source
@@ -34,7 +42,7 @@ from pidep.runtime.merged import Merged
 from pidep.runtime.towers import tower_rows
 from pidep.tasks.data import UNLABELLED
 
-__all__ = ["gate_bank", "gate_merged"]
+__all__ = ["GatedBank", "gate_bank", "gate_merged"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,16 +60,34 @@ _NO_CANDIDATE = -1e4
 """Pads the logits of rows with fewer candidates. Finite, and below every real logit."""
 
 
+@dataclass(frozen=True)
+class GatedBank:
+    """What the gate found about the experts of a bank."""
+
+    passed: dict[str, Gated]
+    refused: dict[str, BeyondTolerance]
+    """Experts that the graph's precision is too low for."""
+
+
 def gate_bank(
-    version_folder: Path, backbone: Backbone, sources: Sequence[Source], recipe: Recipe
-) -> dict[str, Gated]:
+    version_folder: Path,
+    backbone: Backbone,
+    sources: Sequence[Source],
+    recipe: Recipe,
+    *,
+    explain: bool = True,
+) -> GatedBank:
     """Open a bank as the server does, and compare each expert's answers with PyTorch's.
 
+    Args:
+        explain: whether the first node beyond tolerance is named, of the first refused expert. That
+            exports the graph once more.
+
     Returns:
-        Expert name to figures, and to the rows that were asked.
+        The experts that passed, and those beyond the recipe's tolerance.
 
     Raises:
-        ParityError: an expert is beyond the recipe's tolerance.
+        ParityError: an expert is not bound, changes nothing, or answers otherwise than in its run.
         ServingError: the bank cannot be opened.
     """
     # The default threads and providers: the session that is tested is the session that serves.
@@ -71,28 +97,73 @@ def gate_bank(
     modules = partial(bank_modules, backbone, bank.groups, opset=recipe.opset, half=half)
     bisection = Bisection(bank, version_folder / GRAPH, modules, backbone, recipe.precision)
     _require_packed(bank, residents, sources)
-    found = {}
+    found = GatedBank({}, {})
     for number, source in enumerate(sources):
         count = {"done": number, "total": len(sources)}
-        _LOG.info("export: compares %s with PyTorch", source.expert.name, extra=count)
-        reference, bare = _torch_logits(backbone, source)
-        measured = []
-        run = partial(_named_run, bank, residents, source.expert.name)
-        flips = _other_texts(run, backbone, source)
-        # Both ways of the graph: one row of slots for a batch of one name, and a row for each.
-        for mixed in (False, True):
-            logits = _bank_logits(bank, residents, source, mixed=mixed)
-            exported = _widened(logits, reference)
-            # The row twice, so that the batch has no padding: nothing bounds what is there.
-            names = [source.expert.name, *([BACKBONE] if mixed else [])]
-            ask = partial(_ask, bank, residents, names)
-            explain = partial(bisection.first_beyond, source, ask=ask)
-            checked = _checked(source, reference, bare, exported, recipe, explain, flips=flips)
-            measured.append(checked)
-        check_ways(backbone, source, recipe, partial(_answered, run))
-        parity = max(measured, key=lambda parity: parity.max_abs)
-        found[source.expert.name] = _gated(source, parity, reference)
+        name = source.expert.name
+        _LOG.info("export: compares %s with PyTorch", name, extra=count)
+        # One node of one expert: a bisection takes as long as an export.
+        asked = bisection if explain and not found.refused else None
+        try:
+            found.passed[name] = _gate_in_bank(bank, residents, backbone, source, recipe, asked)
+        except BeyondTolerance as error:
+            found.refused[name] = error
     return found
+
+
+def _gate_in_bank(
+    bank: Bank,
+    residents: Residents,
+    backbone: Backbone,
+    source: Source,
+    recipe: Recipe,
+    bisection: Bisection | None,
+) -> Gated:
+    """The figures of one expert.
+
+    Raises:
+        BeyondTolerance: beyond the recipe's tolerance.
+    """
+    name = source.expert.name
+    reference, bare = _torch_logits(backbone, source)
+    measured = []
+    run = partial(_named_run, bank, residents, name)
+    with _overflow_refuses(name, recipe):
+        flips = _other_texts(run, backbone, source)
+    # Both ways of the graph: one row of slots for a batch of one name, and a row for each.
+    for mixed in (False, True):
+        with _overflow_refuses(name, recipe):
+            logits = _bank_logits(bank, residents, source, mixed=mixed)
+        exported = _widened(logits, reference)
+        # The row twice, so that the batch has no padding: nothing bounds what is there.
+        names = [name, *([BACKBONE] if mixed else [])]
+        ask = partial(_ask, bank, residents, names)
+        explain = (
+            _nothing if bisection is None else partial(bisection.first_beyond, source, ask=ask)
+        )
+        checked = _checked(source, reference, bare, exported, recipe, explain, flips=flips)
+        measured.append(checked)
+    with _overflow_refuses(name, recipe):
+        check_ways(backbone, source, recipe, partial(_answered, run))
+    parity = max(measured, key=lambda parity: parity.max_abs)
+    return _gated(source, parity, reference)
+
+
+def _nothing(row: Input) -> str:
+    return ""
+
+
+@contextmanager
+def _overflow_refuses(name: str, recipe: Recipe) -> Iterator[None]:
+    """Inside, an answer that is not finite refuses the expert, in less precision than PyTorch's."""
+    try:
+        yield
+    except AnswerError as error:
+        if recipe.precision == "fp32":
+            raise
+        raise BeyondTolerance(
+            name, f"the graph in {recipe.precision} cannot answer ({error})"
+        ) from error
 
 
 def _ask(bank: Bank, residents: Residents, names: Sequence[str], row: Input) -> object:
@@ -171,11 +242,12 @@ def gate_merged(
         use_engine: False compares the graph that an engine was compiled from.
 
     Raises:
-        ParityError: beyond the recipe's tolerance.
+        ParityError: beyond the recipe's tolerance, or as `gate_bank`.
         ServingError: the model cannot be opened.
     """
     merged = Merged(version_folder, use_engine=use_engine)
-    answers = _answered(merged.run, source.rows.rows)
+    with _overflow_refuses(source.expert.name, recipe):
+        answers = _answered(merged.run, source.rows.rows)
     reference, bare = _torch_logits(backbone, source)
     exported = _widened([answer.logits for answer in answers], reference)
     flips = _other_texts(merged.run, backbone, source)

@@ -11,6 +11,7 @@ from string import Template
 
 from pidep.artifacts.bank import BankRecord
 from pidep.artifacts.gate_report import GatedExpert, GateReport
+from pidep.artifacts.left_out import LeftOut
 from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import GATE_PAGE
 from pidep.artifacts.parity import Parity
@@ -74,6 +75,7 @@ def write_gate_report(
         metric_drop=bounds.metric_drop,
         versions={"python": platform.python_version(), **versions},
         experts={name: _expert(one, with_texts=with_texts) for name, one in gated.items()},
+        left_out=record.left_out if isinstance(record, BankRecord) else None,
     )
     report.write(entry)
     form = "pidep_bank" if isinstance(record, BankRecord) else record.expert
@@ -119,6 +121,8 @@ def gate_page(report: GateReport, model: str) -> str:
         "graph as in PyTorch, within the bounds of the recipe."
     )
     sections = [_section("All experts", _overview(report))]
+    if report.left_out:
+        sections.append(_section("Left out", _left_out(report.left_out)))
     sections += [_section(f"Expert {name}", _details(one)) for name, one in report.experts.items()]
     sections.append(_section("Bounds and versions", _facts(report)))
     return _PAGE.substitute(
@@ -139,6 +143,16 @@ def _overview(report: GateReport) -> str:
         "whose best label differs. Effect: how far the expert moves a logit of the bare backbone; "
         "the graph's error is at most half of it."
     )
+
+
+def _left_out(experts: Mapping[str, LeftOut]) -> str:
+    columns = ["expert", "served in fp32 by model", "refused because", "flips", "PyTorch", "graph"]
+    rows = []
+    for name, one in experts.items():
+        figures = ["–"] * 3 if one.parity is None else _figures(one.parity)
+        flips, torch, graph = figures if one.parity is None else (figures[at] for at in (2, 4, 5))
+        rows.append([name, one.model, f"{one.precision}: {one.reason}", flips, torch, graph])
+    return table(columns, rows)
 
 
 def _figures(parity: Parity) -> list[str]:

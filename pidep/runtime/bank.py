@@ -265,9 +265,22 @@ class Bank:
         held = residents.by_name
         templates = [held[name].head.template if name in held else None for name in names]
         return [
-            row if name in held or name == BACKBONE else _unknown(residents, name)
+            row if name in held or name == BACKBONE else self._unknown(residents, name)
             for name, row in zip(names, ready_rows(rows, templates), strict=True)
         ]
+
+    def _unknown(self, residents: Residents, name: str) -> ExpertError:
+        """The error of a row that names an expert which is not served."""
+        if name in residents.refused:
+            refused = residents.refused[name]
+            return ExpertError(
+                f"expert {name!r} is not served: its version {refused['digest'][:19]}… is refused: "
+                f"{refused['reason']}"
+            )
+        if self.record.left_out and name in self.record.left_out:
+            return ExpertError(self.record.left_out[name].refusal(name))
+        known = ", ".join(list(residents.by_name)[:10]) or "none"
+        return ExpertError(f"unknown expert {name[:60]!r}; this server has: {known}")
 
     def _embeddings(
         self,
@@ -375,14 +388,3 @@ def _fault(
         f"expert {name!r}: answers {len(answers)} probe rows as the bare backbone does, so it "
         "changes nothing; train it longer or at other sites"
     )
-
-
-def _unknown(residents: Residents, name: str) -> ExpertError:
-    if name in residents.refused:
-        refused = residents.refused[name]
-        return ExpertError(
-            f"expert {name!r} is not served: its version {refused['digest'][:19]}… is refused: "
-            f"{refused['reason']}"
-        )
-    known = ", ".join(list(residents.by_name)[:10]) or "none"
-    return ExpertError(f"unknown expert {name[:60]!r}; this server has: {known}")
