@@ -50,6 +50,8 @@ class GateReport(Record):
     """The recipe's bound of a logit's error."""
     argmax_flips: int
     metric_drop: float
+    other_texts: float = 0.0
+    """Share of an encoder-decoder's generated texts that may differ."""
     versions: dict[str, str]
     """Package to its version, where the gate ran."""
     experts: dict[str, GatedExpert]

@@ -14,7 +14,7 @@ from pidep.deployment.settings import ExportSettings
 from pidep.errors import UsageError
 
 if TYPE_CHECKING:  # the command line starts without torch
-    from pidep.artifacts.parity import Parity
+    from pidep.artifacts.parity import GeneratedParity, Parity
     from pidep.export.entries import Exported
 
 __all__ = ["export", "named_run"]
@@ -69,10 +69,16 @@ def _parity(result: Exported) -> None:
         for name, parity in result.parity.items()
     ]
     columns = ["expert", "max abs", "argmax flips", "metric", "rows"]
+    texts = [parity.generated for parity in result.parity.values()]
+    if any(texts):
+        # Of a task of free answers, the metric above is of a choice between two texts.
+        columns += ["texts as PyTorch's", "metric of texts"]
+        for row, made in zip(rows, texts, strict=True):
+            row += ["–", "–"] if made is None else [f"{made.same} of {made.rows}", _metric(made)]
     render.table(f"parity with PyTorch: {result.folder}", columns, rows)
 
 
-def _metric(parity: Parity) -> str:
+def _metric(parity: Parity | GeneratedParity) -> str:
     return f"{parity.metric_torch:.4f} → {parity.metric_exported:.4f}"
 
 

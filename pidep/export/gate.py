@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +15,14 @@ import torch
 
 from pidep.adapters.mixture import attached, mixture_of
 from pidep.artifacts.names import BACKBONE, GRAPH
-from pidep.artifacts.parity import Parity
+from pidep.artifacts.parity import GeneratedParity, Parity
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.label_bias import with_label_bias
 from pidep.errors import AnswerError, ParityError, PidepError
 from pidep.export.bisect import Bisection
 from pidep.export.bound import require_packed
 from pidep.export.gate_sample import Gated, gate_sample
+from pidep.export.generated import generated_parity
 from pidep.export.graph import bank_modules, merged_modules
 from pidep.export.parity import (
     NO_EFFECT,
@@ -52,8 +53,6 @@ _METRIC_ROUNDING = 0.05
 """A run measures its mixture before it is folded; rounding can change the answers of tied rows."""
 _EFFECT_ROWS = 32
 """Rows that the bare backbone answers, too: one pass over all rows would double PyTorch's time."""
-_GENERATED_ROWS = 32
-"""Rows of a task of free answers whose texts are generated, too."""
 _BESIDE = "a row beside them"
 """Text of the row that makes a batch of one expert a mixed one; of two towers, both of them."""
 _NO_CANDIDATE = -1e4
@@ -129,7 +128,7 @@ def _gate_in_bank(
     measured = []
     run = partial(_named_run, bank, residents, name)
     with _overflow_refuses(name, recipe):
-        flips = _other_texts(run, backbone, source)
+        texts = generated_parity(partial(_answered, run), backbone, source, recipe)
     # Both ways of the graph: one row of slots for a batch of one name, and a row for each.
     for mixed in (False, True):
         with _overflow_refuses(name, recipe):
@@ -141,7 +140,7 @@ def _gate_in_bank(
         explain = (
             _nothing if bisection is None else partial(bisection.first_beyond, source, ask=ask)
         )
-        checked = _checked(source, reference, bare, exported, recipe, explain, flips=flips)
+        checked = _checked(source, reference, bare, exported, recipe, explain, texts=texts)
         measured.append(checked)
     with _overflow_refuses(name, recipe):
         check_ways(backbone, source, recipe, partial(_answered, run))
@@ -248,15 +247,15 @@ def gate_merged(
     merged = Merged(version_folder, use_engine=use_engine)
     with _overflow_refuses(source.expert.name, recipe):
         answers = _answered(merged.run, source.rows.rows)
+        texts = generated_parity(partial(_answered, merged.run), backbone, source, recipe)
+        check_ways(backbone, source, recipe, partial(_answered, merged.run))
     reference, bare = _torch_logits(backbone, source)
     exported = _widened([answer.logits for answer in answers], reference)
-    flips = _other_texts(merged.run, backbone, source)
-    check_ways(backbone, source, recipe, partial(_answered, merged.run))
     half = recipe.precision == "fp16"
     modules = partial(merged_modules, backbone, source.expert, opset=recipe.opset, half=half)
     bisection = Bisection(merged, version_folder / GRAPH, modules, backbone, recipe.precision)
     explain = partial(bisection.first_beyond, source, ask=lambda row: merged.run([row]))
-    parity = _checked(source, reference, bare, exported, recipe, explain, flips=flips)
+    parity = _checked(source, reference, bare, exported, recipe, explain, texts=texts)
     return _gated(source, parity, reference)
 
 
@@ -320,24 +319,6 @@ def _widened(logits: Sequence[Array], reference: Array) -> Array:
     return found
 
 
-def _other_texts(
-    run: Callable[[Sequence[Input]], Sequence[Answer | PidepError]],
-    backbone: Backbone,
-    source: Source,
-) -> int:
-    """Rows whose generated text is not PyTorch's; 0 where nothing is generated."""
-    expert = source.expert
-    if source.task.target is None:
-        return 0
-    rows = [replace(as_row(row), candidates=()) for row in source.rows.rows[:_GENERATED_ROWS]]
-    with attached(backbone.model, mixture_of(source.served)):
-        wanted = backbone.generate(
-            rows, max_length=expert.max_length, max_new_tokens=expert.max_answer_length or 1
-        )
-    found = [answer.text for answer in _answered(run, rows)]
-    return sum(one != other for one, other in zip(wanted, found, strict=True))
-
-
 def _checked(
     source: Source,
     reference: Array,
@@ -346,13 +327,13 @@ def _checked(
     recipe: Recipe,
     explain: Callable[[Input], str],
     *,
-    flips: int = 0,
+    texts: GeneratedParity | None,
 ) -> Parity:
     """The figures, within the recipe's tolerance, of an expert that acts.
 
     Args:
         explain: names the first node beyond tolerance on a row.
-        flips: rows whose generated text is another one.
+        texts: those that a task of free answers generates.
     """
     labels = _right(source, reference)
     measured = measure_parity(reference, exported, labels=labels, metric=source.metric)
@@ -360,7 +341,7 @@ def _checked(
     worst = worst_row(reference, exported, rows)
     parity = measured.model_copy(
         update={
-            "argmax_flips": measured.argmax_flips + flips,
+            "generated": texts,
             "effect": effect_of(reference, bare),
             "worst_row": worst,
             "slices": slices_of(reference, exported, rows, labels, names),

@@ -73,6 +73,7 @@ def write_gate_report(
         max_abs=bounds.max_abs,
         argmax_flips=bounds.argmax_flips,
         metric_drop=bounds.metric_drop,
+        other_texts=bounds.other_texts,
         versions={"python": platform.python_version(), **versions},
         experts={name: _expert(one, with_texts=with_texts) for name, one in gated.items()},
         left_out=record.left_out if isinstance(record, BankRecord) else None,
@@ -169,7 +170,16 @@ def _figures(parity: Parity) -> list[str]:
 
 
 def _details(one: GatedExpert) -> str:
-    row, body = one.parity.worst_row, definitions([("digest", one.digest)])
+    row, facts = one.parity.worst_row, [("digest", one.digest)]
+    if (made := one.parity.generated) is not None:
+        facts += [
+            ("generated texts", f"{made.same} of {made.rows} are PyTorch's"),
+            (
+                f"{made.metric} of them",
+                f"{made.metric_torch:.4f} in PyTorch, {made.metric_exported:.4f} in the graph",
+            ),
+        ]
+    body = definitions(facts)
     if row is not None:
         text = _HIDDEN if one.worst_text is None else one.worst_text
         facts = [
@@ -203,6 +213,7 @@ def _facts(report: GateReport) -> str:
             ("max abs, at most", f"{report.max_abs:g}"),
             ("flips, at most", str(report.argmax_flips)),
             ("loss of the metric, at most", f"{report.metric_drop:g}"),
+            ("share of other generated texts, at most", f"{report.other_texts:g}"),
             ("entry", report.entry),
             ("backbone", report.backbone),
             *sorted(report.versions.items()),

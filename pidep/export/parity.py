@@ -114,11 +114,17 @@ def check_parity(
         BeyondTolerance: the first bound that is broken, with both figures.
     """
     lost = parity.metric_torch - parity.metric_exported
-    checks = (
+    checks: list[tuple[str, float, float]] = [
         ("max abs error", parity.max_abs, tolerance.max_abs),
         ("argmax flips", parity.argmax_flips, tolerance.argmax_flips),
         (f"loss of {parity.metric}", lost, tolerance.metric_drop),
-    )
+    ]
+    if (texts := parity.generated) is not None:
+        lost = texts.metric_torch - texts.metric_exported
+        checks += [
+            ("share of other generated texts", texts.other_share, tolerance.other_texts),
+            (f"loss of {texts.metric} of generated texts", lost, tolerance.metric_drop),
+        ]
     for what, found, allowed in checks:
         if found > allowed:
             raise BeyondTolerance(

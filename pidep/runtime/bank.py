@@ -97,7 +97,7 @@ class Bank:
         self._open(version_folder, threads)
         on_gpu = "CUDAExecutionProvider" in self.session.get_providers()
         self.device = "cuda" if on_gpu else "cpu"
-        half = {name for graph in self.graphs.values() for name in graph.half}
+        half = self._half
         self.arena = Arena(
             self.groups,
             dtypes={
@@ -125,6 +125,8 @@ class Bank:
                     version_folder, record.sequence, self.reader, threads=threads
                 )
                 self.session, self.graphs = self._sequences.session, {}
+                types = self._sequences.inputs
+                self._half = {name for name, one in types.items() if one == "tensor(float16)"}
                 return
             one = open_session(path, record.graph_digest, threads=threads)
             sessions: dict[TowerName, Any] = {"text": one}
@@ -143,6 +145,7 @@ class Bank:
             name: BankGraph(session, self.groups, path=path) for name, session in sessions.items()
         }
         """Tower to its graph; a bank of one graph calls it `text`."""
+        self._half = {name for graph in self.graphs.values() for name in graph.half}
 
     def place(self, served: Served, *, digest: str | None = None) -> Resident:
         """An expert or a mixture in free slots of the arena; nobody is served it yet.
