@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from pidep.artifacts.left_out import LeftOut
 from pidep.artifacts.names import BANK_RECORD
 from pidep.artifacts.parity import Parity
 from pidep.artifacts.record import EntryRecord, Record
@@ -46,8 +47,9 @@ class BankRecord(EntryRecord):
 
     file_name: ClassVar[str] = BANK_RECORD
     form: ClassVar[str] = "bank"
-    # Where the store and the backbone lie: a moved repository answers the same.
-    no_answer = EntryRecord.no_answer | {"backbone", "expert_store"}
+    # Where the store and the backbone lie: a moved repository answers the same. As `parity`, what
+    # was left out has figures of the machine that exported.
+    no_answer = EntryRecord.no_answer | {"backbone", "expert_store", "left_out"}
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     backbone: str = ""
@@ -68,6 +70,8 @@ class BankRecord(EntryRecord):
     groups: tuple[GroupRecord, ...]
     parity: dict[str, Parity] = Field(default_factory=dict)
     """Expert name to the figures of the gate; only experts that this export was given."""
+    left_out: dict[str, LeftOut] | None = None
+    """Expert name to the model that serves it in fp32; None where nothing was left out."""
     vision: VisionRecord | None = None
     """None where the graph takes no visual tokens."""
     sequence: SequenceRecord | None = None

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pidep.artifacts.left_out import LeftOut
 from pidep.artifacts.names import GATE_REPORT
 from pidep.artifacts.parity import Parity, ParitySlice
 from pidep.artifacts.record import Record, read_record, write_record
@@ -49,9 +50,13 @@ class GateReport(Record):
     """The recipe's bound of a logit's error."""
     argmax_flips: int
     metric_drop: float
+    other_texts: float = 0.0
+    """Share of an encoder-decoder's generated texts that may differ."""
     versions: dict[str, str]
     """Package to its version, where the gate ran."""
     experts: dict[str, GatedExpert]
+    left_out: dict[str, LeftOut] | None = None
+    """Experts that a bank's gate refused, and that models of their own serve."""
 
     @classmethod
     def read(cls, entry: Path) -> GateReport:

@@ -8,7 +8,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from pidep.artifacts.record import Record
 
-__all__ = ["Parity", "ParitySlice", "SliceKind", "WorstRow"]
+__all__ = ["GeneratedParity", "Parity", "ParitySlice", "SliceKind", "WorstRow"]
 
 
 SliceKind = Literal["label", "length", "modality"]
@@ -42,6 +42,23 @@ class ParitySlice(Record):
     """Rows whose best label differs."""
 
 
+class GeneratedParity(Record):
+    """Texts that an encoder-decoder generates for rows of a task of free answers."""
+
+    rows: int
+    same: int
+    """Rows whose text is PyTorch's."""
+    metric: str
+    """The task's, such as `rouge`."""
+    metric_torch: float
+    metric_exported: float
+
+    @property
+    def other_share(self) -> float:
+        """The share of texts that are not PyTorch's."""
+        return 1 - self.same / self.rows
+
+
 class Parity(Record):
     """Figures of the parity gate for one expert."""
 
@@ -66,13 +83,17 @@ class Parity(Record):
     """None in older files."""
     slices: tuple[ParitySlice, ...] = ()
     """By label, length and modality, where the rows have several."""
+    generated: GeneratedParity | None = None
+    """Of a task of free answers; `metric` counts how often the right text is the likelier one."""
 
     @model_serializer(mode="wrap")
     def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `slices` out where there are none: files of older releases stay what they are."""
+        """Leave out what most experts have none of: files of older releases stay what they are."""
         values: dict[str, Any] = handler(self)
         if not self.slices:
             del values["slices"]
+        if self.generated is None:
+            values.pop("generated", None)
         return values
 
     @property

@@ -14,6 +14,10 @@ class SequenceRecord(Record):
 
     encoder_digest: str
     decoder_digest: str
+    encoder_quantised_products: int | None = Field(default=None, ge=1)
+    """Matrix products of the encoder's graph in int8; None in other precisions."""
+    decoder_quantised_products: int | None = Field(default=None, ge=1)
+    """Those of the decoder's graph, the one of the vocabulary among them."""
     start: int
     """The token that decoding begins with."""
     end: int

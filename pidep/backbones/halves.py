@@ -78,7 +78,7 @@ class DecoderHalf(nn.Module):
         past: Sequence[Tensor],  # [P, heads, N, head_dim]
         parents: Tensor,  # [B] int64
     ) -> tuple[Tensor, list[Tensor]]:
-        """Logits `[B, T, vocabulary]`, and key and value of each layer `[B, heads, N + T, …]`.
+        """Logits `[B, T, vocabulary]` fp32, and key and value of each layer `[B, heads, N + T, …]`.
 
         Args:
             ids: the tokens after the past ones.
@@ -99,7 +99,9 @@ class DecoderHalf(nn.Module):
             (mask.shape[0], cross[0].shape[2], self._calls.width), dtype=cross[0].dtype
         )
         found = self._calls.step(hidden, mask, ids, EncoderDecoderCache(own, other))
-        return found.logits, _tensors(found.past_key_values.self_attention_cache)
+        # In fp32 as they are; of a backbone in fp16, a search sums up logarithms of them.
+        logits = found.logits if found.logits.dtype == torch.float32 else found.logits.float()
+        return logits, _tensors(found.past_key_values.self_attention_cache)
 
 
 def _tensors(cache: Any) -> list[Tensor]:

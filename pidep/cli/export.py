@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,10 @@ from pidep.cli.options import Json, options
 from pidep.cli.progress import progress
 from pidep.deployment.settings import ExportSettings
 from pidep.errors import UsageError
+
+if TYPE_CHECKING:  # the command line starts without torch
+    from pidep.artifacts.parity import GeneratedParity, Parity
+    from pidep.export.entries import Exported
 
 __all__ = ["export", "named_run"]
 
@@ -41,18 +45,41 @@ def export(
     if json:
         render.as_json(result.to_json())
         return
+    _parity(result)
+    if not result.left_out:
+        return
+    columns = ["expert", "refused because", "served by", "max abs", "metric"]
+    rows = []
+    for (name, one), entry in zip(result.left_out.items(), result.beside, strict=True):
+        parity = entry.parity[name]
+        why, figures = f"{one.precision}: {one.reason}", _metric(parity)
+        rows.append([name, why, str(entry.folder), f"{parity.max_abs:.2e}", figures])
+    render.table("left out of the bank, in fp32", columns, rows)
+
+
+def _parity(result: Exported) -> None:
     rows = [
         [
             name,
             f"{parity.max_abs:.2e}",
             str(parity.argmax_flips),
-            f"{parity.metric_torch:.4f} → {parity.metric_exported:.4f}",
+            _metric(parity),
             str(parity.rows),
         ]
         for name, parity in result.parity.items()
     ]
     columns = ["expert", "max abs", "argmax flips", "metric", "rows"]
+    texts = [parity.generated for parity in result.parity.values()]
+    if any(texts):
+        # Of a task of free answers, the metric above is of a choice between two texts.
+        columns += ["texts as PyTorch's", "metric of texts"]
+        for row, made in zip(rows, texts, strict=True):
+            row += ["–", "–"] if made is None else [f"{made.same} of {made.rows}", _metric(made)]
     render.table(f"parity with PyTorch: {result.folder}", columns, rows)
+
+
+def _metric(parity: Parity | GeneratedParity) -> str:
+    return f"{parity.metric_torch:.4f} → {parity.metric_exported:.4f}"
 
 
 def named_run(text: str) -> Path | tuple[str, Path]:

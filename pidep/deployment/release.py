@@ -10,6 +10,10 @@ The order for a bank:
 4. The bank is renamed into place.
 5. The manifest names the versions, in one step.
 
+With `fallback`, the experts that the gate refuses for the recipe's precision become merged models.
+These pass a gate in step 2, too, and are renamed into place before the bank: whoever is sent from
+the bank to such a model finds it there.
+
 The manifest comes last because a bank always has room for the experts that were served before, but
 an old bank may have none for the new ones. So a server that starts between 4 and 5 serves the old
 experts from the new bank. In the other order it would refuse the new manifest and serve nobody.
@@ -20,12 +24,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
+from pidep.adapters.mixture import mixture_of
 from pidep.artifacts.bank import BankRecord
+from pidep.artifacts.left_out import LeftOut
 from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import BANK, BANK_RECORD, MERGED_RECORD, SHIM, VERSION
 from pidep.backbones.load import recorded_name
@@ -34,7 +41,13 @@ from pidep.errors import ServingError, TaskError, UsageError
 from pidep.experts.folder import Expert
 from pidep.experts.mixed import Served
 from pidep.experts.replacing import Meaning, check_same_meaning
-from pidep.export.entries import Exported, export_merged, staged_bank
+from pidep.export.entries import (
+    Exported,
+    StagedEntry,
+    export_merged,
+    staged_bank,
+    staged_merged,
+)
 from pidep.export.recipe import Recipe, load_recipe, shipped
 from pidep.export.source import Source, read_source
 from pidep.files.atomic_write import check_place
@@ -78,6 +91,7 @@ def release_runs(
             f"`form=merged`: takes one run, found {len(runs)}; use `form=bank` for several"
         )
     chosen = load_recipe(settings.recipe)
+    fallback = _fallback(settings, chosen)
     sources = [
         _with_record(
             _source(run, name, given, rows=chosen.parity_rows, by_reference=form == "bank"), run
@@ -98,15 +112,40 @@ def release_runs(
     if not settings.overwrite:
         _require_own_model(settings.repo / BANK, BANK_RECORD, "this bank", do="another `repo`")
         _require_same_store(settings.repo, settings.store or _store_beside(settings.repo))
+    if fallback is not None:
+        for source in sources:  # any of them may become a merged model
+            _check_merged_place(source.expert, settings)
     return release_bank(
         sources,
         settings.repo,
         chosen,
+        fallback=fallback,
         store=settings.store,
         max_rank=settings.max_rank,
         allow_new_labels=settings.allow_new_labels,
         keep_rows=settings.keep_rows,
     )
+
+
+def _fallback(settings: ExportSettings, recipe: Recipe) -> Recipe | None:
+    """The recipe of experts that another recipe is too imprecise for, where it was asked for.
+
+    Raises:
+        UsageError: there is no bank, or nothing more precise.
+    """
+    if settings.fallback is None:
+        return None
+    if settings.form == "merged":
+        raise UsageError(
+            "`fallback`: is for experts of a bank; export a merged model that the gate refuses "
+            "again, with `recipe=onnx-cpu`"
+        )
+    if recipe.precision == "fp32":
+        raise UsageError(
+            f"`fallback=fp32`: recipe {recipe.name!r} is in fp32 already; leave it out, or use "
+            "`recipe=onnx-cpu-int8`"
+        )
+    return load_recipe("onnx-cpu")
 
 
 def _check_merged_place(expert: Expert, settings: ExportSettings) -> None:
@@ -212,12 +251,18 @@ def release_bank(
     repo: Path,
     recipe: Recipe,
     *,
+    fallback: Recipe | None = None,
     store: Path | None = None,
     max_rank: int | None = None,
     allow_new_labels: bool = False,
     keep_rows: bool = False,
 ) -> Exported:
-    """Compile a bank and publish it with its experts; arguments and errors as `release_runs`."""
+    """Compile a bank and publish it with its experts; arguments and errors as `release_runs`.
+
+    Args:
+        fallback: the recipe of the merged models that serve experts beyond the tolerance of
+            `recipe`. Without it, such an expert is an error.
+    """
     folder = store or _store_beside(repo)
     # Before the compilation, which takes minutes.
     check_place(folder, "`store`")
@@ -227,23 +272,84 @@ def release_bank(
     relative = os.path.relpath(folder.resolve(), repo.resolve() / BANK / VERSION)
     experts = {source.expert.name: source.served for source in sources}
     published = held.published(before)
+    earlier = _left_out_before(repo)
     if not allow_new_labels:
         # The store asks again when it publishes; here no minutes of compiling have passed yet.
         for name in experts.keys() & published.keys():
             check_same_meaning(name, Meaning.of(published[name]), Meaning.of(experts[name]))
-    with staged_bank(
-        sources,
-        repo,
-        recipe,
-        max_rank=max_rank,
-        expert_store=relative,
-        published=published,
-        keep_rows=keep_rows,
-    ) as entry:
+    with ExitStack() as stack:
+        entry = stack.enter_context(
+            staged_bank(
+                sources,
+                repo,
+                recipe,
+                max_rank=max_rank,
+                expert_store=relative,
+                published=published,
+                keep_rows=keep_rows,
+                leave_out=fallback is not None,
+                left_out={
+                    name: one
+                    for name, one in earlier.items()
+                    # The new bank decides these anew, or the store serves them since.
+                    if name not in {*experts, *published} and one.precision == recipe.precision
+                },
+            )
+        )
         # `since`: an expert that was published while the graph was compiled may not fit it.
-        _LOG.info("export: %d experts passed the parity gate", len(experts))
-        staged = held.staged(experts, since=before, allow_new_labels=allow_new_labels)
-        with staged as name_versions, entry.in_place():
+        passed, refused = entry.exported.experts, entry.exported.left_out
+        _LOG.info("export: %d experts passed the parity gate", len(passed))
+        beside: list[StagedEntry] = []
+        for source in sources:
+            if fallback is not None and source.expert.name in refused:
+                reason = refused[source.expert.name].reason
+                _LOG.info("export: leaves %s to a model of its own: %s", source.expert.name, reason)
+                own = staged_merged(_alone(source), repo, fallback, keep_rows=keep_rows)
+                beside.append(stack.enter_context(own))
+        name_versions = stack.enter_context(
+            held.staged(
+                {name: experts[name] for name in passed},
+                since=before,
+                allow_new_labels=allow_new_labels,
+                # An older version would answer in a precision that no gate has seen it in.
+                edit=lambda manifest: manifest.naming({**passed, **dict.fromkeys(refused)}),
+            )
+        )
+        with ExitStack() as places:
+            for one in (*beside, entry):
+                places.enter_context(one.in_place())
             name_versions()
-        _LOG.info("export: published %s with %s", repo / BANK, ", ".join(sorted(experts)))
-        return entry.exported
+        _LOG.info("export: published %s with %s", repo / BANK, ", ".join(sorted(passed)))
+        for name in sorted(earlier.keys() & passed.keys()):
+            _LOG.warning(
+                "export: %s is in the bank now, and model %s still serves the version before; "
+                "remove %s when nobody asks for it",
+                name,
+                earlier[name].model,
+                repo / earlier[name].model,
+            )
+        return replace(entry.exported, beside=tuple(one.exported for one in beside))
+
+
+def _left_out_before(repo: Path) -> dict[str, LeftOut]:
+    """What the bank in the place of the new one has left out, and other models still serve."""
+    try:
+        held = BankRecord.read(repo / BANK / VERSION).left_out or {}
+    except ServingError:
+        return {}  # no bank, or a damaged one
+    return {
+        name: one
+        for name, one in held.items()
+        if (repo / one.model / VERSION / MERGED_RECORD).is_file()
+    }
+
+
+def _alone(source: Source) -> Source:
+    """The source with its mixture folded into one expert, as a merged model takes it."""
+    mixture = source.mixture
+    if mixture is None:
+        return source
+    sites = mixture_of(mixture).folded()
+    kind = mixture.parts[0].kind
+    expert = replace(mixture.head, sites=dict(sites), kind=kind, scaling=1.0)
+    return replace(source, expert=expert, mixture=None)

@@ -52,6 +52,9 @@ class ExportSettings(Settings):
     its weights."""
     recipe: Annotated[str, GRAPH] = "onnx-cpu"
     """Recipe name or YAML file; `pidep recipes` lists the names."""
+    fallback: Annotated[Literal["fp32"] | None, GRAPH] = None
+    """fp32: experts that the recipe is too imprecise for become merged models of recipe onnx-cpu,
+    beside the bank. Without it, one such expert fails the export."""
     max_rank: Annotated[int | None, GRAPH] = Field(default=None, ge=1, le=4096)
     """Largest rank a bank can hold. Without it, that of the largest expert."""
     platform: Annotated[Literal["python", "onnxruntime", "tensorrt"], GRAPH] = "python"

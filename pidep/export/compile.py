@@ -52,9 +52,8 @@ def compile_merged(
     if not backbone.embeds:
         _LOG.info("export: compiles the graphs")
         _require_sequences(recipe)
-        beside = recipe.weights == "beside"
         expert, opset = source.expert, recipe.opset
-        export_sequence_merged(backbone, expert, version, opset=opset, beside=beside)
+        export_sequence_merged(backbone, expert, version, opset=opset, **_how(recipe))
         # The expert may act where images are seen, too.
         with folded_or_attached(
             backbone.model, expert.sites, kind=expert.kind, scaling=expert.scaling
@@ -95,10 +94,8 @@ def compile_bank(
         _require_sequences(recipe)
         _require_sightless(backbone, groups)
         for name in (ENCODER_GRAPH, DECODER_GRAPH):
-            graph, beside = version / name, how["beside"]
-            make = partial(
-                export_sequence_bank, backbone, groups, graph, opset=opset, beside=beside
-            )
+            graph = version / name
+            make = partial(export_sequence_bank, backbone, groups, graph, opset=opset, **how)
             cached_bank_graph(backbone, groups, graph, make, opset=opset, **how)
         return _sequence_facts(backbone, version, recipe)
     require_towers_able(backbone, recipe)
@@ -147,12 +144,17 @@ def _require_sequences(recipe: Recipe) -> None:
     """Refuse a recipe that no encoder-decoder has.
 
     Raises:
-        UsageError: it is of another runtime or precision.
+        UsageError: it is of another runtime, or int8 by measurement.
     """
-    if recipe.runtime != "onnxruntime" or recipe.precision != "fp32":
+    if recipe.runtime != "onnxruntime":
         raise UsageError(
-            f"recipe {recipe.name!r}: {recipe.runtime} in {recipe.precision}, and encoder-decoders "
-            "are exported for onnxruntime in fp32; use `recipe=onnx-cpu`"
+            f"recipe {recipe.name!r}: is for {recipe.runtime}, and encoder-decoders are exported "
+            "for onnxruntime; use `recipe=onnx-cpu`"
+        )
+    if recipe.quantisation is not None and recipe.quantisation.max_product_error is not None:
+        raise UsageError(
+            f"recipe {recipe.name!r}: its `max_product_error` is measured on one graph, and an "
+            "encoder-decoder has two; use `recipe=onnx-cpu-int8`"
         )
 
 
@@ -172,15 +174,22 @@ def _require_sightless(backbone: Backbone, groups: Sequence[BankGroup]) -> None:
 
 
 def _sequence_facts(backbone: Backbone, version: Path, recipe: Recipe) -> dict[str, Any]:
-    """As `_facts`, of the two graphs of an encoder-decoder."""
+    """As `_facts`, of the two graphs of an encoder-decoder; brings them into the recipe's
+    precision.
+    """
     halves = backbone.halves
     assert halves is not None
+    counts = []
     for name in (ENCODER_GRAPH, DECODER_GRAPH):
+        counts.append(in_precision(version / name, recipe, backbone, sources=()))
         _require_operators(version / name, recipe)
+    encoder, decoder = counts
     special, words = halves.special, halves.task_words
     sequence = SequenceRecord(
         encoder_digest=file_digest(version / ENCODER_GRAPH),
         decoder_digest=file_digest(version / DECODER_GRAPH),
+        encoder_quantised_products=encoder,
+        decoder_quantised_products=decoder,
         start=special.start,
         end=special.end,
         pad=special.pad,
@@ -192,6 +201,7 @@ def _sequence_facts(backbone: Backbone, version: Path, recipe: Recipe) -> dict[s
     return {
         "backbone_digest": backbone.digest,
         "graph_digest": sequence.decoder_digest,
+        "quantised_products": None if encoder is None or decoder is None else encoder + decoder,
         "sequence": sequence,
         "vision": export_vision(backbone, version, recipe),
     }

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pidep.artifacts.bank import BankRecord, GroupRecord
 from pidep.artifacts.engine import EngineRecord
 from pidep.artifacts.gate import GateRecord
+from pidep.artifacts.left_out import LeftOut
 from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import BANK, CONFIG, ENGINE, GRAPH, NO_BYTECODE, SHIM, TOKENIZER, VERSION
 from pidep.artifacts.parity import Parity
@@ -35,6 +36,7 @@ from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.gate import gate_bank, gate_merged
 from pidep.export.gate_report import write_gate_report
 from pidep.export.gate_sample import Gated
+from pidep.export.parity import refusal_of
 from pidep.export.recipe import Recipe, shipped
 from pidep.export.source import Source
 from pidep.export.towers import require_towers_able
@@ -68,6 +70,10 @@ class Exported:
     """Expert name to the figures of the gate."""
     experts: dict[str, str]
     """Expert name to digest."""
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    """Expert that the gate of a bank refused, to the figures that it was refused for."""
+    beside: tuple[Exported, ...] = ()
+    """The merged models that serve these experts."""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -76,6 +82,8 @@ class Exported:
             "folder": str(self.folder),
             "parity": {name: value.to_json() for name, value in self.parity.items()},
             "experts": self.experts,
+            "left_out": {name: one.model_dump() for name, one in self.left_out.items()},
+            "beside": [one.to_json() for one in self.beside],
         }
 
 
@@ -183,6 +191,8 @@ def staged_bank(
     expert_store: str,
     published: Mapping[str, Served] = MappingProxyType({}),
     keep_rows: bool = False,
+    leave_out: bool = False,
+    left_out: Mapping[str, LeftOut] = MappingProxyType({}),
 ) -> Iterator[StagedEntry]:
     """One graph for all experts; each given expert passed the gate through it. Not yet published.
 
@@ -192,11 +202,14 @@ def staged_bank(
         expert_store: the store's path, relative to the version folder.
         published: experts that the store serves now, by name; the new bank has room for them, too.
         keep_rows: as in `staged_merged`.
+        leave_out: whether the bank may be without those experts that are beyond the recipe's
+            tolerance. Their names are in `left_out` of the entry then.
+        left_out: experts of earlier exports that a model of their own serves.
 
     Raises:
         UsageError: no expert, two of one name, or one of a larger rank than `max_rank`.
         ExpertError: an expert of another backbone, or of a kind that no bank holds.
-        ParityError: beyond the recipe's tolerance.
+        ParityError: an expert is beyond the recipe's tolerance; all of them, with `leave_out`.
     """
     check_place(repo, "`repo`")
     if recipe.runtime != "onnxruntime":
@@ -220,9 +233,26 @@ def staged_bank(
             groups=_records_of(groups),
         ).sealed(version)
         record.write(version)
-        gated = gate_bank(version, backbone, sources, recipe)
+        found = gate_bank(version, backbone, sources, recipe, explain=not leave_out)
+        gated, refused = found.passed, found.refused
+        if refused and not (leave_out and gated):
+            hint = _instead(recipe, leave_out=leave_out)
+            raise refusal_of(refused, asked=len(sources), hint=hint)
+        digests = {source.expert.name: source.served.digest for source in sources}
+        new = {
+            name: LeftOut(
+                model=name,
+                digest=digests.pop(name),
+                precision=recipe.precision,
+                reason=error.reason,
+                parity=error.parity,
+            )
+            for name, error in refused.items()
+        }
         parity = {name: one.parity for name, one in gated.items()}
-        record.model_copy(update={"parity": parity}).write(version)
+        changes = {"parity": parity, "left_out": {**left_out, **new} or None}
+        record = record.model_copy(update=changes)
+        record.write(version)
         config = bank_config(
             BANK,
             max_batch_size=recipe.max_batch_size,
@@ -234,8 +264,16 @@ def staged_bank(
         if keep_rows:
             _keep_samples(temporary, gated, recipe, record)
         _complete(temporary, config)
-        digests = {source.expert.name: source.served.digest for source in sources}
-        yield StagedEntry(Exported(BANK, repo / BANK, parity, digests), temporary)
+        yield StagedEntry(Exported(BANK, repo / BANK, parity, digests, new), temporary)
+
+
+def _instead(recipe: Recipe, *, leave_out: bool) -> str:
+    """What to do about experts that a bank refuses, where fp32 would help."""
+    if recipe.precision == "fp32":
+        return ""
+    if leave_out:
+        return "; no expert is left for the bank, use `recipe=onnx-cpu`"
+    return "; use `recipe=onnx-cpu`, or `fallback=fp32` for these experts alone"
 
 
 def export_merged(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,15 +15,23 @@ import torch
 
 from pidep.adapters.mixture import attached, mixture_of
 from pidep.artifacts.names import BACKBONE, GRAPH
-from pidep.artifacts.parity import Parity
+from pidep.artifacts.parity import GeneratedParity, Parity
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.label_bias import with_label_bias
-from pidep.errors import ParityError, PidepError
+from pidep.errors import AnswerError, ParityError, PidepError
 from pidep.export.bisect import Bisection
 from pidep.export.bound import require_packed
 from pidep.export.gate_sample import Gated, gate_sample
+from pidep.export.generated import generated_parity
 from pidep.export.graph import bank_modules, merged_modules
-from pidep.export.parity import NO_EFFECT, check_effect, check_parity, effect_of, measure_parity
+from pidep.export.parity import (
+    NO_EFFECT,
+    BeyondTolerance,
+    check_effect,
+    check_parity,
+    effect_of,
+    measure_parity,
+)
 from pidep.export.recipe import Recipe
 from pidep.export.slices import slices_of, worst_row
 from pidep.export.source import Source
@@ -34,7 +43,7 @@ from pidep.runtime.merged import Merged
 from pidep.runtime.towers import tower_rows
 from pidep.tasks.data import UNLABELLED
 
-__all__ = ["gate_bank", "gate_merged"]
+__all__ = ["GatedBank", "gate_bank", "gate_merged"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,24 +53,40 @@ _METRIC_ROUNDING = 0.05
 """A run measures its mixture before it is folded; rounding can change the answers of tied rows."""
 _EFFECT_ROWS = 32
 """Rows that the bare backbone answers, too: one pass over all rows would double PyTorch's time."""
-_GENERATED_ROWS = 32
-"""Rows of a task of free answers whose texts are generated, too."""
 _BESIDE = "a row beside them"
 """Text of the row that makes a batch of one expert a mixed one; of two towers, both of them."""
 _NO_CANDIDATE = -1e4
 """Pads the logits of rows with fewer candidates. Finite, and below every real logit."""
 
 
+@dataclass(frozen=True)
+class GatedBank:
+    """What the gate found about the experts of a bank."""
+
+    passed: dict[str, Gated]
+    refused: dict[str, BeyondTolerance]
+    """Experts that the graph's precision is too low for."""
+
+
 def gate_bank(
-    version_folder: Path, backbone: Backbone, sources: Sequence[Source], recipe: Recipe
-) -> dict[str, Gated]:
+    version_folder: Path,
+    backbone: Backbone,
+    sources: Sequence[Source],
+    recipe: Recipe,
+    *,
+    explain: bool = True,
+) -> GatedBank:
     """Open a bank as the server does, and compare each expert's answers with PyTorch's.
 
+    Args:
+        explain: whether the first node beyond tolerance is named, of the first refused expert. That
+            exports the graph once more.
+
     Returns:
-        Expert name to figures, and to the rows that were asked.
+        The experts that passed, and those beyond the recipe's tolerance.
 
     Raises:
-        ParityError: an expert is beyond the recipe's tolerance.
+        ParityError: an expert is not bound, changes nothing, or answers otherwise than in its run.
         ServingError: the bank cannot be opened.
     """
     # The default threads and providers: the session that is tested is the session that serves.
@@ -71,28 +96,73 @@ def gate_bank(
     modules = partial(bank_modules, backbone, bank.groups, opset=recipe.opset, half=half)
     bisection = Bisection(bank, version_folder / GRAPH, modules, backbone, recipe.precision)
     _require_packed(bank, residents, sources)
-    found = {}
+    found = GatedBank({}, {})
     for number, source in enumerate(sources):
         count = {"done": number, "total": len(sources)}
-        _LOG.info("export: compares %s with PyTorch", source.expert.name, extra=count)
-        reference, bare = _torch_logits(backbone, source)
-        measured = []
-        run = partial(_named_run, bank, residents, source.expert.name)
-        flips = _other_texts(run, backbone, source)
-        # Both ways of the graph: one row of slots for a batch of one name, and a row for each.
-        for mixed in (False, True):
-            logits = _bank_logits(bank, residents, source, mixed=mixed)
-            exported = _widened(logits, reference)
-            # The row twice, so that the batch has no padding: nothing bounds what is there.
-            names = [source.expert.name, *([BACKBONE] if mixed else [])]
-            ask = partial(_ask, bank, residents, names)
-            explain = partial(bisection.first_beyond, source, ask=ask)
-            checked = _checked(source, reference, bare, exported, recipe, explain, flips=flips)
-            measured.append(checked)
-        check_ways(backbone, source, recipe, partial(_answered, run))
-        parity = max(measured, key=lambda parity: parity.max_abs)
-        found[source.expert.name] = _gated(source, parity, reference)
+        name = source.expert.name
+        _LOG.info("export: compares %s with PyTorch", name, extra=count)
+        # One node of one expert: a bisection takes as long as an export.
+        asked = bisection if explain and not found.refused else None
+        try:
+            found.passed[name] = _gate_in_bank(bank, residents, backbone, source, recipe, asked)
+        except BeyondTolerance as error:
+            found.refused[name] = error
     return found
+
+
+def _gate_in_bank(
+    bank: Bank,
+    residents: Residents,
+    backbone: Backbone,
+    source: Source,
+    recipe: Recipe,
+    bisection: Bisection | None,
+) -> Gated:
+    """The figures of one expert.
+
+    Raises:
+        BeyondTolerance: beyond the recipe's tolerance.
+    """
+    name = source.expert.name
+    reference, bare = _torch_logits(backbone, source)
+    measured = []
+    run = partial(_named_run, bank, residents, name)
+    with _overflow_refuses(name, recipe):
+        texts = generated_parity(partial(_answered, run), backbone, source, recipe)
+    # Both ways of the graph: one row of slots for a batch of one name, and a row for each.
+    for mixed in (False, True):
+        with _overflow_refuses(name, recipe):
+            logits = _bank_logits(bank, residents, source, mixed=mixed)
+        exported = _widened(logits, reference)
+        # The row twice, so that the batch has no padding: nothing bounds what is there.
+        names = [name, *([BACKBONE] if mixed else [])]
+        ask = partial(_ask, bank, residents, names)
+        explain = (
+            _nothing if bisection is None else partial(bisection.first_beyond, source, ask=ask)
+        )
+        checked = _checked(source, reference, bare, exported, recipe, explain, texts=texts)
+        measured.append(checked)
+    with _overflow_refuses(name, recipe):
+        check_ways(backbone, source, recipe, partial(_answered, run))
+    parity = max(measured, key=lambda parity: parity.max_abs)
+    return _gated(source, parity, reference)
+
+
+def _nothing(row: Input) -> str:
+    return ""
+
+
+@contextmanager
+def _overflow_refuses(name: str, recipe: Recipe) -> Iterator[None]:
+    """Inside, an answer that is not finite refuses the expert, in less precision than PyTorch's."""
+    try:
+        yield
+    except AnswerError as error:
+        if recipe.precision == "fp32":
+            raise
+        raise BeyondTolerance(
+            name, f"the graph in {recipe.precision} cannot answer ({error})"
+        ) from error
 
 
 def _ask(bank: Bank, residents: Residents, names: Sequence[str], row: Input) -> object:
@@ -171,20 +241,21 @@ def gate_merged(
         use_engine: False compares the graph that an engine was compiled from.
 
     Raises:
-        ParityError: beyond the recipe's tolerance.
+        ParityError: beyond the recipe's tolerance, or as `gate_bank`.
         ServingError: the model cannot be opened.
     """
     merged = Merged(version_folder, use_engine=use_engine)
-    answers = _answered(merged.run, source.rows.rows)
+    with _overflow_refuses(source.expert.name, recipe):
+        answers = _answered(merged.run, source.rows.rows)
+        texts = generated_parity(partial(_answered, merged.run), backbone, source, recipe)
+        check_ways(backbone, source, recipe, partial(_answered, merged.run))
     reference, bare = _torch_logits(backbone, source)
     exported = _widened([answer.logits for answer in answers], reference)
-    flips = _other_texts(merged.run, backbone, source)
-    check_ways(backbone, source, recipe, partial(_answered, merged.run))
     half = recipe.precision == "fp16"
     modules = partial(merged_modules, backbone, source.expert, opset=recipe.opset, half=half)
     bisection = Bisection(merged, version_folder / GRAPH, modules, backbone, recipe.precision)
     explain = partial(bisection.first_beyond, source, ask=lambda row: merged.run([row]))
-    parity = _checked(source, reference, bare, exported, recipe, explain, flips=flips)
+    parity = _checked(source, reference, bare, exported, recipe, explain, texts=texts)
     return _gated(source, parity, reference)
 
 
@@ -248,24 +319,6 @@ def _widened(logits: Sequence[Array], reference: Array) -> Array:
     return found
 
 
-def _other_texts(
-    run: Callable[[Sequence[Input]], Sequence[Answer | PidepError]],
-    backbone: Backbone,
-    source: Source,
-) -> int:
-    """Rows whose generated text is not PyTorch's; 0 where nothing is generated."""
-    expert = source.expert
-    if source.task.target is None:
-        return 0
-    rows = [replace(as_row(row), candidates=()) for row in source.rows.rows[:_GENERATED_ROWS]]
-    with attached(backbone.model, mixture_of(source.served)):
-        wanted = backbone.generate(
-            rows, max_length=expert.max_length, max_new_tokens=expert.max_answer_length or 1
-        )
-    found = [answer.text for answer in _answered(run, rows)]
-    return sum(one != other for one, other in zip(wanted, found, strict=True))
-
-
 def _checked(
     source: Source,
     reference: Array,
@@ -274,13 +327,13 @@ def _checked(
     recipe: Recipe,
     explain: Callable[[Input], str],
     *,
-    flips: int = 0,
+    texts: GeneratedParity | None,
 ) -> Parity:
     """The figures, within the recipe's tolerance, of an expert that acts.
 
     Args:
         explain: names the first node beyond tolerance on a row.
-        flips: rows whose generated text is another one.
+        texts: those that a task of free answers generates.
     """
     labels = _right(source, reference)
     measured = measure_parity(reference, exported, labels=labels, metric=source.metric)
@@ -288,7 +341,7 @@ def _checked(
     worst = worst_row(reference, exported, rows)
     parity = measured.model_copy(
         update={
-            "argmax_flips": measured.argmax_flips + flips,
+            "generated": texts,
             "effect": effect_of(reference, bare),
             "worst_row": worst,
             "slices": slices_of(reference, exported, rows, labels, names),

@@ -11,6 +11,7 @@ from string import Template
 
 from pidep.artifacts.bank import BankRecord
 from pidep.artifacts.gate_report import GatedExpert, GateReport
+from pidep.artifacts.left_out import LeftOut
 from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import GATE_PAGE
 from pidep.artifacts.parity import Parity
@@ -72,8 +73,10 @@ def write_gate_report(
         max_abs=bounds.max_abs,
         argmax_flips=bounds.argmax_flips,
         metric_drop=bounds.metric_drop,
+        other_texts=bounds.other_texts,
         versions={"python": platform.python_version(), **versions},
         experts={name: _expert(one, with_texts=with_texts) for name, one in gated.items()},
+        left_out=record.left_out if isinstance(record, BankRecord) else None,
     )
     report.write(entry)
     form = "pidep_bank" if isinstance(record, BankRecord) else record.expert
@@ -119,6 +122,8 @@ def gate_page(report: GateReport, model: str) -> str:
         "graph as in PyTorch, within the bounds of the recipe."
     )
     sections = [_section("All experts", _overview(report))]
+    if report.left_out:
+        sections.append(_section("Left out", _left_out(report.left_out)))
     sections += [_section(f"Expert {name}", _details(one)) for name, one in report.experts.items()]
     sections.append(_section("Bounds and versions", _facts(report)))
     return _PAGE.substitute(
@@ -141,6 +146,16 @@ def _overview(report: GateReport) -> str:
     )
 
 
+def _left_out(experts: Mapping[str, LeftOut]) -> str:
+    columns = ["expert", "served in fp32 by model", "refused because", "flips", "PyTorch", "graph"]
+    rows = []
+    for name, one in experts.items():
+        figures = ["–"] * 3 if one.parity is None else _figures(one.parity)
+        flips, torch, graph = figures if one.parity is None else (figures[at] for at in (2, 4, 5))
+        rows.append([name, one.model, f"{one.precision}: {one.reason}", flips, torch, graph])
+    return table(columns, rows)
+
+
 def _figures(parity: Parity) -> list[str]:
     return [
         f"{parity.max_abs:.2e}",
@@ -155,7 +170,16 @@ def _figures(parity: Parity) -> list[str]:
 
 
 def _details(one: GatedExpert) -> str:
-    row, body = one.parity.worst_row, definitions([("digest", one.digest)])
+    row, facts = one.parity.worst_row, [("digest", one.digest)]
+    if (made := one.parity.generated) is not None:
+        facts += [
+            ("generated texts", f"{made.same} of {made.rows} are PyTorch's"),
+            (
+                f"{made.metric} of them",
+                f"{made.metric_torch:.4f} in PyTorch, {made.metric_exported:.4f} in the graph",
+            ),
+        ]
+    body = definitions(facts)
     if row is not None:
         text = _HIDDEN if one.worst_text is None else one.worst_text
         facts = [
@@ -189,6 +213,7 @@ def _facts(report: GateReport) -> str:
             ("max abs, at most", f"{report.max_abs:g}"),
             ("flips, at most", str(report.argmax_flips)),
             ("loss of the metric, at most", f"{report.metric_drop:g}"),
+            ("share of other generated texts, at most", f"{report.other_texts:g}"),
             ("entry", report.entry),
             ("backbone", report.backbone),
             *sorted(report.versions.items()),

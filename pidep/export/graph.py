@@ -26,6 +26,7 @@ from pidep.inputs.row import Input, Row
 
 __all__ = [
     "bank_modules",
+    "copied",
     "example",
     "export_bank_graph",
     "export_merged_graph",
@@ -83,7 +84,7 @@ def _merged_graph(
     output = names.GRAPH_LOGITS if tower is None else names.GRAPH_EMBEDDING
     signature = Signature({"inputs": inputs}, {"inputs": axes}, list(inputs), [output])
     if half:
-        backbone = _copied(backbone)
+        backbone = copied(backbone)
     with folded_or_attached(backbone.model, expert.sites, kind=expert.kind, scaling=expert.scaling):
         # Folded in fp32, then cast: the sum of weight and expert is rounded once.
         if half:
@@ -143,7 +144,7 @@ def _bank_graph(
     # Experts are inputs of the graph: state that hangs on modules is lost in the exporter's copy.
     factors = [torch.from_numpy(pack(group, [None] * 4)) for group in groups]
     if half:
-        backbone = _copied(backbone)
+        backbone = copied(backbone)
         backbone.model.half()
         factors = [factor.half() for factor in factors]
     if not groups:
@@ -257,7 +258,7 @@ def _encode(backbone: Backbone, name: TowerName | None) -> Callable[..., Tensor]
     return backbone.forward if tower is None else tower.forward
 
 
-def _copied(backbone: Backbone) -> Backbone:
+def copied(backbone: Backbone) -> Backbone:
     """The backbone with a model of its own, which may be changed for good."""
     return backbone.around(copy.deepcopy(backbone.model))
 

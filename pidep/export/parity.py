@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,60 @@ from pidep.errors import ParityError
 from pidep.export.recipe import Tolerance
 from pidep.tasks.metrics import score
 
-__all__ = ["NO_EFFECT", "check_effect", "check_parity", "effect_of", "measure_parity"]
+__all__ = [
+    "NO_EFFECT",
+    "BeyondTolerance",
+    "check_effect",
+    "check_parity",
+    "effect_of",
+    "measure_parity",
+    "refusal_of",
+]
 
 _SHOWN_LOGITS = 4
 NO_EFFECT = 1e-5
 """Of a logit. Rounding alone moves a logit of fp32 by less."""
+
+
+class BeyondTolerance(ParityError):
+    """One expert that the precision of a graph is too low for."""
+
+    def __init__(
+        self, name: str, reason: str, *, parity: Parity | None = None, details: str = ""
+    ) -> None:
+        """The refusal of an expert.
+
+        Args:
+            name: the expert's.
+            reason: which figure is beyond which bound.
+            parity: all figures; None where a number is not finite.
+            details: the worst row and slice, and where the graph goes wrong; each after a `; `.
+        """
+        self.reason = reason
+        self.parity = parity
+        self.details = details
+        super().__init__(f"parity of {name!r}: {reason}{details}; nothing was published")
+
+
+def refusal_of(
+    refused: Mapping[str, BeyondTolerance], *, asked: int, hint: str = ""
+) -> ParityError:
+    """One error for all experts that were refused: one line, with every name.
+
+    Args:
+        refused: at least one.
+        asked: experts that the gate was given.
+        hint: what to do about it.
+    """
+    (first, error), *others = refused.items()
+    if not others:
+        return ParityError(f"{error}{hint}")
+    reasons = "; ".join(f"{name!r}: {one.reason}" for name, one in refused.items())
+    details = f"; {first!r} in detail: {error.details.removeprefix('; ')}" if error.details else ""
+    return ParityError(
+        f"parity of {len(refused)} of {asked} experts: {reasons}{details}; nothing was "
+        f"published{hint}"
+    )
 
 
 def measure_parity(
@@ -62,19 +111,27 @@ def check_parity(
         explain: gives more of the message; asked only where a bound is broken.
 
     Raises:
-        ParityError: the first bound that is broken, with both figures.
+        BeyondTolerance: the first bound that is broken, with both figures.
     """
     lost = parity.metric_torch - parity.metric_exported
-    checks = (
+    checks: list[tuple[str, float, float]] = [
         ("max abs error", parity.max_abs, tolerance.max_abs),
         ("argmax flips", parity.argmax_flips, tolerance.argmax_flips),
         (f"loss of {parity.metric}", lost, tolerance.metric_drop),
-    )
+    ]
+    if (texts := parity.generated) is not None:
+        lost = texts.metric_torch - texts.metric_exported
+        checks += [
+            ("share of other generated texts", texts.other_share, tolerance.other_texts),
+            (f"loss of {texts.metric} of generated texts", lost, tolerance.metric_drop),
+        ]
     for what, found, allowed in checks:
         if found > allowed:
-            raise ParityError(
-                f"parity of {name!r}: {what} is {found:.3g}, the recipe allows {allowed:.3g}"
-                f"{_worst(parity)}{explain()}; nothing was published"
+            raise BeyondTolerance(
+                name,
+                f"{what} is {found:.3g}, the recipe allows {allowed:.3g}",
+                parity=parity,
+                details=f"{_worst(parity)}{explain()}",
             )
 
 
@@ -119,7 +176,8 @@ def check_effect(name: str, parity: Parity, *, explain: Callable[[], str] = str)
         explain: as in `check_parity`, of an error of the graph.
 
     Raises:
-        ParityError: the expert changes no logit, or the graph's error is over half of its effect.
+        ParityError: the expert changes no logit.
+        BeyondTolerance: the graph's error is over half of the expert's effect.
     """
     effect = parity.effect or 0.0
     if effect < NO_EFFECT:
@@ -130,8 +188,10 @@ def check_effect(name: str, parity: Parity, *, explain: Callable[[], str] = str)
         )
     # Half, not all: a graph without the expert is off by its effect, plus or minus its rounding.
     if parity.max_abs > effect / 2:
-        raise ParityError(
-            f"parity of {name!r}: the graph's error of {parity.max_abs:.3g} is over half of what "
-            f"the expert does, {effect:.3g}{explain()}; use a recipe of more precision; nothing "
-            "was published"
+        raise BeyondTolerance(
+            name,
+            f"the graph's error of {parity.max_abs:.3g} is over half of what the expert does, "
+            f"{effect:.3g}",
+            parity=parity,
+            details=f"{explain()}; use a recipe of more precision",
         )

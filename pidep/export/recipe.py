@@ -40,6 +40,8 @@ class Tolerance(BaseModel):
     """Rows whose best label may differ."""
     metric_drop: float = Field(ge=0)
     """How much of the task's metric may be lost."""
+    other_texts: float = Field(default=0.0, ge=0, le=1)
+    """Share of an encoder-decoder's generated texts that may differ."""
 
 
 class Quantisation(BaseModel):

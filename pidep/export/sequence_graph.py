@@ -5,14 +5,15 @@ Both have a merged form, with one expert in the weights, and a bank form, with e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pidep.adapters.bank import attached_bank, bank_layout
 from pidep.adapters.bank_rows import BankLayout, BankRows, bank_rows
@@ -22,6 +23,7 @@ from pidep.backbones.backbone import Backbone
 from pidep.backbones.halves import Halves
 from pidep.experts.bank import BankGroup, pack
 from pidep.experts.folder import Expert
+from pidep.export.graph import copied
 from pidep.export.program import Signature, save_graph, to_onnx
 
 __all__ = ["export_sequence_bank", "export_sequence_merged"]
@@ -40,13 +42,52 @@ class _Acting:
     inputs: list[str]
 
 
+class _EveryNumber:
+    """In the place of `torch.isfinite`: all numbers are finite."""
+
+    def all(self) -> bool:
+        return True
+
+
+class _Unclamped(TorchFunctionMode):
+    """Inside, no module asks whether its numbers have overflown.
+
+    BART and its relatives ask in fp16, and clamp those that have. A graph has no such branch: the
+    gate refuses an expert whose numbers overflow.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.isfinite:
+            return _EveryNumber()
+        return func(*args, **(kwargs or {}))
+
+
+class _Half(nn.Module):
+    """One of the halves in fp16, as a straight line of operations."""
+
+    def __init__(self, half: nn.Module) -> None:
+        super().__init__()
+        self.body = half
+
+    def forward(self, arguments: Mapping[str, Any]) -> Any:
+        with _Unclamped():
+            return self.body(**arguments)
+
+
 class _Banked(nn.Module):
     """A half whose rows have experts of their own."""
 
-    def __init__(self, half: nn.Module, layout: BankLayout) -> None:
+    def __init__(self, half: nn.Module, layout: BankLayout, *, in_fp16: bool) -> None:
         super().__init__()
         self.body = half
         self.layout = layout
+        self._in_fp16 = in_fp16
 
     def forward(
         self,
@@ -57,12 +98,19 @@ class _Banked(nn.Module):
     ) -> Any:
         first = next(iter(arguments.values()))
         like = next(iter(first.values())) if isinstance(first, Mapping) else first
-        with bank_rows(BankRows(self.layout, factors, slots, weights, like=like)):
+        rows = BankRows(self.layout, factors, slots, weights, like=like)
+        with bank_rows(rows), _Unclamped() if self._in_fp16 else nullcontext():
             return self.body(**arguments)
 
 
 def export_sequence_merged(
-    backbone: Backbone, expert: Expert, folder: Path, *, opset: int, beside: bool = False
+    backbone: Backbone,
+    expert: Expert,
+    folder: Path,
+    *,
+    opset: int,
+    half: bool = False,
+    beside: bool = False,
 ) -> None:
     """Write `encoder.onnx` and `decoder.onnx` with one expert in them.
 
@@ -72,12 +120,23 @@ def export_sequence_merged(
     and `past_value_N` [P, heads, N, head_dim]; it gives `logits` [B, T, vocabulary] fp32, `key_N`
     and `value_N` [B, heads, N + T, head_dim].
 
+    Args:
+        half: whether the backbone computes in fp16. Then all keys and values are fp16, too.
+        beside: whether the weights are in `<path>.data`. Weights of 2 GiB always are.
+
     Raises:
         PidepError: the exporter cannot translate the backbone.
     """
+    if half:
+        backbone = copied(backbone)
     with folded_or_attached(backbone.model, expert.sites, kind=expert.kind, scaling=expert.scaling):
-        for name, half, signature in _halves(backbone):
-            program = to_onnx(half, signature, opset=opset, form=f"merged {name}")
+        # Folded in fp32, then cast: the sum of weight and expert is rounded once.
+        if half:
+            backbone.model.half()
+        for name, part, signature in _halves(backbone):
+            if half:
+                part, signature = _Half(part), _packed(signature)
+            program = to_onnx(part, signature, opset=opset, form=f"merged {name}")
             save_graph(program.model, folder / name, beside=beside)
 
 
@@ -87,6 +146,7 @@ def export_sequence_bank(
     path: Path,
     *,
     opset: int,
+    half: bool = False,
     beside: bool = False,
 ) -> None:
     """Write one of the two graphs, that of `path`'s name, with experts as inputs.
@@ -94,24 +154,33 @@ def export_sequence_bank(
     Inputs and outputs as those of `export_sequence_merged`, and experts as in
     `export_bank_graph`.
 
+    Args:
+        half: as `export_sequence_merged`. Then experts are inputs in fp16, too.
+        beside: as `export_sequence_merged`.
+
     Raises:
         PidepError: the exporter cannot translate the backbone.
     """
-    acting = _acting(backbone, groups)
+    if half:
+        backbone = copied(backbone)
+        backbone.model.half()
+    acting = _acting(backbone, groups, half=half)
     with attached_bank(backbone.model, groups):
-        for name, half, signature in _halves(backbone, groups):
+        for name, part, signature in _halves(backbone, acting):
             if name == path.name:
-                banked = _Banked(half, acting.layout)
+                banked = _Banked(part, acting.layout, in_fp16=half)
                 program = to_onnx(
                     banked, _with(signature, acting), opset=opset, form=f"bank {name}"
                 )
                 save_graph(program.model, path, beside=beside)
 
 
-def _acting(backbone: Backbone, groups: Sequence[BankGroup]) -> _Acting:
+def _acting(backbone: Backbone, groups: Sequence[BankGroup], *, half: bool) -> _Acting:
     """Two rows in `slots` where a batch has others, as in a batch of one expert."""
     layout = bank_layout(backbone.model, groups)
     factors = [torch.from_numpy(pack(group, [None] * 4)) for group in groups]
+    if half:
+        factors = [factor.half() for factor in factors]
     slots = torch.zeros((2, 5), dtype=torch.int64)
     weights = torch.zeros((2, 5, len(layout.sites)))
     some, mixed, count = map(torch.export.Dim, ("some", "mixed", "experts"))
@@ -127,22 +196,29 @@ def _acting(backbone: Backbone, groups: Sequence[BankGroup]) -> _Acting:
     )
 
 
+def _packed(signature: Signature) -> Signature:
+    """The signature of a module that takes another one's arguments as a mapping."""
+    arguments, dynamic = {"arguments": signature.arguments}, {"arguments": signature.dynamic}
+    return Signature(arguments, dynamic, signature.inputs, signature.outputs)
+
+
 def _with(signature: Signature, acting: _Acting) -> Signature:
+    packed = _packed(signature)
     return Signature(
-        {"arguments": signature.arguments, **acting.arguments},
-        {"arguments": signature.dynamic, **acting.dynamic},
-        [*signature.inputs, *acting.inputs],
-        signature.outputs,
+        {**packed.arguments, **acting.arguments},
+        {**packed.dynamic, **acting.dynamic},
+        [*packed.inputs, *acting.inputs],
+        packed.outputs,
     )
 
 
 def _halves(
-    backbone: Backbone, groups: Sequence[BankGroup] = ()
+    backbone: Backbone, acting: _Acting | None = None
 ) -> Iterator[tuple[str, nn.Module, Signature]]:
     """Name, module and signature of each graph, while the experts are attached."""
     halves = _halves_of(backbone)
     inputs, axes = halves.example, halves.dynamic
-    with torch.no_grad(), _idle(backbone, groups):
+    with torch.no_grad(), _idle(acting):
         cross = halves.encoder(inputs)
     layers = range(len(cross) // 2)
     named = [f"cross_{what}_{at}" for at in layers for what in ("key", "value")]
@@ -158,12 +234,11 @@ def _halves_of(backbone: Backbone) -> Halves:
 
 
 @contextmanager
-def _idle(backbone: Backbone, groups: Sequence[BankGroup]) -> Iterator[None]:
+def _idle(acting: _Acting | None) -> Iterator[None]:
     """Inside, bank sites have the bare backbone's rows, so that an example can be run."""
-    if not groups:
+    if acting is None:
         yield
         return
-    acting = _acting(backbone, groups)
     slots, weights = (
         torch.zeros((1, 1), dtype=torch.int64),
         torch.zeros(1, 1, len(acting.layout.sites)),

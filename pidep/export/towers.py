@@ -14,9 +14,10 @@ from pidep.artifacts.names import GRAPH, IMAGE_GRAPH, LABEL_VECTORS
 from pidep.artifacts.towers import TowersRecord
 from pidep.backbones.backbone import Backbone
 from pidep.backbones.tower import TowerName
-from pidep.errors import ParityError, UsageError
+from pidep.errors import UsageError
 from pidep.experts.bank import BankGroup
 from pidep.experts.folder import Expert
+from pidep.export.parity import BeyondTolerance
 from pidep.export.recipe import Recipe
 from pidep.export.source import Source
 from pidep.files.digest import file_digest
@@ -143,7 +144,7 @@ def check_ways(
         answer: rows to the answers of the entry under test.
 
     Raises:
-        ParityError: a logit is beyond the recipe's `max_abs`.
+        BeyondTolerance: a logit is beyond the recipe's `max_abs`.
     """
     if not backbone.towers:
         return
@@ -158,7 +159,8 @@ def check_ways(
         else:
             error = expert.logit_scale * np.abs(np.asarray(found.embedding) - row)
         if not error.max() <= recipe.tolerance.max_abs:  # NaN fails, too
-            raise ParityError(
-                f"parity of {expert.name!r}: max abs error of {what} is {error.max():.3g}, the "
-                f"recipe allows {recipe.tolerance.max_abs:.3g}; nothing was published"
+            raise BeyondTolerance(
+                expert.name,
+                f"max abs error of {what} is {error.max():.3g}, the recipe allows "
+                f"{recipe.tolerance.max_abs:.3g}",
             )

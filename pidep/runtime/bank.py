@@ -110,7 +110,7 @@ class Bank:
         self._open(version_folder, threads)
         on_gpu = "CUDAExecutionProvider" in self.session.get_providers()
         self.device = "cuda" if on_gpu else "cpu"
-        half = {name for graph in self.graphs.values() for name in graph.half}
+        half = self._half
         self.arena = Arena(
             self.groups,
             dtypes={
@@ -139,6 +139,8 @@ class Bank:
                     version_folder, record.sequence, self.reader, threads=threads
                 )
                 self.session, self.graphs = self._sequences.session, {}
+                types = self._sequences.inputs
+                self._half = {name for name, one in types.items() if one == "tensor(float16)"}
                 return
             one = open_session(path, record.graph_digest, threads=threads)
             sessions: dict[TowerName, Any] = {"text": one}
@@ -157,6 +159,7 @@ class Bank:
             name: BankGraph(session, self.groups, path=path) for name, session in sessions.items()
         }
         """Tower to its graph; a bank of one graph calls it `text`."""
+        self._half = {name for graph in self.graphs.values() for name in graph.half}
 
     def place(self, served: Served, *, digest: str | None = None) -> Resident:
         """An expert or a mixture in free slots of the arena; nobody is served it yet.
@@ -280,9 +283,24 @@ class Bank:
         held = residents.by_name
         templates = [held[name].head.template if name in held else None for name in names]
         return [
-            row if name in held or name == BACKBONE else _unknown(residents, name)
+            row if name in held or name == BACKBONE else self._unknown(residents, name)
             for name, row in zip(names, ready_rows(rows, templates), strict=True)
         ]
+
+    def _unknown(self, residents: Residents, name: str) -> ExpertError:
+        """The error of a row that names an expert which is not served."""
+        if name in residents.refused:
+            refused = residents.refused[name]
+            return ExpertError(
+                f"expert {name!r} is not served: its version {refused['digest'][:19]}… is refused: "
+                f"{refused['reason']}"
+            )
+        if self.record.left_out and name in self.record.left_out:
+            return ExpertError(self.record.left_out[name].refusal(name))
+        if name in residents.cold:
+            return ExpertError(f"expert {name!r} is served, but not in memory; ask a server")
+        known = ", ".join(list({**residents.by_name, **residents.cold})[:10]) or "none"
+        return ExpertError(f"unknown expert {name[:60]!r}; this server has: {known}")
 
     def _embeddings(
         self,
@@ -390,16 +408,3 @@ def _fault(
         f"expert {name!r}: answers {len(answers)} probe rows as the bare backbone does, so it "
         "changes nothing; train it longer or at other sites"
     )
-
-
-def _unknown(residents: Residents, name: str) -> ExpertError:
-    if name in residents.refused:
-        refused = residents.refused[name]
-        return ExpertError(
-            f"expert {name!r} is not served: its version {refused['digest'][:19]}… is refused: "
-            f"{refused['reason']}"
-        )
-    if name in residents.cold:
-        return ExpertError(f"expert {name!r} is served, but not in memory; ask through the server")
-    known = ", ".join(list({**residents.by_name, **residents.cold})[:10]) or "none"
-    return ExpertError(f"unknown expert {name[:60]!r}; this server has: {known}")

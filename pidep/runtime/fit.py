@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pidep.artifacts.bank import BankRecord
+from pidep.errors import ExpertError
 from pidep.experts.bank import BankGroup, check_fits
 from pidep.experts.folder import Expert
 from pidep.experts.mixed import MixedExpert, Served, parts_of
@@ -23,7 +24,14 @@ def groups_of(record: BankRecord) -> tuple[BankGroup, ...]:
 
 
 def check_served(record: BankRecord, served: Served) -> None:
-    """As `check_expert`, for each part of a mixture and for what it answers with."""
+    """As `check_expert`, for each part of a mixture and for what it answers with.
+
+    Raises:
+        ExpertError: the bank's gate has refused this very version, or as `check_expert`.
+    """
+    for name, one in (record.left_out or {}).items():
+        if one.digest == served.digest:
+            raise ExpertError(one.refusal(name))
     for part in parts_of(served):
         check_expert(record, part)
     if isinstance(served, MixedExpert):

@@ -358,12 +358,17 @@ class _Decoder:
 
     def _nothing(self, count: int) -> dict[str, Any]:
         """Keys and values of no token."""
-        shapes = self._graph.shapes
+        shapes, types = self._graph.shapes, self._graph.types
         return {
-            name: np.zeros((count, shape[1], 0, shape[3]), np.float32)
+            name: np.zeros((count, shape[1], 0, shape[3]), _dtype(types[name]))
             for name, shape in shapes.items()
             if name.startswith("past_")
         }
+
+
+def _dtype(type_: str) -> type[np.floating[Any]]:
+    """Of an input's type, as ONNX Runtime names it."""
+    return np.float16 if type_ == "tensor(float16)" else np.float32
 
 
 def _value(array: Array) -> Any:
