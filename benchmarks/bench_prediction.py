@@ -21,6 +21,7 @@ from benchmarks.prediction_estimates import Estimates, predictions
 from benchmarks.prediction_lab import Lab, Settings
 from benchmarks.record import RESULTS, Claim, write_result
 from benchmarks.transfer_measured import Measured, described, measure
+from benchmarks.transfer_ranker import left_out
 from benchmarks.transfer_statistics import Figure, Matrix, statistics
 from pidep.similarity.estimators import ESTIMATORS
 
@@ -182,6 +183,10 @@ def main(arguments: list[str] | None = None) -> None:
         with lab.phase("estimates"):
             estimates = Estimates(lab, full)
             predicted = {shots: predictions(estimates, shots) for shots in settings.shots}
+    names = [task.name for task in tasks]
+    for shots, by in predicted.items():
+        features = {name: by[name] for name in ESTIMATORS}
+        by |= left_out(features, measured.of(shots).mean, names)
     fewest = min(settings.shots)
     figures = {
         kind: {name: statistics(values, transfer.mean) for name, values in predicted[shots].items()}

@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from benchmarks.bench_prediction import claims_of, goals_of, main
+from benchmarks.transfer_ranker import left_out
 from benchmarks.transfer_statistics import (
     Figure,
     by_target,
@@ -194,6 +195,22 @@ def test_halves_share_only_what_they_may() -> None:
     assert ceiling([own[:1] for own in gains], splits=5).keys() == {"rows"}
 
 
+def test_rankers_do_not_see_the_target_that_they_rank() -> None:
+    rng = np.random.default_rng(0)
+    told, transfer = made(noise=0.3)
+    names = [f"task-{number}" for number in range(8)]
+    features = {"told": np.stack([told, told]), "noise": rng.normal(size=(2, 8, 8))}
+    found = left_out(features, transfer, names)
+    assert statistics(found["ranker"], transfer, resamples=9)["spearman"].value > 0.8
+    other = transfer.copy()
+    # Nothing of the target, as target or as helper.
+    other[:, 3], other[3, :] = rng.normal(size=8), 0.0
+    changed = left_out(features, other, names)
+    for name, values in found.items():
+        assert values[:, :, 3] == pytest.approx(changed[name][:, :, 3]), name
+    assert found["ranker"][:, :, 4] != pytest.approx(changed["ranker"][:, :, 4])
+
+
 @pytest.mark.slow
 def test_a_small_run_writes_every_estimator_and_goes_on_from_its_folder(tmp_path: Path) -> None:
     arguments = [
@@ -207,7 +224,7 @@ def test_a_small_run_writes_every_estimator_and_goes_on_from_its_folder(tmp_path
     raw = json.loads(path.read_text())["raw"]
     assert raw["reliability"].keys() == {"2 shots", "3 shots", "zero-shot"}
     for kind in raw["reliability"]:
-        assert raw["figures"][kind].keys() >= {*ESTIMATORS, "random"}
+        assert raw["figures"][kind].keys() >= {*ESTIMATORS, "ranker", "usual gain", "random"}
     assert "fisher (true)" in raw["figures"]["2 shots"]
     assert len(raw["pairs"]) == 12
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "lab").rglob("*.json")}
