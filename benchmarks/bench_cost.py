@@ -31,7 +31,8 @@ from pidep.adapters.site import Array
 from pidep.backbones.encoder import Encoder
 from pidep.backbones.load import load_backbone
 from pidep.experts.folder import Expert
-from pidep.similarity.fisher import diagonal_fisher, row_batches
+from pidep.similarity.fisher import diagonal_fisher
+from pidep.similarity.row_gradients import row_batches
 from pidep.tasks.data import Split, limit, load_data
 from pidep.tasks.task import Task, load_task
 from pidep.training.loop import training_step

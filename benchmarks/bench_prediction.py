@@ -1,4 +1,4 @@
-"""Does the predicted similarity of two tasks tell how well one's expert helps the other?
+"""Which estimator tells how well one task's expert helps another task?
 
     python -m benchmarks.bench_prediction --out DIR
 
@@ -11,126 +11,30 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
 import torch
 
+from benchmarks.prediction_estimates import Estimates, predictions
 from benchmarks.prediction_lab import Lab, Settings
 from benchmarks.record import RESULTS, Claim, write_result
+from benchmarks.transfer_measured import Measured, described, measure
+from benchmarks.transfer_ranker import left_out
 from benchmarks.transfer_statistics import Figure, Matrix, statistics
-from pidep.experts.folder import Expert
-from pidep.similarity.fisher import FisherKind
-from pidep.similarity.measures import scale_free, similarity
+from pidep.similarity.estimators import ESTIMATORS
 
-__all__ = ["Settings", "claims_of", "main"]
+__all__ = ["Settings", "claims_of", "goals_of", "main"]
 
-
-# --- the measurement ----------------------------
-@dataclass(frozen=True)
-class Measured:
-    """Accuracies and transfers; matrices are helper by target."""
-
-    backbone: Matrix  # [T]
-    full: Matrix  # [T]
-    own: Matrix  # [S, T], few shots
-    mixed: Matrix  # [S, T, T], the uniform mixture of the target's few-shot expert and a helper
-    alone: Matrix  # [T, T], a helper on the target
-
-    @property
-    def transfer(self) -> Matrix:
-        """`[S, T, T]` accuracy gained by mixing a helper in."""
-        return self.mixed - self.own[:, None, :]
-
-    @property
-    def zero_shot(self) -> Matrix:
-        """`[T, T]` accuracy gained over the bare backbone by a helper alone."""
-        return self.alone - self.backbone
+Figures = Mapping[str, Figure]
+"""Statistic to figure, of one estimator."""
 
 
-def _measure(lab: Lab, full: Mapping[str, Expert]) -> Measured:
-    tasks, seeds = lab.tasks, lab.settings.seeds
-    own = {(task.name, seed): lab.expert(task, seed) for task in tasks for seed in seeds}
-    size = len(tasks)
-    mixed, alone = np.zeros((len(seeds), size, size)), np.zeros((size, size))
-    for column, target in enumerate(tasks):
-        for row, helper in enumerate(tasks):
-            alone[row, column] = lab.accuracy(target, full[helper.name])
-            for place, seed in enumerate(seeds):
-                if row != column:
-                    mixed[place, row, column] = lab.accuracy(
-                        target, own[target.name, seed], full[helper.name]
-                    )
-    bare = np.array([lab.accuracy(task) for task in tasks])
-    few = np.array([[lab.accuracy(task, own[task.name, seed]) for task in tasks] for seed in seeds])
-    return Measured(bare, alone.diagonal().copy(), few, mixed, alone)
-
-
-def _predict(lab: Lab, full: Mapping[str, Expert]) -> dict[str, Matrix]:
-    """`[S or 1, T, T]` of every predictor."""
-    tasks, seeds = lab.tasks, lab.settings.seeds
-    found: dict[str, Matrix] = {}
-    for kind in get_args(FisherKind):
-        helpers = [lab.embedding(task, None, kind) for task in tasks]
-        columns = {
-            "": [[lab.embedding(task, seed, kind) for task in tasks] for seed in seeds],
-            ", full data": [helpers],
-        }
-        for suffix, targets in columns.items():
-            found[f"{kind}{suffix}"] = _compared(helpers, targets)
-            free = [[scale_free(target) for target in row] for row in targets]
-            found[f"{kind}, scale-free{suffix}"] = _compared(
-                [scale_free(helper) for helper in helpers], free
-            )
-    shots = [[lab.rows(task, seed)[0].rows for task in tasks] for seed in seeds]
-    means = np.array([task.mean_embedding for task in tasks])
-    few = [
-        [
-            lab.backbone.encode(texts, max_length=lab.settings.max_length).numpy().mean(0)
-            for texts in row
-        ]
-        for row in shots
-    ]
-    found["text"] = _cosines(means, means)[None]
-    found["text, shots only"] = np.array(
-        [_cosines(means, np.array(row, np.float64)) for row in few]
-    )
-    zero = [[lab.zero_shot(task, seed, full) for task in tasks] for seed in seeds]
-    found["no labels"] = np.array(
-        [[[similar.get(task.name, 1.0) for similar in row] for task in tasks] for row in zero]
-    )
-    # a tie is a uniform choice; this is its expected value
-    found["random"] = np.zeros((1, len(tasks), len(tasks)))
-    return found
-
-
-def _compared(helpers: list[Any], targets: list[list[Any]]) -> Matrix:
-    """Similarity of each helper with each target. The diagonal is not used."""
-    return np.array(
-        [
-            [
-                [1.0 if i == j else similarity(helper, target) for j, target in enumerate(row)]
-                for i, helper in enumerate(helpers)
-            ]
-            for row in targets
-        ]
-    )
-
-
-def _cosines(left: Matrix, right: Matrix) -> Matrix:
-    a, b = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (left, right))
-    return np.asarray(a @ b.T)
-
-
-# --- the result ----------------------------
-
-
-def claims_of(figures: Mapping[str, Mapping[str, Figure]]) -> list[Claim]:
-    """Claims: transfers into few-shot mixtures, predicted from the shots alone."""
+def claims_of(figures: Mapping[str, Figures]) -> list[Claim]:
+    """Claims about the paper's estimator: transfers into mixtures of the fewest shots."""
     fisher, text, batch, random = (
-        figures[name] for name in ("empirical", "text", "batch_squared", "random")
+        figures[name] for name in ("fisher", "text", "fisher (batch_squared)", "random")
     )
     gain = {
         "random": random["regret"] - fisher["regret"],
@@ -167,22 +71,50 @@ def claims_of(figures: Mapping[str, Mapping[str, Figure]]) -> list[Claim]:
     ]
 
 
+def goals_of(figures: Mapping[str, Figures], *, ceiling: float, shots: int) -> list[Claim]:
+    """Claims about the best estimator, whichever it is. It is chosen on these very figures."""
+    best = max(figures, key=lambda name: figures[name]["spearman"].value)
+    rank, regret = figures[best]["spearman"], figures[best]["regret"]
+    needed = min(0.55, 0.8 * ceiling)
+    return [
+        _claim(
+            f"Spearman of the best of {len(figures) - 1} estimators at {shots} shots",
+            f">= {needed:.3f} (0.55, or 0.8 of the noise ceiling {ceiling:.3f})",
+            f"{best}: {rank}",
+            rank.value >= needed,
+        ),
+        _claim(
+            f"regret of the top-1 choice of that estimator at {shots} shots, accuracy",
+            "<= 0.008",
+            f"{best}: {regret}",
+            regret.value <= 0.008,
+        ),
+    ]
+
+
 def _claim(claim: str, target: str, measured: str, met: bool) -> Claim:
     return {"claim": claim, "target": target, "measured": measured, "met": bool(met)}
 
 
-def _pairs(lab: Lab, measured: Measured, predicted: Mapping[str, Matrix]) -> list[dict[str, Any]]:
+def _pairs(
+    lab: Lab, measured: Measured, predicted: Mapping[int, Mapping[str, Matrix]]
+) -> list[dict[str, Any]]:
     return [
         {
             "helper": helper.name,
             "target": target.name,
-            "transfer": round(float(measured.transfer[:, row, column].mean()), 5),
-            "transfer_by_seed": measured.transfer[:, row, column].round(5).tolist(),
-            "zero_shot_transfer": round(float(measured.zero_shot[row, column]), 5),
+            # A text for a list of seeds: a number a line would make the file ten times as long.
+            "transfer_by_seed": {
+                name: _listed(transfer.by_seed[:, row, column])
+                for name, transfer in measured.transfers.items()
+            },
             "predicted_by_seed": {
-                name: values[:, row, column].round(6).tolist()
-                for name, values in predicted.items()
-                if name != "random"
+                f"{shots} shots": {
+                    name: _listed(values[:, row, column])
+                    for name, values in by.items()
+                    if name != "random"
+                }
+                for shots, by in predicted.items()
             },
         }
         for row, helper in enumerate(lab.tasks)
@@ -191,24 +123,21 @@ def _pairs(lab: Lab, measured: Measured, predicted: Mapping[str, Matrix]) -> lis
     ]
 
 
-def _described(lab: Lab, measured: Measured) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": task.name,
-            "words": task.words,
-            "train_rows": len(task.data.train.rows),
-            "test_rows": len(task.data.test.rows),
-            "positive": round(float(np.mean(task.data.train.labels)), 4),
-            "backbone": round(float(measured.backbone[place]), 5),
-            "full_data_expert": round(float(measured.full[place]), 5),
-            "own_by_seed": measured.own[:, place].round(5).tolist(),
-        }
-        for place, task in enumerate(lab.tasks)
-    ]
+def _listed(values: Matrix) -> str:
+    return " ".join(f"{value:.5g}" for value in values)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure what the folder lacks, and write the result."""
+def _json(figures: Figures, ceiling: float) -> dict[str, Any]:
+    """Figures, and the correlations as a share of what noise in the measurement allows."""
+    found: dict[str, Any] = {name: figure.to_json() for name, figure in figures.items()}
+    for name in ("spearman", "spearman_by_target"):
+        if ceiling > 0:
+            found[name]["share_of_ceiling"] = round(figures[name].value / ceiling, 4)
+    return found
+
+
+def _settings(arguments: list[str] | None) -> tuple[Settings, Path, Path]:
+    """Settings, the folder of the lab, and that of the result."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.bench_prediction", description=__doc__
     )
@@ -222,19 +151,12 @@ def main(arguments: list[str] | None = None) -> None:
     defaults = Settings()
     parser.add_argument("--backbone", default=defaults.backbone)
     parser.add_argument("--sites", nargs="+", default=list(defaults.sites))
-    for name in (
-        "clusters",
-        "train_rows",
-        "test_rows",
-        "shots",
-        "full_steps",
-        "few_steps",
-        "fisher_rows",
-    ):
+    for name in ("clusters", "train_rows", "test_rows", "full_steps", "few_steps", "fisher_rows"):
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name)
         )
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(defaults.seeds))
+    for name in ("shots", "seeds"):
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=list(getattr(defaults, name)))
     given = vars(parser.parse_args(arguments))
     out, results = given.pop("out"), given.pop("results")
     settings = Settings(
@@ -243,6 +165,12 @@ def main(arguments: list[str] | None = None) -> None:
             for name, value in given.items()
         }
     )
+    return settings, out, results
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what the folder lacks, and write the result."""
+    settings, out, results = _settings(arguments)
     torch.set_num_threads(1)
     lab = Lab(settings, out)
     with lab.backbone.cached_below(lab.sites):
@@ -251,26 +179,39 @@ def main(arguments: list[str] | None = None) -> None:
         with lab.phase("full-data experts"):
             full = {task.name: lab.expert(task, None) for task in tasks}
         with lab.phase("few-shot experts and evaluations"):
-            measured = _measure(lab, full)
-        with lab.phase("predictions"):
-            predicted = _predict(lab, full)
-    truths = {"few-shot mixture": measured.transfer.mean(0), "zero-shot": measured.zero_shot}
+            measured = measure(lab, full)
+        with lab.phase("estimates"):
+            estimates = Estimates(lab, full)
+            predicted = {shots: predictions(estimates, shots) for shots in settings.shots}
+    names = [task.name for task in tasks]
+    for shots, by in predicted.items():
+        features = {name: by[name] for name in ESTIMATORS}
+        by |= left_out(features, measured.of(shots).mean, names)
+    fewest = min(settings.shots)
     figures = {
-        kind: {name: statistics(values, truth) for name, values in predicted.items()}
-        for kind, truth in truths.items()
+        kind: {name: statistics(values, transfer.mean) for name, values in predicted[shots].items()}
+        # A helper alone is predicted from the fewest shots.
+        for shots, (kind, transfer) in zip(
+            (*settings.shots, fewest), measured.transfers.items(), strict=True
+        )
     }
     raw = {
         "settings": asdict(settings),
-        "tasks": _described(lab, measured),
-        "pairs": _pairs(lab, measured, predicted),
+        "tasks": described(lab, measured),
+        "cost": {name: asdict(one.cost) for name, one in ESTIMATORS.items()},
+        "reliability": {
+            kind: {over: one.to_json() for over, one in transfer.ceiling.items()}
+            for kind, transfer in measured.transfers.items()
+        },
         "figures": {
             kind: {
-                name: {figure: value.to_json() for figure, value in by.items()}
+                name: _json(by, measured.transfers[kind].noise_ceiling)
                 for name, by in every.items()
             }
             for kind, every in figures.items()
         },
-        "cpu_seconds_of_this_run": lab.seconds,
+        "pairs": _pairs(lab, measured, predicted),
+        "cpu_seconds": lab.total_seconds(),
     }
     command = shlex.join(
         [
@@ -280,14 +221,13 @@ def main(arguments: list[str] | None = None) -> None:
             *(sys.argv[1:] if arguments is None else arguments),
         ]
     )
-    path = write_result(
-        "prediction",
-        command=command,
-        raw=raw,
-        claims=claims_of(figures["few-shot mixture"]),
-        folder=results,
-    )
-    print(path)
+    claims = claims_of(figures[f"{fewest} shots"])
+    for shots in settings.shots:
+        kind = f"{shots} shots"
+        claims += goals_of(
+            figures[kind], ceiling=measured.transfers[kind].noise_ceiling, shots=shots
+        )
+    print(write_result("prediction", command=command, raw=raw, claims=claims, folder=results))
 
 
 if __name__ == "__main__":

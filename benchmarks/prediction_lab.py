@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,19 +29,24 @@ from pidep.files.cache_file import read_cached, write_cached
 from pidep.similarity.embedding_cache import cached_fisher
 from pidep.similarity.fisher import FisherKind
 from pidep.similarity.measures import Embedding
-from pidep.similarity.pool import PoolEntry
-from pidep.similarity.zero_shot import rank_without_labels
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data
 from pidep.tasks.task import Task, load_task
-from pidep.training.evaluation import evaluate
 from pidep.training.own_expert import train_own_expert
-from pidep.training.scorer import Scorer, scorer_for_task
+from pidep.training.scorer import Scorer, predict_logits, scorer_for_task
 from pidep.training.settings import TrainingSettings
 
-__all__ = ["Lab", "Settings"]
+__all__ = ["Draw", "Lab", "Settings", "SubTask"]
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same settings measure something else."""
+
+
+class Draw(NamedTuple):
+    """Shots of a target."""
+
+    shots: int
+    """Rows of each label."""
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,8 @@ class Settings:
     """Of a domain, at most."""
     test_rows: int = 400
     """Of a sub-task, at most."""
-    shots: int = 8
-    seeds: tuple[int, ...] = (0, 1, 2)
+    shots: tuple[int, ...] = (8, 16, 64)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     full_steps: int = 120
     few_steps: int = 40
     full_rate: float = 1e-3
@@ -184,7 +189,6 @@ class Lab:
         self.settings, self.out = settings, out
         self.backbone = load_backbone(settings.backbone)
         self.sites = tuple(find_sites(self.backbone.model, settings.sites))
-        self.seconds: dict[str, float] = {}
 
     @cached_property
     def tasks(self) -> list[SubTask]:
@@ -196,22 +200,34 @@ class Lab:
         """CPU seconds by phase, and a line on standard error."""
         print(f"{name} …", file=sys.stderr, flush=True)
         started = time.process_time()
-        yield
-        self.seconds[name] = round(time.process_time() - started, 1)
-        print(f"{name}: {self.seconds[name]} s of CPU", file=sys.stderr, flush=True)
+        try:
+            yield
+        finally:
+            # Kept, so that a run in several parts knows what all of them took.
+            spent, path = self.total_seconds(), self.out / "cpu_seconds.json"
+            seconds = round(time.process_time() - started, 1)
+            write_json(path, {**spent, name: round(spent.get(name, 0.0) + seconds, 1)})
+            print(f"{name}: {seconds} s of CPU", file=sys.stderr, flush=True)
 
-    def rows(self, task: SubTask, seed: int | None) -> tuple[Split, Split | None]:
-        """Training and held-out rows: the shots of a seed, or all rows for None."""
+    def total_seconds(self) -> dict[str, float]:
+        """CPU seconds by phase of all runs in this folder."""
+        try:
+            return dict(json.loads((self.out / "cpu_seconds.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return {}
+
+    def rows(self, task: SubTask, draw: Draw | None) -> tuple[Split, Split | None]:
+        """Training and held-out rows: the shots of a draw, or all rows for None."""
         train = task.data.train
-        if seed is not None:
-            return few_shot(train, shots=self.settings.shots, seed=seed), None
+        if draw is not None:
+            return few_shot(train, shots=draw.shots, seed=draw.seed), None
         return hold_out(
             train, fraction=min(0.1, self.settings.validation_rows / len(train.rows)), seed=0
         )
 
-    def training(self, seed: int | None) -> TrainingSettings:
+    def training(self, draw: Draw | None) -> TrainingSettings:
         """Full data, or few shots."""
-        few, settings = seed is not None, self.settings
+        few, settings = draw is not None, self.settings
         steps = settings.few_steps if few else settings.full_steps
         return TrainingSettings(
             kind="lora",
@@ -225,13 +241,13 @@ class Lab:
             weight_decay=0.01,
             eval_every=20,
             patience=3,
-            seed=seed or 0,
+            seed=0 if draw is None else draw.seed,
         )
 
-    def expert(self, task: SubTask, seed: int | None) -> Expert:
+    def expert(self, task: SubTask, draw: Draw | None) -> Expert:
         """The task's own expert."""
-        train, validation = self.rows(task, seed)
-        training = self.training(seed)
+        train, validation = self.rows(task, draw)
+        training = self.training(draw)
         held = None if validation is None else data_digest(validation)
         labels = hashlib.sha256(task.scorer.label_embeddings.numpy().tobytes()).hexdigest()
         wanted = _sha(
@@ -243,15 +259,10 @@ class Lab:
                 data_digest(train),
                 held,
                 labels,
-                seed,
             ]
         )
-        folder = (
-            self.out
-            / "experts"
-            / task.name
-            / ("full" if seed is None else f"{self.settings.shots}-shots-seed-{seed}")
-        )
+        drawn = "full" if draw is None else f"{draw.shots}-shots-seed-{draw.seed}"
+        folder = self.out / "experts" / task.name / drawn
         try:
             kept = read_expert(folder)
             if kept.provenance.get("settings") == wanted:
@@ -269,10 +280,10 @@ class Lab:
         write_expert(expert, folder)
         return expert
 
-    def embedding(self, task: SubTask, seed: int | None, kind: FisherKind) -> Embedding:
+    def embedding(self, task: SubTask, draw: Draw | None, kind: FisherKind) -> Embedding:
         """Fisher embedding at the task's own expert, of all the shots or of `fisher_rows` rows."""
-        rows = limit(self.rows(task, seed)[0], self.settings.fisher_rows, seed=0)
-        expert, digest = self.expert(task, seed), data_digest(rows)
+        rows = limit(self.rows(task, draw)[0], self.settings.fisher_rows, seed=0)
+        expert, digest = self.expert(task, draw), data_digest(rows)
         return cached_fisher(
             self.out / "fisher",
             self.backbone,
@@ -283,54 +294,29 @@ class Lab:
             kind=kind,
         )
 
-    def accuracy(self, task: SubTask, *experts: Expert) -> float:
-        """Accuracy on the task's test rows, of the experts' uniform mixture or of the bare
-        backbone.
+    def correct(self, task: SubTask, *experts: Expert) -> Matrix:  # [N] of 0 and 1
+        """Whether each of the task's test rows is answered rightly, by the experts' uniform
+        mixture or by the bare backbone.
         """
         key = {
             "format": FORMAT,
             "backbone": self.backbone.digest,
             "test": data_digest(task.data.test),
-        }
-        key |= {
             "max_length": task.scorer.max_length,
             "experts": [expert.digest for expert in experts],
         }
-        mixture = Mixture.of(experts) if experts else None
-        return float(
-            self.kept(
-                "evaluations",
-                key,
-                lambda: evaluate(task.scorer, task.data.test, "accuracy", mixture).value,
+        test = task.data.test
+
+        def answer() -> str:
+            mixture = Mixture.of(experts) if experts else None
+            answers = predict_logits(task.scorer, test.rows, mixture).argmax(1).tolist()
+            return "".join(
+                str(int(answer == label))
+                for answer, label in zip(answers, test.labels, strict=True)
             )
-        )
 
-    def zero_shot(
-        self, task: SubTask, seed: int, helpers: Mapping[str, Expert]
-    ) -> dict[str, float]:
-        """pidep's prediction without labels, from the texts of the shots."""
-        texts = self.rows(task, seed)[0].rows
-        entries = {
-            other.name: PoolEntry(
-                helpers[other.name], dict(self.embedding(other, None, "empirical"))
-            )
-            for other in self.tasks
-        }
-        entries.pop(task.name)
-        key = {
-            "format": FORMAT,
-            "texts": texts,
-            "helpers": {name: entry.expert.digest for name, entry in entries.items()},
-        }
-
-        def ranked() -> dict[str, float]:
-            return {
-                near.name: near.similarity
-                for near in rank_without_labels(self.backbone, entries, texts)
-            }
-
-        found = self.kept("zero_shot", key, ranked)
-        return dict(found)
+        # One digit a row: a list of numbers would take a line each.
+        return np.array([int(digit) for digit in self.kept("answers", key, answer)], np.float64)
 
     def kept(self, what: str, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """A cached JSON value, by everything that decides it."""

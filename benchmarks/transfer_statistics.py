@@ -1,10 +1,13 @@
 """Whether one matrix predicts another, target by target. numpy only.
 
-Rank correlation, regret of the top choice, bootstrap over targets.
+Rank correlation, regret of the top choice, bootstrap over targets, and how reliable the measured
+matrix is itself.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +19,10 @@ __all__ = [
     "TOP",
     "Figure",
     "Matrix",
+    "Reliability",
     "by_target",
+    "ceiling",
+    "reliability",
     "spearman",
     "statistics",
     "top_overlap",
@@ -122,8 +128,7 @@ def statistics(
     guess, truth = by_target(predicted), by_target(transfer)
     count = len(truth)
     draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
-    centred_guess = guess - guess.mean(-1, keepdims=True)
-    centred_truth = truth - truth.mean(-1, keepdims=True)
+    centred_guess, centred_truth = _centred(guess), _centred(truth)
 
     def pooled(targets: npt.NDArray[np.int64]) -> Matrix:  # [R, T] to [R]
         right = centred_truth[targets].reshape(len(targets), -1)
@@ -142,3 +147,81 @@ def statistics(
         mean = values.mean(0)
         found[name] = Figure(float(mean.mean()), mean[draws].mean(1))
     return found
+
+
+def _centred(values: Matrix) -> Matrix:
+    """Each target's mean over its helpers subtracted."""
+    return np.asarray(values - values.mean(-1, keepdims=True))
+
+
+# --- the noise of what is measured ----------------------------
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How well a measured matrix predicts itself, measured again. The figure is `spearman`'s."""
+
+    half: float
+    """Correlation of two halves of the measurement, mean over many splits."""
+    full: float
+    """The same for two whole measurements, by Spearman and Brown's formula."""
+
+    @property
+    def ceiling(self) -> float:
+        """The correlation that a perfect prediction has with the measurement."""
+        return math.sqrt(max(0.0, self.full))
+
+    def to_json(self) -> dict[str, float]:
+        """Rounded."""
+        return {
+            "half": round(self.half, 4),
+            "full": round(self.full, 4),
+            "ceiling": round(self.ceiling, 4),
+        }
+
+
+def reliability(
+    gains: Sequence[Matrix],  # of each target [S, H, N]: seeds, helpers, test rows
+    *,
+    over: frozenset[str],
+    splits: int = 400,
+    seed: int = 0,
+) -> Reliability:
+    """Split-half reliability of the transfer over test rows, over seeds, or over both.
+
+    Over both, the halves share neither a row nor a seed. The correlation of two halves is raised
+    to that of two wholes by 2r / (1 + r). An odd seed is left out, so the result is a little low.
+
+    Args:
+        over: `rows`, `seeds`.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(splits):
+        halves: tuple[list[Matrix], list[Matrix]] = ([], [])
+        num_seeds = len(gains[0])
+        # All targets share the seeds' split: a seed is one draw for all of them.
+        seeds = _halves(rng, num_seeds) if "seeds" in over else (np.arange(num_seeds),) * 2
+        for own in gains:
+            rows = _halves(rng, own.shape[2]) if "rows" in over else (np.arange(own.shape[2]),) * 2
+            for half, some_seeds, some_rows in zip(halves, seeds, rows, strict=True):
+                half.append(own[some_seeds][:, :, some_rows].mean((0, 2)))
+        left, right = (_centred(np.stack(half)).ravel() for half in halves)
+        found.append(float(spearman(left, right)))
+    half = float(np.mean(found))
+    return Reliability(half, 2 * half / (1 + half) if half > -1 else -1.0)
+
+
+def _halves(
+    rng: np.random.Generator, count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    order = rng.permutation(count)
+    return order[: count // 2], order[count // 2 : count // 2 * 2]
+
+
+def ceiling(gains: Sequence[Matrix], *, splits: int = 400) -> dict[str, Reliability]:
+    """Reliability over test rows, over seeds and over both; seeds where there are two or more."""
+    kinds = {"rows": frozenset({"rows"})}
+    if len(gains[0]) > 1:
+        kinds |= {"seeds": frozenset({"seeds"}), "both": frozenset({"rows", "seeds"})}
+    return {name: reliability(gains, over=over, splits=splits) for name, over in kinds.items()}

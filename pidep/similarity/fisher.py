@@ -5,22 +5,21 @@ Sources: π-Tuning, section 3.2; Task2Vec (Achille et al., 2019).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from pidep.adapters.mixture import Mixture, attached
 from pidep.backbones.backbone import Backbone
 from pidep.errors import ExpertError, UsageError, did_you_mean
 from pidep.experts.folder import Expert
-from pidep.inputs.row import Input, Row, size_key
+from pidep.inputs.row import Input, Row
+from pidep.similarity.row_gradients import row_batches, row_gradients
 
-__all__ = ["FisherKind", "diagonal_fisher", "row_batches"]
+__all__ = ["FisherKind", "diagonal_fisher"]
 
 FisherKind = Literal["empirical", "true", "batch_squared"]
 """`empirical`: labels of the data. `true`: labels drawn from the model, so none are needed.
@@ -43,9 +42,7 @@ def diagonal_fisher(
     gradient of a batch's mean loss, as the authors' code does, and so shrinks with the batch
     size; it is there for comparison.
 
-    Per-sample gradients need no loop: every row of the batch has its own view of the tensors as
-    leaves (`ExpertSite.rows`), so one backward pass keeps the samples' gradients apart. Run it
-    inside `backbone.cached_below(expert.sites)` where the lower layers of these rows were
+    Run it inside `backbone.cached_below(expert.sites)` where the lower layers of these rows were
     computed before.
 
     Args:
@@ -61,31 +58,27 @@ def diagonal_fisher(
         ExpertError: the expert does not fit the backbone, or its gradients are not finite.
     """
     _check(expert, rows, labels, kind)
-    mixture = Mixture.of([expert])
-    logits_of = _logits(backbone, expert, rows)
     together = kind == "batch_squared"
     # One number a row, drawn before batching: the labels of `true` do not depend on the batches.
     drawn = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed))
     given = torch.tensor(labels if labels is not None and kind != "true" else [])
+
+    def label_of(numbers: list[int], logits: Tensor) -> Tensor:
+        # Labels from the model make the true Fisher, labels of the data the empirical one.
+        chosen = (drawn if kind == "true" else given)[numbers].to(logits.device)
+        return _draw(logits, chosen) if kind == "true" else chosen
+
     totals: dict[str, Tensor] = {}
     count = 0
-    with attached(backbone.model, mixture):
-        for numbers in row_batches(
-            rows, batch_size=batch_size, shuffle_seed=seed if together else None
-        ):
-            leaves = _row_leaves(mixture, expert, num_rows=1 if together else len(numbers))
-            logits = logits_of([rows[number] for number in numbers])
-            # Labels from the model make the true Fisher, labels of the data the empirical one.
-            chosen = (drawn if kind == "true" else given)[numbers].to(logits.device)
-            targets = _draw(logits, chosen) if kind == "true" else chosen
-            loss = cross_entropy(logits, targets, reduction="mean" if together else "sum")
-            # A tensor that no row of the batch uses has a gradient of zero, not none.
-            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-            for name, gradient in zip(leaves, gradients, strict=True):
-                # fp64: thousands of small squares go into one sum.
-                squared = gradient.square().sum(0).double()
-                totals[name] = totals[name] + squared if name in totals else squared
-            count += 1 if together else len(numbers)
+    batches = row_batches(rows, batch_size=batch_size, shuffle_seed=seed if together else None)
+    for gradients in row_gradients(
+        backbone, expert, rows, label_of, batches=batches, together=together
+    ):
+        for name, gradient in gradients.items():
+            # fp64: thousands of small squares go into one sum.
+            squared = gradient.square().sum(0).double()
+            totals[name] = totals[name] + squared if name in totals else squared
+        count += len(gradient)
     _require_finite(expert, totals)
     return {name: (total / count).float().cpu().numpy() for name, total in totals.items()}
 
@@ -97,20 +90,6 @@ def _require_finite(expert: Expert, totals: Mapping[str, Tensor]) -> None:
                 f"expert {expert.name!r}: the gradient of {name} is not finite; train it again "
                 "with a smaller learning rate"
             )
-
-
-def _logits(
-    backbone: Backbone, expert: Expert, rows: Sequence[Input]
-) -> Callable[[Sequence[Input]], Tensor]:
-    """A function from some of the rows to their `[B, C]` logits under the attached expert."""
-    answers = backbone.answer_scorer(
-        expert.label_texts,
-        torch.from_numpy(expert.label_embeddings),
-        logit_scale=expert.logit_scale,
-        max_answer_length=expert.max_answer_length,
-    )
-    answers.learn(rows)
-    return lambda some: answers.logits(some, max_length=expert.max_length)
 
 
 def _check(expert: Expert, rows: Sequence[Input], labels: Sequence[int] | None, kind: str) -> None:
@@ -146,43 +125,6 @@ def _check(expert: Expert, rows: Sequence[Input], labels: Sequence[int] | None, 
                 f"expert {expert.name!r}: labels run from 0 to {count - 1}, found {min(labels)} to "
                 f"{max(labels)}"
             )
-
-
-def row_batches(
-    rows: Sequence[Input], *, batch_size: int, shuffle_seed: int | None
-) -> Iterator[list[int]]:
-    """Row numbers in batches: by length, so that little is padding, or shuffled with a seed.
-
-    Only `batch_squared` depends on which rows share a batch, so only it shuffles.
-    """
-    if shuffle_seed is None:
-        order = sorted(range(len(rows)), key=lambda row: size_key(rows[row]))
-    else:
-        order = torch.randperm(
-            len(rows), generator=torch.Generator().manual_seed(shuffle_seed)
-        ).tolist()
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
-def _row_leaves(mixture: Mixture, expert: Expert, *, num_rows: int) -> dict[str, Tensor]:
-    """Set `num_rows` views of each site's tensors as its rows, each with its own gradient.
-
-    One row is shared by the whole batch.
-    """
-    leaves: dict[str, Tensor] = {}
-    for name, site in mixture.by_name():
-        own = {
-            tensor: torch.from_numpy(array).to(site.alpha_logits.device)
-            for tensor, array in expert.sites[name].items()
-        }
-        site.rows = {
-            # A view without memory: all rows share the numbers, and each has its own gradient.
-            tensor: value.expand(num_rows, *value.shape).requires_grad_()
-            for tensor, value in own.items()
-        }
-        leaves |= {f"{name}.{tensor}": value for tensor, value in site.rows.items()}
-    return leaves
 
 
 def _draw(

@@ -8,9 +8,10 @@ without bias, and for one forward pass a helper.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pidep.adapters.mixture import Mixture
@@ -19,7 +20,7 @@ from pidep.similarity.measures import Neighbour
 from pidep.tasks.data import Split
 from pidep.training.scorer import Scorer, predict_logits
 
-__all__ = ["SHORT_LIST", "neighbours_by_trial", "rank_by_trial"]
+__all__ = ["SHORT_LIST", "neighbours_by_trial", "rank_by_trial", "success"]
 
 SHORT_LIST = 64
 """Helpers tried at most; of a larger pool those whose task embeddings are nearest."""
@@ -53,8 +54,16 @@ def rank_by_trial(scorer: Scorer, rows: Split, helpers: Mapping[str, Expert]) ->
     return sorted(found, key=lambda one: (-one.similarity, one.name))
 
 
-def _probability(scorer: Scorer, rows: Split, mixture: Mixture | None) -> float:
-    logits, labels = predict_logits(scorer, rows.rows, mixture), torch.tensor(rows.labels)
+def success(
+    logits: Tensor,  # [N, C]
+    labels: Sequence[int],
+) -> float:
+    """The geometric mean of the right labels' probabilities, at the temperature that suits best."""
+    right = torch.tensor(labels)
     return math.exp(
-        -min(float(cross_entropy(logits / temperature, labels)) for temperature in _TEMPERATURES)
+        -min(float(cross_entropy(logits / temperature, right)) for temperature in _TEMPERATURES)
     )
+
+
+def _probability(scorer: Scorer, rows: Split, mixture: Mixture | None) -> float:
+    return success(predict_logits(scorer, rows.rows, mixture), rows.labels)

@@ -122,6 +122,8 @@ def tune(
         # Only now: a request that does not fit leaves no files behind.
         config = config.model_copy(update={"task": str(_write_data(task, out))})
         job = prepare(config, backbone, out)
+    if config.policy == "zero-shot":
+        zero_shot.warn()
     for helper, reference in missing.items():
         _train_helper(config, helper, reference, backbone, resume=resume, on_step=on_step)
     if missing:

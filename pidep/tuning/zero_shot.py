@@ -7,6 +7,7 @@ needed. Test rows may have labels; they are used for the evaluation at the end.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +32,9 @@ from pidep.tuning.phase_times import PhaseTimes
 from pidep.tuning.run_folder import Alpha, TuneResult, write_by_reference, write_run
 from pidep.tuning.settings import TuneSettings
 
-__all__ = ["check_request", "mix", "require_experts"]
+__all__ = ["check_request", "mix", "require_experts", "warn"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def check_request(config: TuneSettings) -> None:
@@ -64,6 +67,19 @@ def require_experts(pool: Pool) -> None:
         raise ExpertError(
             f"{pool.folder}: no expert of another task to mix; train some with pidep tune --pool"
         )
+
+
+def warn() -> None:
+    """Say as a warning that this similarity did not predict help where it was measured.
+
+    The figures are those of `no labels` in `benchmarks/results/prediction.json`.
+    """
+    _LOG.warning(
+        "policy zero-shot: similarity without labels did not predict which experts help where it "
+        "was measured (rank correlation -0.31; the first choice loses 3.6 points of accuracy to "
+        "the best expert, a random one 3.4); label a few rows and choose another policy, or give "
+        "a pool of experts that you trust"
+    )
 
 
 def mix(job: Job, pool: Pool | None, started: float) -> TuneResult:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from benchmarks.bench_prediction import claims_of
+from benchmarks.bench_prediction import claims_of, goals_of, main
+from benchmarks.transfer_ranker import left_out
 from benchmarks.transfer_statistics import (
     Figure,
     by_target,
+    ceiling,
+    reliability,
     spearman,
     statistics,
     top_overlap,
     top_regret,
 )
+from pidep.similarity.estimators import ESTIMATORS
 
 
 def made(count: int = 8, *, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -120,9 +127,9 @@ def test_claims_say_what_was_measured_whoever_wins() -> None:
 
     def figures(fisher: np.ndarray, others: np.ndarray) -> dict[str, dict[str, Figure]]:
         matrices = {
-            "empirical": fisher,
+            "fisher": fisher,
             "text": others,
-            "batch_squared": others,
+            "fisher (batch_squared)": others,
             "random": np.zeros_like(others),
         }
         return {
@@ -133,3 +140,98 @@ def test_claims_say_what_was_measured_whoever_wins() -> None:
     assert [claim["met"] for claim in claims_of(figures(good, bad))] == [True] * 4
     assert [claim["met"] for claim in claims_of(figures(-good, good))] == [False] * 4
     assert [claim["met"] for claim in claims_of(figures(np.zeros_like(good), good))] == [False] * 4
+
+
+def test_goals_are_about_the_best_and_the_ceiling() -> None:
+    good, transfer = made()
+    figures = {
+        name: statistics(matrix[None], transfer, resamples=50)
+        for name, matrix in {"good": good, "bad": -good, "random": np.zeros_like(good)}.items()
+    }
+    reached = goals_of(figures, ceiling=0.9, shots=16)
+    assert [claim["met"] for claim in reached] == [True, True]
+    assert reached[0]["target"].startswith(">= 0.550")
+    assert reached[0]["measured"].startswith("good: 1.000")
+    assert goals_of(figures, ceiling=0.5, shots=16)[0]["target"].startswith(">= 0.400")
+    worst = {"bad": figures["bad"], "random": figures["random"]}
+    assert [claim["met"] for claim in goals_of(worst, ceiling=0.9, shots=16)] == [False, False]
+
+
+def noisy_gains(
+    *, truth: float, rows: float, seeds: float, count: int = 8, num_seeds: int = 6
+) -> list[np.ndarray]:
+    """Gains with a true transfer of a pair, noise of each seed and noise of each test row."""
+    rng = np.random.default_rng(3)
+    return [
+        truth * rng.normal(size=(1, count, 1))
+        + seeds * rng.normal(size=(num_seeds, count, 1))
+        + rows * rng.normal(size=(1, count, 60))
+        for _ in range(12)
+    ]
+
+
+def test_reliability_is_the_share_of_true_variance() -> None:
+    """Spearman and Brown: the correlation of two measurements with other noise."""
+    both = frozenset({"rows", "seeds"})
+    gains = noisy_gains(truth=1.0, rows=3.0, seeds=1.0)
+    found = reliability(gains, over=both)
+    expected = 1.0 / (1.0 + 9.0 / 60 + 1.0 / 6)
+    assert found.half < found.full == pytest.approx(expected, abs=0.08)
+    assert found.ceiling == pytest.approx(found.full**0.5)
+    clean = noisy_gains(truth=1.0, rows=0.0, seeds=0.0)
+    assert reliability(clean, over=both).full == pytest.approx(1)
+    nothing = reliability(noisy_gains(truth=0.0, rows=3.0, seeds=1.0), over=both)
+    assert abs(nothing.half) < 0.2
+    assert reliability(gains, over=both) == found  # seeded
+
+
+def test_halves_share_only_what_they_may() -> None:
+    gains = noisy_gains(truth=0.0, rows=0.0, seeds=1.0)
+    found = ceiling(gains, splits=50)
+    # Noise of seeds alone repeats in other rows, and not with other seeds.
+    assert found["rows"].half == pytest.approx(1)
+    assert abs(found["seeds"].half) < 0.25
+    assert abs(found["both"].half) < 0.25
+    assert ceiling([own[:1] for own in gains], splits=5).keys() == {"rows"}
+
+
+def test_rankers_do_not_see_the_target_that_they_rank() -> None:
+    rng = np.random.default_rng(0)
+    told, transfer = made(noise=0.3)
+    names = [f"task-{number}" for number in range(8)]
+    features = {"told": np.stack([told, told]), "noise": rng.normal(size=(2, 8, 8))}
+    found = left_out(features, transfer, names)
+    assert statistics(found["ranker"], transfer, resamples=9)["spearman"].value > 0.8
+    other = transfer.copy()
+    # Nothing of the target, as target or as helper.
+    other[:, 3], other[3, :] = rng.normal(size=8), 0.0
+    changed = left_out(features, other, names)
+    for name, values in found.items():
+        assert values[:, :, 3] == pytest.approx(changed[name][:, :, 3]), name
+    assert found["ranker"][:, :, 4] != pytest.approx(changed["ranker"][:, :, 4])
+
+
+@pytest.mark.slow
+def test_a_small_run_writes_every_estimator_and_goes_on_from_its_folder(tmp_path: Path) -> None:
+    arguments = [
+        *("--out", str(tmp_path / "lab"), "--results", str(tmp_path), "--fisher-rows", "8"),
+        *("--train-rows", "120", "--test-rows", "10", "--full-steps", "2", "--few-steps", "2"),
+        *("--sites", "encoder.layer.5.attention.self.query", "--shots", "2", "3"),
+        *("--seeds", "0", "1", "--clusters", "1"),
+    ]
+    main(arguments)
+    path = tmp_path / "prediction.json"
+    raw = json.loads(path.read_text())["raw"]
+    assert raw["reliability"].keys() == {"2 shots", "3 shots", "zero-shot"}
+    for kind in raw["reliability"]:
+        assert raw["figures"][kind].keys() >= {*ESTIMATORS, "ranker", "usual gain", "random"}
+    assert "fisher (true)" in raw["figures"]["2 shots"]
+    assert len(raw["pairs"]) == 12
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "lab").rglob("*.json")}
+    main(arguments)
+    again = json.loads(path.read_text())["raw"]
+    assert {key: again[key] for key in ("figures", "pairs")} == {
+        key: raw[key] for key in ("figures", "pairs")
+    }
+    changed = [path.name for path, when in kept.items() if path.stat().st_mtime_ns != when]
+    assert changed == ["cpu_seconds.json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.record import RESULTS
 from pidep.adapters.mixture import Mixture
 from pidep.deployment.release import release_bank
 from pidep.errors import ExpertError, TaskError, UsageError
@@ -21,6 +23,7 @@ from pidep.settings import checked
 from pidep.tuning import tune as tuning
 from pidep.tuning.run_folder import run_task
 from pidep.tuning.settings import TuneSettings
+from pidep.tuning.zero_shot import warn
 from tests.cli.run import untouched, write_pool
 from tests.conftest import make_expert
 
@@ -199,6 +202,35 @@ def test_settings_that_zero_shot_refuses(
     with pytest.raises(UsageError, match=message):
         mix(TRAIN, TEST, **more)
     assert not (tmp_path / "run").exists()
+
+
+def test_it_warns_before_it_runs_and_only_where_it_runs(
+    mix: Callable[..., tuning.TuneResult], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UsageError):
+        mix(TRAIN, TEST, shots=4)
+    assert "did not predict" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        mix(TRAIN, TEST)
+    assert caplog.text.count("similarity without labels did not predict which experts help") == 1
+
+
+def test_its_warning_has_the_figures_of_the_benchmark(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        warn()
+    result = json.loads((RESULTS / "prediction.json").read_text())
+    figures = result["raw"]["figures"]["few-shot mixture"]
+    rank, regret, random = (
+        figures[name][figure]["value"]
+        for name, figure in (
+            ("no labels", "spearman"),
+            ("no labels", "regret"),
+            ("random", "regret"),
+        )
+    )
+    assert f"rank correlation {rank:.2f};" in caplog.text
+    assert f"loses {100 * regret:.1f} points" in caplog.text
+    assert f"a random one {100 * random:.1f})" in caplog.text
 
 
 def test_an_empty_pool(mix: Callable[..., tuning.TuneResult], tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""A learned ranker: a ridge over estimators, fitted on transfers that were measured in the pool.
+
+What counts is the order of the helpers of one target. So features and gains are taken relative to
+the target: each is centred over its helpers, and features are divided by their spread there. One
+more feature is a helper's usual gain: what it added to the other targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from pidep.errors import UsageError
+from pidep.similarity.estimators.estimator import Vector
+
+__all__ = ["PENALTIES", "USUAL_GAIN", "Ranker", "Trialled", "fit_ranker"]
+
+USUAL_GAIN = "usual gain"
+PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+"""Penalties of the ridge; the one that predicts left-out targets best is used."""
+
+Features = Mapping[str, Mapping[str, float]]
+"""Helper to estimator to number."""
+
+
+@dataclass(frozen=True)
+class Trialled:
+    """A target whose transfers were measured, at one draw of its rows."""
+
+    target: str
+    features: Features
+    gains: Mapping[str, float]
+    """Helper to measured gain."""
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """Weights of the estimators, each in standard deviations over a target's helpers."""
+
+    weights: Mapping[str, float]
+    usual_gains: Mapping[str, float]
+    """Helper to its mean gain above the other helpers of the same targets."""
+    penalty: float
+
+    def __call__(self, features: Features) -> dict[str, float]:
+        """A number for each helper; larger is better. It is the sum of the parts in `explain`.
+
+        Raises:
+            UsageError: a helper lacks a feature.
+        """
+        return {helper: sum(parts.values()) for helper, parts in self.explain(features).items()}
+
+    def explain(self, features: Features) -> dict[str, dict[str, float]]:
+        """Helper to feature to its part of the number; raises as a call."""
+        names = [name for name in self.weights if name != USUAL_GAIN]
+        usual = {helper: self.usual_gains.get(helper, 0.0) for helper in features}
+        parts = _relative(features, names, usual) * np.array(list(self.weights.values()))
+        return {
+            helper: dict(zip(self.weights, row.tolist(), strict=True))
+            for helper, row in zip(features, parts, strict=True)
+        }
+
+
+def fit_ranker(examples: Sequence[Trialled], *, penalties: Sequence[float] = PENALTIES) -> Ranker:
+    """Fit the weights, with the penalty that predicts left-out targets best.
+
+    Raises:
+        UsageError: fewer than three targets, or helpers without a gain or a feature.
+    """
+    targets = sorted({one.target for one in examples})
+    if len(targets) < 3:
+        raise UsageError(
+            f"ranker: learns from the transfers of at least three targets, found {len(targets)}; "
+            "measure more"
+        )
+    names = sorted(next(iter(examples[0].features.values())))
+    blocks = _blocks(sorted(examples, key=lambda one: one.target), names)
+
+    def error(penalty: float) -> float:
+        """Squared error on each target, of weights that were fitted on the others."""
+        found = 0.0
+        for target, (features, gains) in blocks.items():
+            others = [block for name, block in blocks.items() if name != target]
+            found += float(((features @ _weights(others, penalty) - gains) ** 2).sum())
+        return found
+
+    best = min(penalties, key=error)
+    weights = _weights(list(blocks.values()), best)
+    return Ranker(
+        dict(zip((*names, USUAL_GAIN), weights.tolist(), strict=True)),
+        _usual_gains(examples),
+        best,
+    )
+
+
+def _blocks(examples: Sequence[Trialled], names: Sequence[str]) -> dict[str, tuple[Vector, Vector]]:
+    """Target to features `[P, F]` and centred gains `[P]`."""
+    found = {}
+    for target, own in groupby(examples, key=lambda one: one.target):
+        # A helper's usual gain must not tell its gain on this very target.
+        usual = _usual_gains([one for one in examples if one.target != target])
+        rows, gains = [], []
+        for one in own:
+            if one.features.keys() != one.gains.keys():
+                raise UsageError(
+                    f"ranker: target {target!r} has features of {len(one.features)} helpers and "
+                    f"gains of {len(one.gains)}; expected the same helpers"
+                )
+            rows.append(_relative(one.features, names, usual))
+            values = np.array([one.gains[helper] for helper in one.features])
+            gains.append(values - values.mean())
+        found[target] = (np.concatenate(rows), np.concatenate(gains))
+    return found
+
+
+def _usual_gains(examples: Sequence[Trialled]) -> dict[str, float]:
+    above: dict[str, list[float]] = {}
+    for one in examples:
+        mean = float(np.mean(list(one.gains.values())))
+        for helper, gain in one.gains.items():
+            above.setdefault(helper, []).append(gain - mean)
+    return {helper: float(np.mean(gains)) for helper, gains in above.items()}
+
+
+def _relative(features: Features, names: Sequence[str], usual: Mapping[str, float]) -> Vector:
+    """`[H, F]`: each feature centred over the helpers and divided by its spread there."""
+    for helper, own in features.items():
+        missing = [name for name in names if name not in own]
+        if missing:
+            raise UsageError(f"ranker: helper {helper!r} lacks {missing[0]!r}; compute it first")
+    values = np.array(
+        [
+            [*(own[name] for name in names), usual.get(helper, 0.0)]
+            for helper, own in features.items()
+        ]
+    )
+    centred = values - values.mean(0)
+    spread = centred.std(0)
+    # Rounding must not become a feature: equal numbers have a spread of about 1e-17.
+    flat = spread <= 1e-9 * np.abs(values).max(0)
+    return np.asarray(np.where(flat, 0.0, centred / np.where(flat, 1.0, spread)))
+
+
+def _weights(blocks: Sequence[tuple[Vector, Vector]], penalty: float) -> Vector:
+    from sklearn.linear_model import Ridge
+
+    features, gains = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    fitted = Ridge(alpha=penalty, fit_intercept=False, solver="cholesky").fit(features, gains)
+    return np.asarray(fitted.coef_, np.float64)
