@@ -27,9 +27,9 @@ def serve(
 ) -> None:
     """Run Triton Server on a model repository until it is stopped.
 
-    Prints a line when every model is ready. A model whose process died or hangs is loaded again,
-    and a server that ended by itself is started again. Ctrl-C, SIGTERM, SIGHUP and SIGQUIT stop the
-    server after it has finished its running requests.
+    Prints a line when every model is ready. The server is started again where it ended by itself,
+    and where a model's process died or hangs. Ctrl-C, SIGTERM, SIGHUP and SIGQUIT stop the server
+    after it has finished its running requests.
     """
     from pidep.serving.server import TritonServer
     from pidep.serving.supervisor import Supervisor

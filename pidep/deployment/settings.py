@@ -145,8 +145,8 @@ class ServeSettings(Settings):
     allow_remote: Annotated[bool, ADDRESSES] = False
     """Permit a `host` that other machines can reach. The server has no authentication."""
     max_restarts: Annotated[int, HEALTH] = Field(default=5, ge=0)
-    """Starts of a server that ended by itself, and loads of a model whose process died or hangs,
-    within ten minutes. 0 ends the command instead."""
+    """Starts of the server for the same cause within ten minutes: it ended by itself, or a model's
+    process died or hangs. 0 ends the command instead."""
     resident_bytes: Annotated[int | None, MEMORY] = Field(default=None, ge=1)
     """Most bytes of experts that a bank holds in memory. The others are loaded when a row names
     them. Without it, all are in memory."""

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from pidep.artifacts import names
 from pidep.errors import ServingError
 from pidep.serving import end_with_parent
-from pidep.serving.addresses import Ports, channel_options, free_ports, require_free
+from pidep.serving.addresses import Ports, free_ports, require_free
 from pidep.serving.launch_options import ADMIN_KEY, launch_options
 from pidep.serving.limits import RESIDENT_BYTES, Limits
 from pidep.serving.packaged_server import (
@@ -152,24 +152,6 @@ class TritonServer:
             return None
         return f"Triton Server ended by itself with code {code}: {self.last_error()}"
 
-    def reload(self, model: str) -> None:
-        """Unload a model and load it again; the others go on answering.
-
-        Raises:
-            ServingError: it cannot be loaded.
-        """
-        from tritonclient.grpc import InferenceServerClient
-        from tritonclient.utils import InferenceServerException
-
-        # Over gRPC: a load over HTTP makes the requests of other clients wait.
-        with InferenceServerClient(self.grpc_url, **channel_options(self.grpc_url)) as client:
-            try:
-                client.unload_model(model, headers=self.admin_headers())
-                # At once: a model whose stub was killed takes half a minute to be unloaded.
-                client.load_model(model, headers=self.admin_headers())
-            except InferenceServerException as error:
-                raise ServingError(f"model {model!r}: cannot be loaded ({error})") from error
-
     def ask(self, model: str, *, timeout_s: float) -> bool:
         """Whether a model answers a row, be it with an error."""
         # A bank answers its state, without a run of its graph.
@@ -184,10 +166,14 @@ class TritonServer:
         code, _ = self._call("POST", path, json.dumps({"inputs": inputs}), timeout_s=timeout_s)
         return code != 0
 
-    def stop(self) -> None:
-        """End the server; requests in flight are answered first. Idempotent."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """End the server; requests in flight are answered first. Idempotent.
+
+        Args:
+            at_once: wait for no request. Their clients see that the connection is closed.
+        """
         process, self._process = self._process, None
-        if process is not None and process.poll() is None:
+        if process is not None and process.poll() is None and not at_once:
             drained = self._ready and self._drain(process)
             process.send_signal(signal.SIGTERM)
             try:
@@ -200,6 +186,7 @@ class TritonServer:
             # The rest of its group: stubs outlive a server that was killed, and one that hangs.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         self._ready = False
         if self._staging is not None:
             self._staging.remove()

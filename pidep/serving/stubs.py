@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Stub", "end_stubs", "stubs_of"]
+__all__ = ["Stub", "stubs_of"]
 
 _PROGRAM = b"triton_python_backend_stub"
 _PROCESSES = Path("/proc")
@@ -38,13 +35,6 @@ def stubs_of(server_pid: int) -> list[Stub]:
     """The stubs of a server, also those that cannot answer."""
     found = (_stub(process, server_pid) for process in _PROCESSES.glob("[0-9]*"))
     return [stub for stub in found if stub is not None]
-
-
-def end_stubs(stubs: Sequence[Stub]) -> None:
-    """Kill stubs. A stopped process takes no other signal."""
-    for stub in stubs:
-        with suppress(ProcessLookupError):
-            os.kill(stub.pid, signal.SIGKILL)
 
 
 def _stub(process: Path, server_pid: int) -> Stub | None:

@@ -1,7 +1,9 @@
-"""Keeps a Triton Server answering: loads a model again whose process died or hangs, starts a dead
-server again.
+"""Keeps a Triton Server answering: starts it again where it ended, or where a model's process died
+or hangs.
 
-Triton Server notices neither: a model whose stub was killed stays "ready", and every request fails.
+Triton Server notices no such process: the model stays "ready", new requests fail, and those that
+the process held are never answered. A load of the model alone leaves them so, and can end the
+server. A new server ends them at once, and is ready in seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from functools import partial
 
 from pidep.errors import ServingError
 from pidep.serving.server import TritonServer
-from pidep.serving.stubs import Stub, end_stubs, stubs_of
+from pidep.serving.stubs import Stub, stubs_of
 
 __all__ = ["Supervisor"]
 
@@ -40,13 +42,14 @@ class Supervisor:
 
         Args:
             server: a started server.
-            max_restarts: starts of a dead server, and loads of one model, within ten minutes.
+            max_restarts: starts for the same cause, within ten minutes.
         """
         self._server = server
         self._max_restarts = max_restarts
         self._repairs: dict[str, deque[float]] = {}
         self._probes: dict[str, _Probe] = {}
-        self._down: str | None = None
+        self._down: tuple[str, str] | None = None
+        """Why the last start failed, as `_found`."""
 
     def run(self) -> None:
         """Watch, and repair.
@@ -55,47 +58,39 @@ class Supervisor:
             ServingError: the server or a model fails again and again.
         """
         while True:
-            self._down = self._down or self._server.ended()
-            if self._down is not None:
-                self._restart(self._down)
-                continue
-            stubs = stubs_of(self._server.pid)
-            for model in self._server.models_in_stubs:
-                self._look_at(model, [stub for stub in stubs if stub.model == model])
-            time.sleep(_POLL_S)
+            cause, reason = self._down or self._found()
+            if reason:
+                self._restart(cause, reason)
+            else:
+                time.sleep(_POLL_S)
 
-    def _restart(self, reason: str) -> None:
-        """Start a dead server again, on the same ports."""
-        self._count("server", reason)
-        _log.warning("%s; starting it again", reason)
-        self._server.stop()
+    def _found(self) -> tuple[str, str]:
+        """What is wrong, and why; twice nothing where all is well."""
+        ended = self._server.ended()
+        if ended is not None:
+            return "server", ended
+        stubs = stubs_of(self._server.pid)
+        for model in self._server.models_in_stubs:
+            fault = self._fault(model, [stub for stub in stubs if stub.model == model])
+            # A model whose server has just ended has no stub, either.
+            if fault is not None and self._server.ended() is None:
+                return model, f"model {model!r}: {fault}"
+        return "", ""
+
+    def _restart(self, cause: str, reason: str) -> None:
+        """Start the server again, on the same ports."""
+        self._count(cause, reason)
+        _log.warning("%s; starting the server again", reason)
+        started = time.monotonic()
+        self._server.stop(at_once=True)
         self._probes.clear()
         try:
             self._server.start()
         except ServingError as error:
-            self._down = str(error)
+            self._down = "server", str(error)
             return
         self._down = None
-        _log.warning("Triton Server is ready again")
-
-    def _look_at(self, model: str, stubs: Sequence[Stub]) -> None:
-        """Load a model again whose stub is gone or hangs."""
-        fault = self._fault(model, stubs)
-        # A model whose server has just ended has no stub, either.
-        if fault is None or self._server.ended() is not None:
-            return
-        self._count(f"model {model}", f"model {model!r}: {fault}")
-        _log.warning("model %r: %s; loading it again", model, fault)
-        started = time.monotonic()
-        # A stub that hangs takes no notice of an unload.
-        end_stubs(stubs)
-        self._probes.pop(model, None)
-        try:
-            self._server.reload(model)
-        except ServingError as error:
-            _log.warning("%s", error)
-            return
-        _log.warning("model %r is loaded again, after %.1f s", model, time.monotonic() - started)
+        _log.warning("Triton Server is ready again, after %.1f s", time.monotonic() - started)
 
     def _fault(self, model: str, stubs: Sequence[Stub]) -> str | None:
         """What is wrong with a model's stub; None where it works."""

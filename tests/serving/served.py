@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pidep.serving import Ports, free_ports
+from pidep.serving.stubs import stubs_of
 from tests.cli.run import environment
 
-__all__ = ["Served", "members", "regions", "serving", "wait_until"]
+__all__ = ["Served", "members", "regions", "serving", "stub_of", "wait_until"]
 
 
 def wait_until(true: Callable[[], bool], *, within_s: float = 30.0) -> None:
@@ -54,6 +55,18 @@ class Served:
     def url(self) -> str:
         """gRPC address."""
         return f"127.0.0.1:{self.ports.grpc}"
+
+
+def stub_of(served: Served) -> int | None:
+    """Process of the model; None while the server starts again, in a folder of its own."""
+    running = [
+        stub
+        for folder in served.folder.parent.glob("pidep-triton-*")
+        for server in members(folder)[:1]
+        for stub in stubs_of(server)
+    ]
+    assert len(running) <= 1
+    return running[0].pid if running else None
 
 
 @contextmanager

@@ -14,8 +14,7 @@ import pytest
 from pidep.artifacts import BankRecord
 from pidep.errors import ServingError
 from pidep.serving import Client, Request
-from pidep.serving.stubs import stubs_of
-from tests.serving.served import Served, members, regions, serving, wait_until
+from tests.serving.served import Served, members, regions, serving, stub_of, wait_until
 from tests.serving.small_bank import write_served_bank
 
 pytestmark = pytest.mark.server
@@ -36,13 +35,6 @@ Bank.run = hanging
 """
 
 
-def stub_of(served: Served) -> int:
-    server = min(members(served.folder))
-    (stub,) = stubs_of(server)
-    assert stub.model == "pidep_bank"
-    return stub.pid
-
-
 def answers(served: Served, *, timeout_s: float = 2.0) -> bool:
     try:
         with Client(served.url, timeout_s=timeout_s) as client:
@@ -51,17 +43,23 @@ def answers(served: Served, *, timeout_s: float = 2.0) -> bool:
         return False
 
 
+def kill(served: Served, sign: str = "SIGKILL") -> None:
+    stub = stub_of(served)
+    assert stub is not None
+    os.kill(stub, signal.Signals[sign])
+
+
 @pytest.mark.parametrize("sign", ["SIGKILL", "SIGSTOP"])
 def test_a_stub_that_is_gone_is_replaced(tmp_path: Path, sign: str) -> None:
     with serving(write_served_bank(tmp_path)) as served:
         assert answers(served)
         first, started = stub_of(served), time.monotonic()
-        os.kill(first, signal.Signals[sign])
+        kill(served, sign)
         assert not answers(served)
         wait_until(lambda: answers(served), within_s=30)
         assert time.monotonic() - started < 30
         assert stub_of(served) != first
-        # For a while nothing fails: what was unloaded does not come back.
+        # For a while nothing fails: what ended does not come back.
         for _ in range(20):
             assert answers(served)
     log = served.process.returncode
@@ -84,15 +82,10 @@ def test_a_stub_that_hangs_is_replaced(tmp_path: Path) -> None:
 
         asking = threading.Thread(target=hang)
         asking.start()
-        wait_until(lambda: served_by_another(served, first), within_s=30)
+        wait_until(lambda: stub_of(served) not in (None, first), within_s=30)
         wait_until(lambda: answers(served), within_s=30)
         asking.join()
         assert found  # the request that hung has an answer, too: an error
-
-
-def served_by_another(served: Served, stub: int) -> bool:
-    running = stubs_of(min(members(served.folder)))
-    return bool(running) and all(one.pid != stub for one in running)
 
 
 def test_a_dead_server_is_started_again(tmp_path: Path) -> None:
@@ -107,11 +100,42 @@ def test_a_dead_server_is_started_again(tmp_path: Path) -> None:
 
 def test_a_model_that_dies_again_and_again_ends_the_command(tmp_path: Path) -> None:
     with serving(write_served_bank(tmp_path), "--max-restarts", "1") as served:
-        os.kill(stub_of(served), signal.SIGKILL)
+        kill(served)
         wait_until(lambda: answers(served), within_s=30)
-        os.kill(stub_of(served), signal.SIGKILL)
+        kill(served)
         assert served.process.wait(timeout=30) == 1
         assert served.process.stdout is not None
         said: Any = served.process.stdout.read()
-    assert "model 'pidep_bank': its process has ended; loading it again" in said
+    assert "model 'pidep_bank': its process has ended; starting the server again" in said
     assert "model 'pidep_bank': its process has ended, after 1 restarts in ten minutes" in said
+
+
+@pytest.mark.parametrize("sign", ["SIGKILL", "SIGSTOP"])
+def test_requests_of_a_stub_that_is_gone_end_with_it(tmp_path: Path, sign: str) -> None:
+    repo = write_served_bank(tmp_path)
+    version = repo / "pidep_bank" / "1"
+    record = BankRecord.read(version)
+    (version / "model.py").write_text(HANGS)
+    record.sealed(version).write(version)
+    with serving(repo) as served:
+        found: list[str] = []
+
+        def ask() -> None:
+            with Client(served.url, timeout_s=60, retries=0) as client:
+                try:
+                    client.infer([Request("hang", "film")])
+                except ServingError as error:
+                    found.append(str(error))
+
+        asking = [threading.Thread(target=ask) for _ in range(3)]
+        for one in asking:
+            one.start()
+        time.sleep(0.5)
+        started = time.monotonic()
+        kill(served, sign)
+        for one in asking:
+            one.join()
+        # Triton Server itself would leave them without an answer until their own deadline.
+        assert time.monotonic() - started < 15
+        assert len(found) == 3
+        wait_until(lambda: answers(served), within_s=30)
