@@ -18,6 +18,7 @@ schema 1, which every release follows.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -129,9 +130,9 @@ class Manifest(Record):
         """Replace the store's manifest in one step."""
         write_record(store / MANIFEST, self)
 
-    @property
-    def routes(self) -> dict[str, Route]:
-        """Served name to what it means."""
+    @cached_property
+    def routes(self) -> Mapping[str, Route]:
+        """Served name to what it means. Made once: a store may have thousands of names."""
         canaries, shadows = self.canaries or {}, self.shadows or {}
         return {
             name: Route(stable=digest, canary=canaries.get(name), shadow=shadows.get(name))

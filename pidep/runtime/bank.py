@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class Residents:
     cold: Mapping[str, str] = field(default_factory=dict)
     """Name to digest of what is served and not in memory: its first row waits until it is."""
 
-    @property
+    @cached_property
     def digests(self) -> dict[str, str]:
         """Name to the digest of what is served, in memory or not."""
         return {**self.cold, **{name: one.digest for name, one in self.by_name.items()}}

@@ -361,10 +361,15 @@ class ExpertStore:
 
     def _remove_unnamed(self, digests: list[str]) -> None:
         """Remove those versions that the manifest does not name, and that no mixture needs."""
-        named = self._needed(self.manifest().named)
-        for digest in digests:
-            if digest not in named:
-                shutil.rmtree(self.version(digest), ignore_errors=True)
+        if not digests:
+            return
+        named = self.manifest().named
+        if unnamed := [digest for digest in digests if digest not in named]:
+            # Only now: it looks at every version that a name means.
+            needed = self._needed(named)
+            for digest in unnamed:
+                if digest not in needed:
+                    shutil.rmtree(self.version(digest), ignore_errors=True)
 
     def _needed(self, digests: Iterable[str]) -> set[str]:
         """These versions, and the parts of those that are mixtures."""

@@ -32,6 +32,8 @@ _POLL_S = 0.005
 _REREAD_S = 0.5
 HUNG_S = 30.0
 """A watcher that is silent for longer counts as hung. Loading one expert takes far less."""
+_NAMED = 10
+"""Changed names that a line of the log shows."""
 _FREE_WITHIN_S = 20.0
 """How long the batches that still hold an evicted expert may take."""
 _log = logging.getLogger(__name__)
@@ -185,12 +187,14 @@ class Watcher:
         before = self.residents.digests
         self._refusals.keep(versions)
         self._recency.forget(versions)
-        # First those that must not wait for their first row.
+        new = {name for name, digest in versions.items() if before.get(name) != digest}
+        new |= rolled_out & self.residents.cold.keys()
+        # First those that must not wait for their first row, then in the manifest's order.
         wanted = deque(
             name
-            for name in sorted(versions, key=lambda name: name not in rolled_out)
-            if before.get(name) != versions[name]
-            or (name in rolled_out and name in self.residents.cold)
+            for name in sorted(
+                (one for one in versions if one in new), key=lambda one: one not in rolled_out
+            )
             if not self._refusals.waiting(name)
         )
         self._serve_some(manifest, versions, wanted, keep=rolled_out)
@@ -199,10 +203,17 @@ class Watcher:
         while wanted:
             self._serve_some(manifest, versions, wanted, keep=rolled_out)
         self._manifest = manifest
-        if before != self.residents.digests:
+        changed = sorted({name for name, _ in before.items() ^ self.residents.digests.items()})
+        if changed:
             self.counts.swaps += 1
-            names = ", ".join(self.residents.digests)
-            _log.info("serving store revision %d: %s", manifest.revision, names)
+            more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+            _log.info(
+                "serving store revision %d: %d names; changed: %s%s",
+                manifest.revision,
+                len(self.residents.digests),
+                ", ".join(changed[:_NAMED]),
+                more,
+            )
 
     def _serve_some(
         self,
