@@ -30,10 +30,6 @@ from tests.serving.small_bank import write_served_bank
 
 SWAPS = 10_000 if LONG else 60
 VERSIONS = 16
-SHARED_MEMORY_GROWS = (
-    "the stub's shared memory grows by about 200 bytes a swap; the cause is not known yet, and "
-    "metrics of versions that come and go are suspected; a model that is loaded again starts anew"
-)
 NAMES_ADD_TIME = (
     "in this small bank a swap takes 1 to 2 ms, and 1,000 names add 0.7 ms (the cause is not "
     "measured); with the bank of MiniLM, benchmarks/results/swap.json has 1.09×"
@@ -177,7 +173,6 @@ def test_row_26_memory_over_swaps(row: Row, churn: Churn) -> None:
         target="below 16 MiB in all, 4 files, 4 threads, 0 bytes of shared memory",
         measured=f"{1000 * slope:.3f} MiB for 1,000 swaps ({growth:.1f} MiB), differences {flat}",
         met=met,
-        known=SHARED_MEMORY_GROWS if row.is_long and flat["shared_bytes"] else "",
         states=[vars(one) for one in churn.states],
     )
 
