@@ -72,7 +72,7 @@ def _parity(result: Exported) -> None:
     texts = [parity.generated for parity in result.parity.values()]
     if any(texts):
         # Of a task of free answers, the metric above is of a choice between two texts.
-        columns += ["texts as PyTorch's", "metric of texts"]
+        columns += ["same texts", "their metric"]
         for row, made in zip(rows, texts, strict=True):
             row += ["–", "–"] if made is None else [f"{made.same} of {made.rows}", _metric(made)]
     render.table(f"parity with PyTorch: {result.folder}", columns, rows)
