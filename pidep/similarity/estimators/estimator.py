@@ -37,6 +37,11 @@ class Cost:
     """Forward passes for each helper."""
     pair_backward: int = 0
 
+    @property
+    def backward(self) -> int:
+        """Backward passes, which an exported graph does not have."""
+        return self.task_backward + self.pair_backward
+
 
 @dataclass(frozen=True)
 class Helper:
