@@ -16,14 +16,16 @@ def left_out(
     predicted: Mapping[str, Matrix],  # [S, T, T], helper by target
     transfer: Matrix,  # [T, T], mean over the seeds
     names: Sequence[str],
+    *,
+    called: str,
 ) -> dict[str, Matrix]:
     """What rankers say about targets that were neither target nor helper when they were fitted.
 
     Returns:
-        `ranker` over all features and `usual gain` alone, both `[S, T, T]`.
+        The ranker over these estimators, as `called`, and `usual gain` alone, both `[S, T, T]`.
     """
     size, num_seeds = len(names), max(len(values) for values in predicted.values())
-    found = {name: np.ones((num_seeds, size, size)) for name in ("ranker", USUAL_GAIN)}
+    found = {name: np.ones((num_seeds, size, size)) for name in (called, USUAL_GAIN)}
 
     def example(seed: int, target: int, helpers: Iterable[int]) -> Trialled:
         some = list(helpers)
@@ -49,6 +51,6 @@ def left_out(
         for seed in range(num_seeds):
             scores = ranker(example(seed, target, known).features)
             for helper in known:
-                found["ranker"][seed, helper, target] = scores[names[helper]]
+                found[called][seed, helper, target] = scores[names[helper]]
                 found[USUAL_GAIN][seed, helper, target] = ranker.usual_gains[names[helper]]
     return found

@@ -289,6 +289,15 @@ def _check_answers(task: Task, config: TuneSettings, backbone: Backbone) -> None
             f"task {task.name!r}: its answers are free texts, which {asked} would have to draw; "
             "use the default"
         )
+    chooses = config.pool is not None and config.top_k > 0
+    if chooses and config.neighbours_by == "h-score" and not (backbone.embeds and task.labels):
+        why = (
+            "it has candidates" if backbone.embeds else f"backbone {backbone.name!r} embeds nothing"
+        )
+        raise TaskError(
+            f"task {task.name!r}: the H-score compares embeddings of rows with labels, and {why}; "
+            "use `neighbours_by=trial`"
+        )
     if task.candidates_are == "image" and task.candidates is not None and not backbone.embeds:
         raise TaskError(
             f"task {task.name!r}: its candidates are images, and backbone {backbone.name!r} scores "

@@ -104,10 +104,11 @@ class TuneSettings(Settings):
     top_k: Annotated[int, NEIGHBOURS] = Field(default=3, ge=0)
     """Number of neighbours to interpolate with. 0 for none."""
     neighbours_by: Annotated[
-        Literal["fisher", "trial"], Shown("Neighbours", aliases=("--predict-by",))
+        Literal["fisher", "trial", "h-score"], Shown("Neighbours", aliases=("--predict-by",))
     ] = "fisher"
     """How neighbours are chosen: fisher compares task embeddings; trial scores each expert on the
-    training rows and takes those that beat the bare backbone."""
+    training rows and takes those that beat the bare backbone; h-score takes those whose embeddings
+    of the training rows tell the labels apart best."""
     fisher: Annotated[Literal["empirical", "true", "batch_squared"], NEIGHBOURS] = "empirical"
     """Fisher information of the task embedding: empirical uses the labels of the data, true draws
     labels from the model, batch_squared squares batch gradients as the authors' code does."""

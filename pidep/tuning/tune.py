@@ -22,6 +22,7 @@ from pidep.interpolation.auto import tuned_own
 from pidep.interpolation.candidates import CandidateTrainer, held_back, own_on_folds
 from pidep.interpolation.policies import interpolate
 from pidep.similarity.embedding_cache import cached_fisher
+from pidep.similarity.estimators import H_SCORE, Helper, Target, ranked
 from pidep.similarity.measures import Embedding, Neighbour
 from pidep.similarity.pool import Pool
 from pidep.similarity.trial import SHORT_LIST, neighbours_by_trial
@@ -365,9 +366,12 @@ def _neighbours(
         return []
     if config.neighbours_by == "fisher":
         return pool.nearest(embedding, top_k=config.top_k)
-    # A trial costs a pass over the rows, so a large pool is narrowed down by embeddings first.
+    # Each expert costs a pass over the rows, so a large pool is narrowed down by embeddings first.
     candidates = pool.nearest(embedding, top_k=SHORT_LIST)
     experts = {near.name: pool.expert(near.name) for near in candidates}
+    if config.neighbours_by == "h-score":
+        helpers = {name: Helper(expert) for name, expert in experts.items()}
+        return ranked(H_SCORE, Target(job.scorer, sample), helpers)[: config.top_k]
     return neighbours_by_trial(job.scorer, sample, experts, top_k=config.top_k)
 
 

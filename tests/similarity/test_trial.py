@@ -8,13 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from pidep.experts.folder import Expert, write_expert
+from pidep.adapters.mixture import Mixture, attached
+from pidep.experts.folder import Expert, read_expert, write_expert
 from pidep.lab.baselines import BASELINES
+from pidep.similarity.estimators.h_score import h_score
 from pidep.similarity.fisher import diagonal_fisher
 from pidep.similarity.trial import neighbours_by_trial, rank_by_trial
+from pidep.tasks.data import few_shot, load_data
+from pidep.tasks.task import load_task
 from pidep.training.own_expert import train_own_expert
 from pidep.tuning.settings import TuneSettings
 from pidep.tuning.tune import tune
@@ -65,7 +70,18 @@ def test_pi_by_trial_mixes_the_chosen_or_is_the_own_expert(tiny: Any) -> None:
     assert torch.equal(alone.logits(ROWS.rows), BASELINES["own"](cell).logits(ROWS.rows))
 
 
-def test_tune_by_trial(tiny: Any, task_file: Path, tmp_path: Path) -> None:
+def h_scores(tiny: Any, pool: Path, config: TuneSettings) -> list[float]:
+    """The H-score of every expert of the pool on the shots."""
+    rows = few_shot(load_data(load_task(config.task)).train, shots=8, seed=0)
+    found = []
+    for folder in pool.iterdir():
+        with attached(tiny.model, Mixture.of([read_expert(folder)])):
+            embedded = tiny.encode(rows.rows, max_length=read_expert(folder).max_length)
+        found.append(h_score(embedded.numpy().astype(np.float64), np.array(rows.labels)))
+    return found
+
+
+def test_tune_by_trial_and_by_h_score(tiny: Any, task_file: Path, tmp_path: Path) -> None:
     cell = make_cell(tiny)
     for expert in (trained(cell), trained(cell, turned=True)):
         write_expert(
@@ -85,5 +101,11 @@ def test_tune_by_trial(tiny: Any, task_file: Path, tmp_path: Path) -> None:
     result = tune(config, tmp_path / "run", backbone=tiny)
     assert [near.name for near in result.neighbours] == ["with"]
     assert set(result.metrics) == {"majority", "probe", "backbone", "own_expert", "uniform", "pi"}
+    config = config.model_copy(update={"neighbours_by": "h-score", "top_k": 1})
+    scored = tune(config, tmp_path / "scored", backbone=tiny)
+    # The H-score asks whether labels are told apart, and reversed ones are told apart, too.
+    assert [near.similarity for near in scored.neighbours] == [
+        pytest.approx(max(h_scores(tiny, tmp_path / "pool", config)), rel=1e-5)
+    ]
     nobody = tune(config.model_copy(update={"top_k": 0}), tmp_path / "alone", backbone=tiny)
     assert nobody.neighbours == []

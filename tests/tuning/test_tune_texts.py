@@ -25,7 +25,7 @@ from pidep.similarity.fisher import diagonal_fisher
 from pidep.tuning.settings import TuneSettings
 from pidep.tuning.tune import tune
 from tests.backbones.tiny_models import loaded
-from tests.tuning.text_tasks import answered, labelled, pictured
+from tests.tuning.text_tasks import answered, choosing, labelled, pictured
 
 FAST = {
     "steps": 60,
@@ -259,6 +259,13 @@ def test_settings_that_contradict_each_other_are_refused(
         ),
     ):
         tune(config(free), tmp_path / "run", backbone=tiny)
+    asked = {"neighbours_by": "h-score", "pool": tmp_path / "pool", "top_k": 1}
+    for task, backbone, why in (
+        (labelled(tmp_path), t5, "backbone .* embeds nothing"),
+        (choosing(tmp_path), tiny, "it has candidates"),
+    ):
+        with pytest.raises(TaskError, match=f"the H-score compares embeddings .* {why}; use"):
+            tune(config(task, **asked), tmp_path / "run", backbone=backbone)
     with pytest.raises(
         TaskError, match="its answers are free texts, which `fisher=true` would have to draw"
     ):

@@ -51,6 +51,14 @@ def answered(folder: Path, name: str = "both", *, seed: int = 0, **fields: Any) 
     )
 
 
+def choosing(folder: Path, name: str = "which") -> Path:
+    """The colour again, as one of each row's own candidates."""
+    path = write_task(folder, name, label="colour", candidates="choices")
+    rows = [{**row, "choices": list(COLOURS)} for row in rows_of(80)]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def pictured(
     folder: Path, *, count: int = 24, target: str | None = "{colour}", **fields: Any
 ) -> Path:

@@ -1,7 +1,7 @@
 """Estimators of transfer: which expert of a pool would help a target, from the target's few rows.
 
 One file an estimator. Each gives a number a helper and says what it costs in passes; see
-`estimator`. `pidep tune` uses two of them by name, `fisher` and `trial`. The others are measured in
+`estimator`. `pidep tune` uses `fisher`, `trial` and `h-score` by name. The others are measured in
 `benchmarks/bench_prediction.py`, see docs/concepts/prediction.md. May import what
 `pidep.similarity` may.
 """
@@ -15,7 +15,7 @@ from pidep.similarity.estimators.base_point import (
     point_facts,
     random_point,
 )
-from pidep.similarity.estimators.estimator import Cost, Estimator, Helper, Target
+from pidep.similarity.estimators.estimator import Cost, Estimator, Helper, Target, ranked
 from pidep.similarity.estimators.h_score import H_SCORE
 from pidep.similarity.estimators.label_texts import LABEL_TEXTS
 from pidep.similarity.estimators.leep import LEEP
@@ -31,6 +31,7 @@ from pidep.similarity.estimators.trial import TRIAL
 
 __all__ = [
     "ESTIMATORS",
+    "H_SCORE",
     "BasePoint",
     "Cost",
     "Estimator",
@@ -40,6 +41,7 @@ __all__ = [
     "mean_point",
     "point_facts",
     "random_point",
+    "ranked",
 ]
 
 _POINTS = ("random", "mean")

@@ -14,14 +14,14 @@ from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import Expert
 from pidep.inputs.row import Row
 from pidep.similarity.estimators.base_point import PointFacts
-from pidep.similarity.measures import Embedding
+from pidep.similarity.measures import Embedding, Neighbour
 from pidep.tasks.data import Split
 from pidep.training.scorer import Scorer, predict_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Cost", "Estimator", "Helper", "Target", "Vector", "each"]
+__all__ = ["Cost", "Estimator", "Helper", "Target", "Vector", "each", "ranked"]
 
 Vector = npt.NDArray[np.float64]
 
@@ -36,6 +36,11 @@ class Cost:
     pair_forward: int = 0
     """Forward passes for each helper."""
     pair_backward: int = 0
+
+    @property
+    def backward(self) -> int:
+        """Backward passes, which an exported graph does not have."""
+        return self.task_backward + self.pair_backward
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,12 @@ class Estimator:
                     "train that expert again"
                 )
         return found
+
+
+def ranked(estimator: Estimator, target: Target, helpers: Mapping[str, Helper]) -> list[Neighbour]:
+    """Every helper with its estimate, best first; ties by name. Raises as the estimator."""
+    found = [Neighbour(name, value) for name, value in estimator(target, helpers).items()]
+    return sorted(found, key=lambda one: (-one.similarity, one.name))
 
 
 def each(

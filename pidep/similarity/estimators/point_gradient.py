@@ -17,8 +17,7 @@ _COST = Cost(task_forward=1, task_backward=1)
 def _flat(tensors: Gradient) -> Vector:
     """All tensors end to end, by name."""
     parts = [tensors[name].ravel() for name in sorted(tensors)]
-    flat: Vector = np.concatenate(parts).astype(np.float64)
-    return flat
+    return np.asarray(np.concatenate(parts), np.float64)
 
 
 def gradient_cosine(point: str) -> Estimator:

@@ -3,6 +3,9 @@
 What counts is the order of the helpers of one target. So features and gains are taken relative to
 the target: each is centred over its helpers, and features are divided by their spread there. One
 more feature is a helper's usual gain: what it added to the other targets.
+
+No weight is below 0. Every estimator means "larger is better", so a negative weight would only fit
+the noise of the few targets that a pool has measured.
 """
 
 from __future__ import annotations
@@ -38,9 +41,10 @@ class Trialled:
 
 @dataclass(frozen=True)
 class Ranker:
-    """Weights of the estimators, each in standard deviations over a target's helpers."""
+    """Weights of the estimators; an estimator counts in standard deviations over the helpers."""
 
     weights: Mapping[str, float]
+    """0 or above."""
     usual_gains: Mapping[str, float]
     """Helper to its mean gain above the other helpers of the same targets."""
     penalty: float
@@ -148,5 +152,6 @@ def _weights(blocks: Sequence[tuple[Vector, Vector]], penalty: float) -> Vector:
     from sklearn.linear_model import Ridge
 
     features, gains = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    fitted = Ridge(alpha=penalty, fit_intercept=False, solver="cholesky").fit(features, gains)
+    # Centred features and gains need no intercept.
+    fitted = Ridge(alpha=penalty, fit_intercept=False, positive=True, tol=1e-8).fit(features, gains)
     return np.asarray(fitted.coef_, np.float64)

@@ -64,7 +64,14 @@ def test_gains_of_chance_get_a_large_penalty() -> None:
     """A target's own gains are not in its helpers' usual gain, or noise would look like signal."""
     ranker = fit_ranker(made(6, told=0.0, usual=0.0, noise=1.0))
     assert ranker.penalty >= 100
-    assert all(abs(weight) < 0.25 for weight in ranker.weights.values())
+    assert all(0 <= weight < 0.25 for weight in ranker.weights.values())
+
+
+def test_no_weight_is_below_0() -> None:
+    """An estimator that ranks the wrong way round is not used, and not turned."""
+    ranker = fit_ranker(made(8, told=-1.0))
+    assert ranker.weights["told"] == 0
+    assert min(ranker.weights.values()) >= 0
 
 
 def test_scores_add_up_and_do_not_depend_on_units_or_order() -> None:
