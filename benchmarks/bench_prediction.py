@@ -21,11 +21,15 @@ from benchmarks.prediction_estimates import Estimates, predictions
 from benchmarks.prediction_lab import Lab, Settings
 from benchmarks.record import RESULTS, Claim, write_result
 from benchmarks.transfer_measured import Measured, described, measure
+from benchmarks.transfer_mixtures import mixture_gains
 from benchmarks.transfer_ranker import left_out
 from benchmarks.transfer_statistics import Figure, Matrix, statistics
 from pidep.similarity.estimators import ESTIMATORS
 
 __all__ = ["Settings", "claims_of", "goals_of", "main"]
+
+CHOOSING = ("fisher", "trial", "h-score")
+"""Estimators that `pidep tune` can choose helpers by; their choices are mixed and measured."""
 
 Figures = Mapping[str, Figure]
 """Statistic to figure, of one estimator."""
@@ -102,6 +106,21 @@ def goals_of(figures: Mapping[str, Figures], *, ceiling: float, shots: int) -> l
     ]
 
 
+def mixture_claims(mixed: Mapping[str, Figure], *, shots: int) -> list[Claim]:
+    """Claims about the three helpers that each estimator of `pidep tune` chooses."""
+    above = {name: mixed[name] - mixed["random"] for name in CHOOSING}
+    return [
+        _claim(
+            f"accuracy of the uniform mixture with three helpers by {name} at {shots} shots, above "
+            "three at random",
+            ">= 0.01",
+            f"{mixed[name].value:.4f} against {mixed['random'].value:.4f}; better by {more}",
+            more.value >= 0.01,
+        )
+        for name, more in above.items()
+    ]
+
+
 def _claim(claim: str, target: str, measured: str, met: bool) -> Claim:
     return {"claim": claim, "target": target, "measured": measured, "met": bool(met)}
 
@@ -161,7 +180,15 @@ def _settings(arguments: list[str] | None) -> tuple[Settings, Path, Path]:
     defaults = Settings()
     parser.add_argument("--backbone", default=defaults.backbone)
     parser.add_argument("--sites", nargs="+", default=list(defaults.sites))
-    for name in ("clusters", "train_rows", "test_rows", "full_steps", "few_steps", "fisher_rows"):
+    for name in (
+        "clusters",
+        "train_rows",
+        "test_rows",
+        "full_steps",
+        "few_steps",
+        "fisher_rows",
+        "mixture_shots",
+    ):
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name)
         )
@@ -193,6 +220,9 @@ def main(arguments: list[str] | None = None) -> None:
         with lab.phase("estimates"):
             estimates = Estimates(lab, full)
             predicted = {shots: predictions(estimates, shots) for shots in settings.shots}
+        chosen = {name: predicted[settings.mixture_shots][name] for name in CHOOSING}
+        with lab.phase("mixtures"):
+            mixed = mixture_gains(lab, full, chosen, shots=settings.mixture_shots)
     names = [task.name for task in tasks]
     for shots, by in predicted.items():
         features = {name: by[name] for name in ESTIMATORS}
@@ -223,6 +253,11 @@ def main(arguments: list[str] | None = None) -> None:
             }
             for kind, every in figures.items()
         },
+        "top3_mixture": {
+            "shots": settings.mixture_shots,
+            "gain": {name: figure.to_json() for name, figure in mixed.items()},
+            "above_random": {name: (mixed[name] - mixed["random"]).to_json() for name in CHOOSING},
+        },
         "pairs": _pairs(lab, measured, predicted),
         "cpu_seconds": lab.total_seconds(),
     }
@@ -240,6 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
         claims += goals_of(
             figures[kind], ceiling=measured.transfers[kind].noise_ceiling, shots=shots
         )
+    claims += mixture_claims(mixed, shots=settings.mixture_shots)
     print(write_result("prediction", command=command, raw=raw, claims=claims, folder=results))
 
 

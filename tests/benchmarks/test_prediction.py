@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from benchmarks.bench_prediction import claims_of, goals_of, main
+from benchmarks.prediction_lab import Settings
+from benchmarks.transfer_mixtures import mixture_gains
 from benchmarks.transfer_ranker import left_out
 from benchmarks.transfer_statistics import (
     Figure,
@@ -218,13 +222,39 @@ def test_rankers_do_not_see_the_target_that_they_rank() -> None:
     assert found["ranker"][:, :, 4] != pytest.approx(changed["ranker"][:, :, 4])
 
 
+class MadeUpLab:
+    """Tasks whose mixtures gain the mean number of their helpers, in percent."""
+
+    def __init__(self, count: int) -> None:
+        self.settings = Settings(seeds=(0, 1))
+        self.tasks = [SimpleNamespace(name=str(number)) for number in range(count)]
+
+    def expert(self, task: Any, draw: Any) -> str:
+        return "own"
+
+    def correct(self, task: Any, own: str, *helpers: int) -> np.ndarray:
+        return np.full(10, 0.5 + (sum(helpers) / len(helpers) / 100 if helpers else 0.0))
+
+
+def test_the_three_that_are_predicted_best_are_mixed() -> None:
+    lab: Any = MadeUpLab(8)
+    full: Any = {task.name: number for number, task in enumerate(lab.tasks)}
+    good = np.broadcast_to(np.arange(8.0)[:, None], (2, 8, 8))
+    found = mixture_gains(lab, full, {"good": good, "bad": -good}, shots=8, resamples=50)
+    # The best of 7, 6, 5, 4 without the target itself.
+    assert found["good"].value == pytest.approx((5 * 6.0 + 17 / 3 + 16 / 3 + 15 / 3) / 800)
+    assert found["bad"].value == pytest.approx((5 * 1.0 + 2.0 + 5 / 3 + 4 / 3) / 800)
+    assert found["bad"].value < found["random"].value < found["good"].value
+    assert (found["good"] - found["bad"]).interval[0] > 0
+
+
 @pytest.mark.slow
 def test_a_small_run_writes_every_estimator_and_goes_on_from_its_folder(tmp_path: Path) -> None:
     arguments = [
         *("--out", str(tmp_path / "lab"), "--results", str(tmp_path), "--fisher-rows", "8"),
         *("--train-rows", "120", "--test-rows", "10", "--full-steps", "2", "--few-steps", "2"),
-        *("--sites", "encoder.layer.5.attention.self.query", "--shots", "2", "3"),
-        *("--seeds", "0", "1", "--clusters", "1"),
+        *("--sites", "encoder.layer.5.attention.self.query", "--clusters", "1"),
+        *("--shots", "2", "3", "--mixture-shots", "3", "--seeds", "0", "1"),
     ]
     main(arguments)
     path = tmp_path / "prediction.json"
@@ -234,6 +264,10 @@ def test_a_small_run_writes_every_estimator_and_goes_on_from_its_folder(tmp_path
         assert raw["figures"][kind].keys() >= {*ESTIMATORS, "ranker", "usual gain"}
     assert "fisher (true)" in raw["figures"]["2 shots"]
     assert len(raw["pairs"]) == 12
+    # With three helpers in the pool, every choice of three is the same.
+    gains = [figure["value"] for figure in raw["top3_mixture"]["gain"].values()]
+    assert len(gains) == 4
+    assert gains == pytest.approx([gains[0]] * 4)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "lab").rglob("*.json")}
     main(arguments)
     again = json.loads(path.read_text())["raw"]
