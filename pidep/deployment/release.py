@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -299,13 +299,11 @@ def release_bank(
         # `since`: an expert that was published while the graph was compiled may not fit it.
         passed, refused = entry.exported.experts, entry.exported.left_out
         _LOG.info("export: %d experts passed the parity gate", len(passed))
-        beside: list[StagedEntry] = []
-        for source in sources:
-            if fallback is not None and source.expert.name in refused:
-                reason = refused[source.expert.name].reason
-                _LOG.info("export: leaves %s to a model of its own: %s", source.expert.name, reason)
-                own = staged_merged(_alone(source), repo, fallback, keep_rows=keep_rows)
-                beside.append(stack.enter_context(own))
+        beside = [
+            stack.enter_context(_staged_alone(source, repo, fallback, keep_rows=keep_rows))
+            for source in sources
+            if fallback is not None and source.expert.name in refused
+        ]
         name_versions = stack.enter_context(
             held.staged(
                 {name: experts[name] for name in passed},
@@ -320,14 +318,7 @@ def release_bank(
                 places.enter_context(one.in_place())
             name_versions()
         _LOG.info("export: published %s with %s", repo / BANK, ", ".join(sorted(passed)))
-        for name in sorted(earlier.keys() & passed.keys()):
-            _LOG.warning(
-                "export: %s is in the bank now, and model %s still serves the version before; "
-                "remove %s when nobody asks for it",
-                name,
-                earlier[name].model,
-                repo / earlier[name].model,
-            )
+        _warn_of_models(repo, {name: one for name, one in earlier.items() if name in passed})
         return replace(entry.exported, beside=tuple(one.exported for one in beside))
 
 
@@ -344,12 +335,26 @@ def _left_out_before(repo: Path) -> dict[str, LeftOut]:
     }
 
 
-def _alone(source: Source) -> Source:
-    """The source with its mixture folded into one expert, as a merged model takes it."""
-    mixture = source.mixture
-    if mixture is None:
-        return source
-    sites = mixture_of(mixture).folded()
-    kind = mixture.parts[0].kind
-    expert = replace(mixture.head, sites=dict(sites), kind=kind, scaling=1.0)
-    return replace(source, expert=expert, mixture=None)
+def _warn_of_models(repo: Path, earlier: Mapping[str, LeftOut]) -> None:
+    """Say which merged models a bank needs no longer."""
+    for name, one in sorted(earlier.items()):
+        _LOG.warning(
+            "export: %s is in the bank now, and model %s still serves the version before; remove "
+            "%s when nobody asks for it",
+            name,
+            one.model,
+            repo / one.model,
+        )
+
+
+def _staged_alone(
+    source: Source, repo: Path, recipe: Recipe, *, keep_rows: bool
+) -> AbstractContextManager[StagedEntry]:
+    """The merged model of an expert that a bank leaves out; a mixture is folded into one."""
+    _LOG.info("export: leaves %s to a model of its own", source.expert.name)
+    if (mixture := source.mixture) is not None:
+        sites = mixture_of(mixture).folded()
+        kind = mixture.parts[0].kind
+        expert = replace(mixture.head, sites=dict(sites), kind=kind, scaling=1.0)
+        source = replace(source, expert=expert, mixture=None)
+    return staged_merged(source, repo, recipe, keep_rows=keep_rows)

@@ -36,7 +36,7 @@ from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.gate import gate_bank, gate_merged
 from pidep.export.gate_report import write_gate_report
 from pidep.export.gate_sample import Gated
-from pidep.export.parity import refusal_of
+from pidep.export.parity import BeyondTolerance, refusal_of
 from pidep.export.recipe import Recipe, shipped
 from pidep.export.source import Source
 from pidep.export.towers import require_towers_able
@@ -240,13 +240,7 @@ def staged_bank(
             raise refusal_of(refused, asked=len(sources), hint=hint)
         digests = {source.expert.name: source.served.digest for source in sources}
         new = {
-            name: LeftOut(
-                model=name,
-                digest=digests.pop(name),
-                precision=recipe.precision,
-                reason=error.reason,
-                parity=error.parity,
-            )
+            name: _left_out(name, error, digests.pop(name), recipe)
             for name, error in refused.items()
         }
         parity = {name: one.parity for name, one in gated.items()}
@@ -265,6 +259,17 @@ def staged_bank(
             _keep_samples(temporary, gated, recipe, record)
         _complete(temporary, config)
         yield StagedEntry(Exported(BANK, repo / BANK, parity, digests, new), temporary)
+
+
+def _left_out(name: str, error: BeyondTolerance, digest: str, recipe: Recipe) -> LeftOut:
+    """What the bank records about a refused expert."""
+    return LeftOut(
+        model=name,
+        digest=digest,
+        precision=recipe.precision,
+        reason=error.reason,
+        parity=error.parity,
+    )
 
 
 def _instead(recipe: Recipe, *, leave_out: bool) -> str:

@@ -159,6 +159,31 @@ def test_texts_that_are_not_pytorchs_refuse_an_expert(tmp_path: Path) -> None:
     assert report.experts["x"].parity.generated == made
 
 
+def test_an_expert_whose_texts_differ_is_left_to_fp32(tmp_path: Path) -> None:
+    bart = loaded("BART")
+    sources = [
+        free_source(noisy_expert(bart, "lora", name="free", free=True)),
+        labelled_source(noisy_expert(bart, "lora", name="labels", seed=1)),
+    ]
+    bounds = LOOSE.model_copy(update={"other_texts": 0.1})
+    exported = release_bank(
+        sources,
+        tmp_path / "repo",
+        int8_recipe(tolerance=bounds),
+        fallback=load_recipe("onnx-cpu"),
+    )
+    assert list(exported.experts) == ["labels"]
+    one = exported.left_out["free"]
+    assert one.reason.startswith("share of other generated texts is ")
+    (beside,) = exported.beside
+    made = beside.parity["free"].generated
+    assert made is not None
+    assert (made.rows, made.same) == (5, 5)
+    # The merged one decodes in fp32, and the bank in int8.
+    assert counted(MergedRecord.read(beside.folder / "1")) == [None, None]
+    assert counted(BankRecord.read(exported.folder / "1")) == [16, 17]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
