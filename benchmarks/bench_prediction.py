@@ -187,13 +187,17 @@ def _settings(arguments: list[str] | None) -> tuple[Settings, Path, Path]:
         "full_steps",
         "few_steps",
         "fisher_rows",
-        "mixture_shots",
     ):
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name)
         )
-    for name in ("shots", "seeds"):
-        parser.add_argument(f"--{name}", type=int, nargs="+", default=list(getattr(defaults, name)))
+    for name in ("shots", "seeds", "mixture_shots"):
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=int,
+            nargs="+",
+            default=list(getattr(defaults, name)),
+        )
     given = vars(parser.parse_args(arguments))
     out, results = given.pop("out"), given.pop("results")
     settings = Settings(
@@ -220,9 +224,13 @@ def main(arguments: list[str] | None = None) -> None:
         with lab.phase("estimates"):
             estimates = Estimates(lab, full)
             predicted = {shots: predictions(estimates, shots) for shots in settings.shots}
-        chosen = {name: predicted[settings.mixture_shots][name] for name in CHOOSING}
         with lab.phase("mixtures"):
-            mixed = mixture_gains(lab, full, chosen, shots=settings.mixture_shots)
+            mixed = {
+                shots: mixture_gains(
+                    lab, full, {name: predicted[shots][name] for name in CHOOSING}, shots=shots
+                )
+                for shots in settings.mixture_shots
+            }
     names = [task.name for task in tasks]
     for shots, by in predicted.items():
         features = {name: by[name] for name in ESTIMATORS}
@@ -254,9 +262,13 @@ def main(arguments: list[str] | None = None) -> None:
             for kind, every in figures.items()
         },
         "top3_mixture": {
-            "shots": settings.mixture_shots,
-            "gain": {name: figure.to_json() for name, figure in mixed.items()},
-            "above_random": {name: (mixed[name] - mixed["random"]).to_json() for name in CHOOSING},
+            f"{shots} shots": {
+                "gain": {name: figure.to_json() for name, figure in found.items()},
+                "above_random": {
+                    name: (found[name] - found["random"]).to_json() for name in CHOOSING
+                },
+            }
+            for shots, found in mixed.items()
         },
         "pairs": _pairs(lab, measured, predicted),
         "cpu_seconds": lab.total_seconds(),
@@ -275,7 +287,8 @@ def main(arguments: list[str] | None = None) -> None:
         claims += goals_of(
             figures[kind], ceiling=measured.transfers[kind].noise_ceiling, shots=shots
         )
-    claims += mixture_claims(mixed, shots=settings.mixture_shots)
+    for shots, found in mixed.items():
+        claims += mixture_claims(found, shots=shots)
     print(write_result("prediction", command=command, raw=raw, claims=claims, folder=results))
 
 

@@ -70,8 +70,8 @@ class Settings:
     """Of a sub-task, at most."""
     shots: tuple[int, ...] = (8, 16, 64)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    mixture_shots: int = 16
-    """One of `shots`, at which mixtures with three helpers are measured."""
+    mixture_shots: tuple[int, ...] = (8, 16)
+    """Those of `shots` at which mixtures with three helpers are measured."""
     full_steps: int = 120
     few_steps: int = 40
     full_rate: float = 1e-3

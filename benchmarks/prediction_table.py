@@ -1,4 +1,4 @@
-"""The table of docs/concepts/prediction.md, from `results/prediction.json`.
+"""The tables of docs/concepts/prediction.md, from `results/prediction.json`.
 
 python -m benchmarks.prediction_table
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.record import RESULTS
 
-__all__ = ["main", "table"]
+__all__ = ["main", "mixture_table", "noise_table", "table"]
 
 
 def table(raw: Mapping[str, Any]) -> str:
@@ -39,6 +39,38 @@ def table(raw: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def noise_table(raw: Mapping[str, Any]) -> str:
+    """The reliability of every kind of transfer, and the ceiling that follows."""
+    lines = [
+        "| transfer | reliability over test rows | over seeds | over both | ceiling |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for kind, found in raw["reliability"].items():
+        full = [
+            f"{found[over]['full']:.2f}" if over in found else "–"
+            for over in ("rows", "seeds", "both")
+        ]
+        ceiling = found.get("both", found["rows"])["ceiling"]
+        lines.append(f"| {kind} | {' | '.join(full)} | {ceiling:.2f} |")
+    return "\n".join(lines)
+
+
+def mixture_table(raw: Mapping[str, Any]) -> str:
+    """What three helpers add together, and how much more than three at random."""
+    lines = ["| transfer | helpers by | gain | above random |", "| --- | --- | --- | --- |"]
+    for kind, found in raw["top3_mixture"].items():
+        for name, gain in found["gain"].items():
+            more = found["above_random"].get(name)
+            cells = [_in_points(gain), "" if more is None else _in_points(more)]
+            lines.append(f"| {kind} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _in_points(figure: Mapping[str, Any]) -> str:
+    low, high = (_signed(100 * bound, 1) for bound in figure["interval_95"])
+    return f"{_signed(100 * figure['value'], 1)} ({low} to {high})"
+
+
 def _with(raw: Mapping[str, Any], kinds: list[str], name: str) -> list[Any]:
     return [raw["figures"][kind] for kind in kinds if name in raw["figures"][kind]]
 
@@ -46,12 +78,14 @@ def _with(raw: Mapping[str, Any], kinds: list[str], name: str) -> list[Any]:
 def _rank(figures: Mapping[str, Any] | None) -> str:
     if figures is None:
         return "–"
-    low, high = figures["spearman"]["interval_95"]
-    return f"{_signed(figures['spearman']['value'])} ({_signed(low)} to {_signed(high)})"
+    found = figures["spearman"]
+    low, high = found["interval_95"]
+    share = f"{_signed(100 * found.get('share_of_ceiling', 0.0), 0)} %"
+    return f"{_signed(found['value'])} ({_signed(low)} to {_signed(high)}), {share}"
 
 
-def _signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def _points(figures: Mapping[str, Any] | None) -> str:
@@ -69,8 +103,9 @@ def _passes(cost: Mapping[str, int] | None) -> str:
 
 
 def main() -> None:
-    """Print the table."""
-    print(table(json.loads((RESULTS / "prediction.json").read_text(encoding="utf-8"))["raw"]))
+    """Print all three."""
+    raw = json.loads((RESULTS / "prediction.json").read_text(encoding="utf-8"))["raw"]
+    print(noise_table(raw), table(raw), mixture_table(raw), sep="\n\n")
 
 
 if __name__ == "__main__":

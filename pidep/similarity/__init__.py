@@ -2,8 +2,9 @@
 
 `fisher` computes a task embedding and `measures` compares two. `pool` is a folder of experts;
 `index` and `sketch` search a large one. `trial` and `zero_shot` rank helpers without a task
-embedding of the target. May import `pidep.training`, `pidep.tasks`, `pidep.backbones`,
-`pidep.adapters`, `pidep.experts` and the rooms below them.
+embedding of the target. `estimators` has all ways to rank them behind one interface. May
+import `pidep.training`, `pidep.tasks`, `pidep.backbones`, `pidep.adapters`, `pidep.experts` and the
+rooms below them.
 
 Names are imported on first use: `measures` and `pool` need no torch, `fisher` does.
 """

@@ -13,6 +13,8 @@ from scipy.stats import spearmanr
 
 from benchmarks.bench_prediction import claims_of, goals_of, main
 from benchmarks.prediction_lab import Settings
+from benchmarks.prediction_table import mixture_table, noise_table, table
+from benchmarks.record import RESULTS
 from benchmarks.transfer_mixtures import mixture_gains
 from benchmarks.transfer_ranker import left_out
 from benchmarks.transfer_statistics import (
@@ -248,6 +250,13 @@ def test_the_three_that_are_predicted_best_are_mixed() -> None:
     assert (found["good"] - found["bad"]).interval[0] > 0
 
 
+def test_the_page_shows_the_figures_of_the_benchmark() -> None:
+    raw = json.loads((RESULTS / "prediction.json").read_text())["raw"]
+    page = (Path(__file__).parents[2] / "docs/concepts/prediction.md").read_text()
+    for made_of_figures in (table(raw), noise_table(raw), mixture_table(raw)):
+        assert made_of_figures in page, "python -m benchmarks.prediction_table prints the tables"
+
+
 @pytest.mark.slow
 def test_a_small_run_writes_every_estimator_and_goes_on_from_its_folder(tmp_path: Path) -> None:
     arguments = [
@@ -265,7 +274,7 @@ def test_a_small_run_writes_every_estimator_and_goes_on_from_its_folder(tmp_path
     assert "fisher (true)" in raw["figures"]["2 shots"]
     assert len(raw["pairs"]) == 12
     # With three helpers in the pool, every choice of three is the same.
-    gains = [figure["value"] for figure in raw["top3_mixture"]["gain"].values()]
+    gains = [figure["value"] for figure in raw["top3_mixture"]["3 shots"]["gain"].values()]
     assert len(gains) == 4
     assert gains == pytest.approx([gains[0]] * 4)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "lab").rglob("*.json")}

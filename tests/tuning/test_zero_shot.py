@@ -219,7 +219,7 @@ def test_its_warning_has_the_figures_of_the_benchmark(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         warn()
     result = json.loads((RESULTS / "prediction.json").read_text())
-    figures = result["raw"]["figures"]["few-shot mixture"]
+    figures = result["raw"]["figures"]["8 shots"]
     rank, regret, random = (
         figures[name][figure]["value"]
         for name, figure in (

@@ -17,17 +17,8 @@ from pidep.similarity.estimators.base_point import (
 )
 from pidep.similarity.estimators.estimator import Cost, Estimator, Helper, Target, ranked
 from pidep.similarity.estimators.h_score import H_SCORE
-from pidep.similarity.estimators.label_texts import LABEL_TEXTS
-from pidep.similarity.estimators.leep import LEEP
-from pidep.similarity.estimators.logme import LOGME
-from pidep.similarity.estimators.mixture_gradient import mixture_gradient
-from pidep.similarity.estimators.nce import NCE
-from pidep.similarity.estimators.no_labels import NO_LABELS
-from pidep.similarity.estimators.own_fisher import OWN_FISHER
-from pidep.similarity.estimators.point_fisher import PRIOR_ROWS, point_fisher
-from pidep.similarity.estimators.point_gradient import gradient_cosine, taylor
-from pidep.similarity.estimators.texts import TEXTS
-from pidep.similarity.estimators.trial import TRIAL
+from pidep.similarity.estimators.ranker import Ranker, Trialled, fit_ranker
+from pidep.similarity.estimators.registry import ESTIMATORS
 
 __all__ = [
     "ESTIMATORS",
@@ -37,34 +28,12 @@ __all__ = [
     "Estimator",
     "Helper",
     "PointFacts",
+    "Ranker",
     "Target",
+    "Trialled",
+    "fit_ranker",
     "mean_point",
     "point_facts",
     "random_point",
     "ranked",
 ]
-
-_POINTS = ("random", "mean")
-
-ESTIMATORS = {
-    one.name: one
-    for one in (
-        OWN_FISHER,
-        TRIAL,
-        NO_LABELS,
-        TEXTS,
-        LABEL_TEXTS,
-        LEEP,
-        NCE,
-        LOGME,
-        H_SCORE,
-        *(point_fisher(point) for point in _POINTS),
-        *(point_fisher(point, prior_rows=PRIOR_ROWS) for point in _POINTS),
-        *(point_fisher(point, prior_rows=PRIOR_ROWS, centred=True) for point in _POINTS),
-        *(gradient_cosine(point) for point in _POINTS),
-        *(taylor("mean", order=order) for order in (1, 2)),
-        mixture_gradient(at_backbone=True),
-        mixture_gradient(at_backbone=False),
-    )
-}
-"""Every estimator by name."""
