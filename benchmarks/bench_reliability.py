@@ -1,20 +1,27 @@
 """`make test-reliability`: the forty rows of what serving must survive, in their long form.
 
 Runs `tests/reliability` and writes `benchmarks/results/reliability.json`, a claim a row.
+
+    python -m benchmarks.bench_reliability [-k "row_7 or row_28"]
+
+Options go to pytest. Rows that they leave out keep the figures of an earlier run; `raw.kept` names
+them.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import Claim, write_result
+from benchmarks.record import RESULTS, Claim, write_result
 
 __all__ = ["ROWS", "claims_of", "main"]
 
@@ -24,13 +31,20 @@ _ROOT = Path(__file__).parent.parent
 _PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "900", "tests/reliability")
 
 
-def claims_of(figures: list[dict[str, Any]]) -> list[Claim]:
-    """A claim a row, in order; a row whose test gave no figure is unmet."""
+def claims_of(figures: list[dict[str, Any]], kept: Sequence[Claim] = ()) -> list[Claim]:
+    """A claim a row, in order; a row whose test gave no figure is unmet.
+
+    Args:
+        kept: claims of an earlier run, for the rows that were not run again.
+    """
     by_row = {figure["row"]: figure for figure in figures}
+    before = {int(claim["claim"].split(":")[0].removeprefix("row ")): claim for claim in kept}
     claims: list[Claim] = []
     for row in range(1, ROWS + 1):
         figure = by_row.get(row)
-        if figure is None:
+        if figure is None and row in before:
+            claims.append(before[row])
+        elif figure is None:
             missing = "no figure: its test failed before it measured, or was skipped"
             claims.append(
                 {"claim": f"row {row}: holds", "target": "", "measured": missing, "met": False}
@@ -61,14 +75,22 @@ def main() -> int:
             check=False,
         )
         figures = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    claims = claims_of(figures)
+    earlier: dict[str, Any] = {}
+    if sys.argv[1:]:
+        earlier = json.loads((RESULTS / "reliability.json").read_text(encoding="utf-8"))
+    claims = claims_of(figures, earlier.get("claims", ()))
+    own = {str(figure["row"]): figure["raw"] for figure in figures}
+    kept = {
+        row: raw for row, raw in earlier.get("raw", {}).get("rows", {}).items() if row not in own
+    }
     path = write_result(
         "reliability",
-        command="make test-reliability",
+        command=shlex.join(["python", "-m", "benchmarks.bench_reliability", *sys.argv[1:]]),
         raw={
             "seconds": round(time.monotonic() - started, 1),
             "exit_code": done.returncode,
-            "rows": {str(figure["row"]): figure["raw"] for figure in figures},
+            "kept": sorted(map(int, kept)),
+            "rows": {**kept, **own},
         },
         claims=claims,
     )
