@@ -101,10 +101,15 @@ class Batcher:
         Raises:
             OverloadError: the queue is full. The request is not answered.
         """
-        rows, reply = len(request.asked), request.reply
+        rows, reply, is_open = len(request.asked), request.reply, True
 
         def replied(answers: Sequence[Answer | PidepError] | PidepError) -> None:
+            nonlocal is_open
             with self._changed:
+                # A batch can fail when some of its requests have their answers already.
+                if not is_open:
+                    return
+                is_open = False
                 self._together = max(self._together, self._rows)
                 self._rows -= rows
             try:

@@ -155,6 +155,22 @@ def test_a_batch_that_fails_fails_alone(shed: Counter[str]) -> None:
     batcher.stop()
 
 
+def test_a_batch_that_fails_halfway_answers_nobody_twice() -> None:
+    def answer(requests: Sequence[Waiting]) -> None:
+        for one in requests:
+            one.reply([AnswerError("first")])
+        raise RuntimeError("too late")
+
+    batcher = Batcher(answer, max_batch=4)
+    client = Client(batcher)
+    for _ in range(2):
+        client.send()
+        (found,) = client.reply()  # type: ignore[misc, union-attr]
+        assert str(found) == "first"
+    batcher.stop()
+    assert client.replies.empty()
+
+
 def test_a_reply_that_cannot_be_sent_stops_nothing(client: Client, door: Door) -> None:
     def gone(_: object) -> None:
         raise RuntimeError("the client has gone")
