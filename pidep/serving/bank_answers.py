@@ -38,7 +38,7 @@ class BankAnswers:
         self._noted: tuple[Any, ...] = ()
         self._watcher = Watcher(bank, store)
         self._watcher.start()
-        self._late = LateAnswers(self._watcher, self.answers)
+        self._late = LateAnswers(self._watcher, self.answers, metrics.shed)
         with self._running:
             self._note()
 

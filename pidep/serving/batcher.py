@@ -21,12 +21,15 @@ from pidep.runtime.answer import Answer
 from pidep.runtime.isolate import as_row_error
 from pidep.serving.asked import Asked
 
-__all__ = ["Batcher", "ShedReason", "Waiting", "most_rows", "reply_to"]
+__all__ = ["Batcher", "Shed", "ShedReason", "Waiting", "is_wanted", "most_rows", "reply_to"]
 
 ShedReason: TypeAlias = Literal["queue_full", "deadline", "cancelled"]
 """Why rows are not answered: no place, no time left, or nobody who waits."""
 Reply: TypeAlias = Callable[[Sequence[Answer | PidepError] | PidepError], None]
 """Sends an answer or an error for each row, or the error of the whole request."""
+
+Shed: TypeAlias = Callable[[ShedReason, int], None]
+"""Is told why rows are not answered, and how many."""
 
 _LONG_S = 0.05
 """A request that waited longer is asked whether its client has gone. Asking costs 0.1 ms."""
@@ -69,7 +72,7 @@ class Batcher:
         answer: Callable[[Sequence[Waiting]], None],
         *,
         max_batch: int,
-        shed: Callable[[ShedReason, int], None] = lambda reason, rows: None,
+        shed: Shed = lambda reason, rows: None,
     ) -> None:
         """The thread starts at once.
 
@@ -147,7 +150,7 @@ class Batcher:
                 self._gather(_LINGER * seconds)
                 self._together = 0
                 batch = self._taken()
-            wanted = [one for one in batch if self._is_wanted(one)]
+            wanted = [one for one in batch if is_wanted(one, self._shed)]
             if not wanted:
                 continue
             started = time.monotonic()
@@ -186,22 +189,20 @@ class Batcher:
             rows += len(batch[-1].asked)
         return batch
 
-    def _is_wanted(self, request: Waiting) -> bool:
-        """Whether an answer is still of use. If not, the request is told so."""
-        waited_s = request.waited_s
-        if request.timeout_s and waited_s > request.timeout_s:
-            self._shed("deadline", len(request.asked))
-            request.reply(
-                OverloadError(
-                    f"its time of {request.timeout_s:g} s passed in the queue; try again later"
-                )
-            )
-            return False
-        if waited_s > _LONG_S and request.is_cancelled():
-            self._shed("cancelled", len(request.asked))
-            request.reply(OverloadError("its client has gone"))
-            return False
-        return True
+
+def is_wanted(request: Waiting, shed: Shed) -> bool:
+    """Whether an answer is still of use. If not, the request is told so, and its rows are shed."""
+    waited_s = request.waited_s
+    if request.timeout_s and waited_s > request.timeout_s:
+        shed("deadline", len(request.asked))
+        late = f"its time of {request.timeout_s:g} s passed in the queue; try again later"
+        request.reply(OverloadError(late))
+        return False
+    if waited_s > _LONG_S and request.is_cancelled():
+        shed("cancelled", len(request.asked))
+        request.reply(OverloadError("its client has gone"))
+        return False
+    return True
 
 
 def reply_to(

@@ -14,7 +14,7 @@ from pidep.errors import AnswerError, PidepError
 from pidep.runtime.answer import Answer
 from pidep.runtime.isolate import as_row_error
 from pidep.serving.asked import Asked
-from pidep.serving.batcher import Waiting
+from pidep.serving.batcher import Shed, Waiting, is_wanted
 from pidep.serving.rollout import pinned
 from pidep.serving.watcher import Serving, Watcher
 
@@ -35,13 +35,14 @@ def needs_cold(serving: Serving, asked: Sequence[Asked]) -> bool:
 class LateAnswers:
     """A queue of requests, and the thread that answers them."""
 
-    def __init__(self, watcher: Watcher, answer: AnswerRows) -> None:
+    def __init__(self, watcher: Watcher, answer: AnswerRows, shed: Shed) -> None:
         """The thread starts at once.
 
         Args:
             answer: answers rows from what is in memory, on any thread.
+            shed: as of `Batcher`: a request can lose its time or its client here, too.
         """
-        self._watcher, self._answer = watcher, answer
+        self._watcher, self._answer, self._shed = watcher, answer, shed
         self._requests: SimpleQueue[Waiting | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="pidep-late", daemon=True)
         self._thread.start()
@@ -69,7 +70,7 @@ class LateAnswers:
                 goes_on = one is not None
             except Empty:
                 pass
-            self._answer_all(together)
+            self._answer_all([one for one in together if is_wanted(one, self._shed)])
 
     def _answer_all(self, requests: Sequence[Waiting]) -> None:
         """Answer the rows whose experts fit in memory together, then the next ones."""

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pidep.errors import ExpertError, ServingError
+from pidep.errors import ExpertError, OverloadError, ServingError
 from pidep.experts.mixed import MixedExpert
+from pidep.inputs.row import Row
 from pidep.runtime import Bank
 from pidep.runtime.bank import Resident
 from pidep.serving import ExpertStore, routes
+from pidep.serving.asked import Asked
+from pidep.serving.batcher import Waiting
+from pidep.serving.late_answers import LateAnswers
 from pidep.serving.limits import RESIDENT_BYTES
 from pidep.serving.recency import Recency
 from pidep.serving.triton_model import TritonPythonModel
@@ -224,6 +230,28 @@ def test_an_unknown_expert_beside_cold_ones_fails_alone(model: TritonPythonModel
     assert bad.error is not None
     assert bad.error.code == "NOT_FOUND"
     assert "unknown expert 'nobody'; this server has: " in bad.error.text
+
+
+def test_a_late_request_whose_time_has_passed_loads_nothing(model: TritonPythonModel) -> None:
+    (found,) = responses(model, [Request(asked("e7").tensors, timeout_us=1)])
+    assert found.error is not None
+    assert found.error.code == "UNAVAILABLE"
+    assert digests(model, asked("e0"))
+    assert MetricFamily.values.get(("pidep_cold_loads_total", ""), 0) == 0
+
+
+def test_the_time_of_a_request_also_passes_where_it_waits_for_an_expert(
+    version: Path, store: ExpertStore
+) -> None:
+    watcher, shed, found = watching(bounded(version, 1)), [], SimpleQueue()  # type: ignore[var-annotated]
+    late = LateAnswers(watcher, lambda *_: [], lambda reason, rows: shed.append((reason, rows)))
+    rows = [Asked(Row("good"), "e7")]
+    late.add(Waiting(rows, found.put, timeout_s=0.001, since=time.monotonic() - 1))
+    assert isinstance(found.get(timeout=20), OverloadError)
+    assert shed == [("deadline", 1)]
+    assert in_memory(watcher) == {"e0"}
+    late.stop()
+    watcher.stop()
 
 
 def test_zipf_traffic_of_many_clients_is_answered_by_what_it_names(
