@@ -43,6 +43,16 @@ def answers(served: Served, *, timeout_s: float = 2.0) -> bool:
         return False
 
 
+def hanging_bank(folder: Path) -> Path:
+    """A repository whose bank hangs at a row with the word `hang`."""
+    repo = write_served_bank(folder)
+    version = repo / "pidep_bank" / "1"
+    record = BankRecord.read(version)
+    (version / "model.py").write_text(HANGS)
+    record.sealed(version).write(version)
+    return repo
+
+
 def kill(served: Served, sign: str = "SIGKILL") -> None:
     stub = stub_of(served)
     assert stub is not None
@@ -67,12 +77,7 @@ def test_a_stub_that_is_gone_is_replaced(tmp_path: Path, sign: str) -> None:
 
 
 def test_a_stub_that_hangs_is_replaced(tmp_path: Path) -> None:
-    repo = write_served_bank(tmp_path)
-    version = repo / "pidep_bank" / "1"
-    record = BankRecord.read(version)
-    (version / "model.py").write_text(HANGS)
-    record.sealed(version).write(version)
-    with serving(repo) as served:
+    with serving(hanging_bank(tmp_path)) as served:
         first, found = stub_of(served), []
 
         def hang() -> None:
@@ -112,12 +117,7 @@ def test_a_model_that_dies_again_and_again_ends_the_command(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("sign", ["SIGKILL", "SIGSTOP"])
 def test_requests_of_a_stub_that_is_gone_end_with_it(tmp_path: Path, sign: str) -> None:
-    repo = write_served_bank(tmp_path)
-    version = repo / "pidep_bank" / "1"
-    record = BankRecord.read(version)
-    (version / "model.py").write_text(HANGS)
-    record.sealed(version).write(version)
-    with serving(repo) as served:
+    with serving(hanging_bank(tmp_path)) as served:
         found: list[str] = []
 
         def ask() -> None:
