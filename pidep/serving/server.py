@@ -115,7 +115,7 @@ class TritonServer:
         return self._staging.path / "triton.log"
 
     def start(self) -> None:
-        """Launch, and return when the server and every model are ready.
+        """Launch, and return when the server, every model and the metrics answer.
 
         Raises:
             UsageError: the repository has no complete model, or the host or the ports are wrong.
@@ -253,8 +253,11 @@ class TritonServer:
     def _wait_ready(self) -> None:
         process = self._running()
         deadline = time.monotonic() + self._ready_within_s
-        # A ready server may still load its models, so each one is asked as well.
-        pending = ["v2/health/ready", *(f"v2/models/{quote(name)}/ready" for name in self.models)]
+        # A ready server may still load its models, so each one is asked as well. The metrics are
+        # asked last: the server opens their port after the two of clients.
+        pending = [(self.ports.http, "v2/health/ready")]
+        pending += [(self.ports.http, f"v2/models/{quote(name)}/ready") for name in self.models]
+        pending.append((self.ports.metrics, "metrics"))
         while pending:
             # An ended server is reported at once, not after the whole time limit.
             if process.poll() is not None:
@@ -267,7 +270,8 @@ class TritonServer:
                     f"Triton Server was not ready within {self._ready_within_s:.0f} s: "
                     f"{self.last_error()}"
                 )
-            if self._call("GET", pending[0])[0] == 200:
+            port, path = pending[0]
+            if self._call("GET", path, port=port)[0] == 200:
                 pending.pop(0)
             else:
                 time.sleep(_POLL_S)
@@ -289,12 +293,18 @@ class TritonServer:
         return False
 
     def _call(
-        self, method: str, path: str, body: str = "", *, timeout_s: float = _CALL_TIMEOUT_S
+        self,
+        method: str,
+        path: str,
+        body: str = "",
+        *,
+        timeout_s: float = _CALL_TIMEOUT_S,
+        port: int | None = None,
     ) -> tuple[int, bytes]:
         """Status and body of an HTTP call with the key; status 0 where nobody answers."""
         # http.client uses no proxy, and a call to this machine needs none.
         connection = http.client.HTTPConnection(
-            self.ports.local_host, self.ports.http, timeout=timeout_s
+            self.ports.local_host, port or self.ports.http, timeout=timeout_s
         )
         try:
             connection.request(method, f"/{path}", body or None, headers=self.admin_headers("http"))

@@ -76,8 +76,13 @@ def deployed(
         )
     try:
         deadline = time.monotonic() + 60
-        while (
-            page("127.0.0.1", ports.http, "v2/models/pidep_bank/ready", timeout_s=5).status != 200
+        # The server opens the port of the metrics last.
+        while not all(
+            page("127.0.0.1", port, path, timeout_s=5).status == 200
+            for port, path in (
+                (ports.http, "v2/models/pidep_bank/ready"),
+                (ports.metrics, "metrics"),
+            )
         ):
             assert started.poll() is None, (folder / "log").read_text()[-2000:]
             assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
