@@ -11,7 +11,6 @@ from pidep.experts.folder import Expert
 from pidep.experts.kind import Array, BankGroup
 from pidep.experts.kind_names import kind_names
 from pidep.experts.kinds import expert_kind
-from pidep.experts.validation import require_valid
 
 __all__ = [
     "BankGroup",
@@ -67,16 +66,15 @@ def require_bank_kind(expert: Expert) -> None:
 
 
 def check_fits(expert: Expert, groups: Sequence[BankGroup], *, backbones: Collection[str]) -> None:
-    """Refuse an expert that cannot answer, or that a bank cannot hold.
+    """Refuse an expert that a bank cannot hold.
 
     Args:
         backbones: digests of the backbones whose experts run on the bank's.
 
     Raises:
-        ExpertError: as `require_valid`, or another backbone, another kind, an unknown site, a size
-            over the bank's, or a wrong width.
+        ExpertError: another backbone, another kind, an unknown site, a size over the bank's, or a
+            wrong width.
     """
-    require_valid(expert)
     # By digest, not by name: a name says nothing about the weights.
     if expert.backbone_digest not in backbones:
         raise ExpertError(

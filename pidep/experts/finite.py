@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LARGEST", "as_finite_fp32", "is_finite_number"]
+__all__ = ["LARGEST", "as_finite_fp32", "is_finite_number", "magnitude"]
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -27,7 +27,17 @@ def as_finite_fp32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32] | None:
     """The array as fp32; None where it is no array of floats, or not finite after the cast."""
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         return None
+    if array.dtype == np.float32:
+        return array if magnitude(array) <= LARGEST else None
     # A float64 of 1e39 is finite and becomes infinity; numpy only warns.
     with np.errstate(over="ignore"):
-        cast = np.asarray(array, dtype=np.float32)
-    return cast if np.isfinite(cast).all() else None
+        cast = array.astype(np.float32)
+    return cast if magnitude(cast) <= LARGEST else None
+
+
+def magnitude(array: npt.NDArray[np.float32]) -> float:
+    """The largest absolute value; 0 of no values, NaN where one is NaN. It makes no copy."""
+    if not array.size:
+        return 0.0
+    # A NaN is the maximum and the minimum of whatever it stands in.
+    return max(float(array.max()), -float(array.min()))

@@ -193,12 +193,15 @@ def _read_sites(folder: Path) -> dict[str, Mapping[str, Array]]:
     return dict(sorted(sites.items()))
 
 
-def read_expert(folder: str | Path) -> Expert:
+def read_expert(folder: str | Path, *, expected: str | None = None) -> Expert:
     """Read and verify an expert folder.
 
+    Args:
+        expected: the digest that it must have.
+
     Raises:
-        ExpertError: a file is missing, damaged or unsupported, or the recorded digest does not
-            match the content.
+        ExpertError: a file is missing, damaged or unsupported, the recorded digest does not match
+            the content, or it is not the expected one.
     """
     from pidep.artifacts.expert_record import ExpertRecord
 
@@ -231,11 +234,14 @@ def read_expert(folder: str | Path) -> Expert:
     )
     require_valid(expert, where=str(folder))
     # Over the content as it was read, so that any damage shows, in whichever file.
-    if expert.digest != record.digest:
+    found = expert.digest
+    if found != record.digest:
         raise ExpertError(
             f"{folder}: digest mismatch, {where.name} says {record.digest}, the tensors give "
-            f"{expert.digest}; copy it again"
+            f"{found}; copy it again"
         )
+    if expected is not None and found != expected:
+        raise ExpertError(f"{folder}: holds {found}, expected {expected}; publish it again")
     return expert
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pidep.errors import ExpertError
-from pidep.experts.finite import LARGEST, as_finite_fp32, is_finite_number
+from pidep.experts.finite import LARGEST, as_finite_fp32, is_finite_number, magnitude
 from pidep.experts.kinds import expert_kind
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _require_sites(expert: Expert, where: str) -> None:
                     "train the expert again with a smaller learning rate"
                 )
             # The scaling is folded into the tensors, and the product must be finite, too.
-            if cast.size and float(np.abs(cast).max()) * abs(expert.scaling) > LARGEST:
+            if magnitude(cast) * abs(expert.scaling) > LARGEST:
                 raise ExpertError(
                     f"{where}: {site}.{name} times the scaling {expert.scaling:g} is not finite; "
                     "train the expert again with a smaller learning rate"

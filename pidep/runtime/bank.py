@@ -165,13 +165,13 @@ class Bank:
         """An expert or a mixture in free slots of the arena; nobody is served it yet.
 
         Args:
-            digest: of `served`, where it is known.
+            digest: of `served`, where it was read from the store, and so verified.
 
         Raises:
             NoRoomError: the bound in bytes leaves no slot for it.
             ExpertError: it does not fit; no slot is taken.
         """
-        check_served(self.record, served)
+        check_served(self.record, served, is_valid=digest is not None)
         digest = digest or served.digest
         parts = parts_of(served)
         names = [part.digest for part in parts] if isinstance(served, MixedExpert) else [digest]

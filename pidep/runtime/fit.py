@@ -9,7 +9,7 @@ from pidep.errors import ExpertError
 from pidep.experts.bank import BankGroup, check_fits
 from pidep.experts.folder import Expert
 from pidep.experts.mixed import MixedExpert, Served, parts_of
-from pidep.experts.validation import require_within
+from pidep.experts.validation import require_valid, require_within
 
 __all__ = ["check_expert", "check_served", "groups_of"]
 
@@ -23,8 +23,11 @@ def groups_of(record: BankRecord) -> tuple[BankGroup, ...]:
     )
 
 
-def check_served(record: BankRecord, served: Served) -> None:
+def check_served(record: BankRecord, served: Served, *, is_valid: bool = False) -> None:
     """As `check_expert`, for each part of a mixture and for what it answers with.
+
+    Args:
+        is_valid: of an expert, and of each part of a mixture, as for `check_expert`.
 
     Raises:
         ExpertError: the bank's gate has refused this very version, or as `check_expert`.
@@ -33,17 +36,23 @@ def check_served(record: BankRecord, served: Served) -> None:
         if one.digest == served.digest:
             raise ExpertError(one.refusal(name))
     for part in parts_of(served):
-        check_expert(record, part)
+        check_expert(record, part, is_valid=is_valid)
     if isinstance(served, MixedExpert):
-        check_expert(record, replace(served.head, sites=served.parts[0].sites))
+        head = replace(served.head, sites=served.parts[0].sites)
+        check_expert(record, head)
 
 
-def check_expert(record: BankRecord, expert: Expert) -> None:
+def check_expert(record: BankRecord, expert: Expert, *, is_valid: bool = False) -> None:
     """Refuse an expert that the bank cannot hold or that cannot answer.
+
+    Args:
+        is_valid: whether it is known that the expert can answer: reading one from a file checks it.
 
     Raises:
         ExpertError: a value that no answer can use, another backbone, kind or width, an unknown
             site, a size over the bank's, or texts longer than the backbone reads.
     """
+    if not is_valid:
+        require_valid(expert)
     check_fits(expert, groups_of(record), backbones=record.backbones)
     require_within(expert, width=record.hidden_size, max_positions=record.max_positions)

@@ -35,12 +35,12 @@ class BankAnswers:
         self._routed = RoutedBank(bank)
         self._running = threading.Lock()
         """One batch at a time, be it of requests in time or of late ones."""
+        self._counting = threading.Lock()
         self._noted: tuple[Any, ...] = ()
         self._watcher = Watcher(bank, store)
         self._watcher.start()
-        self._late = LateAnswers(self._watcher, self.answers, metrics.shed)
-        with self._running:
-            self._note()
+        self._late = LateAnswers(self._watcher, self.answers, shed=metrics.shed, done=self.count)
+        self.count()
 
     @property
     def is_ready(self) -> bool:
@@ -77,7 +77,6 @@ class BankAnswers:
                 found = [of_row.get(at, state) for at in range(len(asked))]
             seconds = time.perf_counter() - started
             self._metrics.batch([one.expert for one in asked], found, seconds=seconds)
-            self._note()
         self._watcher.use([one.expert for one in asked])
         return found
 
@@ -86,11 +85,14 @@ class BankAnswers:
         self._late.stop()
         self._watcher.stop()
 
-    def _note(self) -> None:
-        """Set the gauges where the residents were replaced since the last batch.
+    def count(self) -> None:
+        """Pass on what was counted. After the replies: metrics are calls to the server."""
+        with self._counting:
+            self._metrics.count()
+            self._note()
 
-        Between batches, and not on the watcher's thread: metrics are used by one thread at a time.
-        """
+    def _note(self) -> None:
+        """Set the gauges where the residents were replaced since they were last set."""
         counts, residents = self._watcher.counts, self._watcher.serving.residents
         state = (*astuple(counts), len(residents.refused), self._watcher.revision)
         if state == self._noted:

@@ -5,6 +5,7 @@ Other requests are answered meanwhile: their batch waits for no disk.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
@@ -22,6 +23,7 @@ __all__ = ["LateAnswers", "needs_cold"]
 
 AnswerRows: TypeAlias = Callable[[Serving, Sequence[Asked]], Sequence[Answer | PidepError]]
 
+_log = logging.getLogger(__name__)
 _BATCH = 64
 """Rows of the requests that are answered together."""
 
@@ -35,14 +37,18 @@ def needs_cold(serving: Serving, asked: Sequence[Asked]) -> bool:
 class LateAnswers:
     """A queue of requests, and the thread that answers them."""
 
-    def __init__(self, watcher: Watcher, answer: AnswerRows, shed: Shed) -> None:
+    def __init__(
+        self, watcher: Watcher, answer: AnswerRows, *, shed: Shed, done: Callable[[], None]
+    ) -> None:
         """The thread starts at once.
 
         Args:
             answer: answers rows from what is in memory, on any thread.
             shed: as of `Batcher`: a request can lose its time or its client here, too.
+            done: is called after replies.
         """
-        self._watcher, self._answer, self._shed = watcher, answer, shed
+        self._watcher, self._answer = watcher, answer
+        self._shed, self._done = shed, done
         self._requests: SimpleQueue[Waiting | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="pidep-late", daemon=True)
         self._thread.start()
@@ -71,6 +77,10 @@ class LateAnswers:
             except Empty:
                 pass
             self._answer_all([one for one in together if is_wanted(one, self._shed)])
+            try:
+                self._done()
+            except Exception:  # a thread that died would leave later requests without an answer
+                _log.exception("late answers could not be counted")
 
     def _answer_all(self, requests: Sequence[Waiting]) -> None:
         """Answer the rows whose experts fit in memory together, then the next ones."""

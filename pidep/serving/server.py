@@ -30,6 +30,7 @@ from pidep.serving.packaged_server import (
 from pidep.serving.repository import has_stub, models_in
 from pidep.serving.request import Protocol
 from pidep.serving.staging import StagingFolder
+from pidep.serving.stubs import stubs_of
 
 __all__ = ["Ports", "TritonServer", "free_ports", "models_in"]
 
@@ -280,17 +281,26 @@ class TritonServer:
     def _drain(self, process: subprocess.Popen[bytes]) -> bool:
         """Unload every model: requests in flight and in queues are answered, new ones refused.
 
-        A signal alone would cut the requests of connections that stay open.
+        A signal alone would cut the requests of connections that stay open. The requests of a stub
+        that is gone are never answered, so nobody waits for them.
         """
         deadline = time.monotonic() + _DRAIN_WITHIN_S
         for name in self.models:
             self._call("POST", f"v2/repository/models/{quote(name)}/unload")
         while process.poll() is None and time.monotonic() < deadline:
             code, body = self._call("POST", "v2/repository/index")
-            if code == 200 and all(one.get("state") == "UNAVAILABLE" for one in json.loads(body)):
-                return True
+            if code == 200:
+                index = json.loads(body)
+                busy = {one["name"] for one in index if one.get("state") != "UNAVAILABLE"}
+                if busy <= self._without_stub(process.pid):
+                    return True
             time.sleep(_POLL_S)
         return False
+
+    def _without_stub(self, pid: int) -> set[str]:
+        """The models of the Python backend that have no stub which can answer."""
+        living = {stub.model for stub in stubs_of(pid) if stub.lives}
+        return set(self.models_in_stubs) - living
 
     def _call(
         self,

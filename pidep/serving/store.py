@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pidep.artifacts.manifest import Manifest, Route, route_json
 from pidep.artifacts.names import EXPERT_RECORD, MANIFEST
@@ -43,7 +43,6 @@ Edit = Callable[[Manifest], Manifest]
 _VERSIONS = "versions"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
-S = TypeVar("S", Expert, MixedExpert)
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,12 @@ class ExpertStore:
         folder = self.version(digest)
         if not holds_mixture(folder):
             return self._load_expert(digest)
-        return self._as_named(read_mixture(folder, part=self._load_expert), digest)
+        found = read_mixture(folder, part=self._load_expert)
+        if found.digest != digest:
+            raise ExpertError(
+                f"{folder}: holds {found.digest}, expected {digest}; publish it again"
+            )
+        return found
 
     def references(self, digest: str) -> tuple[str, ...]:
         """The versions that a version needs: the parts of a mixture.
@@ -163,14 +167,7 @@ class ExpertStore:
         return part_digests(self.version(digest))
 
     def _load_expert(self, digest: str) -> Expert:
-        return self._as_named(read_expert(self.version(digest)), digest)
-
-    def _as_named(self, found: S, digest: str) -> S:
-        if found.digest != digest:
-            raise ExpertError(
-                f"{self.version(digest)}: holds {found.digest}, expected {digest}; publish it again"
-            )
-        return found
+        return read_expert(self.version(digest), expected=digest)
 
     def published(self, manifest: Manifest | None = None) -> dict[str, Served]:
         """Every expert that a manifest names and that can be loaded, by name; others are logged.

@@ -96,11 +96,17 @@ class TritonPythonModel:
 
     def _answer(self, requests: Sequence[Waiting]) -> None:
         """Reply to a batch."""
-        self._metrics.waited(len(requests), sum(one.waited_s for one in requests))
+        waited_s = sum(one.waited_s for one in requests)
         if self._bank is not None:
             self._bank.answer(requests)
         else:
             reply_to(requests, self._by_merged)
+        # When the clients have their answers.
+        self._metrics.waited(len(requests), waited_s)
+        if self._bank is not None:
+            self._bank.count()
+        else:
+            self._metrics.count()
 
     def _by_merged(self, asked: Sequence[Asked]) -> Sequence[Answer | PidepError]:
         assert self._merged is not None

@@ -203,7 +203,9 @@ def test_an_unknown_expert_is_one_line(served: Line) -> None:
 
 
 def test_the_metrics_have_experts_and_versions(served: Line) -> None:
-    served.infer(TEXTS[0], "--expert", "film", "--url", served.grpc, "--json")
+    # The first batch is counted after its replies, and before those of the second.
+    for _ in range(2):
+        served.infer(TEXTS[0], "--expert", "film", "--url", served.grpc, "--json")
     url = f"http://127.0.0.1:{served.ports.metrics}/metrics"
     lines = urllib.request.urlopen(url, timeout=10).read().decode().splitlines()
     (rows,) = (line for line in lines if line.startswith("pidep_rows_total") and '"film"' in line)

@@ -207,7 +207,14 @@ def quantile_ms(sent: Sequence[Sent], share: float) -> float:
 
 
 def metric(server: TritonServer, name: str) -> float:
-    """Sum of a metric over its labels."""
+    """Sum of a metric over its labels, when no batch is being counted any more."""
+    before = None
+    while before != (before := _shown_metric(server, name)):
+        time.sleep(0.05)  # a batch is counted after its replies
+    return before
+
+
+def _shown_metric(server: TritonServer, name: str) -> float:
     connection = http.client.HTTPConnection("127.0.0.1", server.ports.metrics)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()

@@ -6,6 +6,7 @@ The real module exists inside Triton Server only. `tests/e2e` runs the shim ther
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import ModuleType
@@ -164,6 +165,17 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     MetricFamily.values.clear()
     module.get_input_tensor_by_name = get_input_tensor_by_name
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
+
+
+def counted(family: str) -> dict[str, float]:
+    """Labels to the value, of the metrics of a family, when no batch is being counted any more.
+
+    A model counts a batch after its replies.
+    """
+    before: dict[tuple[str, str], float] = {}
+    while before != (before := dict(MetricFamily.values)):
+        time.sleep(0.02)
+    return {labels: value for (name, labels), value in before.items() if name == family}
 
 
 def responses(model: Any, requests: list[Any]) -> list[InferenceResponse]:

@@ -118,24 +118,45 @@ def test_a_model_that_dies_again_and_again_ends_the_command(tmp_path: Path) -> N
 @pytest.mark.parametrize("sign", ["SIGKILL", "SIGSTOP"])
 def test_requests_of_a_stub_that_is_gone_end_with_it(tmp_path: Path, sign: str) -> None:
     with serving(hanging_bank(tmp_path)) as served:
-        found: list[str] = []
+        waiting = Waiting(served)
+        kill(served, sign)
+        # Triton Server itself would leave them without an answer until their own deadline.
+        assert waiting.ended_within_s() < 15
+        wait_until(lambda: answers(served), within_s=30)
 
-        def ask() -> None:
-            with Client(served.url, timeout_s=60, retries=0) as client:
-                try:
-                    client.infer([Request("hang", "film")])
-                except ServingError as error:
-                    found.append(str(error))
 
-        asking = [threading.Thread(target=ask) for _ in range(3)]
-        for one in asking:
+@pytest.mark.parametrize("sign", ["SIGKILL", "SIGSTOP"])
+def test_a_command_that_gives_up_waits_for_no_request_of_a_stub_that_is_gone(
+    tmp_path: Path, sign: str
+) -> None:
+    with serving(hanging_bank(tmp_path), "--max-restarts", "0") as served:
+        waiting = Waiting(served)
+        kill(served, sign)
+        assert served.process.wait(timeout=20) == 1
+        assert waiting.ended_within_s() < 15
+
+
+class Waiting:
+    """Three requests that a bank of `hanging_bank` does not answer."""
+
+    def __init__(self, served: Served) -> None:
+        self._served, self._found = served, list[str]()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(3)]
+        for one in self._threads:
             one.start()
         time.sleep(0.5)
-        started = time.monotonic()
-        kill(served, sign)
-        for one in asking:
+        self._started = time.monotonic()
+
+    def ended_within_s(self) -> float:
+        """Seconds from the start until all of them had an error."""
+        for one in self._threads:
             one.join()
-        # Triton Server itself would leave them without an answer until their own deadline.
-        assert time.monotonic() - started < 15
-        assert len(found) == 3
-        wait_until(lambda: answers(served), within_s=30)
+        assert len(self._found) == 3
+        return time.monotonic() - self._started
+
+    def _ask(self) -> None:
+        with Client(self._served.url, timeout_s=60, retries=0) as client:
+            try:
+                client.infer([Request("hang", "film")])
+            except ServingError as error:
+                self._found.append(str(error))

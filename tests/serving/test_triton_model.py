@@ -27,6 +27,7 @@ from tests.serving.backend_utils import (
     InferenceResponse,
     MetricFamily,
     Request,
+    counted,
     install,
     responses,
 )
@@ -438,13 +439,6 @@ def test_every_answer_names_its_entry(bank: Any, merged: Any) -> None:
     assert second.arrays["ENTRY"].tolist() != [[entries[0]]]
 
 
-def counted(family: str) -> dict[str, float]:
-    """Labels to the value, of the metrics of a family."""
-    return {
-        labels: value for (name, labels), value in MetricFamily.values.items() if name == family
-    }
-
-
 def test_rows_are_counted_by_expert_and_version(bank: Any) -> None:
     film, book = small_expert().digest[:19], small_expert(name="book", seed=1).digest[:19]
     execute(
@@ -496,6 +490,7 @@ def test_versions_that_have_gone_are_listed_up_to_a_bound() -> None:
     for at in range(300):
         digest = f"sha256:{at:03d}".ljust(71, "0")
         metrics.batch(["film"], [Answer(("a",), none, none, digest, none)], seconds=0.1)
+        metrics.count()
         metrics.residents({"film": digest}, counted=counts, **gauges)
     listed = counted("pidep_rows_total")
     # The one that is served, and the last that were.

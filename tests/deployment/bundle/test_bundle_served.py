@@ -76,6 +76,8 @@ def exported(server: Deployed) -> set[str]:
     with Client(server.url("grpc")) as client:
         client.infer([Request("good film", "film")])
         client.infer([Request("good film", "nobody")], all_or_nothing=False)
+        # Counted after its replies, and before those of the next batch.
+        client.infer([Request("good film", "film")])
     body = page("127.0.0.1", server.ports.metrics, "metrics", timeout_s=5).body
     return {re.split(r"[{ ]", line)[0] for line in body.splitlines() if line[:1] != "#"}
 
