@@ -23,6 +23,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,9 +133,12 @@ class Expert:
         """Names to arrays as they enter the digest."""
         return expert_kind(self.kind).named(self.sites)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 over everything that decides an answer. Metrics and provenance do not."""
+        """SHA-256 over everything that decides an answer. Metrics and provenance do not.
+
+        It is computed once: arrays of an expert are not changed.
+        """
         head: dict[str, Any] = {
             "backbone": self.backbone_digest,
             "kind": self.kind,

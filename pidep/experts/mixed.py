@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -73,7 +74,7 @@ class MixedExpert:
         if why := expert_kind(first.kind).why_unmixable([part.sites for part in self.parts]):
             raise ExpertError(f"{where}: {why}")
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over everything that decides an answer: the head, the parts and their shares."""
         # The head without tensors, in the form whose digest covers labels, lengths and template.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from pidep.artifacts.names import EXPERT_RECORD
+from pidep.artifacts.names import EXPERT_RECORD, MIXTURE_RECORD
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.mixed import Served, head_of
 from pidep.inputs.template import Template
@@ -27,6 +27,24 @@ class Meaning(NamedTuple):
         """The meaning of an expert or a mixture."""
         head = head_of(served)
         return cls(head.name, served.digest, head.labels, head.template)
+
+    @classmethod
+    def recorded(cls, folder: Path) -> Meaning:
+        """The meaning of a version by its record alone: its tensors are not read.
+
+        Raises:
+            ExpertError: the record is missing or damaged.
+        """
+        from pidep.artifacts.expert_record import ExpertRecord
+        from pidep.artifacts.mixture_record import MixtureRecord
+
+        if (folder / MIXTURE_RECORD).is_file():
+            mixture = MixtureRecord.read(folder)
+            head, digest = mixture.head_record(folder), mixture.digest
+        else:
+            head = ExpertRecord.read(folder / EXPERT_RECORD)
+            digest = head.digest
+        return cls(head.name, digest, head.labels, head.template)
 
     def __str__(self) -> str:
         """For messages."""

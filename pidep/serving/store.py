@@ -254,13 +254,18 @@ class ExpertStore:
 
     def _require_same_meaning(self, manifest: Manifest, experts: Mapping[str, Served]) -> None:
         for name, expert in experts.items():
-            digest = manifest.aliases.get(name)
+            digest, new = manifest.aliases.get(name), Meaning.of(expert)
+            if digest is None:
+                continue
+            # The record alone mostly says enough, and is read in a tenth of the time.
+            with suppress(ExpertError):
+                check_same_meaning(name, Meaning.recorded(self.version(digest)), new)
+                continue
             try:
-                old = None if digest is None else self.load(digest)
+                old = self.load(digest)
             except ExpertError:
                 continue  # a damaged version must be replaceable
-            if old is not None:
-                check_same_meaning(name, Meaning.of(old), Meaning.of(expert))
+            check_same_meaning(name, Meaning.of(old), new)
 
     @contextmanager
     def staged(
