@@ -35,6 +35,8 @@ class MergedRecord(EntryRecord):
     """How the task makes a text of a row's columns; None in files of older releases."""
     backbone_digest: str
     graph_digest: str
+    graph_model: str | None = None
+    """The model that runs the graph, in a backend of Triton Server; None where the entry has it."""
     quantised_products: int | None = None
     """Matrix products of the graph in int8; None in fp32."""
     engine: EngineRecord | None = None

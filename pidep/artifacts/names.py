@@ -17,6 +17,7 @@ __all__ = [
     "EMBEDDING",
     "ENCODER_GRAPH",
     "ENTRY",
+    "ENTRY_PARAMETER",
     "ERROR",
     "EXPERT",
     "EXPERT_RECORD",
@@ -126,6 +127,8 @@ DIGEST = "DIGEST"
 EMBEDDING = "EMBEDDING"
 ENTRY = "ENTRY"
 """Digest of the model repository's entry: graph, tokenizer, record and preprocessing."""
+ENTRY_PARAMETER = "pidep_entry"
+"""Parameter of a configuration that holds it, where no code of pidep answers."""
 
 ERROR = "ERROR"
 """What is wrong with a row, empty where it is answered; only under `ROW_ERRORS`."""

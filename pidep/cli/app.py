@@ -71,6 +71,11 @@ COMMANDS = {
     "serve": Entry("Ship", "Run Triton Server on a model repository until it is stopped."),
     "infer": Entry("Ship", "Ask a running server."),
     "swap": Entry("Ship", "Replace an expert on a running server."),
+    "roll": Entry(
+        "Ship",
+        "Roll a merged model to a new version on running servers.",
+        stopped="the servers have the old entry or the new one; go on with: {command}",
+    ),
     "experts": Entry(
         "Ship",
         "Roll versions of an expert out and back.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ def serve(
     and where a model's process died or hangs. Ctrl-C, SIGTERM, SIGHUP and SIGQUIT stop the server
     after it has finished its running requests.
     """
+    from pidep.serving.launch_options import ADMIN_KEY_VARIABLE
     from pidep.serving.server import TritonServer
     from pidep.serving.supervisor import Supervisor
 
@@ -47,7 +49,11 @@ def serve(
         if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
     server = TritonServer(
-        repo, settings.ports, limits=settings.limits, resident_bytes=settings.resident_bytes
+        repo,
+        settings.ports,
+        limits=settings.limits,
+        resident_bytes=settings.resident_bytes,
+        admin_key=os.environ.get(ADMIN_KEY_VARIABLE),
     )
     try:
         with server:

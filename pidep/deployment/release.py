@@ -48,6 +48,7 @@ from pidep.export.entries import (
     staged_bank,
     staged_merged,
 )
+from pidep.export.front import export_front
 from pidep.export.recipe import Recipe, load_recipe, shipped
 from pidep.export.source import Source, read_source
 from pidep.files.atomic_write import check_place
@@ -90,6 +91,11 @@ def release_runs(
         raise UsageError(
             f"`form=merged`: takes one run, found {len(runs)}; use `form=bank` for several"
         )
+    if settings.front and (form != "merged" or settings.platform == "python"):
+        raise UsageError(
+            "`front`: stands before a merged graph in another backend; give `form=merged` and "
+            "`platform=onnxruntime` or `tensorrt`"
+        )
     chosen = load_recipe(settings.recipe)
     fallback = _fallback(settings, chosen)
     sources = [
@@ -102,6 +108,14 @@ def release_runs(
         sources = [_with_backbone(source, settings.backbone) for source in sources]
     if form == "merged":
         _check_merged_place(sources[0].expert, settings)
+        if settings.front:
+            return export_front(
+                sources[0],
+                settings.repo,
+                chosen,
+                platform=settings.platform,
+                keep_rows=settings.keep_rows,
+            )
         return export_merged(
             sources[0],
             settings.repo,

@@ -23,6 +23,7 @@ __all__ = [
     "DoctorSettings",
     "ExportSettings",
     "InferSettings",
+    "RollSettings",
     "ServeSettings",
     "SwapSettings",
     "VerifySettings",
@@ -60,6 +61,9 @@ class ExportSettings(Settings):
     platform: Annotated[Literal["python", "onnxruntime", "tensorrt"], GRAPH] = "python"
     """Triton Server's backend of a merged graph. onnxruntime and tensorrt need NVIDIA's
     container."""
+    front: Annotated[bool, GRAPH] = False
+    """With those: add a model of the Python backend that reads texts and asks the graph's model, so
+    that clients ask as they ask every other model."""
     task: Annotated[str | None, GRAPH] = None
     """Task whose test rows the parity gate uses, for an expert that has none itself."""
     backbone: Annotated[str | None, GRAPH] = None
@@ -193,6 +197,17 @@ class SwapSettings(Settings):
     """gRPC address of the server, host:port."""
     timeout: Annotated[float, ADDRESSES] = Field(default=10.0, ge=0.1, le=86400)
     """Seconds to wait for an answer with the new digest."""
+
+
+class RollSettings(Settings):
+    """Which servers get the entry."""
+
+    repo: Annotated[Path, REPOSITORY] = Path("model_repo")
+    """Model repository that the servers serve."""
+    url: Annotated[tuple[str, ...], ADDRESSES] = ("127.0.0.1:8001",)
+    """gRPC address of a server, host:port. Repeat for each server of the repository."""
+    timeout: Annotated[float, ADDRESSES] = Field(default=60.0, ge=0.1, le=86400)
+    """Seconds for all servers to show the new entry."""
 
 
 class VerifySettings(Settings):

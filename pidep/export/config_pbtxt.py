@@ -50,6 +50,7 @@ def merged_config(
     num_labels: int,
     images: bool = False,
     decodes: bool = False,
+    entry_digest: str | None = None,
 ) -> str:
     """A merged model's configuration.
 
@@ -59,6 +60,7 @@ def merged_config(
         num_labels: C, width of the logits; the Python backend does not fix it.
         images: as in `bank_config`.
         decodes: as in `bank_config`.
+        entry_digest: where no code of pidep answers, the configuration says which entry is served.
     """
     if platform == "python":
         config = _python_model(
@@ -74,6 +76,8 @@ def merged_config(
     for tensor in ("input_ids", "attention_mask"):
         config.input.add(name=tensor, data_type=pb2.TYPE_INT64, dims=[-1])
     config.output.add(name=names.GRAPH_LOGITS, data_type=pb2.TYPE_FP32, dims=[num_labels])
+    if entry_digest is not None:
+        config.parameters[names.ENTRY_PARAMETER].string_value = entry_digest
     _batch(config)
     return _text(config)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -93,10 +93,17 @@ class StagedEntry:
 
     exported: Exported
     temporary: Path
+    behind: StagedEntry | None = None
+    """The model that it asks; it comes to its place first."""
 
-    def in_place(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
         """The entry in its place; an error inside the block puts the old entry back."""
-        return in_place(self.exported.folder, self.temporary)
+        with ExitStack() as stack:
+            if self.behind is not None:
+                stack.enter_context(self.behind.in_place())
+            stack.enter_context(in_place(self.exported.folder, self.temporary))
+            yield
 
 
 @contextmanager
@@ -108,11 +115,13 @@ def staged_merged(
     platform: Platform = "python",
     name: str | None = None,
     keep_rows: bool = False,
+    has_front: bool = False,
 ) -> Iterator[StagedEntry]:
     """An expert folded into its backbone, exported, gated, and not yet published.
 
     Args:
         name: of the model; the expert's when absent.
+        has_front: whether another model reads the texts; see `export.front`.
         keep_rows: whether the entry keeps rows of the gate, for `pidep verify`.
 
     Raises:
@@ -129,15 +138,20 @@ def staged_merged(
             f"`platform={platform}`: decodes no texts, and expert {expert.name!r} is of an "
             "encoder-decoder; use `platform=python`"
         )
-    if keep_rows and platform != "python":
+    if keep_rows and platform != "python" and not has_front:
         raise UsageError(
             f"`keep_rows`: pidep verify sends texts, and a model of `platform={platform}` takes "
-            "token ids; use `platform=python`, or leave the rows out"
+            "token ids; add `front`, use `platform=python`, or leave the rows out"
         )
     backbone = load_any_backbone(expert.backbone)
     require_backbone(backbone, expert)
     require_able(backbone, expert)
     require_towers_able(backbone, recipe, platform=platform)
+    if platform != "python" and backbone.image_graph is not None:
+        raise UsageError(
+            f"`platform={platform}`: takes token ids only, and backbone {backbone.name!r} reads "
+            "images, too; use `platform=python`"
+        )
     check_place(repo, "`repo`")
     # Beside its place: the last step is a rename, which is atomic within one file system only.
     with temporary_sibling(repo / model) as temporary:
@@ -169,6 +183,7 @@ def staged_merged(
             num_labels=len(expert.labels),
             images=record.reads_images,
             decodes=record.sequence is not None,
+            entry_digest=record.entry_digest,
         )
         found = {expert.name: replace(gated, parity=parity)}
         write_gate_report(temporary, found, recipe, record, with_texts=keep_rows)

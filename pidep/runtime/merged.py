@@ -38,12 +38,19 @@ class Merged:
     """Runs batches of one expert."""
 
     def __init__(
-        self, version_folder: Path, *, threads: int | None = None, use_engine: bool = True
+        self,
+        version_folder: Path,
+        *,
+        threads: int | None = None,
+        use_engine: bool = True,
+        session: Any = None,
     ) -> None:
         """Open a merged model's version folder.
 
         Args:
             use_engine: False runs the graph of an entry that has a TensorRT engine.
+            session: runs the graph of an entry that has none itself: `run` gets the names of
+                outputs and the inputs.
 
         Raises:
             ServingError: a file is missing, malformed or not the recorded one.
@@ -70,7 +77,9 @@ class Merged:
                 version_folder, self.record.sequence, self.reader, threads=threads
             )
             return
-        if use_engine and self.record.engine is not None:
+        if session is not None:
+            self.session = session
+        elif use_engine and self.record.engine is not None:
             self.session = EngineSession(version_folder / ENGINE, self.record.engine)
         else:
             self.session = open_session(graph, self.record.graph_digest, threads=threads)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["ADMIN_KEY", "launch_options"]
+from pidep.serving.request import Protocol
+
+__all__ = ["ADMIN_KEY", "ADMIN_KEY_VARIABLE", "admin_headers", "launch_options"]
 
 ADMIN_KEY = "pidep-admin-key"
 """Header that holds the key of administrative calls."""
+ADMIN_KEY_VARIABLE = "PIDEP_ADMIN_KEY"
+"""Environment variable of the key, where its owner chooses it."""
 _ADMINISTRATION = (
     "model-repository",
     "model-config",
@@ -17,6 +21,13 @@ _ADMINISTRATION = (
     "logging",
 )
 """Triton Server's groups of calls that need the key: all but inference, health and metadata."""
+
+
+def admin_headers(key: str, protocol: Protocol) -> dict[str, str]:
+    """The headers that permit administrative calls."""
+    # Triton Server looks for a gRPC key under this prefix, and for an HTTP key without it.
+    prefix = "triton-grpc-protocol-" if protocol == "grpc" else ""
+    return {f"{prefix}{ADMIN_KEY}": key}
 
 
 def launch_options(models: Sequence[str], *, key: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from pidep.errors import AnswerError, ExpertError, OverloadError, PidepError
 from pidep.runtime.answer import Answer
 from pidep.serving.batcher import ShedReason
+from pidep.serving.stubs import stubs_of
 
 __all__ = ["Metrics", "error_code"]
 
@@ -59,7 +61,13 @@ def error_code(error: PidepError) -> str:
 
 
 class Metrics:
-    """Counts what a model does. Without Triton Server's metrics it does nothing."""
+    """Counts what a model does. Without Triton Server's metrics it does nothing.
+
+    While a model is loaded again, its old and its new process run side by side. Metrics of one name
+    and the same labels are one object in the server then, and a process that removed it would leave
+    the other with a dangling pointer: the server ends or hangs (2.51). So nothing is removed at the
+    end, and the counters go on where they were.
+    """
 
     def __init__(self, model: str) -> None:
         """Register the families with the server.
@@ -188,14 +196,13 @@ class Metrics:
             and dict(labels)["expert"][:1] != "@"
             and dict(labels)["version"] not in versions
         ]
-        for key in gone[: max(len(gone) - _GONE, 0)]:
-            del self._metrics[key]
+        if len(gone) > _GONE and self._is_alone():
+            for key in gone[:-_GONE]:
+                del self._metrics[key]
 
-    def close(self) -> None:
-        """Leave the server's registry: metrics first, then their families."""
-        with self._lock:
-            self._metrics.clear()
-            self._families.clear()
+    def _is_alone(self) -> bool:
+        """Whether no other load of the model runs beside this one."""
+        return sum(stub.model == self._model for stub in stubs_of(os.getppid())) < 2
 
     def _metric(self, family: str, labels: Labels = ()) -> Any:
         key = (family, labels)

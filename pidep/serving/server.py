@@ -6,20 +6,22 @@ import http.client
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import subprocess
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
 from pidep.artifacts import names
-from pidep.errors import ServingError
+from pidep.errors import ServingError, UsageError
 from pidep.serving import end_with_parent
 from pidep.serving.addresses import Ports, free_ports, require_free
-from pidep.serving.launch_options import ADMIN_KEY, launch_options
+from pidep.serving.launch_options import admin_headers, launch_options
 from pidep.serving.limits import RESIDENT_BYTES, Limits
 from pidep.serving.packaged_server import (
     find_wheel,
@@ -44,6 +46,8 @@ _CLOSE_WITHIN_S = 2.0
 """How long a server without requests may take to end: an idle HTTP connection keeps it."""
 _NO_GPU = ("NVML", "CudaDriverHelper")
 """Words of the errors that every server without a GPU logs. They explain nothing."""
+_KEY = re.compile(r"[A-Za-z0-9]{16,256}")
+"""A key of administrative calls: it is a part of an option, where other characters mean more."""
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +64,7 @@ class TritonServer:
         *,
         limits: Limits | None = None,
         resident_bytes: int | None = None,
+        admin_key: str | None = None,
         ready_within_s: float = 60.0,
     ) -> None:
         """Nothing is started yet.
@@ -68,8 +73,17 @@ class TritonServer:
             repo: the model repository; every model in it is loaded.
             limits: what one request may hold.
             resident_bytes: most bytes of experts that a bank holds in memory; no bound when absent.
+            admin_key: of administrative calls; a new one for each start when absent.
             ready_within_s: how long to wait for the models.
+
+        Raises:
+            UsageError: the key is too short or holds other characters than letters and digits.
         """
+        if admin_key is not None and not _KEY.fullmatch(admin_key):
+            raise UsageError(
+                "the key of administrative calls: expected at least 16 letters and digits, such as "
+                "`openssl rand -hex 32` prints"
+            )
         self.repo = repo.resolve()
         self.ports = ports or Ports()
         self.limits = limits or Limits()
@@ -82,17 +96,16 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._staging: StagingFolder | None = None
         self._ready = False
-        self._key = secrets.token_hex(32)
+        self._own_key = admin_key
+        self._key = admin_key or secrets.token_hex(32)
 
     def admin_headers(self, protocol: Protocol = "grpc") -> dict[str, str]:
         """Headers that permit administrative calls, such as model loads and statistics.
 
-        Pass them as `headers=` to tritonclient's methods. The key in them is random and changes
-        with each start.
+        Pass them as `headers=` to tritonclient's methods. Without a key of your own, the key in
+        them is random and changes with each start.
         """
-        # Triton Server looks for a gRPC key under this prefix, and for an HTTP key without it.
-        prefix = "triton-grpc-protocol-" if protocol == "grpc" else ""
-        return {f"{prefix}{ADMIN_KEY}": self._key}
+        return admin_headers(self._key, protocol)
 
     @property
     def grpc_url(self) -> str:
@@ -127,7 +140,7 @@ class TritonServer:
         self.models_in_stubs = [name for name in self.models if has_stub(self.repo / name)]
         self.ports = self.ports.resolved()
         # A new key for each start: one that leaked is worth nothing after a restart.
-        self._key = secrets.token_hex(32)
+        self._key = self._own_key or secrets.token_hex(32)
         wheel = find_wheel()
         # Checked last: the window in which another process can take a port stays short.
         require_free(self.ports)
@@ -285,22 +298,42 @@ class TritonServer:
         that is gone are never answered, so nobody waits for them.
         """
         deadline = time.monotonic() + _DRAIN_WITHIN_S
-        for name in self.models:
+        # Also those that were rolled in since the start.
+        loaded = self._loaded() or set(self.models)
+        in_stubs = {
+            name for name in loaded if (self.repo / name / names.VERSION / names.SHIM).is_file()
+        }
+        # First those in stubs: a front asks other models until its last request is answered.
+        parts = (in_stubs, loaded - in_stubs)
+        return all(self._unload(part, process, deadline) for part in parts)
+
+    def _unload(
+        self, models: Collection[str], process: subprocess.Popen[bytes], deadline: float
+    ) -> bool:
+        """Whether these models have answered everything in time."""
+        for name in models:
             self._call("POST", f"v2/repository/models/{quote(name)}/unload")
         while process.poll() is None and time.monotonic() < deadline:
-            code, body = self._call("POST", "v2/repository/index")
-            if code == 200:
-                index = json.loads(body)
-                busy = {one["name"] for one in index if one.get("state") != "UNAVAILABLE"}
-                if busy <= self._without_stub(process.pid):
-                    return True
+            loaded = self._loaded()
+            if loaded is not None and loaded & {*models} <= self._without_stub(process.pid):
+                return True
             time.sleep(_POLL_S)
         return False
 
+    def _loaded(self) -> set[str] | None:
+        """The models that may still answer; None where the server does not say."""
+        code, body = self._call("POST", "v2/repository/index")
+        if code != 200:
+            return None
+        # A model that was never loaded has no state.
+        gone = ("UNAVAILABLE", None)
+        return {one["name"] for one in json.loads(body) if one.get("state") not in gone}
+
     def _without_stub(self, pid: int) -> set[str]:
         """The models of the Python backend that have no stub which can answer."""
-        living = {stub.model for stub in stubs_of(pid) if stub.lives}
-        return set(self.models_in_stubs) - living
+        stubs = stubs_of(pid)
+        living = {stub.model for stub in stubs if stub.lives}
+        return {*self.models_in_stubs, *(stub.model for stub in stubs)} - living
 
     def _call(
         self,

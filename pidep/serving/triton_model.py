@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pidep.artifacts import names
+from pidep.artifacts import MergedRecord, names
 from pidep.errors import OverloadError, PidepError, ServingError
 from pidep.inputs.decoding import read_candidates, read_decoding
 from pidep.inputs.row import Row
@@ -26,6 +26,7 @@ from pidep.runtime.merged import Merged
 from pidep.serving.asked import Asked
 from pidep.serving.bank_answers import BankAnswers
 from pidep.serving.batcher import Batcher, Waiting, reply_to
+from pidep.serving.graph_model import GraphModel
 from pidep.serving.limits import Limits, resident_bytes_from_environment
 from pidep.serving.metrics import Metrics, error_code
 from pidep.serving.store import ExpertStore
@@ -54,7 +55,9 @@ class TritonPythonModel:
             self._bank = BankAnswers(bank, ExpertStore(bank.store), self._metrics)
             self._entry, self._width = bank.record.entry_digest or "", bank.record.hidden_size
         else:
-            self._merged = Merged(folder)
+            graph_model = MergedRecord.read(folder).graph_model
+            session = GraphModel(graph_model) if graph_model else None
+            self._merged = Merged(folder, session=session)
             self._entry, self._width = self._merged.record.entry_digest or "", 0
         config = json.loads(args.get("model_config") or "{}")
         size = config.get("max_batch_size") or _MAX_BATCH
@@ -121,7 +124,6 @@ class TritonPythonModel:
         self._batcher.stop()
         if self._bank is not None:
             self._bank.stop()
-        self._metrics.close()
 
     def _read(self, request: Any) -> list[Asked]:
         """A request's rows, and the expert of each."""

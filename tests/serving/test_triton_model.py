@@ -499,6 +499,15 @@ def test_versions_that_have_gone_are_listed_up_to_a_bound() -> None:
     assert all(value == 1 for value in listed.values())
 
 
+def test_a_model_that_ends_removes_no_metric(bank: Any) -> None:
+    # A process that was loaded beside it has the same ones, and the server would end.
+    execute(bank, asked([b"good"], [b"film"]))
+    before = counted("pidep_rows_total")
+    assert before
+    bank.finalize()
+    assert counted("pidep_rows_total") == before
+
+
 def test_a_server_without_metrics_answers(
     tmp_path: Path, store: ExpertStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,9 +201,10 @@ def with_ports(text: str, ports: Ports) -> str:
         f" --metrics-port {ports.metrics}",
         "infer": f"--url {ports.host}:{infer}",
         "swap": f"--url {ports.host}:{ports.grpc}",
+        "roll": f"--url {ports.host}:{ports.grpc}",
     }
     return re.sub(
-        r"\bpidep (serve|infer|swap)\b(?! --help)",
+        r"\bpidep (serve|infer|swap|roll)\b(?! --help)",
         lambda match: f"{match[0]} {options[match[1]]}",
         text,
     )

@@ -18,6 +18,7 @@ from pidep.deployment.settings import (
     DoctorSettings,
     ExportSettings,
     InferSettings,
+    RollSettings,
     ServeSettings,
     SwapSettings,
     VerifySettings,
@@ -57,6 +58,7 @@ SETTINGS: dict[str, type[Settings]] = {
     "serve": ServeSettings,
     "infer": InferSettings,
     "swap": SwapSettings,
+    "roll": RollSettings,
     "verify": VerifySettings,
     "doctor": DoctorSettings,
 }
