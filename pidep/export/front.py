@@ -59,7 +59,7 @@ def staged_front(
         record = MergedRecord.read(graph.temporary / VERSION)
         name = graph.exported.model
         model = f"{name}-graph-{(record.entry_digest or '').removeprefix('sha256:')[:12]}"
-        _rename(graph.temporary / CONFIG, model)
+        _behind_a_front(graph.temporary / CONFIG, model)
         behind = replace(graph, exported=replace(graph.exported, model=model, folder=repo / model))
         with temporary_sibling(repo / name) as folder:
             _write_front(folder, name, graph.temporary, record, model, recipe)
@@ -91,9 +91,11 @@ def _graph_model_of(entry: Path) -> str | None:
         return None
 
 
-def _rename(config: Path, model: str) -> None:
+def _behind_a_front(config: Path, model: str) -> None:
     content = read_config(config)
     content.name = model
+    # The front forms the batches. The server's own batcher can let a request wait half a second.
+    content.ClearField("dynamic_batching")
     config.write_text(text_format.MessageToString(content), encoding="utf-8")
 
 

@@ -83,6 +83,7 @@ def export(expert: Any, repo: Path, *, front: bool = True) -> Path:
     assert model is not None
     config = read_config(repo / model / "config.pbtxt")
     assert (config.name, config.backend) == (model, "onnxruntime")
+    assert not config.HasField("dynamic_batching")
     config.backend = "python"
     config.instance_group.add(count=1, kind="KIND_CPU")
     (repo / model / "config.pbtxt").write_text(text_format.MessageToString(config))

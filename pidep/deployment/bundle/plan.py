@@ -6,6 +6,7 @@ import math
 import os
 import posixpath
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pidep.deployment.settings import BundleSettings
 from pidep.errors import UsageError
 from pidep.export.config_pbtxt import read_config
 from pidep.serving.launch_options import launch_options
-from pidep.serving.repository import require_complete
+from pidep.serving.repository import graph_model, require_complete
 from pidep.serving.server_versions import FLOOR
 
 __all__ = ["Plan", "plan_bundle"]
@@ -68,6 +69,10 @@ def plan_bundle(entry: Path, out: Path, settings: BundleSettings) -> Plan:
     conditions |= {"gpu"} if gpu else set()
     repository = f"{_ROOT}/model_repo"
     name = settings.name or _label(model)
+    behind = graph_model(entry)
+    models = [model] if behind is None else [behind, model]
+    if behind is not None:
+        require_complete(entry.parent / behind)
     values = {
         "name": name,
         "model": model,
@@ -76,10 +81,10 @@ def plan_bundle(entry: Path, out: Path, settings: BundleSettings) -> Plan:
         "package": _package(engine, gpu=gpu),
         "repository": repository,
         "repository_here": _here(entry.parent, out),
-        "arguments": _yaml(_arguments(model, repository, "$(PIDEP_ADMIN_KEY)")),
-        "arguments_compose": _yaml(_arguments(model, repository, "${PIDEP_ADMIN_KEY}")),
+        "arguments": _yaml(_arguments(models, repository, "$(PIDEP_ADMIN_KEY)")),
+        "arguments_compose": _yaml(_arguments(models, repository, "${PIDEP_ADMIN_KEY}")),
         "cpus": str(settings.cpus),
-        "memory_gib": str(settings.memory_gib or _memory_gib(version)),
+        "memory_gib": str(settings.memory_gib or _memory_gib(entry.parent, models)),
         "storage_gib": str(settings.storage_gib),
         "replicas": str(settings.replicas),
         "max_replicas": str(max(settings.max_replicas, settings.replicas)),
@@ -122,11 +127,11 @@ def _package(engine: EngineRecord | None, *, gpu: bool) -> str:
     return f"pidep[{','.join(extras)}]=={__version__}"
 
 
-def _arguments(model: str, repository: str, key: str) -> list[str]:
+def _arguments(models: Sequence[str], repository: str, key: str) -> list[str]:
     """Of `tritonserver`. Whoever starts the container puts the key in."""
     return [
         f"--model-repository={repository}",
-        *launch_options([model], key=key),
+        *launch_options(models, key=key),
         f"--exit-timeout-secs={_EXIT_WITHIN_S}",
     ]
 
@@ -166,9 +171,12 @@ def _here(path: Path, out: Path) -> str:
     return found
 
 
-def _memory_gib(version: Path) -> int:
+def _memory_gib(repo: Path, models: Sequence[str]) -> int:
     """Enough for the graphs."""
-    size = sum(path.stat().st_size for path in version.iterdir() if path.is_file())
+    folders = [repo / model / VERSION for model in models]
+    size = sum(
+        path.stat().st_size for folder in folders for path in folder.iterdir() if path.is_file()
+    )
     return _SPARE_GIB + math.ceil(_COPIES * size / 2**30)
 
 

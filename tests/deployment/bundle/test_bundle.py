@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -14,10 +15,12 @@ import pytest
 import yaml
 
 from pidep import __version__
+from pidep.artifacts import MergedRecord
 from pidep.deployment.bundle import write_bundle
 from pidep.deployment.settings import BundleSettings
 from pidep.errors import UsageError
 from pidep.export.config_pbtxt import merged_config
+from pidep.export.recipe import shipped
 from pidep.serving.server_versions import FLOOR
 from tests.cli.run import Done, contents
 from tests.serving.small_bank import write_served_bank, write_small_merged
@@ -269,3 +272,24 @@ def test_the_command_says_what_it_wrote(bank: Path, inside: Callable[..., Done])
 def test_only_the_templates_are_in_their_folder() -> None:
     folder = files("pidep.deployment.bundle") / "files"
     assert {one.name for one in folder.iterdir()} == {name.split("/")[0] for name in FILES}
+
+
+def test_a_front_is_loaded_with_its_graphs_model(native: Path) -> None:
+    repo, version = native.parent, native / "1"
+    graph = repo / "film-graph-0123456789ab"
+    shutil.copytree(native, graph)
+    MergedRecord.read(version).model_copy(update={"graph_model": graph.name}).sealed(version).write(
+        version
+    )
+    (version / "model.onnx").unlink()
+    shutil.copyfile(shipped("model.py"), version / "model.py")
+    config = merged_config("film", max_batch_size=8, platform="python", num_labels=2)
+    (native / "config.pbtxt").write_text(config)
+    out = bundled(native)
+    loaded = [one for one in container(out)["args"] if one.startswith("--load-model")]
+    assert loaded == [f"--load-model={graph.name}", "--load-model=film"]
+    # The front runs pidep's code.
+    assert "pip install" in (out / "Dockerfile").read_text()
+    shutil.rmtree(graph)
+    with pytest.raises(UsageError, match=f"{graph.name}: no bank.json or merged.json"):
+        write_bundle(native, BundleSettings(out=out, overwrite=True))
