@@ -51,7 +51,7 @@ SHOWN_S = 1.0
 REPAIRED_S = 30.0
 _WRONG: dict[str, tuple[Callable[[], Request], str]] = {
     "an unknown name": (lambda: Request("good film", "nobody"), "unknown expert 'nobody'"),
-    "no word": (lambda: Request(" ", "e0"), "without a word"),
+    "no word": (lambda: Request(" ", "e0"), "expected a text, an image or both"),
     "too long": (lambda: Request("a" * 70_000, "e0"), "max_text_bytes"),
     "columns for an expert without a template": (
         lambda: Request(columns={"subject": "a"}, expert="e0"),
@@ -353,7 +353,8 @@ def claims_of(found: dict[str, Any]) -> list[Claim]:
             "met": other == 0,
         },
         {
-            "claim": f"seconds of the slowest of {len(found['repairs'])} repairs, to the last error",
+            "claim": f"seconds of the slowest of {len(found['repairs'])} repairs, with its last "
+            "error",
             "target": f"≤ {REPAIRED_S:g}",
             "measured": slowest,
             "met": slowest <= REPAIRED_S,
