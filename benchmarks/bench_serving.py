@@ -33,7 +33,7 @@ from benchmarks.record import RESULTS, write_result
 from benchmarks.serving_claims import claims_of, medians
 from benchmarks.serving_load import Asked, Load, find_wrk, rss_mib, texts, write_requests
 from pidep.artifacts import MergedRecord
-from pidep.artifacts.names import BANK, NO_BYTECODE, SHIM, VERSION
+from pidep.artifacts.names import BANK, GRAPH, MERGED_RECORD, NO_BYTECODE, SHIM, VERSION
 from pidep.backbones.load import load_backbone
 from pidep.errors import UsageError
 from pidep.experts.folder import Expert
@@ -41,7 +41,7 @@ from pidep.export.config_pbtxt import bank_config, merged_config
 from pidep.export.graph import export_merged_graph
 from pidep.export.recipe import shipped
 from pidep.files.digest import file_digest
-from pidep.serving import Client, ExpertStore, Ports, Request, TritonServer
+from pidep.serving import Client, ExpertStore, Request, TritonServer, free_ports
 
 __all__ = ["main"]
 
@@ -55,6 +55,7 @@ SWAPPED_NAMES, VERSIONS = 10, 4
 APART = 4
 """Experts that are served by a process each."""
 MAX_BATCH = 64
+BARE = "bare"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Bench:
 
     def server(self, repo: str = "bank") -> TritonServer:
         """A server that is not started."""
-        return TritonServer(self.folder / repo, Ports(), ready_within_s=300.0)
+        return TritonServer(self.folder / repo, free_ports(), ready_within_s=300.0)
 
     def publish(self, first: int, last: int) -> None:
         """Publish the experts of these numbers under their names, in one revision."""
@@ -141,15 +142,21 @@ class Bench:
 
 
 def measure_rates(bench: Bench) -> dict[str, Any]:
-    """One client and many, beside the bank in process. They take short turns: what else the machine
-    does meets both.
+    """One client and many, beside the bank in process, and one beside a model written by hand. They
+    take short turns: what else the machine does meets all.
     """
     rows = bench.zipf(RESIDENTS[0])
     middle = sorted(rows, key=lambda one: len(one.text))[len(rows) // 2]
     one = bench.requests("one", [middle])
     mixed = bench.requests("mixed", [middle, *rows])
     rounds: list[dict[str, Any]] = []
-    with bench.server() as server, _bank_in_process(bench, mixed) as bank:
+    bare_one = bench.requests("bare", [middle._replace(model=BARE)])
+    _write_bare(bench)
+    with (
+        bench.server() as server,
+        bench.server(BARE) as by_hand,
+        _bank_in_process(bench, mixed) as bank,
+    ):
 
         def turn(connections: int, size: int, seconds: float) -> None:
             requests = one if connections == 1 else mixed
@@ -161,8 +168,12 @@ def measure_rates(bench: Bench) -> dict[str, Any]:
             bank.stdin.flush()
             in_process = {"rows_of_a_batch": size, **json.loads(bank.stdout.readline())}
             rounds.append({"served": served, "in_process": in_process})
+            if connections == 1:
+                load = Load.start(by_hand, bare_one, connections=1, seconds=seconds)
+                rounds[-1]["by_hand"] = load.result()
 
         turn(SATURATED[0], BATCHES[0], 1.0)
+        turn(1, 1, 1.0)
         rounds.clear()  # the first batches of each are slow
         for _ in range(bench.plan.turns):
             turn(1, 1, 1.0)
@@ -170,6 +181,21 @@ def measure_rates(bench: Bench) -> dict[str, Any]:
             for connections, size in zip(SATURATED, BATCHES, strict=True):
                 turn(connections, size, 2.0)
     return {"rounds": rounds}
+
+
+def _write_bare(bench: Bench) -> None:
+    """A repository with the model that one would write by hand around the same bank."""
+    version = bench.folder / BARE / BARE / VERSION
+    version.mkdir(parents=True)
+    code = Path(__file__).with_name("bare_model.py").read_text()
+    (version / SHIM).write_text(code.replace("BANK_FOLDER", repr(str(bench.version))))
+    # What pidep's server asks of a model's folder.
+    for name in (MERGED_RECORD, GRAPH):
+        (version / name).touch()
+    config = bank_config(
+        BARE, max_batch_size=MAX_BATCH, hidden_size=bench.expert.label_embeddings.shape[1]
+    )
+    (version.parent / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
 @contextmanager
@@ -293,7 +319,7 @@ def _sizes(bench: Bench) -> dict[str, Any]:
     version = empty / "bank" / BANK / VERSION
     shutil.copytree(bench.version.parent, version.parent)
     ask = bench.requests("backbone", [Asked(text, "@backbone") for text in texts(200)])
-    with TritonServer(empty / "bank", Ports()) as server:
+    with TritonServer(empty / "bank", free_ports()) as server:
         Load.start(server, ask, connections=BUSY, seconds=bench.plan.seconds).result()
         base = rss_mib(server)["stub"]
     factors = [tensor for site in bench.expert.sites.values() for tensor in site.values()]
