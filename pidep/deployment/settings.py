@@ -38,6 +38,7 @@ HEALTH = Shown("Health")
 MEMORY = Shown("Memory")
 LIMITS = Shown("Limits")
 REQUEST = Shown("Request")
+PROOF = Shown("Proof")
 IMAGE = Shown("Image")
 CLUSTER = Shown("Cluster")
 
@@ -197,6 +198,13 @@ class SwapSettings(Settings):
     """gRPC address of the server, host:port."""
     timeout: Annotated[float, ADDRESSES] = Field(default=10.0, ge=0.1, le=86400)
     """Seconds to wait for an answer with the new digest."""
+    verify: Annotated[bool, PROOF] = False
+    """Swap under traffic of the command's own, and fail where a request is lost or answered by
+    another version."""
+    clients: Annotated[int, PROOF] = Field(default=4, ge=1, le=256)
+    """Connections that ask at the same time."""
+    seconds: Annotated[float, PROOF] = Field(default=3.0, ge=0.1, le=3600)
+    """Seconds of traffic before the swap, and again after it."""
 
 
 class RollSettings(Settings):

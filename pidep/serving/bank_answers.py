@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,11 +115,20 @@ class BankAnswers:
         )
 
 
+def _memory_mib() -> float | None:
+    """Resident memory of this process; None where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
 def _status(bank: Bank, state: Mapping[str, Any]) -> Answer:
     """The server's state, in the place of a label."""
     one = np.ones(1, np.float32)
     # The rows of a response have embeddings of one width.
     nowhere = np.zeros(bank.record.hidden_size, np.float32)
     entry = bank.record.entry_digest or ""
-    label = json.dumps({**state, "entry": entry})
+    label = json.dumps({**state, "entry": entry, "memory_mib": _memory_mib()})
     return Answer((label,), one, one, entry, nowhere)

@@ -149,7 +149,8 @@ class Client(Connection):
         Keys: `ready` (whether the store is being followed), `silent_s` (seconds since the last
         look at the store), `revision`, `served` (name to digest), `refused` (name to `digest` and
         `reason`), `rollouts` (name to what is counted of its versions), `fault` (of the store
-        itself, or empty), `entry` (digest of the entry).
+        itself, or empty), `entry` (digest of the entry), `memory_mib` (resident memory of the
+        model's process).
 
         Raises:
             ServingError: as `infer`, or the server is of a release without a status.
