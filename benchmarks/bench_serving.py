@@ -150,7 +150,7 @@ def measure_rates(bench: Bench) -> dict[str, Any]:
     one = bench.requests("one", [middle])
     mixed = bench.requests("mixed", [middle, *rows])
     rounds: list[dict[str, Any]] = []
-    bare_one = bench.requests("bare", [middle._replace(model=BARE)])
+    bare_one = bench.requests("bare", [Asked(middle.text, middle.expert, BARE)])
     _write_bare(bench)
     with (
         bench.server() as server,

@@ -8,10 +8,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pidep.artifacts import Manifest
 from pidep.errors import ExpertError, ServingError, UsageError
 from pidep.experts.folder import write_expert
 from pidep.serving import Client, ExpertStore, TritonServer, free_ports, swap_expert
@@ -91,7 +93,8 @@ def test_an_answer_by_another_version_is_counted(
     server: TritonServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As if the store had never named the version that answers.
-    monkeypatch.setattr("pidep.serving.swap_proof._versions", lambda manifest, name: {"sha256:x"})
+    unnamed = SimpleNamespace(read=lambda store: Manifest(revision=0, aliases={}))
+    monkeypatch.setattr("pidep.serving.swap_proof.Manifest", unnamed)
     proof = prove_swap("film", small_expert(seed=13), server.repo, server.grpc_url, seconds=0.2)
     assert proof.other_versions > 0
     with pytest.raises(ServingError, match=r"0 were lost and \d+ answered by another version"):
