@@ -22,6 +22,7 @@ from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import BANK_RECORD, CONFIG, ENTRY, ENTRY_PARAMETER, TEXT, VERSION
 from pidep.errors import PidepError, ServingError, UsageError
 from pidep.files.atomic_write import in_place, temporary_sibling
+from pidep.files.cache_folder import locked
 from pidep.serving.addresses import channel_options
 from pidep.serving.launch_options import admin_headers
 from pidep.serving.repository import graph_model, has_stub, require_complete
@@ -77,6 +78,8 @@ def roll_entry(
         servers = [
             stack.enter_context(_Server.connected(url, key, started + timeout_s)) for url in urls
         ]
+        # One roll at a time: the next one sees what this one has left.
+        stack.enter_context(locked(repo))
         old = _entry_digest(repo / model)
         former = graph_model(repo / model)
         with _placed(entry, repo, then=servers):
@@ -137,6 +140,9 @@ def _placed(entry: Path, repo: Path, *, then: Sequence[_Server]) -> Iterator[Non
     except BaseException:
         for server in then:
             server.restore(repo / entry.name, is_new=is_new)
+            # The former front asks the former graph's model, which every server still has.
+            if behind is not None and behind != graph_model(repo / entry.name):
+                server.unload(behind)
         raise
 
 
