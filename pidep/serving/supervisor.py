@@ -2,8 +2,8 @@
 or hangs.
 
 Triton Server notices no such process: the model stays "ready", new requests fail, and those that
-the process held are never answered. A load of the model alone leaves them so, and can end the
-server. A new server ends them at once, and is ready in seconds.
+the process held are never answered. A load of the model alone leaves them so. A new server ends
+them at once, and is ready in seconds.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
 from pidep.errors import ServingError
+from pidep.serving.restarts import Restarts
 from pidep.serving.server import TritonServer
 from pidep.serving.stubs import Stub, stubs_of
 
@@ -29,8 +29,6 @@ _IDLE = 0.1
 """Share of a core that the other threads of a hung stub may use; the watcher looks all the time."""
 _STUCK_S = 120.0
 """Silence after which a stub counts as hung even though it is busy: an endless loop."""
-_WINDOW_S = 600.0
-_LONGEST_WAIT_S = 30.0
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +44,8 @@ class Supervisor:
         """
         self._server = server
         self._max_restarts = max_restarts
-        self._repairs: dict[str, deque[float]] = {}
+        self._restarts: dict[str, Restarts] = {}
+        self._ready_at = time.monotonic()
         self._probes: dict[str, _Probe] = {}
         self._down: tuple[str, str] | None = None
         """Why the last start failed, as `_found`."""
@@ -90,6 +89,7 @@ class Supervisor:
             self._down = "server", str(error)
             return
         self._down = None
+        self._ready_at = time.monotonic()
         _log.warning("Triton Server is ready again, after %.1f s", time.monotonic() - started)
 
     def _fault(self, model: str, stubs: Sequence[Stub]) -> str | None:
@@ -102,20 +102,18 @@ class Supervisor:
         return probe.fault(sum(stub.cpu_s for stub in stubs))
 
     def _count(self, what: str, reason: str) -> None:
-        """Remember a repair, and wait longer before each further one.
+        """Remember a repair, and wait where the last ones did not last.
 
         Raises:
             ServingError: there were too many.
         """
         now = time.monotonic()
-        recent = self._repairs.setdefault(what, deque())
-        while recent and recent[0] < now - _WINDOW_S:
-            recent.popleft()
-        if len(recent) >= self._max_restarts:
-            again = f", after {len(recent)} restarts in ten minutes" if recent else ""
+        starts = self._restarts.setdefault(what, Restarts(self._max_restarts))
+        wait_s = starts.wait_s(now, worked_s=now - self._ready_at)
+        if wait_s is None:
+            again = f", after {starts.count} restarts in ten minutes" if starts.count else ""
             raise ServingError(f"{reason}{again}")
-        time.sleep(min(2 ** len(recent) - 1, _LONGEST_WAIT_S))
-        recent.append(now)
+        time.sleep(wait_s)
 
 
 class _Probe:
