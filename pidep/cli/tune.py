@@ -21,6 +21,7 @@ def tune(settings: TuneSettings, where: RunSettings, json: Json = False) -> None
     Trains the task's own expert, finds the most similar tasks in the pool, interpolates their
     experts with it, and measures the result on the test rows. Writes a run folder.
     """
+    from pidep.similarity.estimate_names import ESTIMATES
     from pidep.tuning.run_folder import METHODS, priors_sentence
     from pidep.tuning.tune import tune as run
     from pidep.tuning.under_floors import under_sentence
@@ -48,5 +49,6 @@ def tune(settings: TuneSettings, where: RunSettings, json: Json = False) -> None
         typer.echo(f"class priors: {priors_sentence(result.class_priors.to_json())}")
     if result.neighbours:
         rows = [[near.name, f"{near.similarity:.4f}"] for near in result.neighbours]
-        render.table("nearest tasks", ["task", "similarity"], rows)
+        by = str(result.neighbours_by)
+        render.table(f"neighbours, by {by}", ["task", ESTIMATES[by]], rows)
     typer.echo(f"{result.run}  {result.digest}")

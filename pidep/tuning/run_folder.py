@@ -35,6 +35,7 @@ from pidep.experts.mixture_folder import holds_mixture, write_mixture
 from pidep.files.atomic_write import write_json, write_text
 from pidep.files.bounded_read import parse_json, read_json
 from pidep.settings import fault_of, read_yaml
+from pidep.similarity.estimate_names import recorded_by
 from pidep.tasks.metrics.intervals import Interval
 from pidep.tuning.under_floors import under_floors
 
@@ -113,6 +114,8 @@ class TuneResult:
     """How many texts were cut; None where no row has a text."""
     class_priors: ClassPriors | None = None
     """What the answers are decided for; None for a run without labels."""
+    neighbours_by: str | None = None
+    """What chose the neighbours, a key of `ESTIMATES`; None where there are none."""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and `result.json`."""
@@ -126,6 +129,7 @@ class TuneResult:
             "neighbours": [
                 {"name": near.name, "similarity": near.similarity} for near in self.neighbours
             ],
+            "neighbours_by": self.neighbours_by,
             "seconds": self.seconds,
             "cut_texts": None if self.cut_texts is None else self.cut_texts.to_json(),
             "class_priors": None if self.class_priors is None else self.class_priors.to_json(),
@@ -193,7 +197,9 @@ class Run:
     """The 95 % interval of a metric, by method. Runs of early versions did not record them."""
     alpha: Alpha
     neighbours: dict[str, float]
-    """Name to similarity."""
+    """Name to what `neighbours_by` found."""
+    neighbours_by: str
+    """What chose the neighbours, a key of `ESTIMATES`."""
     phases: tuple[Phase, ...]
     seconds: float
     seconds_by_phase: dict[str, float]
@@ -440,6 +446,7 @@ def _parse(
         },
         alpha=_alpha(files["alpha"]),
         neighbours={str(name): _finite(value) for name, value in files["similarity"].items()},
+        neighbours_by=recorded_by(files["result"], config),
         phases=tuple(_phase(str(name), phase) for name, phase in provenance["phases"].items()),
         seconds=_finite(provenance["seconds"]),
         # Runs of early versions did not record it.

@@ -59,6 +59,7 @@ def made_run(metrics: dict[str, float], *, metric: str = "accuracy", **more: Any
         "intervals": {name: wilson(value, len(LABELS)) for name, value in metrics.items()},
         "alpha": Alpha(("movie",), {}, (1.0,)),
         "neighbours": {"book": 0.5},
+        "neighbours_by": "h-score",
         "phases": (),
         "seconds": 1.0,
         "seconds_by_phase": {},

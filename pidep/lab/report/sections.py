@@ -12,6 +12,7 @@ from pidep.lab.report import figures
 from pidep.lab.report.html import figure, interval_text, signed
 from pidep.lab.report.neighbourhood import Neighbourhood
 from pidep.lab.report.task_graph import graph
+from pidep.similarity.estimate_names import ESTIMATES
 from pidep.tasks.metrics.intervals import Interval, wilson
 from pidep.tuning.run_folder import METHODS, Run, priors_sentence
 
@@ -148,7 +149,8 @@ def similarity_section(run: Run, near: Neighbourhood | None) -> str:
     """The neighbours, and the tasks of the pool by similarity."""
     rows = [[name, f"{value:.4f}"] for name, value in run.neighbours.items()]
     body = (
-        table(["neighbour taken", "similarity"], rows)
+        paragraph(f"Neighbours were chosen by {run.neighbours_by}.")
+        + table(["neighbour taken", ESTIMATES.get(run.neighbours_by, "estimate")], rows)
         if rows
         else paragraph("The run took no neighbours.")
     )
