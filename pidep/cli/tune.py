@@ -18,7 +18,7 @@ __all__ = ["tune"]
 def tune(settings: TuneSettings, where: RunSettings, json: Json = False) -> None:
     """Train an expert for a task and interpolate it with its neighbours.
 
-    Trains the task's own expert, finds the most similar tasks in the pool, interpolates their
+    Trains the task's own expert, finds the tasks of the pool whose experts help, interpolates these
     experts with it, and measures the result on the test rows. Writes a run folder.
     """
     from pidep.similarity.estimate_names import ESTIMATES

@@ -25,7 +25,7 @@ def chosen_by(
     """What a request means for a task; `auto` is what predicts best among what the task allows.
 
     The H-score needs a backbone that embeds and labels that all rows share. A trial needs answers
-    only, so it works for every other task ([decision 038](../decisions/038-auto-neighbours.md)).
+    only, so it works for every other task (decision 038).
 
     Args:
         embeds: whether the backbone has embeddings of rows.

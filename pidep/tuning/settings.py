@@ -131,7 +131,7 @@ class TuneSettings(Settings):
     alpha_per: Annotated[Literal["site", "layer", "global"], INTERPOLATION] = "site"
     """Whether each site, each layer or the whole backbone has its own α."""
     alpha_start: Annotated[Literal["uniform", "similarity"], INTERPOLATION] = "uniform"
-    """Initial α: equal for all experts, or proportional to their similarity."""
+    """Initial α: equal for all experts, or proportional to the Fisher similarity."""
     mixture_steps: Annotated[int, INTERPOLATION] = Field(default=40, ge=0)
     """Training steps of the mixture."""
     alpha_learning_rate: Annotated[float, INTERPOLATION] = Field(default=2e-2, ge=0, le=MAX_RATE)

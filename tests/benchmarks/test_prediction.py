@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from benchmarks.bench_prediction import claims_of, goals_of, main
+from benchmarks.bench_prediction import main
+from benchmarks.prediction_claims import claims_of, goals_of
 from benchmarks.prediction_lab import Settings
 from benchmarks.prediction_table import mixture_table, noise_table, table
 from benchmarks.record import RESULTS
