@@ -22,7 +22,10 @@ def tune(settings: TuneSettings, where: RunSettings, json: Json = False) -> None
     experts with it, and measures the result on the test rows. Writes a run folder.
     """
     from pidep.similarity.estimate_names import ESTIMATES
-    from pidep.tuning.run_folder import METHODS, priors_sentence
+    from pidep.similarity.learned import COVERAGE
+    from pidep.similarity.learned_text import points_interval
+    from pidep.tuning.priors_sentence import priors_sentence
+    from pidep.tuning.run_folder import METHODS
     from pidep.tuning.tune import tune as run
     from pidep.tuning.under_floors import under_sentence
 
@@ -48,7 +51,12 @@ def tune(settings: TuneSettings, where: RunSettings, json: Json = False) -> None
     if result.class_priors is not None and result.class_priors.source != "training":
         typer.echo(f"class priors: {priors_sentence(result.class_priors.to_json())}")
     if result.neighbours:
-        rows = [[near.name, f"{near.similarity:.4f}"] for near in result.neighbours]
         by = str(result.neighbours_by)
-        render.table(f"neighbours, by {by}", ["task", ESTIMATES[by]], rows)
+        columns = ["task", ESTIMATES[by]]
+        rows = [[near.name, f"{near.similarity:.4f}"] for near in result.neighbours]
+        if result.predicted:
+            columns.append(f"{COVERAGE:.0%} interval, in points")
+            for row in rows:
+                row.append(points_interval(result.predicted[row[0]]))
+        render.table(f"neighbours, by {by}", columns, rows)
     typer.echo(f"{result.run}  {result.digest}")

@@ -14,6 +14,7 @@ ESTIMATES = {
     "fisher": "similarity",
     "trial": "success",
     "h-score": "H-score",
+    "ranker": "predicted gain",
     NO_LABELS: "similarity",
 }
 """What can choose neighbours, and the name for people of its figure."""

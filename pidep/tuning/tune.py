@@ -21,7 +21,7 @@ from pidep.files.atomic_write import check_place, in_place, temporary_sibling
 from pidep.interpolation.auto import tuned_own
 from pidep.interpolation.candidates import CandidateTrainer, held_back, own_on_folds
 from pidep.interpolation.policies import interpolate
-from pidep.similarity.choose import choose
+from pidep.similarity.choose import Choice, choose
 from pidep.similarity.embedding_cache import cached_fisher
 from pidep.similarity.measures import Embedding, Neighbour, similarity
 from pidep.similarity.pool import Pool
@@ -221,7 +221,8 @@ def _learn(
     # The mean over a sample is close to that over all rows, at a fraction of the time.
     sample = limit(job.train, config.fisher_samples, seed=config.seed)
     embedding = _task_embedding(job, own, sample)
-    neighbours = _neighbours(job, pool, embedding, sample)
+    choice = _choice(job, pool, embedding, sample)
+    neighbours = choice.neighbours
     times.end("neighbours")
     # The test rows are read for the metrics only; no decision depends on them.
     measured = {**floors(job), "backbone": _tested(job, None)}
@@ -249,6 +250,7 @@ def _learn(
         cut_texts=job.cut_texts,
         class_priors=learned.priors,
         neighbours_by=job.neighbours_by if neighbours else None,
+        predicted=choice.predicted,
     )
     write_run(job, result, learned.alpha, {"own": own_report, **learned.reports}, times.seconds)
     return result
@@ -361,12 +363,11 @@ def _task_embedding(job: Job, own: Expert, sample: Split) -> Embedding:
     )
 
 
-def _neighbours(
-    job: Job, pool: Pool | None, embedding: Embedding, sample: Split
-) -> list[Neighbour]:
+def _choice(job: Job, pool: Pool | None, embedding: Embedding, sample: Split) -> Choice:
     if pool is None:
-        return []
-    return choose(job.neighbours_by, pool, embedding, job.scorer, sample, top_k=job.config.top_k)
+        return Choice([])
+    by, top_k = job.neighbours_by, job.config.top_k
+    return choose(by, pool, job.name, embedding, job.scorer, sample, top_k=top_k)
 
 
 def _similarities(
