@@ -31,9 +31,10 @@ from benchmarks.prediction_packaged import PACKAGED, PackagedLab
 from benchmarks.record import RESULTS, Claim, write_result
 from benchmarks.transfer_measured import Measured, described, measure
 from benchmarks.transfer_mixtures import mixture_gains
-from benchmarks.transfer_ranker import left_out
+from benchmarks.transfer_ranker import coverage, left_out
 from benchmarks.transfer_statistics import Figure, Matrix, statistics
 from pidep.similarity.estimators import ESTIMATORS
+from pidep.similarity.learned import FEATURES
 
 __all__ = ["Part", "main", "measure_part"]
 
@@ -164,6 +165,7 @@ def measure_part(lab: Lab) -> Part:
         with lab.phase("π"):
             tuned = {shots: gains(shots, tuned=True) for shots in settings.tuned_shots}
     names = [task.name for task in tasks]
+    intervals = {}
     asked = [ESTIMATORS[name] for name in settings.estimators]
     for shots, by in predicted.items():
         features = {one.name: by[one.name] for one in asked}
@@ -171,6 +173,9 @@ def measure_part(lab: Lab) -> Part:
         transfer = measured.of(shots).mean
         by |= left_out(features, transfer, names, called="ranker")
         by |= left_out(forward, transfer, names, called="ranker (no backward pass)")
+        kept = {name: by[name] for name in FEATURES}
+        by |= left_out(kept, transfer, names, called="ranker (h-score, leep)", usual=False)
+        intervals[f"{shots} shots"] = coverage(kept, measured.of(shots).by_seed, names)
     figures = {
         kind: {name: statistics(values, transfer.mean) for name, values in predicted[shots].items()}
         # A helper alone is predicted from the fewest shots.
@@ -191,6 +196,7 @@ def measure_part(lab: Lab) -> Part:
             kind: {name: _json(by, ceilings[kind]) for name, by in every.items()}
             for kind, every in figures.items()
         },
+        "intervals": intervals,
         "top3_mixture": _gains_json(mixed),
         "top3_pi": _gains_json(tuned),
         "pairs": _pairs(lab, measured, predicted),

@@ -152,7 +152,7 @@ class LearnedTransfer:
 
         Targets are missing where fewer than three would be left.
         """
-        found = {}
+        found: dict[tuple[str, str], PredictedGain] = {}
         for one in self._examples:
             others = self.without(one.target)
             if len(others.targets) >= FEWEST_TARGETS - 1:
@@ -175,7 +175,7 @@ class LearnedTransfer:
     def rank_correlation(self) -> float | None:
         """Spearman of predicted and measured gains within a target, each target left out."""
         import numpy as np
-        from scipy.stats import spearmanr
+        from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
         gains = {(pair.target, pair.helper): pair.gain for pair in self.pairs}
         said: list[float] = []
