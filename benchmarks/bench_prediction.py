@@ -157,7 +157,8 @@ def measure_part(lab: Lab) -> Part:
             predicted = {shots: predictions(estimates, shots) for shots in settings.shots}
 
         def gains(shots: int, *, tuned: bool) -> dict[str, Figure]:
-            choosing = {name: predicted[shots][name] for name in settings.choosing}
+            names = settings.tuned_choosing if tuned else settings.choosing
+            choosing = {name: predicted[shots][name] for name in names}
             return mixture_gains(lab, full, choosing, shots=shots, tuned=tuned)
 
         with lab.phase("mixtures"):

@@ -92,7 +92,9 @@ class Settings:
     """Estimators whose three helpers are mixed."""
     tuned_shots: tuple[int, ...] = ()
     """Those of `shots` at which π is learned with three helpers."""
-    tuned_seeds: tuple[int, ...] = (0, 1)
+    tuned_seeds: tuple[int, ...] = (0,)
+    tuned_choosing: tuple[str, ...] = ("auto",)
+    """Estimators whose three helpers π is learned with."""
 
 
 @dataclass(frozen=True)

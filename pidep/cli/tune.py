@@ -21,7 +21,7 @@ def tune(settings: TuneSettings, where: RunSettings, json: Json = False) -> None
     Trains the task's own expert, finds the tasks of the pool whose experts help, interpolates these
     experts with it, and measures the result on the test rows. Writes a run folder.
     """
-    from pidep.similarity.estimate_names import ESTIMATES
+    from pidep.similarity.estimate_names import ESTIMATES, how_text
     from pidep.similarity.learned import COVERAGE
     from pidep.similarity.learned_text import points_interval
     from pidep.tuning.priors_sentence import priors_sentence
@@ -58,5 +58,5 @@ def tune(settings: TuneSettings, where: RunSettings, json: Json = False) -> None
             columns.append(f"{COVERAGE:.0%} interval, in points")
             for row in rows:
                 row.append(points_interval(result.predicted[row[0]]))
-        render.table(f"neighbours, by {by}", columns, rows)
+        render.table(f"neighbours, {how_text(by)}", columns, rows)
     typer.echo(f"{result.run}  {result.digest}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["ESTIMATES", "NO_LABELS", "recorded_by"]
+__all__ = ["ESTIMATES", "NO_LABELS", "how_text", "recorded_by"]
 
 NO_LABELS = "no labels"
 """What chooses the neighbours of `policy=zero-shot`."""
@@ -18,6 +18,11 @@ ESTIMATES = {
     NO_LABELS: "similarity",
 }
 """What can choose neighbours, and the name for people of its figure."""
+
+
+def how_text(by: str) -> str:
+    """How neighbours were chosen, such as `by h-score`."""
+    return "without labels" if by == NO_LABELS else f"by {by}"
 
 
 def recorded_by(result: Mapping[str, Any], config: Mapping[str, Any]) -> str:

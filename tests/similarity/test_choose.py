@@ -11,7 +11,7 @@ import pytest
 from pidep.errors import TaskError
 from pidep.experts.folder import write_expert
 from pidep.similarity.choose import chosen_by
-from pidep.similarity.estimate_names import ESTIMATES, NO_LABELS, recorded_by
+from pidep.similarity.estimate_names import ESTIMATES, NO_LABELS, how_text, recorded_by
 from pidep.similarity.fisher import diagonal_fisher
 from pidep.similarity.measures import similarity
 from pidep.similarity.pool import Pool
@@ -52,6 +52,7 @@ def test_old_runs_say_what_chose_their_neighbours() -> None:
     assert recorded_by({"neighbours_by": "h-score"}, {"neighbours_by": "auto"}) == "h-score"
     assert recorded_by({}, {"policy": "zero-shot"}) == NO_LABELS
     assert NO_LABELS in ESTIMATES
+    assert (how_text("h-score"), how_text(NO_LABELS)) == ("by h-score", "without labels")
 
 
 @pytest.mark.slow  # experts are trained
