@@ -23,6 +23,8 @@ PACKAGED = Settings(
     validation_rows=100,
     full_steps=150,
     fisher_rows=128,
+    shots=(16,),
+    mixture_shots=(16,),
     # Without those that need a Fisher of each pair, or of each task at each pool's mean.
     estimators=(
         "fisher",
