@@ -56,14 +56,16 @@ def learn_transfer(settings: GraphSettings, *, backbone: Backbone | None = None)
         UsageError: fewer than four tasks can be targets, or the backbone embeds nothing.
     """
     pool = Pool(settings.pool)
-    experts = {name: pool.expert(name) for name in pool}
     tasks = _targets(pool)
+    plan = planned(tasks, list(pool), pairs=settings.learn_pairs, seed=settings.seed)
     # Before the measurement: an expert that comes in meanwhile makes it stale.
     digests = digests_of(settings.pool)
+    # Of a large pool, few experts are measured.
+    named = sorted({*plan, *(helper for helpers in plan.values() for helper in helpers)})
+    experts = {name: pool.expert(name) for name in named}
     first = next(iter(experts.values()))
     backbone = backbone or load_any_backbone(first.backbone, device="auto")
     _check(settings.pool, experts, backbone)
-    plan = planned(tasks, list(experts), pairs=settings.learn_pairs, seed=settings.seed)
     pairs: list[MeasuredPair] = []
     with backbone.cached_below(sorted(first.sites)):
         for done, (name, helpers) in enumerate(plan.items()):

@@ -162,9 +162,13 @@ def _relative(
 
 
 def _weights(blocks: Sequence[tuple[Vector, Vector]], penalty: float) -> Vector:
-    from sklearn.linear_model import Ridge
+    from scipy.optimize import nnls  # type: ignore[import-untyped]
 
     features, gains = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    # Centred features and gains need no intercept.
-    fitted = Ridge(alpha=penalty, fit_intercept=False, positive=True, tol=1e-8).fit(features, gains)
-    return np.asarray(fitted.coef_, np.float64)
+    # A ridge is least squares with one more row a feature. Centred features and gains need no
+    # intercept. scikit-learn's Ridge without negative weights is iterative, and often stops early.
+    count = features.shape[1]
+    more = np.sqrt(penalty) * np.eye(count)
+    return np.asarray(
+        nnls(np.concatenate([features, more]), np.concatenate([gains, np.zeros(count)]))[0]
+    )
