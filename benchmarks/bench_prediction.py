@@ -1,6 +1,6 @@
 """Which estimator tells how well one task's expert helps another task?
 
-    python -m benchmarks.bench_prediction --out DIR
+    python -m benchmarks.bench_prediction --out DIR --packaged DIR
 
 See docs/concepts/prediction.md.
 """
@@ -11,118 +11,32 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.prediction_claims import (
+    Figures,
+    claims_of,
+    goals_of,
+    mixture_claims,
+    packaged_claims,
+    tuned_claims,
+)
 from benchmarks.prediction_estimates import Estimates, predictions
 from benchmarks.prediction_lab import Lab, Settings
+from benchmarks.prediction_packaged import PACKAGED, PackagedLab
 from benchmarks.record import RESULTS, Claim, write_result
 from benchmarks.transfer_measured import Measured, described, measure
 from benchmarks.transfer_mixtures import mixture_gains
-from benchmarks.transfer_ranker import left_out
+from benchmarks.transfer_ranker import coverage, left_out
 from benchmarks.transfer_statistics import Figure, Matrix, statistics
 from pidep.similarity.estimators import ESTIMATORS
+from pidep.similarity.learned import FEATURES
 
-__all__ = ["Settings", "claims_of", "goals_of", "main"]
-
-CHOOSING = ("fisher", "trial", "h-score")
-"""Estimators that `pidep tune` can choose helpers by; their choices are mixed and measured."""
-
-Figures = Mapping[str, Figure]
-"""Statistic to figure, of one estimator."""
-
-
-def claims_of(figures: Mapping[str, Figures]) -> list[Claim]:
-    """Claims about the paper's estimator: transfers into mixtures of the fewest shots."""
-    fisher, text, batch, random = (
-        figures[name] for name in ("fisher", "text", "fisher (batch_squared)", "random")
-    )
-    gain = {
-        "random": random["regret"] - fisher["regret"],
-        "text": text["regret"] - fisher["regret"],
-        "batch": fisher["spearman"] - batch["spearman"],
-    }
-    rank = fisher["spearman"]
-    return [
-        _claim(
-            "Spearman of predicted similarity with measured transfer",
-            "> 0, 95 % interval above 0",
-            str(rank),
-            rank.interval[0] > 0,
-        ),
-        _claim(
-            "regret of the top-1 choice, accuracy: Fisher below a random choice",
-            f"< {random['regret'].value:.4f}",
-            f"{fisher['regret'].value:.4f}; better by {gain['random']}",
-            gain["random"].value > 1e-9,
-        ),
-        _claim(
-            "regret of the top-1 choice, accuracy: Fisher at most that of text-embedding "
-            "similarity",
-            f"<= {text['regret'].value:.4f}",
-            f"{fisher['regret'].value:.4f}; better by {gain['text']}",
-            gain["text"].value >= 0,
-        ),
-        _claim(
-            "Spearman: per-sample Fisher at least the authors' batch-squared Fisher",
-            f">= {batch['spearman'].value:.3f}",
-            f"{rank.value:.3f}; better by {gain['batch']}",
-            gain["batch"].value >= 0,
-        ),
-    ]
-
-
-def goals_of(figures: Mapping[str, Figures], *, ceiling: float, shots: int) -> list[Claim]:
-    """Claims about the best estimator, whichever it is. It is chosen on these very figures."""
-    best = max(figures, key=lambda name: figures[name]["spearman"].value)
-    rank, regret = figures[best]["spearman"], figures[best]["regret"]
-    needed = min(0.55, 0.8 * ceiling)
-    above = {name: rank - figures[name]["spearman"] for name in ("fisher", "trial", "text")}
-    return [
-        _claim(
-            f"Spearman of the best of {len(figures) - 1} estimators at {shots} shots",
-            f">= {needed:.3f} (0.55, or 0.8 of the noise ceiling {ceiling:.3f})",
-            f"{best}: {rank}",
-            rank.value >= needed,
-        ),
-        _claim(
-            f"regret of the top-1 choice of that estimator at {shots} shots, accuracy",
-            "<= 0.008",
-            f"{best}: {regret}",
-            regret.value <= 0.008,
-        ),
-        *(
-            _claim(
-                f"Spearman of that estimator above {name}'s at {shots} shots",
-                "> 0, 95 % interval above 0",
-                f"{best}: better by {more}",
-                more.interval[0] > 0,
-            )
-            for name, more in above.items()
-        ),
-    ]
-
-
-def mixture_claims(mixed: Mapping[str, Figure], *, shots: int) -> list[Claim]:
-    """Claims about the three helpers that each estimator of `pidep tune` chooses."""
-    above = {name: mixed[name] - mixed["random"] for name in CHOOSING}
-    return [
-        _claim(
-            f"accuracy of the uniform mixture with three helpers by {name} at {shots} shots, above "
-            "three at random",
-            ">= 0.01",
-            f"{mixed[name].value:.4f} against {mixed['random'].value:.4f}; better by {more}",
-            more.value >= 0.01,
-        )
-        for name, more in above.items()
-    ]
-
-
-def _claim(claim: str, target: str, measured: str, met: bool) -> Claim:
-    return {"claim": claim, "target": target, "measured": measured, "met": bool(met)}
+__all__ = ["Part", "main", "measure_part"]
 
 
 def _pairs(
@@ -165,8 +79,8 @@ def _json(figures: Figures, ceiling: float) -> dict[str, Any]:
     return found
 
 
-def _settings(arguments: list[str] | None) -> tuple[Settings, Path, Path]:
-    """Settings, the folder of the lab, and that of the result."""
+def _settings(arguments: list[str] | None) -> tuple[Settings, Path, Path | None, Path]:
+    """Settings, the folder of the lab, that of the packaged tasks, and that of the result."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.bench_prediction", description=__doc__
     )
@@ -175,6 +89,11 @@ def _settings(arguments: list[str] | None) -> tuple[Settings, Path, Path]:
         type=Path,
         required=True,
         help="folder of experts, embeddings and evaluations; a run goes on from it",
+    )
+    parser.add_argument(
+        "--packaged",
+        type=Path,
+        help="folder for the same on the sixteen packaged tasks; without it, they are left out",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where prediction.json goes")
     defaults = Settings()
@@ -199,21 +118,33 @@ def _settings(arguments: list[str] | None) -> tuple[Settings, Path, Path]:
             default=list(getattr(defaults, name)),
         )
     given = vars(parser.parse_args(arguments))
-    out, results = given.pop("out"), given.pop("results")
+    out, packaged, results = (given.pop(name) for name in ("out", "packaged", "results"))
     settings = Settings(
         **{
             name: tuple(value) if isinstance(value, list) else value
             for name, value in given.items()
         }
     )
-    return settings, out, results
+    return settings, out, packaged, results
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure what the folder lacks, and write the result."""
-    settings, out, results = _settings(arguments)
-    torch.set_num_threads(1)
-    lab = Lab(settings, out)
+@dataclass(frozen=True)
+class Part:
+    """What was found on one set of tasks."""
+
+    raw: dict[str, Any]
+    figures: Mapping[str, Mapping[str, Figures]]
+    """`8 shots`, or `zero-shot`, to estimator to figures."""
+    ceilings: Mapping[str, float]
+    mixed: Mapping[int, Mapping[str, Figure]]
+    """Shots to estimator to gain of the uniform mixture with its three helpers."""
+    tuned: Mapping[int, Mapping[str, Figure]]
+    """The same for π."""
+
+
+def measure_part(lab: Lab) -> Part:
+    """Measure what the lab's folder lacks, and evaluate every estimator."""
+    settings = lab.settings
     with lab.backbone.cached_below(lab.sites):
         with lab.phase("texts"):
             tasks = lab.tasks
@@ -224,55 +155,98 @@ def main(arguments: list[str] | None = None) -> None:
         with lab.phase("estimates"):
             estimates = Estimates(lab, full)
             predicted = {shots: predictions(estimates, shots) for shots in settings.shots}
+
+        def gains(shots: int, *, tuned: bool) -> dict[str, Figure]:
+            names = settings.tuned_choosing if tuned else settings.choosing
+            choosing = {name: predicted[shots][name] for name in names}
+            return mixture_gains(lab, full, choosing, shots=shots, tuned=tuned)
+
         with lab.phase("mixtures"):
-            mixed = {
-                shots: mixture_gains(
-                    lab, full, {name: predicted[shots][name] for name in CHOOSING}, shots=shots
-                )
-                for shots in settings.mixture_shots
-            }
+            mixed = {shots: gains(shots, tuned=False) for shots in settings.mixture_shots}
+        with lab.phase("π"):
+            tuned = {shots: gains(shots, tuned=True) for shots in settings.tuned_shots}
     names = [task.name for task in tasks]
+    intervals = {}
+    asked = [ESTIMATORS[name] for name in settings.estimators]
     for shots, by in predicted.items():
-        features = {name: by[name] for name in ESTIMATORS}
-        forward = {name: by[name] for name, one in ESTIMATORS.items() if not one.cost.backward}
+        features = {one.name: by[one.name] for one in asked}
+        forward = {one.name: by[one.name] for one in asked if not one.cost.backward}
         transfer = measured.of(shots).mean
         by |= left_out(features, transfer, names, called="ranker")
         by |= left_out(forward, transfer, names, called="ranker (no backward pass)")
-    fewest = min(settings.shots)
+        kept = {name: by[name] for name in FEATURES}
+        by |= left_out(kept, transfer, names, called="ranker (h-score, leep)", usual=False)
+        intervals[f"{shots} shots"] = coverage(kept, measured.of(shots).by_seed, names)
     figures = {
         kind: {name: statistics(values, transfer.mean) for name, values in predicted[shots].items()}
         # A helper alone is predicted from the fewest shots.
         for shots, (kind, transfer) in zip(
-            (*settings.shots, fewest), measured.transfers.items(), strict=True
+            (*settings.shots, min(settings.shots)), measured.transfers.items(), strict=True
         )
     }
+    ceilings = {kind: transfer.noise_ceiling for kind, transfer in measured.transfers.items()}
     raw = {
         "settings": asdict(settings),
         "tasks": described(lab, measured),
-        "cost": {name: asdict(one.cost) for name, one in ESTIMATORS.items()},
+        "cost": {one.name: asdict(one.cost) for one in asked},
         "reliability": {
             kind: {over: one.to_json() for over, one in transfer.ceiling.items()}
             for kind, transfer in measured.transfers.items()
         },
         "figures": {
-            kind: {
-                name: _json(by, measured.transfers[kind].noise_ceiling)
-                for name, by in every.items()
-            }
+            kind: {name: _json(by, ceilings[kind]) for name, by in every.items()}
             for kind, every in figures.items()
         },
-        "top3_mixture": {
-            f"{shots} shots": {
-                "gain": {name: figure.to_json() for name, figure in found.items()},
-                "above_random": {
-                    name: (found[name] - found["random"]).to_json() for name in CHOOSING
-                },
-            }
-            for shots, found in mixed.items()
-        },
+        "intervals": intervals,
+        "top3_mixture": _gains_json(mixed),
+        "top3_pi": _gains_json(tuned),
         "pairs": _pairs(lab, measured, predicted),
         "cpu_seconds": lab.total_seconds(),
     }
+    return Part(raw, figures, ceilings, mixed, tuned)
+
+
+def _gains_json(found: Mapping[int, Mapping[str, Figure]]) -> dict[str, Any]:
+    return {
+        f"{shots} shots": {
+            "gain": {name: figure.to_json() for name, figure in gains.items()},
+            "above_random": {
+                name: (figure - gains["random"]).to_json()
+                for name, figure in gains.items()
+                if name != "random"
+            },
+            "by_target": {name: _listed(figure.by_target) for name, figure in gains.items()},
+        }
+        for shots, gains in found.items()
+    }
+
+
+def _claims(part: Part, packaged: Part | None) -> list[Claim]:
+    shots_of = part.raw["settings"]["shots"]
+    claims = claims_of(part.figures[f"{min(shots_of)} shots"])
+    for shots in shots_of:
+        kind = f"{shots} shots"
+        claims += goals_of(part.figures[kind], ceiling=part.ceilings[kind], shots=shots)
+    for shots, found in part.mixed.items():
+        claims += mixture_claims(found, shots=shots)
+    if packaged is None:
+        return claims
+    for shots in packaged.raw["settings"]["shots"]:
+        kind = f"{shots} shots"
+        claims += packaged_claims(
+            packaged.figures[kind], ceiling=packaged.ceilings[kind], shots=shots
+        )
+    for shots, found in packaged.tuned.items():
+        claims += tuned_claims(found, shots=shots)
+    return claims
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what the folders lack, and write the result."""
+    settings, out, packaged_out, results = _settings(arguments)
+    torch.set_num_threads(1)
+    part = measure_part(Lab(settings, out))
+    packaged = None if packaged_out is None else measure_part(PackagedLab(PACKAGED, packaged_out))
     command = shlex.join(
         [
             "python",
@@ -281,14 +255,8 @@ def main(arguments: list[str] | None = None) -> None:
             *(sys.argv[1:] if arguments is None else arguments),
         ]
     )
-    claims = claims_of(figures[f"{fewest} shots"])
-    for shots in settings.shots:
-        kind = f"{shots} shots"
-        claims += goals_of(
-            figures[kind], ceiling=measured.transfers[kind].noise_ceiling, shots=shots
-        )
-    for shots, found in mixed.items():
-        claims += mixture_claims(found, shots=shots)
+    raw = part.raw if packaged is None else {**part.raw, "packaged": packaged.raw}
+    claims = _claims(part, packaged)
     print(write_result("prediction", command=command, raw=raw, claims=claims, folder=results))
 
 

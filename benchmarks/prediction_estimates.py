@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from pidep.experts.folder import Expert
 from pidep.similarity.estimators import (
     ESTIMATORS,
     BasePoint,
+    Estimator,
     Helper,
     PointFacts,
     Target,
@@ -28,6 +29,11 @@ __all__ = ["FORMAT", "Estimates", "predictions"]
 
 FORMAT = 1
 """Raised whenever an estimator gives other numbers for the same rows and experts."""
+
+READ_HELPER_LABELS = frozenset({"leep", "nce", "labels"})
+"""Estimators that read the labels of helpers."""
+READ_LABELS = READ_HELPER_LABELS | {"h-score", "logme"}
+"""Estimators that need labels which all rows of the target share."""
 
 Found = dict[str, float]
 
@@ -53,12 +59,16 @@ class Estimates:
     def _points(self, target: int) -> list[BasePoint]:
         """The base points of a target's pool: the target's own expert is not in their mean."""
         others = [task.name for place, task in enumerate(self.lab.tasks) if place != target]
-        return [self._random, mean_point([self.full[name] for name in others])]
+        made = {"random": lambda: self._random, "mean": lambda: self._mean(others)}
+        return [made[name]() for name in self.lab.settings.points]
+
+    def _mean(self, names: Sequence[str]) -> BasePoint:
+        return mean_point([self.full[name] for name in names])
 
     def _facts(self, helper: int, target: int | None) -> PointFacts:
         """What a helper's rows say at the random point, or at the mean point of a target's pool."""
         task = self.lab.tasks[helper]
-        point = self._random if target is None else self._points(target)[1]
+        point = self._random if target is None else self._points(target)[-1]
         rows = limit(self.lab.rows(task, None)[0], self.lab.settings.fisher_rows, seed=0)
         return point_facts(self.lab.backbone, point, self.full[task.name], rows.rows, rows.labels)
 
@@ -68,7 +78,10 @@ class Estimates:
                 self.full[task.name],
                 self.lab.embedding(task, None, "empirical"),
                 task.mean_embedding,
-                {"random": self.facts(place, None), "mean": self.facts(place, target)},
+                {
+                    name: self.facts(place, None if name == "random" else target)
+                    for name in self.lab.settings.points
+                },
             )
             for place, task in enumerate(self.lab.tasks)
             if place != target
@@ -96,9 +109,12 @@ class Estimates:
         def made() -> tuple[Target, dict[str, Helper]]:
             return self._target(target, draw), self.helpers(target)
 
+        def asked(estimator: Estimator) -> Callable[[], Found]:
+            return lambda: _filled(estimator, task, *made())
+
         found = {
-            name: self._kept(name, task, draw, lambda estimator=estimator: estimator(*made()))  # type: ignore[misc]
-            for name, estimator in ESTIMATORS.items()
+            name: self._kept(name, task, draw, asked(ESTIMATORS[name]))
+            for name in self.lab.settings.estimators
         }
         for name, variant in self._variants(target, draw).items() if variants else ():
             found[name] = self._kept(name, task, draw, variant)
@@ -153,13 +169,33 @@ class Estimates:
         return dict(self.lab.kept("estimates", key, compute))
 
 
+def _filled(
+    estimator: Estimator, task: SubTask, target: Target, helpers: Mapping[str, Helper]
+) -> Found:
+    """A number for every helper, also where an estimator cannot judge.
+
+    A target without labels gets 0 everywhere, a random choice. A helper without labels gets the
+    mean of the others where labels of helpers are read.
+    """
+    if estimator.name in READ_LABELS and not task.task.labels:
+        return dict.fromkeys(helpers, 0.0)
+    able = {
+        name: one
+        for name, one in helpers.items()
+        if estimator.name not in READ_HELPER_LABELS or one.expert.label_embeddings.size
+    }
+    numbers = estimator(target, able)
+    mean = float(np.mean(list(numbers.values())))
+    return {name: numbers.get(name, mean) for name in helpers}
+
+
 def predictions(estimates: Estimates, shots: int) -> dict[str, Matrix]:
     """Estimator to `[S, T, T]`, helper by target; the diagonal is not used.
 
     Variants are asked at the fewest shots only, where the paper's premise is most in doubt.
     """
     lab = estimates.lab
-    variants = shots == min(lab.settings.shots)
+    variants = lab.settings.variants and shots == min(lab.settings.shots)
     names = [task.name for task in lab.tasks]
     seeds = lab.settings.seeds
     found: dict[str, Matrix] = {}
@@ -171,6 +207,10 @@ def predictions(estimates: Estimates, shots: int) -> dict[str, Matrix]:
                 for row, helper in enumerate(names):
                     if helper != target:
                         matrix[place, row, column] = numbers[helper]
+    labelled = [bool(task.task.labels) for task in lab.tasks]
+    if not all(labelled):
+        # What `pidep tune` does by default.
+        found["auto"] = np.where(labelled, found["h-score"], found["trial"])
     # A tie is a uniform choice; this is its expected value.
     found["random"] = np.zeros((1, len(names), len(names)))
     return found

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -26,12 +26,16 @@ from pidep.errors import PidepError
 from pidep.experts.folder import Expert, read_expert, write_expert
 from pidep.files.atomic_write import write_json
 from pidep.files.cache_file import read_cached, write_cached
+from pidep.interpolation.candidates import CandidateTrainer
+from pidep.interpolation.policies import interpolate
+from pidep.interpolation.settings import InterpolateSettings
 from pidep.similarity.embedding_cache import cached_fisher
+from pidep.similarity.estimators import ESTIMATORS
 from pidep.similarity.fisher import FisherKind
 from pidep.similarity.measures import Embedding
 from pidep.tasks.data import Split, TaskData, data_digest, few_shot, hold_out, limit, load_data
 from pidep.tasks.task import Task, load_task
-from pidep.training.own_expert import train_own_expert
+from pidep.training.own_expert import own_expert_trainer, train_own_expert
 from pidep.training.scorer import Scorer, predict_logits, scorer_for_task
 from pidep.training.settings import TrainingSettings
 
@@ -79,6 +83,18 @@ class Settings:
     validation_rows: int = 150
     fisher_rows: int = 256
     """Most training rows of a full-data embedding. A few-shot embedding takes all its rows."""
+    estimators: tuple[str, ...] = tuple(ESTIMATORS)
+    points: tuple[str, ...] = ("random", "mean")
+    """Base points of these estimators."""
+    variants: bool = True
+    """Whether other Fishers, and texts of all rows, are asked at the fewest shots."""
+    choosing: tuple[str, ...] = ("fisher", "trial", "h-score")
+    """Estimators whose three helpers are mixed."""
+    tuned_shots: tuple[int, ...] = ()
+    """Those of `shots` at which π is learned with three helpers."""
+    tuned_seeds: tuple[int, ...] = (0,)
+    tuned_choosing: tuple[str, ...] = ("auto",)
+    """Estimators whose three helpers π is learned with."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +238,9 @@ class Lab:
         """Training and held-out rows: the shots of a draw, or all rows for None."""
         train = task.data.train
         if draw is not None:
-            return few_shot(train, shots=draw.shots, seed=draw.seed), None
+            # A small task gives all rows of its rarest label.
+            most = min(Counter(train.labels).values())
+            return few_shot(train, shots=min(draw.shots, most), seed=draw.seed), None
         return hold_out(
             train, fraction=min(0.1, self.settings.validation_rows / len(train.rows)), seed=0
         )
@@ -300,25 +318,56 @@ class Lab:
         """Whether each of the task's test rows is answered rightly, by the experts' uniform
         mixture or by the bare backbone.
         """
+        return self._answers(
+            "answers", task, experts, {}, lambda: Mixture.of(experts) if experts else None
+        )
+
+    def tuned(self, task: SubTask, draw: Draw, own: Expert, *helpers: Expert) -> Matrix:  # [N]
+        """As `correct`, by what `pidep tune` makes of the same experts: `policy=auto`."""
+        train, training = self.rows(task, draw)[0], self.training(draw)
+
+        def pi() -> Mixture:
+            trainer = CandidateTrainer(
+                task.scorer,
+                helpers,
+                InterpolateSettings(
+                    training.schedule(f"{task.name}: interpolation"),
+                    own_learning_rate=training.peak_learning_rate,
+                ),
+                own_expert_trainer(task.scorer, task.task, training, name=task.name),
+            )
+            return interpolate(trainer, own, train, None).mixture
+
+        more = {"train": data_digest(train), "training": asdict(training)}
+        return self._answers("tuned", task, (own, *helpers), more, pi)
+
+    def _answers(
+        self,
+        what: str,
+        task: SubTask,
+        experts: Sequence[Expert],
+        more: Mapping[str, Any],
+        made: Callable[[], Mixture | None],
+    ) -> Matrix:
+        test = task.data.test
         key = {
             "format": FORMAT,
             "backbone": self.backbone.digest,
-            "test": data_digest(task.data.test),
+            "test": data_digest(test),
             "max_length": task.scorer.max_length,
             "experts": [expert.digest for expert in experts],
+            **more,
         }
-        test = task.data.test
 
         def answer() -> str:
-            mixture = Mixture.of(experts) if experts else None
-            answers = predict_logits(task.scorer, test.rows, mixture).argmax(1).tolist()
+            answers = predict_logits(task.scorer, test.rows, made()).argmax(1).tolist()
             return "".join(
                 str(int(answer == label))
                 for answer, label in zip(answers, test.labels, strict=True)
             )
 
         # One digit a row: a list of numbers would take a line each.
-        return np.array([int(digit) for digit in self.kept("answers", key, answer)], np.float64)
+        return np.array([int(digit) for digit in self.kept(what, key, answer)], np.float64)
 
     def kept(self, what: str, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """A cached JSON value, by everything that decides it."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.record import RESULTS
 
-__all__ = ["main", "mixture_table", "noise_table", "table"]
+__all__ = ["every_table", "interval_table", "main", "mixture_table", "noise_table", "table"]
 
 
 def table(raw: Mapping[str, Any]) -> str:
@@ -55,15 +55,38 @@ def noise_table(raw: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def mixture_table(raw: Mapping[str, Any]) -> str:
-    """What three helpers add together, and how much more than three at random."""
+def mixture_table(raw: Mapping[str, Any], part: str = "top3_mixture") -> str:
+    """What three helpers add together, and how much more than three at random.
+
+    Args:
+        part: `top3_mixture` for the uniform mixture, `top3_pi` for π.
+    """
     lines = ["| transfer | helpers by | gain | above random |", "| --- | --- | --- | --- |"]
-    for kind, found in raw["top3_mixture"].items():
+    for kind, found in raw[part].items():
         for name, gain in found["gain"].items():
             more = found["above_random"].get(name)
             cells = [_in_points(gain), "" if more is None else _in_points(more)]
             lines.append(f"| {kind} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def interval_table(raw: Mapping[str, Any]) -> str:
+    """How often the intervals of a pool's predictions cover the gains of a new target."""
+    lines = ["| transfer | asked | covered | half width | mean error |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for kind, found in raw["intervals"].items():
+        shares = [f"{100 * found[name]:.0f} %" for name in ("asked", "covered")]
+        points = [f"{100 * found[name]:.1f}" for name in ("half_width", "mean_error")]
+        lines.append(f"| {kind} | {' | '.join([*shares, *points])} |")
+    return "\n".join(lines)
+
+
+def every_table(raw: Mapping[str, Any]) -> list[str]:
+    """All tables of a set of tasks, in the order of the page."""
+    found = [noise_table(raw), table(raw), mixture_table(raw)]
+    if raw["top3_pi"]:
+        found.append(mixture_table(raw, "top3_pi"))
+    return [*found, interval_table(raw)]
 
 
 def _in_points(figure: Mapping[str, Any]) -> str:
@@ -103,9 +126,9 @@ def _passes(cost: Mapping[str, int] | None) -> str:
 
 
 def main() -> None:
-    """Print all three."""
+    """Print all of them, those of the packaged tasks last."""
     raw = json.loads((RESULTS / "prediction.json").read_text(encoding="utf-8"))["raw"]
-    print(noise_table(raw), table(raw), mixture_table(raw), sep="\n\n")
+    print(*every_table(raw), *every_table(raw["packaged"]), sep="\n\n")
 
 
 if __name__ == "__main__":

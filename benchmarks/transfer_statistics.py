@@ -39,6 +39,8 @@ class Figure:
 
     value: float
     samples: Matrix  # [R]
+    by_target: tuple[float, ...] = ()
+    """The values whose mean it is, where they are asked for."""
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -245,8 +245,8 @@ def show(summary: dict[str, Any]) -> None:
         [[names[key], f"{100 * accuracy[key]:.1f}"] for key in names],
     )
     table(
-        "nearest tasks",
-        ["task", "similarity"],
+        f"neighbours, by {summary['neighbours_by']}",
+        ["task", "estimate"],
         [[name, f"{value:.4f}"] for name, value in summary["similarity"].items()],
     )
     for answer in summary["answers"]:
@@ -355,6 +355,7 @@ def main() -> None:
         "accuracy": target["metrics"],
         "helpers": {name: result["metrics"] for name, result in helpers.items()},
         "similarity": {near["name"]: near["similarity"] for near in target["neighbours"]},
+        "neighbours_by": target["neighbours_by"],
         "parity": {
             "max_abs": max(one["max_abs"] for one in parity),
             "argmax_flips": sum(one["argmax_flips"] for one in parity),

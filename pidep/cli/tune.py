@@ -18,10 +18,14 @@ __all__ = ["tune"]
 def tune(settings: TuneSettings, where: RunSettings, json: Json = False) -> None:
     """Train an expert for a task and interpolate it with its neighbours.
 
-    Trains the task's own expert, finds the most similar tasks in the pool, interpolates their
+    Trains the task's own expert, finds the tasks of the pool whose experts help, interpolates these
     experts with it, and measures the result on the test rows. Writes a run folder.
     """
-    from pidep.tuning.run_folder import METHODS, priors_sentence
+    from pidep.similarity.estimate_names import ESTIMATES, how_text
+    from pidep.similarity.learned import COVERAGE
+    from pidep.similarity.learned_text import points_interval
+    from pidep.tuning.priors_sentence import priors_sentence
+    from pidep.tuning.run_folder import METHODS
     from pidep.tuning.tune import tune as run
     from pidep.tuning.under_floors import under_sentence
 
@@ -47,6 +51,12 @@ def tune(settings: TuneSettings, where: RunSettings, json: Json = False) -> None
     if result.class_priors is not None and result.class_priors.source != "training":
         typer.echo(f"class priors: {priors_sentence(result.class_priors.to_json())}")
     if result.neighbours:
+        by = str(result.neighbours_by)
+        columns = ["task", ESTIMATES[by]]
         rows = [[near.name, f"{near.similarity:.4f}"] for near in result.neighbours]
-        render.table("nearest tasks", ["task", "similarity"], rows)
+        if result.predicted:
+            columns.append(f"{COVERAGE:.0%} interval, in points")
+            for row in rows:
+                row.append(points_interval(result.predicted[row[0]]))
+        render.table(f"neighbours, {how_text(by)}", columns, rows)
     typer.echo(f"{result.run}  {result.digest}")

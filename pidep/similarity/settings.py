@@ -22,6 +22,15 @@ class GraphSettings(Settings):
     """Folder of experts with task embeddings."""
     explain: Annotated[str | None, NEIGHBOURS] = None
     """Name of a task. Lists the sites where this task and its neighbours agree."""
+    learn: Annotated[bool, NEIGHBOURS] = False
+    """Measure which experts of the pool help which of its tasks at few shots, and keep it with the
+    pool, for `pidep tune --neighbours-by ranker`."""
+    learn_pairs: Annotated[int, NEIGHBOURS] = Field(default=60, ge=8)
+    """Pairs of a target and a helper that `learn` measures."""
+    learn_shots: Annotated[int, NEIGHBOURS] = Field(default=8, ge=1)
+    """Rows of each label that a target of `learn` has."""
+    seed: Annotated[int, NEIGHBOURS] = Field(default=0, ge=0, le=2**32 - 1)
+    """Seed of the pairs, the shots and the batches of `learn`."""
     top_k: Annotated[int | None, NEIGHBOURS] = Field(default=None, ge=1)
     """Neighbours shown of each task. Without it, all pairs up to 50 tasks, else 3."""
     png: Annotated[Path | None, OUTPUT] = None
@@ -41,6 +50,10 @@ class GraphSettings(Settings):
 
     @model_validator(mode="after")
     def _one_view(self) -> GraphSettings:
+        if self.learn and (self.explain is not None or self.png or self.graphml):
+            raise ValueError(
+                "`learn` measures; run `explain`, `png` and `graphml` without it, afterwards"
+            )
         if self.explain is not None and (self.png or self.graphml):
             raise ValueError(
                 "`explain` is about one task; `png` and `graphml` draw the whole graph, "

@@ -27,6 +27,7 @@ __all__ = [
     "content_of",
     "data_digest",
     "few_shot",
+    "few_shot_beside",
     "hold_out",
     "is_test",
     "limit",
@@ -250,6 +251,18 @@ def few_shot(split: Split, *, shots: int, seed: int) -> Split:
                 "at most that many"
             )
     return split.take(row for label in sorted(classes) for row in classes[label][:shots])
+
+
+def few_shot_beside(split: Split, *, shots: int, held: int, seed: int) -> tuple[Split, Split]:
+    """(Shots as of `few_shot`, at most `held` other rows); both draws follow the seed.
+
+    A class with fewer than twice `shots` rows gives half of them as shots.
+    """
+    classes = _by_class(split, seed)
+    few = {label: rows[: min(shots, len(rows) // 2)] for label, rows in classes.items()}
+    rest = [row for label, rows in classes.items() for row in rows[len(few[label]) :]]
+    drawn = random.Random(seed).sample(sorted(rest), min(held, len(rest)))
+    return split.take(row for label in sorted(few) for row in few[label]), split.take(sorted(drawn))
 
 
 def hold_out(split: Split, *, fraction: float, seed: int) -> tuple[Split, Split | None]:

@@ -9,6 +9,7 @@ from pidep.adapters.mixture import fresh
 from pidep.errors import ExpertError
 from pidep.similarity import pool as pool_module
 from pidep.similarity.index import fisher_kind, read_record
+from pidep.similarity.learned import fresh_learned
 from pidep.similarity.measures import TensorLayout
 from pidep.similarity.pool import Pool
 from pidep.tuning.job import Job
@@ -25,11 +26,15 @@ def pool_of(job: Job) -> Pool | None:
     Raises:
         ExpertError: an expert in the pool is damaged, or has another backbone, kind, sites, rank
             or Fisher than the run.
+        UsageError: the ranker was asked for, and the pool has not learned enough, or has changed.
     """
     config = job.config
     if config.pool is None or config.top_k == 0:
         return None
     pool = Pool(config.pool, exclude={job.name})
+    if job.neighbours_by == "ranker" and config.policy != "zero-shot":
+        # What the ranker would refuse after minutes of training.
+        _ = fresh_learned(config.pool).without(job.name).ranker
     # Zero-shot asks every expert, so it reads a large pool as a whole, too.
     if len(pool) < pool_module.INDEXED_FROM or config.policy == "zero-shot":
         _check_experts(job, pool)

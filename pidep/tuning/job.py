@@ -18,6 +18,7 @@ from pidep.experts.kinds import expert_kind
 from pidep.inputs.row import as_row
 from pidep.inputs.tokenize import Tokenize
 from pidep.interpolation.held_out import HeldOut
+from pidep.similarity.choose import ChosenBy, chosen_by
 from pidep.tasks.data import (
     Split,
     TaskData,
@@ -91,6 +92,12 @@ class Job:
     """Rows of the target that class priors are estimated from."""
     class_prior: dict[str, float] | None = None
     """Label to share, where the user gives them."""
+
+    @property
+    def neighbours_by(self) -> ChosenBy:
+        """What chooses the neighbours; `auto` is decided here."""
+        embeds = self.scorer.backbone.embeds
+        return chosen_by(self.config.neighbours_by, self.task, embeds=embeds)
 
     @property
     def fingerprint(self) -> str:
@@ -289,15 +296,8 @@ def _check_answers(task: Task, config: TuneSettings, backbone: Backbone) -> None
             f"task {task.name!r}: its answers are free texts, which {asked} would have to draw; "
             "use the default"
         )
-    chooses = config.pool is not None and config.top_k > 0
-    if chooses and config.neighbours_by == "h-score" and not (backbone.embeds and task.labels):
-        why = (
-            "it has candidates" if backbone.embeds else f"backbone {backbone.name!r} embeds nothing"
-        )
-        raise TaskError(
-            f"task {task.name!r}: the H-score compares embeddings of rows with labels, and {why}; "
-            "use `neighbours_by=trial`"
-        )
+    if config.pool is not None and config.top_k > 0:
+        chosen_by(config.neighbours_by, task, embeds=backbone.embeds)
     if task.candidates_are == "image" and task.candidates is not None and not backbone.embeds:
         raise TaskError(
             f"task {task.name!r}: its candidates are images, and backbone {backbone.name!r} scores "

@@ -35,6 +35,8 @@ from pidep.experts.mixture_folder import holds_mixture, write_mixture
 from pidep.files.atomic_write import write_json, write_text
 from pidep.files.bounded_read import parse_json, read_json
 from pidep.settings import fault_of, read_yaml
+from pidep.similarity.estimate_names import recorded_by
+from pidep.similarity.learned import PredictedGain
 from pidep.tasks.metrics.intervals import Interval
 from pidep.tuning.under_floors import under_floors
 
@@ -57,7 +59,6 @@ __all__ = [
     "Step",
     "TuneResult",
     "is_run_folder",
-    "priors_sentence",
     "read_run",
     "recorded_metric",
     "run_task",
@@ -113,6 +114,10 @@ class TuneResult:
     """How many texts were cut; None where no row has a text."""
     class_priors: ClassPriors | None = None
     """What the answers are decided for; None for a run without labels."""
+    neighbours_by: str | None = None
+    """What chose the neighbours, a key of `ESTIMATES`; None where there are none."""
+    predicted: Mapping[str, PredictedGain] = field(default_factory=dict)
+    """Helper to its predicted gain, where the pool has learned to predict it."""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and `result.json`."""
@@ -126,6 +131,8 @@ class TuneResult:
             "neighbours": [
                 {"name": near.name, "similarity": near.similarity} for near in self.neighbours
             ],
+            "neighbours_by": self.neighbours_by,
+            "predicted": {name: one.to_json() for name, one in self.predicted.items()},
             "seconds": self.seconds,
             "cut_texts": None if self.cut_texts is None else self.cut_texts.to_json(),
             "class_priors": None if self.class_priors is None else self.class_priors.to_json(),
@@ -193,7 +200,11 @@ class Run:
     """The 95 % interval of a metric, by method. Runs of early versions did not record them."""
     alpha: Alpha
     neighbours: dict[str, float]
-    """Name to similarity."""
+    """Name to what `neighbours_by` found."""
+    neighbours_by: str
+    """What chose the neighbours, a key of `ESTIMATES`."""
+    predicted: dict[str, PredictedGain]
+    """Helper to its predicted gain; empty where the pool had not learned to predict it."""
     phases: tuple[Phase, ...]
     seconds: float
     seconds_by_phase: dict[str, float]
@@ -237,21 +248,6 @@ class Run:
         """Name to digest of each expert in the mixture."""
         found = self.expert.provenance.get("mixture_of")
         return dict(found) if isinstance(found, dict) else {}
-
-
-def priors_sentence(found: Mapping[str, Any]) -> str:
-    """The shares that a run's answers are decided for, and where they come from."""
-    shares = ", ".join(f"{label} {share:.3f}" for label, share in found["shares"].items())
-    source = {
-        "training": "those of the training rows",
-        "given": "as given",
-        "unlabelled": f"estimated from {found['rows']} rows without labels",
-    }[found["source"]]
-    if found["source"] == "training":
-        return f"{shares} ({source})"
-    held = found["held_out_rows"]
-    how = f"temperature {found['temperature']:.2f} from {held} held-out rows" if held else ""
-    return f"{shares} ({source}; {how or 'nothing was held out to calibrate on'})"
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -440,6 +436,11 @@ def _parse(
         },
         alpha=_alpha(files["alpha"]),
         neighbours={str(name): _finite(value) for name, value in files["similarity"].items()},
+        neighbours_by=recorded_by(files["result"], config),
+        predicted={
+            str(name): PredictedGain.from_json(found)
+            for name, found in files["result"].get("predicted", {}).items()
+        },
         phases=tuple(_phase(str(name), phase) for name, phase in provenance["phases"].items()),
         seconds=_finite(provenance["seconds"]),
         # Runs of early versions did not record it.

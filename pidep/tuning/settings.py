@@ -104,11 +104,14 @@ class TuneSettings(Settings):
     top_k: Annotated[int, NEIGHBOURS] = Field(default=3, ge=0)
     """Number of neighbours to interpolate with. 0 for none."""
     neighbours_by: Annotated[
-        Literal["fisher", "trial", "h-score"], Shown("Neighbours", aliases=("--predict-by",))
-    ] = "fisher"
-    """How neighbours are chosen: fisher compares task embeddings; trial scores each expert on the
-    training rows and takes those that beat the bare backbone; h-score takes those whose embeddings
-    of the training rows tell the labels apart best."""
+        Literal["auto", "h-score", "trial", "fisher", "ranker"],
+        Shown("Neighbours", aliases=("--predict-by",)),
+    ] = "auto"
+    """How neighbours are chosen: h-score takes the experts whose embeddings of the training rows
+    tell the labels apart best; trial scores each expert on the training rows and takes those that
+    beat the bare backbone; fisher compares task embeddings, as the paper does; ranker predicts the
+    gain from what `pidep graph --learn` measured in the pool, and leaves out losses. auto is
+    h-score for tasks with labels on a backbone that embeds, and trial for others."""
     fisher: Annotated[Literal["empirical", "true", "batch_squared"], NEIGHBOURS] = "empirical"
     """Fisher information of the task embedding: empirical uses the labels of the data, true draws
     labels from the model, batch_squared squares batch gradients as the authors' code does."""
@@ -129,7 +132,7 @@ class TuneSettings(Settings):
     alpha_per: Annotated[Literal["site", "layer", "global"], INTERPOLATION] = "site"
     """Whether each site, each layer or the whole backbone has its own α."""
     alpha_start: Annotated[Literal["uniform", "similarity"], INTERPOLATION] = "uniform"
-    """Initial α: equal for all experts, or proportional to their similarity."""
+    """Initial α: equal for all experts, or proportional to the Fisher similarity."""
     mixture_steps: Annotated[int, INTERPOLATION] = Field(default=40, ge=0)
     """Training steps of the mixture."""
     alpha_learning_rate: Annotated[float, INTERPOLATION] = Field(default=2e-2, ge=0, le=MAX_RATE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,10 @@ from pidep.files.atomic_write import check_place, in_place, temporary_sibling
 from pidep.interpolation.auto import tuned_own
 from pidep.interpolation.candidates import CandidateTrainer, held_back, own_on_folds
 from pidep.interpolation.policies import interpolate
+from pidep.similarity.choose import Choice, choose
 from pidep.similarity.embedding_cache import cached_fisher
-from pidep.similarity.estimators import H_SCORE, Helper, Target, ranked
-from pidep.similarity.measures import Embedding, Neighbour
+from pidep.similarity.measures import Embedding, Neighbour, similarity
 from pidep.similarity.pool import Pool
-from pidep.similarity.trial import SHORT_LIST, neighbours_by_trial
 from pidep.tasks.data import Split, data_digest, limit
 from pidep.tasks.memory import write_task
 from pidep.tasks.task import Task, load_task
@@ -222,14 +221,18 @@ def _learn(
     # The mean over a sample is close to that over all rows, at a fraction of the time.
     sample = limit(job.train, config.fisher_samples, seed=config.seed)
     embedding = _task_embedding(job, own, sample)
-    neighbours = _neighbours(job, pool, embedding, sample)
+    choice = _choice(job, pool, embedding, sample)
+    neighbours = choice.neighbours
     times.end("neighbours")
     # The test rows are read for the metrics only; no decision depends on them.
     measured = {**floors(job), "backbone": _tested(job, None)}
     measured |= {"own_expert": _tested(job, Mixture.of([own]))}
     times.end("evaluate")
     if pool is not None and neighbours:
-        learned = _interpolated(job, pool, own, neighbours, times, resume=resume, on_step=on_step)
+        similarities = _similarities(job, pool, embedding, neighbours)
+        learned = _interpolated(
+            job, pool, own, neighbours, similarities, times, resume=resume, on_step=on_step
+        )
     else:
         learned = _alone(job, own, times, on_step=on_step)
     measured |= learned.measured
@@ -246,6 +249,8 @@ def _learn(
         intervals={name: measured[name].interval for name in metrics},
         cut_texts=job.cut_texts,
         class_priors=learned.priors,
+        neighbours_by=job.neighbours_by if neighbours else None,
+        predicted=choice.predicted,
     )
     write_run(job, result, learned.alpha, {"own": own_report, **learned.reports}, times.seconds)
     return result
@@ -263,6 +268,7 @@ def _interpolated(
     pool: Pool,
     own: Expert,
     neighbours: list[Neighbour],
+    similarities: list[float] | None,
     times: PhaseTimes,
     *,
     resume: bool,
@@ -279,7 +285,6 @@ def _interpolated(
         resume,
         on_step,
     )
-    similarities = [near.similarity for near in neighbours]
     mixed = interpolate(trainer, own, job.train, job.validation, similarities=similarities)
     held_out = mixed.held_out or held_back(job.scorer, job.validation, mixed.mixture)
     folded = folded_expert(job, own, named, mixed)
@@ -358,21 +363,20 @@ def _task_embedding(job: Job, own: Expert, sample: Split) -> Embedding:
     )
 
 
-def _neighbours(
-    job: Job, pool: Pool | None, embedding: Embedding, sample: Split
-) -> list[Neighbour]:
-    config = job.config
+def _choice(job: Job, pool: Pool | None, embedding: Embedding, sample: Split) -> Choice:
     if pool is None:
-        return []
-    if config.neighbours_by == "fisher":
-        return pool.nearest(embedding, top_k=config.top_k)
-    # Each expert costs a pass over the rows, so a large pool is narrowed down by embeddings first.
-    candidates = pool.nearest(embedding, top_k=SHORT_LIST)
-    experts = {near.name: pool.expert(near.name) for near in candidates}
-    if config.neighbours_by == "h-score":
-        helpers = {name: Helper(expert) for name, expert in experts.items()}
-        return ranked(H_SCORE, Target(job.scorer, sample), helpers)[: config.top_k]
-    return neighbours_by_trial(job.scorer, sample, experts, top_k=config.top_k)
+        return Choice([])
+    by, top_k = job.neighbours_by, job.config.top_k
+    return choose(by, pool, job.name, embedding, job.scorer, sample, top_k=top_k)
+
+
+def _similarities(
+    job: Job, pool: Pool, embedding: Embedding, neighbours: Sequence[Neighbour]
+) -> list[float] | None:
+    """Similarity to each neighbour in [0, 1], where α starts from it; whatever chose them."""
+    if job.config.alpha_start != "similarity":
+        return None
+    return [similarity(embedding, pool.embedding(near.name)) for near in neighbours]
 
 
 def _write_experts(job: Job, own: Expert, final: Expert, embedding: Embedding) -> None:

@@ -19,6 +19,7 @@ from pidep import __version__
 from pidep.adapters.mixture import Mixture
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import Expert, write_expert
+from pidep.similarity.estimate_names import NO_LABELS
 from pidep.similarity.measures import Neighbour
 from pidep.similarity.pool import Pool
 from pidep.similarity.zero_shot import rank_without_labels, similarity_weights
@@ -128,6 +129,7 @@ def mix(job: Job, pool: Pool | None, started: float) -> TuneResult:
         ),
         intervals={method: found.interval for method, found in measured.items()},
         cut_texts=job.cut_texts,
+        neighbours_by=NO_LABELS,
     )
     write_run(job, result, alpha, {}, times.seconds)
     return result

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from benchmarks.bench_prediction import claims_of, goals_of, main
+from benchmarks.bench_prediction import main
+from benchmarks.prediction_claims import claims_of, goals_of, packaged_claims, tuned_claims
 from benchmarks.prediction_lab import Settings
 from benchmarks.prediction_table import mixture_table, noise_table, table
 from benchmarks.record import RESULTS
 from benchmarks.transfer_mixtures import mixture_gains
-from benchmarks.transfer_ranker import left_out
+from benchmarks.transfer_ranker import coverage, left_out
 from benchmarks.transfer_statistics import (
     Figure,
     by_target,
@@ -224,6 +225,39 @@ def test_rankers_do_not_see_the_target_that_they_rank() -> None:
     assert found["ranker"][:, :, 4] != pytest.approx(changed["ranker"][:, :, 4])
 
 
+def test_intervals_cover_targets_that_were_left_out() -> None:
+    rng = np.random.default_rng(0)
+    told = rng.normal(size=(2, 8, 8))
+    gains = 0.03 + 0.02 * told + 0.01 * rng.normal(size=told.shape)
+    features = {"h-score": told, "leep": rng.normal(size=told.shape)}
+    names = [f"task-{number}" for number in range(8)]
+    found = coverage(features, gains, names)
+    assert found["asked"] == 0.9
+    assert found["covered"] == pytest.approx(0.9, abs=0.1)
+    assert 0.01 < found["half_width"] < 0.04
+    # A target like no other: its own pool does not cover it, and the others' intervals are wide.
+    wild = gains.copy()
+    wild[:, :, 3] = 5.0
+    assert coverage(features, wild, names)["covered"] == pytest.approx(7 / 8)
+
+
+def test_claims_about_the_packaged_tasks() -> None:
+    good, transfer = made()
+    by = {"auto": good, "fisher": -good, "trial": made(seed=5)[0], "random": np.zeros_like(good)}
+    figures = {
+        name: statistics(matrix[None], transfer, resamples=50) for name, matrix in by.items()
+    }
+    found = packaged_claims(figures, ceiling=0.5, shots=16)
+    assert [claim["met"] for claim in found] == [True] * 4
+    assert all(claim["claim"].startswith("packaged tasks: ") for claim in found)
+    turned = {**figures, "auto": figures["fisher"], "fisher": figures["auto"]}
+    assert not any(claim["met"] for claim in packaged_claims(turned, ceiling=0.5, shots=16)[:3])
+    gain = Figure(0.03, np.full(9, 0.03), (0.07, -0.01))
+    tuned = {"auto": gain, "random": Figure(0.01, np.full(9, 0.01), (0.02, 0.0))}
+    above, below = tuned_claims(tuned, shots=16)
+    assert (above["met"], below["met"], below["measured"]) == (True, False, "0.0100")
+
+
 class MadeUpLab:
     """Tasks whose mixtures gain the mean number of their helpers, in percent."""
 
@@ -270,7 +304,12 @@ def test_a_small_run_writes_every_estimator_and_goes_on_from_its_folder(tmp_path
     raw = json.loads(path.read_text())["raw"]
     assert raw["reliability"].keys() == {"2 shots", "3 shots", "zero-shot"}
     for kind in raw["reliability"]:
-        assert raw["figures"][kind].keys() >= {*ESTIMATORS, "ranker", "usual gain"}
+        assert raw["figures"][kind].keys() >= {
+            *ESTIMATORS,
+            "ranker",
+            "ranker (h-score, leep)",
+            "usual gain",
+        }
     assert "fisher (true)" in raw["figures"]["2 shots"]
     assert len(raw["pairs"]) == 12
     # With three helpers in the pool, every choice of three is the same.

@@ -32,6 +32,7 @@ READ = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 COMMANDS: dict[str, Any] = commands()
 # Flags of other programs that the pages mention.
 FOREIGN = {
+    "--packaged",  # of a benchmark
     *("--build-arg", "--rm", "--shm-size", "--no-cache-dir", "--no-deps"),
     *("--retry", "--retry-delay", "--retry-all-errors", "--write"),
     *(

@@ -19,9 +19,15 @@ from pidep.lab.report.classes import class_scores, mistakes
 from pidep.lab.report.decision import decision_section
 from pidep.lab.report.evaluate import Evaluation, Predictions
 from pidep.lab.report.neighbourhood import Neighbourhood
-from pidep.lab.report.sections import alpha_section, result_section, settings_section
+from pidep.lab.report.sections import (
+    alpha_section,
+    result_section,
+    settings_section,
+    similarity_section,
+)
 from pidep.lab.report.task_graph import graph
 from pidep.lab.report.verdict import verdict
+from pidep.similarity.learned import PredictedGain
 from pidep.tasks.data import Split
 from pidep.tasks.metrics import score
 from pidep.tasks.metrics.intervals import Interval, wilson
@@ -59,6 +65,8 @@ def made_run(metrics: dict[str, float], *, metric: str = "accuracy", **more: Any
         "intervals": {name: wilson(value, len(LABELS)) for name, value in metrics.items()},
         "alpha": Alpha(("movie",), {}, (1.0,)),
         "neighbours": {"book": 0.5},
+        "neighbours_by": "h-score",
+        "predicted": {},
         "phases": (),
         "seconds": 1.0,
         "seconds_by_phase": {},
@@ -157,6 +165,22 @@ def test_an_own_expert_at_the_high_rate_is_not_called_pi() -> None:
     assert list(run.experts) == ["own expert", name]
     assert "The own expert at the high rate is better than the own expert" in verdict(run, found)
     assert words(confusion_section(run, found)).count("as the run says") == 2
+
+
+# The neighbours.
+
+
+def test_predicted_gains_add_up_and_stand_beside_the_measured() -> None:
+    metrics = {"own_expert": 0.50, "uniform": 0.53, "pi": 0.56}
+    said = {"book": PredictedGain(0.02, {"h-score": 0.013, "leep": -0.001}, 0.04)}
+    html = similarity_section(made_run(metrics, neighbours_by="ranker", predicted=said), None)
+    assert "Neighbours were chosen by ranker." in words(html)
+    assert "book +2.0 +1.3 -0.1 +3.2 -0.8 to 7.2" in words(html)
+    assert "own expert in points: uniform mixture +3.0, π (interpolated) +6.0." in words(html)
+    without = words(similarity_section(made_run(metrics), None))
+    assert "No gain in points was predicted" in without
+    assert "uniform mixture +3.0" in without
+    assert "Measured" not in words(similarity_section(made_run({}), None))
 
 
 # The decision.

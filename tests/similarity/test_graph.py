@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import networkx
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -11,6 +12,7 @@ from pidep.cli.app import app
 from pidep.errors import ExpertError, UsageError
 from pidep.experts.folder import write_expert
 from pidep.similarity import pool as pool_module
+from pidep.similarity.learned import LearnedTransfer, MeasuredPair, write_learned
 from pidep.similarity.measures import similarity, similarity_by_site
 from pidep.similarity.picture import draw
 from pidep.similarity.pool import explain_task, read_pool, task_graph
@@ -19,8 +21,6 @@ from tests.similarity.samples import structured_tasks, write_task
 
 
 def embedding(expert, seed: int):
-    import numpy as np
-
     rng = np.random.default_rng(seed)
     return {
         f"{site}.{name}": rng.lognormal(-9, 1, array.shape).astype(np.float32)
@@ -147,3 +147,42 @@ def test_experts_of_different_backbones_are_not_compared(tiny, pool: Path) -> No
     write_expert(stranger, pool / "stranger", fisher=embedding(stranger, 0))
     with pytest.raises(ExpertError, match="amazon and stranger are experts of different backbones"):
         task_graph(pool)
+
+
+def test_explain_shows_predicted_beside_measured_gains(pool: Path) -> None:
+    """Level and parts add up to the prediction, in points."""
+    rng = np.random.default_rng(0)
+    names = [*sorted(read_pool(pool)), "one", "two"]
+    pairs = tuple(
+        MeasuredPair(
+            target,
+            helper,
+            {"h-score": float(rng.normal()), "leep": float(rng.normal())},
+            float(rng.normal(0.02, 0.01)),
+        )
+        for target in names
+        for helper in names
+        if helper != target
+    )
+    write_learned(pool, LearnedTransfer({}, 8, 0, pairs))
+    gains = json.loads(graph(pool, "--explain", "nyt", "--json"))["gains"]
+    assert len(gains) == 5
+    for gain in gains:
+        said = gain["predicted"]
+        assert said["gain"] == pytest.approx(said["level"] + sum(said["parts"].values()))
+    out = graph(pool, "--explain", "nyt")
+    assert "gains of nyt by helper, in points: predicted without it, and measured" in out
+    best = gains[0]
+    shown = next(line for line in out.splitlines() if line.startswith(f"│ {best['helper']} "))
+    cells = [cell.strip() for cell in shown.strip("│").split("│")]
+    assert cells[4] == f"{100 * best['predicted']['gain']:.1f}"
+    assert cells[6] == f"{100 * best['measured']:.1f}"
+    assert " to " in cells[5]
+
+
+def test_learn_says_what_it_needs(pool: Path) -> None:
+    """Experts without a task.json are no targets."""
+    with pytest.raises(UsageError, match=r"0 tasks with labels and a task.json, and learning"):
+        graph(pool, "--learn")
+    with pytest.raises(UsageError, match="run --explain, --png and --graphml without it"):
+        graph(pool, "--learn", "--explain", "nyt")

@@ -11,9 +11,12 @@ from pidep.files.html import definitions, paragraph, table
 from pidep.lab.report import figures
 from pidep.lab.report.html import figure, interval_text, signed
 from pidep.lab.report.neighbourhood import Neighbourhood
+from pidep.lab.report.predicted import predicted_and_measured
 from pidep.lab.report.task_graph import graph
+from pidep.similarity.estimate_names import ESTIMATES, how_text
 from pidep.tasks.metrics.intervals import Interval, wilson
-from pidep.tuning.run_folder import METHODS, Run, priors_sentence
+from pidep.tuning.priors_sentence import priors_sentence
+from pidep.tuning.run_folder import METHODS, Run
 
 if TYPE_CHECKING:
     from pidep.lab.report.evaluate import Evaluation, Paths
@@ -148,7 +151,9 @@ def similarity_section(run: Run, near: Neighbourhood | None) -> str:
     """The neighbours, and the tasks of the pool by similarity."""
     rows = [[name, f"{value:.4f}"] for name, value in run.neighbours.items()]
     body = (
-        table(["neighbour taken", "similarity"], rows)
+        paragraph(f"Neighbours were chosen {how_text(run.neighbours_by)}.")
+        + table(["neighbour taken", ESTIMATES.get(run.neighbours_by, "estimate")], rows)
+        + predicted_and_measured(run)
         if rows
         else paragraph("The run took no neighbours.")
     )

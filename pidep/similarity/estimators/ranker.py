@@ -2,7 +2,7 @@
 
 What counts is the order of the helpers of one target. So features and gains are taken relative to
 the target: each is centred over its helpers, and features are divided by their spread there. One
-more feature is a helper's usual gain: what it added to the other targets.
+more feature may be a helper's usual gain: what it added to the other targets.
 
 No weight is below 0. Every estimator means "larger is better", so a negative weight would only fit
 the noise of the few targets that a pool has measured.
@@ -46,7 +46,9 @@ class Ranker:
     weights: Mapping[str, float]
     """0 or above."""
     usual_gains: Mapping[str, float]
-    """Helper to its mean gain above the other helpers of the same targets."""
+    """Helper to its mean gain above the other helpers of the same targets; empty where it is no
+    feature.
+    """
     penalty: float
 
     def __call__(self, features: Features) -> dict[str, float]:
@@ -60,7 +62,7 @@ class Ranker:
     def explain(self, features: Features) -> dict[str, dict[str, float]]:
         """Helper to feature to its part of the number; raises as a call."""
         names = [name for name in self.weights if name != USUAL_GAIN]
-        usual = {helper: self.usual_gains.get(helper, 0.0) for helper in features}
+        usual = self.usual_gains if USUAL_GAIN in self.weights else None
         parts = _relative(features, names, usual) * np.array(list(self.weights.values()))
         return {
             helper: dict(zip(self.weights, row.tolist(), strict=True))
@@ -68,8 +70,13 @@ class Ranker:
         }
 
 
-def fit_ranker(examples: Sequence[Trialled], *, penalties: Sequence[float] = PENALTIES) -> Ranker:
+def fit_ranker(
+    examples: Sequence[Trialled], *, usual: bool = True, penalties: Sequence[float] = PENALTIES
+) -> Ranker:
     """Fit the weights, with the penalty that predicts left-out targets best.
+
+    Args:
+        usual: a helper's usual gain is one more feature.
 
     Raises:
         UsageError: fewer than three targets, or helpers without a gain or a feature.
@@ -81,7 +88,7 @@ def fit_ranker(examples: Sequence[Trialled], *, penalties: Sequence[float] = PEN
             "measure more"
         )
     names = sorted(next(iter(examples[0].features.values())))
-    blocks = _blocks(sorted(examples, key=lambda one: one.target), names)
+    blocks = _blocks(sorted(examples, key=lambda one: one.target), names, usual=usual)
 
     def error(penalty: float) -> float:
         """Squared error on each target, of weights that were fitted on the others."""
@@ -93,19 +100,23 @@ def fit_ranker(examples: Sequence[Trialled], *, penalties: Sequence[float] = PEN
 
     best = min(penalties, key=error)
     weights = _weights(list(blocks.values()), best)
+    every = (*names, USUAL_GAIN) if usual else names
     return Ranker(
-        dict(zip((*names, USUAL_GAIN), weights.tolist(), strict=True)),
-        _usual_gains(examples),
+        dict(zip(every, weights.tolist(), strict=True)),
+        _usual_gains(examples) if usual else {},
         best,
     )
 
 
-def _blocks(examples: Sequence[Trialled], names: Sequence[str]) -> dict[str, tuple[Vector, Vector]]:
+def _blocks(
+    examples: Sequence[Trialled], names: Sequence[str], *, usual: bool
+) -> dict[str, tuple[Vector, Vector]]:
     """Target to features `[P, F]` and centred gains `[P]`."""
     found = {}
     for target, own in groupby(examples, key=lambda one: one.target):
         # A helper's usual gain must not tell its gain on this very target.
-        usual = _usual_gains([one for one in examples if one.target != target])
+        others = [one for one in examples if one.target != target]
+        known = _usual_gains(others) if usual else None
         rows, gains = [], []
         for one in own:
             if one.features.keys() != one.gains.keys():
@@ -113,7 +124,7 @@ def _blocks(examples: Sequence[Trialled], names: Sequence[str]) -> dict[str, tup
                     f"ranker: target {target!r} has features of {len(one.features)} helpers and "
                     f"gains of {len(one.gains)}; expected the same helpers"
                 )
-            rows.append(_relative(one.features, names, usual))
+            rows.append(_relative(one.features, names, known))
             values = np.array([one.gains[helper] for helper in one.features])
             gains.append(values - values.mean())
         found[target] = (np.concatenate(rows), np.concatenate(gains))
@@ -129,7 +140,9 @@ def _usual_gains(examples: Sequence[Trialled]) -> dict[str, float]:
     return {helper: float(np.mean(gains)) for helper, gains in above.items()}
 
 
-def _relative(features: Features, names: Sequence[str], usual: Mapping[str, float]) -> Vector:
+def _relative(
+    features: Features, names: Sequence[str], usual: Mapping[str, float] | None
+) -> Vector:
     """`[H, F]`: each feature centred over the helpers and divided by its spread there."""
     for helper, own in features.items():
         missing = [name for name in names if name not in own]
@@ -137,7 +150,7 @@ def _relative(features: Features, names: Sequence[str], usual: Mapping[str, floa
             raise UsageError(f"ranker: helper {helper!r} lacks {missing[0]!r}; compute it first")
     values = np.array(
         [
-            [*(own[name] for name in names), usual.get(helper, 0.0)]
+            [own[name] for name in names] + ([] if usual is None else [usual.get(helper, 0.0)])
             for helper, own in features.items()
         ]
     )
@@ -149,9 +162,13 @@ def _relative(features: Features, names: Sequence[str], usual: Mapping[str, floa
 
 
 def _weights(blocks: Sequence[tuple[Vector, Vector]], penalty: float) -> Vector:
-    from sklearn.linear_model import Ridge
+    from scipy.optimize import nnls  # type: ignore[import-untyped]
 
     features, gains = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    # Centred features and gains need no intercept.
-    fitted = Ridge(alpha=penalty, fit_intercept=False, positive=True, tol=1e-8).fit(features, gains)
-    return np.asarray(fitted.coef_, np.float64)
+    # A ridge is least squares with one more row a feature. Centred features and gains need no
+    # intercept. scikit-learn's Ridge without negative weights is iterative, and often stops early.
+    count = features.shape[1]
+    more = np.sqrt(penalty) * np.eye(count)
+    return np.asarray(
+        nnls(np.concatenate([features, more]), np.concatenate([gains, np.zeros(count)]))[0]
+    )
