@@ -30,7 +30,7 @@ def check_served(record: BankRecord, served: Served) -> None:
         ExpertError: the bank's gate has refused this very version, or as `check_expert`.
     """
     for name, one in (record.left_out or {}).items():
-        if one.digest == served.digest:
+        if one.digest == served.digest and not one.earlier:
             raise ExpertError(one.refusal(name))
     for part in parts_of(served):
         check_expert(record, part)
