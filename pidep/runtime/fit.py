@@ -32,10 +32,21 @@ def check_served(record: BankRecord, served: Served) -> None:
     for name, one in (record.left_out or {}).items():
         if one.digest == served.digest and not one.earlier:
             raise ExpertError(one.refusal(name))
-    for part in parts_of(served):
+    parts = parts_of(served)
+    _require_mixable(record, len(parts))
+    for part in parts:
         check_expert(record, part)
     if isinstance(served, MixedExpert):
         check_expert(record, replace(served.head, sites=served.parts[0].sites))
+
+
+def _require_mixable(record: BankRecord, parts: int) -> None:
+    """Refuse a mixture of more parts than the bank's engine was compiled for."""
+    if record.engine is not None and parts > (most := record.engine.profile["mixed"][-1]):
+        raise ExpertError(
+            f"a mixture of {parts} parts: the bank's engine takes {most}; fold it with pidep fold, "
+            "or export with more `mixed` in the recipe's profile"
+        )
 
 
 def check_expert(record: BankRecord, expert: Expert) -> None:
