@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from pidep.artifacts.engine import EngineRecord
 from pidep.artifacts.left_out import LeftOut
 from pidep.artifacts.names import BANK_RECORD
 from pidep.artifacts.parity import Parity
@@ -59,6 +60,8 @@ class BankRecord(EntryRecord):
     graph_digest: str
     quantised_products: int | None = None
     """Matrix products of the graph in int8; None in fp32."""
+    engine: EngineRecord | None = None
+    """None where ONNX Runtime runs the graph."""
     hidden_size: int = 0
     """D, width of an embedding; 0 in the oldest files, which do not say."""
     max_positions: int = 512

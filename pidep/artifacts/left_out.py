@@ -14,9 +14,11 @@ class LeftOut(Record):
     model: str
     """Name in Triton Server of the merged model that serves the expert in fp32."""
     digest: str
-    """The version that was refused. No swap brings it into the bank."""
+    """The version that was refused."""
     precision: str
-    """The bank's: `int8` or `fp16`."""
+    """In which it was refused: `int8` or `fp16`."""
+    earlier: bool = False
+    """Whether a bank of another precision, since replaced, refused it. This one may hold it."""
     reason: str
     """Which figure is beyond which bound."""
     parity: Parity | None = None
@@ -28,7 +30,10 @@ class LeftOut(Record):
         Args:
             name: the expert's.
         """
+        by = f"an earlier bank's gate refused it in {self.precision}"
+        if not self.earlier:
+            by = f"the gate refused it in {self.precision}"
         return (
-            f"expert {name!r} is not in this bank: the gate refused it in {self.precision} "
-            f"({self.reason}); ask model {self.model!r}, which serves it in fp32"
+            f"expert {name!r} is not in this bank: {by} ({self.reason}); ask model "
+            f"{self.model!r}, which serves it in fp32"
         )

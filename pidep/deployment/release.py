@@ -23,31 +23,30 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from pidep.adapters.mixture import mixture_of
 from pidep.artifacts.bank import BankRecord
-from pidep.artifacts.left_out import LeftOut
+from pidep.artifacts.manifest import Manifest
 from pidep.artifacts.merged import MergedRecord
 from pidep.artifacts.names import BANK, BANK_RECORD, MERGED_RECORD, SHIM, VERSION
 from pidep.backbones.load import recorded_name
+from pidep.deployment.left_out import (
+    carried_over,
+    left_out_before,
+    staged_alone,
+    warn_of_models,
+)
 from pidep.deployment.settings import ExportSettings
 from pidep.errors import ServingError, TaskError, UsageError
 from pidep.experts.folder import Expert
 from pidep.experts.mixed import Served
 from pidep.experts.replacing import Meaning, check_same_meaning
-from pidep.export.entries import (
-    Exported,
-    StagedEntry,
-    export_merged,
-    staged_bank,
-    staged_merged,
-)
+from pidep.export.entries import Exported, export_merged, staged_bank
 from pidep.export.front import export_front
 from pidep.export.recipe import Recipe, load_recipe, shipped
 from pidep.export.source import Source, read_source
@@ -282,15 +281,11 @@ def release_bank(
     check_place(folder, "`store`")
     held = ExpertStore(folder)
     before = held.manifest()
-    # Relative, so that repository and store can be copied or mounted together.
-    relative = os.path.relpath(folder.resolve(), repo.resolve() / BANK / VERSION)
     experts = {source.expert.name: source.served for source in sources}
     published = held.published(before)
-    earlier = _left_out_before(repo)
     if not allow_new_labels:
-        # The store asks again when it publishes; here no minutes of compiling have passed yet.
-        for name in experts.keys() & published.keys():
-            check_same_meaning(name, Meaning.of(published[name]), Meaning.of(experts[name]))
+        _check_meanings(experts, published)
+    earlier = left_out_before(repo)
     with ExitStack() as stack:
         entry = stack.enter_context(
             staged_bank(
@@ -298,77 +293,74 @@ def release_bank(
                 repo,
                 recipe,
                 max_rank=max_rank,
-                expert_store=relative,
+                # Relative, so that repository and store can be copied or mounted together.
+                expert_store=os.path.relpath(folder.resolve(), repo.resolve() / BANK / VERSION),
                 published=published,
                 keep_rows=keep_rows,
                 leave_out=fallback is not None,
-                left_out={
-                    name: one
-                    for name, one in earlier.items()
-                    # The new bank decides these anew, or the store serves them since.
-                    if name not in {*experts, *published} and one.precision == recipe.precision
-                },
+                left_out=carried_over(earlier, given=experts, recipe=recipe),
             )
         )
-        # `since`: an expert that was published while the graph was compiled may not fit it.
-        passed, refused = entry.exported.experts, entry.exported.left_out
-        _LOG.info("export: %d experts passed the parity gate", len(passed))
+        exported = entry.exported
+        _LOG.info("export: %d experts passed the parity gate", len(exported.experts))
         beside = [
-            stack.enter_context(_staged_alone(source, repo, fallback, keep_rows=keep_rows))
+            stack.enter_context(staged_alone(source, repo, fallback, keep_rows=keep_rows))
             for source in sources
-            if fallback is not None and source.expert.name in refused
+            if fallback is not None and source.expert.name in exported.left_out
         ]
-        name_versions = stack.enter_context(
-            held.staged(
-                {name: experts[name] for name in passed},
-                since=before,
-                allow_new_labels=allow_new_labels,
-                # An older version would answer in a precision that no gate has seen it in.
-                edit=lambda manifest: manifest.naming({**passed, **dict.fromkeys(refused)}),
-            )
+        naming = _staged_versions(
+            held, before, exported, experts, allow_new_labels=allow_new_labels
         )
+        name_versions = stack.enter_context(naming)
         with ExitStack() as places:
             for one in (*beside, entry):
                 places.enter_context(one.in_place())
             name_versions()
-        _LOG.info("export: published %s with %s", repo / BANK, ", ".join(sorted(passed)))
-        _warn_of_models(repo, {name: one for name, one in earlier.items() if name in passed})
-        return replace(entry.exported, beside=tuple(one.exported for one in beside))
+    _LOG.info("export: published %s with %s", repo / BANK, ", ".join(sorted(exported.experts)))
+    warn_of_models(repo, earlier, passed=exported.experts)
+    _warn_of_kept(published.keys() - experts.keys(), recipe)
+    return replace(exported, beside=tuple(one.exported for one in beside))
 
 
-def _left_out_before(repo: Path) -> dict[str, LeftOut]:
-    """What the bank in the place of the new one has left out, and other models still serve."""
-    try:
-        held = BankRecord.read(repo / BANK / VERSION).left_out or {}
-    except ServingError:
-        return {}  # no bank, or a damaged one
-    return {
-        name: one
-        for name, one in held.items()
-        if (repo / one.model / VERSION / MERGED_RECORD).is_file()
-    }
+def _check_meanings(experts: Mapping[str, Served], published: Mapping[str, Served]) -> None:
+    """Refuse experts that would change what a served name means.
+
+    The store asks again when it publishes. Here no minutes of compiling have passed yet.
+    """
+    for name in experts.keys() & published.keys():
+        check_same_meaning(name, Meaning.of(published[name]), Meaning.of(experts[name]))
 
 
-def _warn_of_models(repo: Path, earlier: Mapping[str, LeftOut]) -> None:
-    """Say which merged models a bank needs no longer."""
-    for name, one in sorted(earlier.items()):
+def _warn_of_kept(names: Collection[str], recipe: Recipe) -> None:
+    """Say which experts the gate has not seen: they keep their names, and have no rows here."""
+    if names and recipe.precision != "fp32":
         _LOG.warning(
-            "export: %s is in the bank now, and model %s still serves the version before; remove "
-            "%s when nobody asks for it",
-            name,
-            one.model,
-            repo / one.model,
+            "export: keeps %s, which this export did not compare in %s; give their runs, too",
+            ", ".join(sorted(names)),
+            recipe.precision,
         )
 
 
-def _staged_alone(
-    source: Source, repo: Path, recipe: Recipe, *, keep_rows: bool
-) -> AbstractContextManager[StagedEntry]:
-    """The merged model of an expert that a bank leaves out; a mixture is folded into one."""
-    _LOG.info("export: leaves %s to a model of its own", source.expert.name)
-    if (mixture := source.mixture) is not None:
-        sites = mixture_of(mixture).folded()
-        kind = mixture.parts[0].kind
-        expert = replace(mixture.head, sites=dict(sites), kind=kind, scaling=1.0)
-        source = replace(source, expert=expert, mixture=None)
-    return staged_merged(source, repo, recipe, keep_rows=keep_rows)
+def _staged_versions(
+    store: ExpertStore,
+    before: Manifest,
+    exported: Exported,
+    experts: Mapping[str, Served],
+    *,
+    allow_new_labels: bool,
+) -> AbstractContextManager[Callable[[], object]]:
+    """The versions of a bank's experts, as `ExpertStore.staged`.
+
+    Args:
+        before: an expert that was published since, while the graph was compiled, may not fit it.
+        exported: which experts passed, and which are left out.
+        experts: all that the export was given, by name.
+    """
+    passed, refused = exported.experts, exported.left_out
+    return store.staged(
+        {name: experts[name] for name in passed},
+        since=before,
+        allow_new_labels=allow_new_labels,
+        # An older version would answer in a precision that no gate has seen it in.
+        edit=lambda manifest: manifest.naming({**passed, **dict.fromkeys(refused)}),
+    )

@@ -15,10 +15,18 @@ from pidep.experts.kinds import expert_kind
 from pidep.experts.mixed import Served, parts_of
 from pidep.experts.validation import require_valid, require_within
 from pidep.export.bound import require_sites
+from pidep.export.recipe import Recipe
 from pidep.export.source import Source
 from pidep.export.towers import graph_groups
 
-__all__ = ["checked_bank", "groups_for", "require_able", "require_backbone", "text_room"]
+__all__ = [
+    "checked_bank",
+    "groups_for",
+    "require_able",
+    "require_backbone",
+    "require_profile_room",
+    "text_room",
+]
 
 
 def checked_bank(
@@ -50,6 +58,28 @@ def checked_bank(
         require_backbone(backbone, expert)
         require_sites(backbone, expert)
     return backbone, [*given, *kept]
+
+
+def require_profile_room(sources: Sequence[Source], recipe: Recipe) -> None:
+    """Refuse, before minutes of work, more experts than TensorRT's engine has room for.
+
+    Raises:
+        UsageError: too many experts at once, or a mixture of too many.
+    """
+    if recipe.profile is None:
+        return
+    found, room = sum(len(source.parts) for source in sources), recipe.profile.experts[-1] - 1
+    if found > room:
+        raise UsageError(
+            f"recipe {recipe.name!r}: its profile has room for {room} experts, found {found}; "
+            "give `profile` more `experts`, one of them for the bare backbone"
+        )
+    largest = max(sources, key=lambda source: len(source.parts), default=None)
+    if largest is not None and len(largest.parts) > (most := recipe.profile.mixed[-1]):
+        raise UsageError(
+            f"mixture {largest.expert.name!r}: has {len(largest.parts)} parts, the profile of "
+            f"recipe {recipe.name!r} takes {most}; give it more `mixed`, or fold the mixture"
+        )
 
 
 def require_backbone(backbone: Backbone, expert: Expert) -> None:

@@ -29,6 +29,7 @@ from pidep.export.bank_room import (
     groups_for,
     require_able,
     require_backbone,
+    require_profile_room,
     text_room,
 )
 from pidep.export.compile import compile_bank, compile_merged
@@ -171,9 +172,9 @@ def staged_merged(
         record.write(version)
         runs = record.engine is not None and _runs_here(record.engine)
         gated = gate_merged(version, backbone, source, recipe, use_engine=runs)
-        parity = gated.parity
         if record.engine is not None:
-            parity = parity.model_copy(update={"engine_ran": runs})
+            gated = _noted(gated, engine_ran=runs)
+        parity = gated.parity
         # The runtime needs a record to open the entry, so the figures are added afterwards.
         record.model_copy(update={"parity": parity}).write(version)
         config = merged_config(
@@ -185,11 +186,8 @@ def staged_merged(
             decodes=record.sequence is not None,
             entry_digest=record.entry_digest,
         )
-        found = {expert.name: replace(gated, parity=parity)}
-        write_gate_report(temporary, found, recipe, record, with_texts=keep_rows)
-        if keep_rows:
-            _keep_samples(temporary, found, recipe, record)
-        _complete(temporary, config)
+        found = {expert.name: gated}
+        _complete(temporary, config, found, recipe, record, keep_rows=keep_rows)
         exported = Exported(
             model, repo / model, {expert.name: parity}, {expert.name: expert.digest}
         )
@@ -227,18 +225,16 @@ def staged_bank(
         ParityError: an expert is beyond the recipe's tolerance; all of them, with `leave_out`.
     """
     check_place(repo, "`repo`")
-    if recipe.runtime != "onnxruntime":
-        raise UsageError(
-            f"recipe {recipe.name!r}: {recipe.runtime} serves merged models, and no bank yet; use "
-            "`form=merged`, or a recipe of ONNX Runtime"
-        )
+    _require_platform("python", recipe)
     backbone, every = checked_bank(sources, published)
+    require_profile_room(sources, recipe)
     # Room for the published experts too: the new bank serves them from its first batch on.
     groups = groups_for(backbone, every, max_rank)
     with temporary_sibling(repo / BANK) as temporary:
         version = _new_version(temporary, backbone, shim=True)
         record = BankRecord(
             **compile_bank(backbone, groups, sources, version, recipe),
+            engine=_engine(version, recipe),
             backbone=backbone.name,
             also_fitting=backbone.compatible_digests[1:],
             hidden_size=backbone.hidden_size,
@@ -248,11 +244,9 @@ def staged_bank(
             groups=_records_of(groups),
         ).sealed(version)
         record.write(version)
-        found = gate_bank(version, backbone, sources, recipe, explain=not leave_out)
-        gated, refused = found.passed, found.refused
-        if refused and not (leave_out and gated):
-            hint = _instead(recipe, leave_out=leave_out)
-            raise refusal_of(refused, asked=len(sources), hint=hint)
+        gated, refused = _gated_bank(
+            version, backbone, sources, recipe, record.engine, leave_out=leave_out
+        )
         digests = {source.expert.name: source.served.digest for source in sources}
         new = {
             name: _left_out(name, error, digests.pop(name), recipe)
@@ -269,11 +263,33 @@ def staged_bank(
             images=record.reads_images,
             decodes=record.sequence is not None,
         )
-        write_gate_report(temporary, gated, recipe, record, with_texts=keep_rows)
-        if keep_rows:
-            _keep_samples(temporary, gated, recipe, record)
-        _complete(temporary, config)
+        _complete(temporary, config, gated, recipe, record, keep_rows=keep_rows)
         yield StagedEntry(Exported(BANK, repo / BANK, parity, digests, new), temporary)
+
+
+def _gated_bank(
+    version: Path,
+    backbone: Backbone,
+    sources: Sequence[Source],
+    recipe: Recipe,
+    engine: EngineRecord | None,
+    *,
+    leave_out: bool,
+) -> tuple[dict[str, Gated], dict[str, BeyondTolerance]]:
+    """The experts that passed the gate, and those that the bank leaves out.
+
+    Raises:
+        ParityError: an expert is refused; all of them, with `leave_out`.
+    """
+    runs = engine is not None and _runs_here(engine)
+    found = gate_bank(version, backbone, sources, recipe, explain=not leave_out, use_engine=runs)
+    if found.refused and not (leave_out and found.passed):
+        hint = _instead(recipe, leave_out=leave_out)
+        raise refusal_of(found.refused, asked=len(sources), hint=hint)
+    if engine is None:
+        return found.passed, found.refused
+    passed = {name: _noted(one, engine_ran=runs) for name, one in found.passed.items()}
+    return passed, found.refused
 
 
 def _left_out(name: str, error: BeyondTolerance, digest: str, recipe: Recipe) -> LeftOut:
@@ -373,6 +389,11 @@ def _runs_here(engine: EngineRecord) -> bool:
     return missing is None
 
 
+def _noted(gated: Gated, *, engine_ran: bool) -> Gated:
+    """The figures, and whether they are those of the engine or of the graph that made it."""
+    return replace(gated, parity=gated.parity.model_copy(update={"engine_ran": engine_ran}))
+
+
 def _new_version(entry: Path, backbone: Backbone, *, shim: bool) -> Path:
     """The entry's version folder with what does not depend on the expert."""
     version = entry / VERSION
@@ -402,8 +423,21 @@ def _keep_samples(
     ).write(entry)
 
 
-def _complete(entry: Path, config: str) -> None:
-    """Write the configuration. It comes last: without it no server takes the folder for a model."""
+def _complete(
+    entry: Path,
+    config: str,
+    gated: Mapping[str, Gated],
+    recipe: Recipe,
+    record: BankRecord | MergedRecord,
+    *,
+    keep_rows: bool,
+) -> None:
+    """Write what is beside the version, the configuration last: without it no server takes the
+    folder for a model.
+    """
+    write_gate_report(entry, gated, recipe, record, with_texts=keep_rows)
+    if keep_rows:
+        _keep_samples(entry, gated, recipe, record)
     (entry / CONFIG).write_text(config, encoding="utf-8")
 
 

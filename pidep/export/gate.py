@@ -75,12 +75,14 @@ def gate_bank(
     recipe: Recipe,
     *,
     explain: bool = True,
+    use_engine: bool = True,
 ) -> GatedBank:
     """Open a bank as the server does, and compare each expert's answers with PyTorch's.
 
     Args:
         explain: whether the first node beyond tolerance is named, of the first refused expert. That
             exports the graph once more.
+        use_engine: False compares the graph that an engine was compiled from.
 
     Returns:
         The experts that passed, and those beyond the recipe's tolerance.
@@ -90,7 +92,7 @@ def gate_bank(
         ServingError: the bank cannot be opened.
     """
     # The default threads and providers: the session that is tested is the session that serves.
-    bank = Bank(version_folder)
+    bank = Bank(version_folder, use_engine=use_engine)
     residents = bank.build({source.expert.name: source.served for source in sources})
     half = recipe.precision == "fp16"
     modules = partial(bank_modules, backbone, bank.groups, opset=recipe.opset, half=half)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 from weakref import WeakValueDictionary, finalize
 
 import numpy as np
@@ -18,11 +18,18 @@ from pidep.errors import ExpertError, ServingError
 from pidep.experts.bank import BankGroup, fill_row
 from pidep.experts.folder import Expert
 from pidep.runtime.answer import Array
-from pidep.runtime.slot_memory import CudaMemory, DType, HostMemory, SlotMemory
+from pidep.runtime.slot_memory import CudaMemory, DType, EngineMemory, HostMemory, SlotMemory
 
-__all__ = ["Arena", "NoRoomError", "Slot"]
+__all__ = ["Arena", "NoRoomError", "Place", "Slot"]
 
+Place: TypeAlias = Literal["cpu", "cuda", "engine"]
+"""Where a graph reads the experts: ONNX Runtime on either device, or TensorRT's engine."""
 _FIRST_SLOTS = 8
+_MEMORY: Mapping[Place, Callable[..., SlotMemory]] = {
+    "cpu": HostMemory,
+    "cuda": CudaMemory,
+    "engine": EngineMemory,
+}
 
 
 class NoRoomError(ExpertError):
@@ -47,17 +54,19 @@ class Arena:
         groups: Sequence[BankGroup],
         *,
         dtypes: Mapping[str, DType],
-        device: str = "cpu",
+        place: Place = "cpu",
         max_bytes: int | None = None,
+        max_slots: int | None = None,
     ) -> None:
         """An arena with room for a few experts; it doubles when it is full.
 
         Args:
             groups: the inputs of the graph that hold experts.
             dtypes: of each input, by its name.
-            device: where the graph runs.
+            place: where the graph reads them.
             max_bytes: of all experts together. Memory for them is allocated at once, and never
                 more; without it there is no bound.
+            max_slots: the most that the graph takes, slot 0 included; as `max_bytes`.
 
         Raises:
             ServingError: `max_bytes` holds not one expert.
@@ -72,17 +81,18 @@ class Arena:
             int(np.prod(shape)) * np.dtype(dtypes[name]).itemsize for name, shape in shapes.items()
         )
         """Bytes of one expert, padded to the bank's sizes."""
-        self.most = None if max_bytes is None else max_bytes // self.bytes_per_slot
+        bounds = [] if max_bytes is None else [max_bytes // self.bytes_per_slot]
+        bounds += [] if max_slots is None else [max_slots - 1]
+        self.most = min(bounds, default=None)
         """Experts that it may hold; None without a bound."""
         if self.most == 0:
             raise ServingError(
                 f"{max_bytes} bytes for experts: one takes {self.bytes_per_slot} in this bank; "
                 "permit more"
             )
-        make = HostMemory if device == "cpu" else CudaMemory
         # Under a bound all at once: an arena that grows needs three times its size for a moment.
         slots = _FIRST_SLOTS if self.most is None else 1 + self.most
-        self._memory: SlotMemory = make(shapes, dtypes, slots=slots)
+        self._memory = _MEMORY[place](shapes, dtypes, slots=slots)
 
     @property
     def capacity(self) -> int:
@@ -132,7 +142,8 @@ class Arena:
             if self._next == self.capacity:
                 if self.most is not None:
                     raise NoRoomError(
-                        f"{self.most} experts are in memory, which is the bound; permit more bytes"
+                        f"{self.most} experts are in memory, which is the bound; permit more "
+                        "bytes, or export with more `experts` in the recipe's profile"
                     ) from None
                 self._memory.grow()
             self._next += 1

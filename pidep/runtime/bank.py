@@ -13,7 +13,14 @@ import numpy.typing as npt
 import onnxruntime
 
 from pidep.artifacts.bank import BankRecord
-from pidep.artifacts.names import BACKBONE, GRAPH, GRAPH_SLOTS, GRAPH_WEIGHTS, TOKENIZER
+from pidep.artifacts.names import (
+    BACKBONE,
+    ENGINE,
+    GRAPH,
+    GRAPH_SLOTS,
+    GRAPH_WEIGHTS,
+    TOKENIZER,
+)
 from pidep.errors import ExpertError, PidepError
 from pidep.experts.bank import positions_before
 from pidep.experts.folder import Expert
@@ -21,9 +28,10 @@ from pidep.experts.kind import bank_sites
 from pidep.experts.mixed import MixedExpert, Served, head_of, parts_of, weights_of
 from pidep.inputs.row import Input, Row
 from pidep.runtime.answer import Answer, Array, finite, label_logits, softmax
-from pidep.runtime.arena import Arena, Slot
+from pidep.runtime.arena import Arena, Place, Slot
 from pidep.runtime.bank_graph import BankGraph
 from pidep.runtime.by_length import run_by_length, tokens_of_a_run
+from pidep.runtime.engine import EngineSession
 from pidep.runtime.entry import require_files
 from pidep.runtime.fit import check_served, groups_of
 from pidep.runtime.input_reader import InputReader
@@ -69,7 +77,8 @@ class Residents:
 
     by_name: Mapping[str, Resident] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
-    """Graph input to OrtValue `[E, S, size, width]`, on the device where the graph runs."""
+    """Graph input to the memory of its experts, `[E, S, size, width]`, where the graph runs: an
+    OrtValue, or the `DeviceArray` of an engine."""
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Name to `digest` and `reason` of a version that cannot be served."""
     cold: Mapping[str, str] = field(default_factory=dict)
@@ -90,12 +99,14 @@ class Bank:
         *,
         threads: int | None = None,
         resident_bytes: int | None = None,
+        use_engine: bool = True,
     ) -> None:
         """Open a bank's version folder.
 
         Args:
             threads: of ONNX Runtime; its own choice when absent.
             resident_bytes: most bytes of experts in memory; no bound when absent.
+            use_engine: False runs the graph of an entry that has a TensorRT engine.
 
         Raises:
             ServingError: a file is missing, malformed or not the recorded one, or the bound is too
@@ -107,9 +118,17 @@ class Bank:
         self.groups = groups_of(self.record)
         """The inputs of the graphs that hold experts."""
         self._sites = bank_sites(self.groups)
-        self._open(version_folder, threads)
-        on_gpu = "CUDAExecutionProvider" in self.session.get_providers()
-        self.device = "cuda" if on_gpu else "cpu"
+        self.session: Any
+        self.reader: InputReader | TowerReader
+        self._probes: list[Input] = list(_PROBES)
+        self._sequences: Sequences | None = None
+        self._run_tokens: int | None = None
+        max_slots = None
+        if use_engine and self.record.engine is not None:
+            self._open_engine(version_folder)
+            max_slots = self.record.engine.profile["experts"][-1]
+        else:
+            self._open(version_folder, threads)
         half = self._half
         self.arena = Arena(
             self.groups,
@@ -117,19 +136,36 @@ class Bank:
                 group.input: np.float16 if group.input in half else np.float32
                 for group in self.groups
             },
-            device=self.device,
+            place=self.place_of_experts,
             max_bytes=resident_bytes,
+            max_slots=max_slots,
         )
         self._bare: list[Answer | PidepError] | None = None
         """The bare backbone's answers to the probe rows."""
+
+    @property
+    def place_of_experts(self) -> Place:
+        """Where the graph reads the experts' tensors."""
+        if isinstance(self.session, EngineSession):
+            return "engine"
+        on_gpu = "CUDAExecutionProvider" in self.session.get_providers()
+        return "cuda" if on_gpu else "cpu"
+
+    def _open_engine(self, version_folder: Path) -> None:
+        """Open the engine that was compiled from the graph, and what makes its inputs."""
+        record = self.record
+        assert record.engine is not None
+        held = [group.input for group in self.groups]
+        self.session = EngineSession(version_folder / ENGINE, record.engine, held=held)
+        digest = (record.files or {}).get(TOKENIZER)
+        self.reader = InputReader(version_folder, record.vision, tokenizer_digest=digest)
+        graph = BankGraph(self.session, self.groups, path=version_folder / ENGINE)
+        self.graphs, self._half = {"text": graph}, set(graph.half)
 
     def _open(self, version_folder: Path, threads: int | None) -> None:
         """Open the graphs, and what makes their inputs."""
         record, path = self.record, version_folder / GRAPH
         tokenizer_digest = (record.files or {}).get(TOKENIZER)
-        self.reader: InputReader | TowerReader
-        self._probes: list[Input] = list(_PROBES)
-        self._sequences: Sequences | None = None
         if record.towers is None:
             self.reader = InputReader(
                 version_folder, record.vision, tokenizer_digest=tokenizer_digest, threads=threads

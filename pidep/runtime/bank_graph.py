@@ -14,6 +14,7 @@ from pidep.artifacts.names import GRAPH_EMBEDDING, GRAPH_SLOTS, GRAPH_WEIGHTS
 from pidep.errors import ServingError
 from pidep.experts.kind import BankGroup, bank_sites
 from pidep.runtime.answer import Array
+from pidep.runtime.engine import EngineSession
 
 __all__ = ["BankGraph"]
 
@@ -25,6 +26,7 @@ class BankGraph:
         """A graph of a bank.
 
         Args:
+            session: ONNX Runtime's, or that of an engine.
             groups: all of the bank's. A tower takes those of its own sites, maybe none.
             path: where it was read, for messages.
 
@@ -58,17 +60,20 @@ class BankGraph:
 
         Args:
             feeds: what the rows themselves are, by input.
-            values: graph input to OrtValue `[E, S, size, width]`.
+            values: graph input to the experts' memory `[E, S, size, width]`.
         """
         given = dict(feeds)
         if self._inputs:
             given |= {GRAPH_SLOTS: slots, GRAPH_WEIGHTS: weights[:, :, self._columns]}
+        experts = {name: values[name] for name in self._inputs}
+        if isinstance(self.session, EngineSession):
+            return self.session.run([GRAPH_EMBEDDING], given, held=experts)[0]
         # A request's inputs come from the CPU; ONNX Runtime copies them where the graph runs.
         held = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cpu", 0)
             for name, array in given.items()
         }
-        held |= {name: values[name] for name in self._inputs}
+        held |= experts
         (embeddings,) = self.session.run_with_ort_values([GRAPH_EMBEDDING], held)
         found: Array = embeddings.numpy()
         return found

@@ -7,8 +7,10 @@ nowhere else.
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from pidep.errors import AnswerError, ServingError
 from pidep.runtime.answer import Array
 from pidep.runtime.entry import entry_file
 
-__all__ = ["EngineSession", "missing_for"]
+__all__ = ["EngineInput", "EngineSession", "missing_for"]
 
 _KEPT_GRAPHS = 64
 """Shapes whose CUDA graphs are kept."""
@@ -44,11 +46,24 @@ def missing_for(record: EngineRecord) -> str | None:
     return None
 
 
-class EngineSession:
-    """Runs batches of one engine; not for use from several threads at once."""
+@dataclass(frozen=True)
+class EngineInput:
+    """An input of an engine, described as ONNX Runtime describes those of a graph."""
 
-    def __init__(self, plan: Path, record: EngineRecord) -> None:
+    name: str
+    type: str
+    """Such as `tensor(float16)`."""
+    largest: tuple[int, ...]
+
+
+class EngineSession:
+    """Runs batches of one engine, from any thread, one at a time."""
+
+    def __init__(self, plan: Path, record: EngineRecord, *, held: Collection[str] = ()) -> None:
         """Open an engine and allocate its inputs and outputs at their largest sizes.
+
+        Args:
+            held: inputs that lie on the GPU already, in memory of the caller.
 
         Raises:
             ServingError: the file is not the recorded one, or this machine cannot run it.
@@ -76,23 +91,58 @@ class EngineSession:
         self._limits: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._dtypes: dict[str, Any] = {}
         self._buffers: dict[str, int] = {}
+        self._held: dict[str, Any] = dict.fromkeys(held)
+        self._lock = threading.Lock()
         self._allocate(trt)
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    def get_inputs(self) -> list[EngineInput]:
+        """As `onnxruntime.InferenceSession.get_inputs`."""
+        types = {"float16": "float16", "float32": "float", "int64": "int64"}
+        return [
+            EngineInput(name, f"tensor({types[str(self._dtypes[name])]})", largest)
+            for name, (_, largest) in self._limits.items()
+        ]
+
+    def run(
+        self,
+        outputs: Sequence[str],
+        feeds: Mapping[str, Array],
+        *,
+        held: Mapping[str, Any] | None = None,
+    ) -> list[Array]:
         """The outputs of one batch, as `onnxruntime.InferenceSession.run` gives them.
+
+        Args:
+            held: input to `DeviceArray`, for those inputs that the constructor was given. Others
+                than last time cost new CUDA graphs.
 
         Raises:
             AnswerError: a shape outside the engine's profile, or the GPU fails.
         """
-        shapes = tuple((name, tuple(feeds[name].shape)) for name in self._limits)
+        given = {**feeds, **(held or {})}
+        shapes = tuple((name, _shape_of(given[name])) for name in self._limits)
         for name, shape in shapes:
             self._require_within(name, shape)
-        for name, _ in shapes:
-            self._copy_in(name, feeds[name])
-        self._launch(shapes)
-        found = [self._copy_out(name) for name in outputs]
-        self._called(self._cuda.cudaStreamSynchronize(self._stream))
+        with self._lock:  # one context, and one buffer for each input
+            self._hold(held or {})
+            for name in self._limits:
+                if name not in self._held:
+                    self._copy_in(name, feeds[name])
+            self._launch(shapes)
+            found = [self._copy_out(name) for name in outputs]
+            self._called(self._cuda.cudaStreamSynchronize(self._stream))
         return found
+
+    def _hold(self, held: Mapping[str, Any]) -> None:
+        """Let the engine read the caller's arrays where they lie."""
+        moved = {name: one for name, one in held.items() if self._held[name] is not one}
+        for name, one in moved.items():
+            self._context.set_tensor_address(name, one.data_ptr())
+            self._held[name] = one
+        if moved:  # a CUDA graph remembers addresses
+            for graph in self._graphs.values():
+                self._called(self._cuda.cudaGraphExecDestroy(graph))
+            self._graphs.clear()
 
     def _allocate(self, trt: Any) -> None:
         """Buffers at fixed addresses: a CUDA graph remembers addresses."""
@@ -107,6 +157,8 @@ class EngineSession:
             # Outputs have their largest shapes where the inputs have theirs.
             self._context.set_input_shape(name, tuple(largest))
         for name in names:
+            if name in self._held:
+                continue
             shape = self._context.get_tensor_shape(name)
             size = max(1, math.prod(shape)) * self._dtypes[name].itemsize
             self._buffers[name] = int(self._called(self._cuda.cudaMalloc(size)))
@@ -176,3 +228,9 @@ class EngineSession:
             _, name = self._cuda.cudaGetErrorName(error)
             raise AnswerError(f"CUDA: {name.decode()}; see the server's log")
         return values[0] if values else None
+
+
+def _shape_of(array: Any) -> tuple[int, ...]:
+    """Of an array of numpy, or of one on the GPU."""
+    shape = array.shape
+    return tuple(shape() if callable(shape) else shape)

@@ -33,13 +33,24 @@ def check_served(record: BankRecord, served: Served, *, is_valid: bool = False) 
         ExpertError: the bank's gate has refused this very version, or as `check_expert`.
     """
     for name, one in (record.left_out or {}).items():
-        if one.digest == served.digest:
+        if one.digest == served.digest and not one.earlier:
             raise ExpertError(one.refusal(name))
-    for part in parts_of(served):
+    parts = parts_of(served)
+    _require_mixable(record, len(parts))
+    for part in parts:
         check_expert(record, part, is_valid=is_valid)
     if isinstance(served, MixedExpert):
         head = replace(served.head, sites=served.parts[0].sites)
         check_expert(record, head)
+
+
+def _require_mixable(record: BankRecord, parts: int) -> None:
+    """Refuse a mixture of more parts than the bank's engine was compiled for."""
+    if record.engine is not None and parts > (most := record.engine.profile["mixed"][-1]):
+        raise ExpertError(
+            f"a mixture of {parts} parts: the bank's engine takes {most}; fold it with pidep fold, "
+            "or export with more `mixed` in the recipe's profile"
+        )
 
 
 def check_expert(record: BankRecord, expert: Expert, *, is_valid: bool = False) -> None:

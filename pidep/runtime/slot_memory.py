@@ -5,9 +5,11 @@ Either way one slot is written at a time, and the others stay as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Protocol, TypeAlias
+from weakref import finalize
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ import onnxruntime
 from pidep.errors import ServingError
 from pidep.runtime.answer import Array
 
-__all__ = ["CudaMemory", "DType", "HostMemory", "SlotMemory"]
+__all__ = ["CudaMemory", "DType", "DeviceArray", "EngineMemory", "HostMemory", "SlotMemory"]
 
 DType: TypeAlias = type[np.float32] | type[np.float16]
 Shape: TypeAlias = tuple[int, ...]
@@ -27,7 +29,7 @@ class SlotMemory(Protocol):
 
     slots: int
     values: dict[str, Any]
-    """Input to OrtValue. Writes reach it; after `grow` there are others."""
+    """Input to OrtValue, or to `DeviceArray`. Writes reach it; after `grow` there are others."""
 
     def write(self, number: int, rows: Mapping[str, Array]) -> None:
         """Write a slot, which nobody reads, with fp32 numbers `shape` for each input."""
@@ -129,9 +131,7 @@ class CudaMemory:
         found = {}
         for name, shape in self._shapes.items():
             try:
-                value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                    (slots, *shape), self._dtypes[name], self._device, 0
-                )
+                value = self._array((slots, *shape), self._dtypes[name])
             except RuntimeError as error:
                 size = slots * sum(map(self._bytes_of, self._shapes)) / 2**20
                 raise ServingError(
@@ -143,10 +143,67 @@ class CudaMemory:
             found[name] = value
         return found
 
+    def _array(self, shape: Shape, dtype: DType) -> Any:
+        """Memory that nobody has cleared.
+
+        Raises:
+            RuntimeError: there is not enough.
+        """
+        make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+        return make(shape, dtype, self._device, 0)
+
     def _called(self, returned: Any) -> None:
         error = returned[0]
         if int(error):
             raise ServingError(f"CUDA: {error!r} while an expert was written to the GPU")
+
+
+class EngineMemory(CudaMemory):
+    """As `CudaMemory`, without ONNX Runtime: for TensorRT's engines."""
+
+    def _array(self, shape: Shape, dtype: DType) -> DeviceArray:
+        return DeviceArray(shape, dtype, self._cuda)
+
+
+class DeviceArray:
+    """An array on the GPU, freed when nobody refers to it any more."""
+
+    def __init__(self, shape: Shape, dtype: DType, cuda: Any) -> None:
+        """Allocate.
+
+        Args:
+            cuda: the module `cuda.bindings.runtime`.
+
+        Raises:
+            RuntimeError: the GPU's memory is full.
+        """
+        self._shape, self._dtype, self._cuda = shape, np.dtype(dtype), cuda
+        error, pointer = cuda.cudaMalloc(max(1, self._bytes))
+        if int(error):
+            raise RuntimeError(f"CUDA: {error!r}")
+        self._pointer = int(pointer)
+        finalize(self, cuda.cudaFree, pointer).atexit = False
+
+    @property
+    def _bytes(self) -> int:
+        return math.prod(self._shape) * self._dtype.itemsize
+
+    def data_ptr(self) -> int:
+        """Its address on the GPU."""
+        return self._pointer
+
+    def shape(self) -> list[int]:
+        """Sizes, as those of an OrtValue."""
+        return list(self._shape)
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """A copy on the host."""
+        found = np.empty(self._shape, self._dtype)
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        error, *_ = self._cuda.cudaMemcpy(found.ctypes.data, self._pointer, self._bytes, kind)
+        if int(error):
+            raise ServingError(f"CUDA: {error!r} while an expert was read from the GPU")
+        return found
 
 
 def _bindings() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -183,6 +184,60 @@ def test_a_later_export_keeps_what_is_still_so(
     assert BankRecord.read(repo / "pidep_bank" / "1").left_out is None
     assert any("model loud still serves the version before" in one for one in caplog.messages)
     assert sorted(store(tmp_path).manifest().aliases) == ["loud", "quiet"]
+
+
+def names_left(repo: Path) -> dict[str, bool]:
+    """Name to whether an earlier bank refused it."""
+    record = BankRecord.read(repo / "pidep_bank" / "1")
+    return {name: one.earlier for name, one in (record.left_out or {}).items()}
+
+
+def test_a_bank_in_another_precision_still_names_the_model(
+    backbone: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    repo, refused = tmp_path / "repo", source(backbone, "loud", loud=True)
+    release_bank([source(backbone, "quiet"), refused], repo, recipe(), fallback=FP32)
+    release_bank([source(backbone, "quiet")], repo, FP32)
+    assert names_left(repo) == {"loud": True}
+    bank = Bank(repo / "pidep_bank" / "1")
+    residents = bank.build(store(tmp_path).published())
+    (wrong,) = bank.run(residents, ["a film"], ["loud"])
+    assert "an earlier bank's gate refused it in int8" in str(wrong)
+    assert str(wrong).endswith("ask model 'loud', which serves it in fp32")
+    # In fp32 the version is as good as any other.
+    residents = bank.build({"loud": refused.expert})
+    assert isinstance(bank.run(residents, ["a film"], ["loud"])[0], Answer)
+    # The next bank in int8 refuses the version again, also where it was swapped in meanwhile.
+    store(tmp_path).publish(refused.expert, "loud")
+    caplog.clear()
+    release_bank([source(backbone, "quiet")], repo, recipe())
+    assert names_left(repo) == {"loud": False}
+    assert "keeps loud, which this export did not compare in int8" in caplog.text
+    with pytest.raises(ExpertError, match="'loud' is not in this bank: the gate refused it in"):
+        Bank(repo / "pidep_bank" / "1").build({"loud": refused.expert})
+
+
+def test_another_version_that_was_swapped_in_does_not_free_the_refused_one(
+    backbone: Any, tmp_path: Path
+) -> None:
+    repo, refused = tmp_path / "repo", source(backbone, "loud", loud=True)
+    release_bank([source(backbone, "quiet"), refused], repo, recipe(), fallback=FP32)
+    store(tmp_path).publish(source(backbone, "loud").expert, "loud")
+    release_bank([source(backbone, "quiet")], repo, recipe())
+    assert names_left(repo) == {"loud": False}
+    bank = Bank(repo / "pidep_bank" / "1")
+    residents = bank.build(store(tmp_path).published())
+    assert isinstance(bank.run(residents, ["a film"], ["loud"])[0], Answer)
+    with pytest.raises(ExpertError, match="'loud' is not in this bank"):
+        bank.build({"loud": refused.expert})
+
+
+def test_a_model_that_is_gone_is_named_no_longer(backbone: Any, tmp_path: Path) -> None:
+    repo, refused = tmp_path / "repo", source(backbone, "loud", loud=True)
+    release_bank([source(backbone, "quiet"), refused], repo, recipe(), fallback=FP32)
+    shutil.rmtree(repo / "loud")
+    release_bank([source(backbone, "quiet")], repo, recipe())
+    assert names_left(repo) == {}
 
 
 def test_without_it_all_refused_experts_are_named(backbone: Any, tmp_path: Path) -> None:

@@ -112,6 +112,50 @@ def test_an_adapter_is_taken_from_the_hub(
     assert adopt(folder).digest == adopt(tmp_path / "lora").digest
 
 
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of huggingface_hub, which reads it and asks nobody."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "hub"
+
+
+def keep(cache: Path, name: str, model: Any, *, revision: str = "main") -> Path:
+    """An adapter in the cache, as a download leaves it; gives its folder."""
+    place = cache / f"models--{name.replace('/', '--')}"
+    model.save_pretrained(place / "snapshots" / COMMIT)
+    (place / "refs").mkdir()
+    (place / "refs" / revision).write_text(COMMIT)
+    return place / "snapshots" / COMMIT
+
+
+def test_an_adapter_is_imported_by_its_id(kept: Path, peft_model: Train, adopt: Any) -> None:
+    folder = keep(kept, "me/film", peft_model(), revision="v1")
+    found = adopt(Path("me/film@v1"))
+    assert found.digest == adopt(folder).digest
+    assert found.provenance["imported_from"] == "peft"
+    with pytest.raises(ExpertError, match="me/film@v2: no such folder, and no adapter of this id"):
+        adopt(Path("me/film@v2"))
+
+
+def test_a_head_of_its_own_is_refused_by_name(kept: Path, peft_model: Train, adopt: Any) -> None:
+    """`modules_to_save`: an expert scores against the texts of its labels."""
+    keep(kept, "me/head", peft_model(modules_to_save=["pooler"]))
+    with pytest.raises(ExpertError, match=r"modules_to_save=\['pooler'\] is not supported: these"):
+        adopt(Path("me/head"))
+    assert not Path("out").exists()
+
+
+def test_a_folder_comes_before_an_id(kept: Path, peft_model: Train, adopt: Any) -> None:
+    keep(kept, "me/film", peft_model())
+    other = peft_model(r=2)
+    other.save_pretrained("me/film")
+    assert adopt(Path("me/film")).rank == 2
+
+
 def test_a_hub_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

@@ -61,7 +61,7 @@ def plan_bundle(entry: Path, out: Path, settings: BundleSettings) -> Plan:
     config = read_config(entry / CONFIG)
     is_bank = (version / BANK_RECORD).is_file()
     record = BankRecord.read(version) if is_bank else MergedRecord.read(version)
-    engine = record.engine if isinstance(record, MergedRecord) else None
+    engine = record.engine
     is_python = config.backend == "python"
     gpu = settings.accelerator == "gpu" or engine is not None
     conditions = {"python" if is_python else "native"}
