@@ -69,7 +69,7 @@ class Plan:
     publishes: int = 30
     """For each number of residents."""
     swaps: int = 10_000
-    swaps_within_s: float = 300.0
+    swaps_within_s: float = 600.0
     """Swaps end after that time, however many there were."""
 
 
