@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,16 @@ from pidep.errors import UsageError
 from pidep.serving import TritonServer
 from pidep.serving.stubs import stubs_of
 
-__all__ = ["Asked", "Load", "cpu_s", "find_wrk", "rss_mib", "texts", "write_requests"]
+__all__ = [
+    "Asked",
+    "Load",
+    "cpu_s",
+    "find_wrk",
+    "first_answer",
+    "rss_mib",
+    "texts",
+    "write_requests",
+]
 
 _SCRIPT = Path(__file__).with_name("wrk_rows.lua")
 _OUTPUTS = (names.SCORES, names.LABELS, names.LABEL, names.DIGEST, names.ENTRY)
@@ -86,13 +96,23 @@ class Load:
 
     @classmethod
     def start(
-        cls, server: TritonServer, requests: Path, *, connections: int, seconds: float
+        cls,
+        server: TritonServer,
+        requests: Path,
+        *,
+        connections: int,
+        seconds: float,
+        seen: Path | None = None,
     ) -> Load:
-        """Ask the server, each connection one request at a time."""
+        """Ask the server, each connection one request at a time.
+
+        Args:
+            seen: gets a line for the first answer of each digest; see `first_answer`.
+        """
         command = [
             *(find_wrk(), "--threads", "1", "--connections", str(connections)),
             *("--duration", f"{round(seconds)}s", "--timeout", "10s", "--script", str(_SCRIPT)),
-            *(f"http://{server.http_url}", "--", str(requests)),
+            *(f"http://{server.http_url}", "--", str(requests), *([str(seen)] if seen else [])),
         ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         return cls(process, server, cpu_s(server))
@@ -109,6 +129,18 @@ class Load:
             for name, before in self.cpu_at_start.items()
         }
         return found
+
+
+def first_answer(seen: Path, digest: str, *, within_s: float = 30.0) -> float:
+    """When the load had its first answer of a version, in seconds of the monotonic clock."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        for line in seen.read_text().splitlines() if seen.is_file() else ():
+            found, _, at = line.partition(" ")
+            if found == digest and at:
+                return float(at)
+        time.sleep(0.005)
+    raise TimeoutError(f"no client had an answer of {digest} within {within_s:g} s")
 
 
 def cpu_s(server: TritonServer) -> dict[str, float]:

@@ -1,7 +1,14 @@
 -- Requests of a file, one after the other; the results as a line of JSON.
 -- Each request in the file is a line "PATH HEAD SIZE" and SIZE bytes of body, of which HEAD are the
--- JSON head of Triton Server's binary tensor protocol.
+-- JSON head of Triton Server's binary tensor protocol. A second file gets a line "DIGEST SECONDS",
+-- of the monotonic clock, when an answer names a digest for the first time.
 local requests, at = {}, 0
+local ffi = require("ffi")
+ffi.cdef[[
+typedef struct { long seconds; long nanoseconds; } pidep_time;
+int clock_gettime(int clock, pidep_time *now);
+]]
+local now, known, seen = ffi.new("pidep_time"), {}, nil
 
 function init(args)
   local file = assert(io.open(args[1], "rb"))
@@ -14,6 +21,22 @@ function init(args)
     requests[#requests + 1] = wrk.format("POST", path, headers, file:read(tonumber(size)))
   end
   file:close()
+  if args[2] then
+    seen = assert(io.open(args[2], "a"))
+    response = first_answers
+  end
+end
+
+function first_answers(status, headers, body)
+  for digest in body:gmatch("sha256:%x+") do
+    if not known[digest] then
+      known[digest] = true
+      ffi.C.clock_gettime(1, now)
+      local seconds = tonumber(now.seconds) + tonumber(now.nanoseconds) / 1e9
+      seen:write(string.format("%s %.6f\n", digest, seconds))
+      seen:flush()
+    end
+  end
 end
 
 function request()
