@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +31,7 @@ def serve(
     and where a model's process died or hangs. Ctrl-C, SIGTERM, SIGHUP and SIGQUIT stop the server
     after it has finished its running requests.
     """
-    from pidep.serving.launch_options import ADMIN_KEY_VARIABLE
+    from pidep.serving.admin_key import read_admin_key
     from pidep.serving.server import TritonServer
     from pidep.serving.supervisor import Supervisor
 
@@ -53,7 +52,7 @@ def serve(
         settings.ports,
         limits=settings.limits,
         resident_bytes=settings.resident_bytes,
-        admin_key=os.environ.get(ADMIN_KEY_VARIABLE),
+        admin_key=read_admin_key(settings.admin_key_file),
     )
     try:
         with server:

@@ -34,6 +34,7 @@ FORMAT = Shown("Format")
 OUTPUT = Shown("Output")
 REPOSITORY = Shown("Repository")
 ADDRESSES = Shown("Addresses")
+ADMINISTRATION = Shown("Administration")
 HEALTH = Shown("Health")
 MEMORY = Shown("Memory")
 LIMITS = Shown("Limits")
@@ -148,6 +149,9 @@ class ServeSettings(Settings):
     """Port of the metrics."""
     allow_remote: Annotated[bool, ADDRESSES] = False
     """Permit a `host` that other machines can reach. The server has no authentication."""
+    admin_key_file: Annotated[Path | None, ADMINISTRATION] = None
+    """File that holds the key of administrative calls: 16 letters and digits or more, readable by
+    its owner alone. Without it, the environment variable PIDEP_ADMIN_KEY, or a new key a start."""
     max_restarts: Annotated[int, HEALTH] = Field(default=5, ge=0)
     """Starts of the server for the same cause within ten minutes: it ended by itself, or a model's
     process died or hangs. 0 ends the command instead."""
@@ -208,6 +212,9 @@ class RollSettings(Settings):
     """gRPC address of a server, host:port. Repeat for each server of the repository."""
     timeout: Annotated[float, ADDRESSES] = Field(default=60.0, ge=0.1, le=86400)
     """Seconds for all servers to show the new entry."""
+    admin_key_file: Annotated[Path | None, ADMINISTRATION] = None
+    """File that holds the key that the servers were started with, readable by its owner alone.
+    Without it, the environment variable PIDEP_ADMIN_KEY."""
 
 
 class VerifySettings(Settings):

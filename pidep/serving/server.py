@@ -6,7 +6,6 @@ import http.client
 import json
 import logging
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -18,9 +17,10 @@ from types import TracebackType
 from urllib.parse import quote
 
 from pidep.artifacts import names
-from pidep.errors import ServingError, UsageError
+from pidep.errors import ServingError
 from pidep.serving import end_with_parent
 from pidep.serving.addresses import Ports, free_ports, require_free
+from pidep.serving.admin_key import require_key
 from pidep.serving.launch_options import admin_headers, launch_options
 from pidep.serving.limits import RESIDENT_BYTES, Limits
 from pidep.serving.packaged_server import (
@@ -46,8 +46,6 @@ _CLOSE_WITHIN_S = 2.0
 """How long a server without requests may take to end: an idle HTTP connection keeps it."""
 _NO_GPU = ("NVML", "CudaDriverHelper")
 """Words of the errors that every server without a GPU logs. They explain nothing."""
-_KEY = re.compile(r"[A-Za-z0-9]{16,256}")
-"""A key of administrative calls: it is a part of an option, where other characters mean more."""
 _log = logging.getLogger(__name__)
 
 
@@ -79,11 +77,8 @@ class TritonServer:
         Raises:
             UsageError: the key is too short or holds other characters than letters and digits.
         """
-        if admin_key is not None and not _KEY.fullmatch(admin_key):
-            raise UsageError(
-                "the key of administrative calls: expected at least 16 letters and digits, such as "
-                "`openssl rand -hex 32` prints"
-            )
+        if admin_key is not None:
+            require_key(admin_key)
         self.repo = repo.resolve()
         self.ports = ports or Ports()
         self.limits = limits or Limits()
