@@ -409,6 +409,7 @@ def serve(repo: str | Path = "model_repo", **settings: Any) -> TritonServer:
         limits=found.limits,
         resident_bytes=found.resident_bytes,
         admin_key=read_admin_key(found.admin_key_file),
+        log_format=found.log_format,
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from pidep.artifacts.names import BANK
 from pidep.serving.addresses import LOOPBACK, Ports
 from pidep.serving.limits import Limits
+from pidep.serving.log_lines import LogFormat
 from pidep.serving.server_versions import FLOOR
 from pidep.settings import Settings, Shown
 
@@ -36,6 +37,7 @@ REPOSITORY = Shown("Repository")
 ADDRESSES = Shown("Addresses")
 ADMINISTRATION = Shown("Administration")
 HEALTH = Shown("Health")
+LOG = Shown("Log")
 MEMORY = Shown("Memory")
 LIMITS = Shown("Limits")
 REQUEST = Shown("Request")
@@ -155,6 +157,9 @@ class ServeSettings(Settings):
     max_restarts: Annotated[int, HEALTH] = Field(default=5, ge=0)
     """Starts of the server for the same cause within ten minutes: it ended by itself, or a model's
     process died or hangs. 0 ends the command instead."""
+    log_format: Annotated[LogFormat, LOG] = "text"
+    """json: each line on standard error is a JSON object, also those of the models' processes and
+    of Triton Server."""
     resident_bytes: Annotated[int | None, MEMORY] = Field(default=None, ge=1)
     """Most bytes of experts that a bank holds in memory. The others are loaded when a row names
     them. Without it, all are in memory."""

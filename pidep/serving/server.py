@@ -10,7 +10,7 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,8 @@ from pidep.serving.addresses import Ports, free_ports, require_free
 from pidep.serving.admin_key import require_key
 from pidep.serving.launch_options import admin_headers, launch_options
 from pidep.serving.limits import RESIDENT_BYTES, Limits
+from pidep.serving.log_lines import LOG_FORMAT_VARIABLE, LogFormat
+from pidep.serving.log_tail import LogTail, is_error, message_of
 from pidep.serving.packaged_server import (
     find_wheel,
     server_binary,
@@ -63,6 +65,8 @@ class TritonServer:
         limits: Limits | None = None,
         resident_bytes: int | None = None,
         admin_key: str | None = None,
+        log_format: LogFormat = "text",
+        log_to: Callable[[str], None] | None = None,
         ready_within_s: float = 60.0,
     ) -> None:
         """Nothing is started yet.
@@ -72,6 +76,8 @@ class TritonServer:
             limits: what one request may hold.
             resident_bytes: most bytes of experts that a bank holds in memory; no bound when absent.
             admin_key: of administrative calls; a new one for each start when absent.
+            log_format: of pidep's own lines in the server's log.
+            log_to: gets each line of the server's log as JSON, on a thread of its own.
             ready_within_s: how long to wait for the models.
 
         Raises:
@@ -92,6 +98,8 @@ class TritonServer:
         self._staging: StagingFolder | None = None
         self._ready = False
         self._own_key = admin_key
+        self._log_format, self._log_to = log_format, log_to
+        self._tail: LogTail | None = None
         self._key = admin_key or secrets.token_hex(32)
 
     def admin_headers(self, protocol: Protocol = "grpc") -> dict[str, str]:
@@ -172,7 +180,9 @@ class TritonServer:
             for name, value in rows.items()
         ]
         path = f"v2/models/{quote(model)}/infer"
-        code, _ = self._call("POST", path, json.dumps({"inputs": inputs}), timeout_s=timeout_s)
+        code, _ = self._call(
+            "POST", path, json.dumps({"id": names.PROBE_ID, "inputs": inputs}), timeout_s=timeout_s
+        )
         return code != 0
 
     def stop(self, *, at_once: bool = False) -> None:
@@ -197,6 +207,9 @@ class TritonServer:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self._ready = False
+        if self._tail is not None:
+            self._tail.stop()
+            self._tail = None
         if self._staging is not None:
             self._staging.remove()
             self._staging = None
@@ -207,11 +220,8 @@ class TritonServer:
         if self.log_path.is_file():
             lines = self.log_path.read_text(errors="replace").splitlines()
         lines = [line for line in lines if not any(word in line for word in _NO_GPU)]
-        # Triton Server's log marks lines of errors with a leading E.
-        errors = [
-            line for line in lines if "Error" in line or line.startswith("E") or "failed" in line
-        ]
-        return (errors or lines or ["no log"])[-1].strip()[:300]
+        errors = list(filter(is_error, lines))
+        return message_of((errors or lines or ["no log"])[-1])[:300]
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -235,6 +245,8 @@ class TritonServer:
             *("--backend-directory", str(stage_backend(wheel, staging.path))),
             *launch_options(self.models, key=self._key),
             f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            # Without it, its lines have no year and no time zone.
+            *(["--log-format=ISO8601"] if self._log_format == "json" else []),
             # A prefix of its own, so that what a killed server leaves in shared memory can be
             # found.
             f"--backend-config=python,shm-region-prefix-name={staging.path.name}-",
@@ -251,10 +263,12 @@ class TritonServer:
                 # The stub imports from its working directory first, so the user's must not be it.
                 cwd=staging.path,
             )
+        if self._log_to is not None:
+            self._tail = LogTail(self.log_path, self._log_to)
 
     def _settings(self) -> dict[str, str]:
         """Variables that the server's models read."""
-        found = self.limits.to_environment()
+        found = {**self.limits.to_environment(), LOG_FORMAT_VARIABLE: self._log_format}
         if self.resident_bytes is not None:
             found[RESIDENT_BYTES] = str(self.resident_bytes)
         return found
