@@ -410,6 +410,7 @@ def serve(repo: str | Path = "model_repo", **settings: Any) -> TritonServer:
         resident_bytes=found.resident_bytes,
         admin_key=read_admin_key(found.admin_key_file),
         log_format=found.log_format,
+        tracing=found.tracing,
     )
 
 

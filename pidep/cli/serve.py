@@ -84,6 +84,7 @@ def _run(
         admin_key=read_admin_key(settings.admin_key_file),
         log_format=settings.log_format,
         log_to=log_to,
+        tracing=settings.tracing,
     )
     try:
         with server:

@@ -16,6 +16,7 @@ from pidep.serving.addresses import LOOPBACK, Ports
 from pidep.serving.limits import Limits
 from pidep.serving.log_lines import LogFormat
 from pidep.serving.server_versions import FLOOR
+from pidep.serving.tracing import TRACE_RATE, Tracing
 from pidep.settings import Settings, Shown
 
 __all__ = [
@@ -38,6 +39,7 @@ ADDRESSES = Shown("Addresses")
 ADMINISTRATION = Shown("Administration")
 HEALTH = Shown("Health")
 LOG = Shown("Log")
+TRACES = Shown("Traces")
 MEMORY = Shown("Memory")
 LIMITS = Shown("Limits")
 REQUEST = Shown("Request")
@@ -136,6 +138,18 @@ class BundleSettings(Settings):
         default="monitoring", pattern=r"\A[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\z"
     )
     """Namespace of Prometheus, which alone may ask for metrics."""
+    log_format: Annotated[LogFormat, LOG] = "text"
+    """json: the lines of pidep are JSON objects. Triton Server's own lines stay text."""
+    trace_url: Annotated[str | None, TRACES] = None
+    """Address of an OpenTelemetry collector that gets traces of requests by OTLP over HTTP, such as
+    http://collector.monitoring:4318/v1/traces. Without it, nothing is traced."""
+    trace_rate: Annotated[int, TRACES] = Field(default=TRACE_RATE, ge=1)
+    """One request of so many is traced."""
+
+    @property
+    def tracing(self) -> Tracing | None:
+        """Where traces go."""
+        return Tracing.of(self.trace_url, self.trace_rate)
 
 
 class ServeSettings(Settings):
@@ -160,6 +174,11 @@ class ServeSettings(Settings):
     log_format: Annotated[LogFormat, LOG] = "text"
     """json: each line on standard error is a JSON object, also those of the models' processes and
     of Triton Server."""
+    trace_url: Annotated[str | None, TRACES] = None
+    """Address of an OpenTelemetry collector that gets traces of requests by OTLP over HTTP, such as
+    http://127.0.0.1:4318/v1/traces. Without it, nothing is traced."""
+    trace_rate: Annotated[int, TRACES] = Field(default=TRACE_RATE, ge=1)
+    """One request of so many is traced."""
     resident_bytes: Annotated[int | None, MEMORY] = Field(default=None, ge=1)
     """Most bytes of experts that a bank holds in memory. The others are loaded when a row names
     them. Without it, all are in memory."""
@@ -188,6 +207,11 @@ class ServeSettings(Settings):
         return Ports(
             self.http_port, self.grpc_port, self.metrics_port, self.host, self.allow_remote
         )
+
+    @property
+    def tracing(self) -> Tracing | None:
+        """Where traces go."""
+        return Tracing.of(self.trace_url, self.trace_rate)
 
     @property
     def limits(self) -> Limits:

@@ -35,6 +35,7 @@ from pidep.serving.repository import has_stub, models_in
 from pidep.serving.request import Protocol
 from pidep.serving.staging import StagingFolder
 from pidep.serving.stubs import stubs_of
+from pidep.serving.tracing import Tracing
 
 __all__ = ["Ports", "TritonServer", "free_ports", "models_in"]
 
@@ -67,6 +68,7 @@ class TritonServer:
         admin_key: str | None = None,
         log_format: LogFormat = "text",
         log_to: Callable[[str], None] | None = None,
+        tracing: Tracing | None = None,
         ready_within_s: float = 60.0,
     ) -> None:
         """Nothing is started yet.
@@ -78,6 +80,7 @@ class TritonServer:
             admin_key: of administrative calls; a new one for each start when absent.
             log_format: of pidep's own lines in the server's log.
             log_to: gets each line of the server's log as JSON, on a thread of its own.
+            tracing: of requests; none when absent.
             ready_within_s: how long to wait for the models.
 
         Raises:
@@ -100,6 +103,7 @@ class TritonServer:
         self._own_key = admin_key
         self._log_format, self._log_to = log_format, log_to
         self._tail: LogTail | None = None
+        self._tracing = tracing
         self._key = admin_key or secrets.token_hex(32)
 
     def admin_headers(self, protocol: Protocol = "grpc") -> dict[str, str]:
@@ -245,6 +249,7 @@ class TritonServer:
             *("--backend-directory", str(stage_backend(wheel, staging.path))),
             *launch_options(self.models, key=self._key),
             f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            *(self._tracing.options("pidep") if self._tracing else []),
             # Without it, its lines have no year and no time zone.
             *(["--log-format=ISO8601"] if self._log_format == "json" else []),
             # A prefix of its own, so that what a killed server leaves in shared memory can be
