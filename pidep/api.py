@@ -399,10 +399,19 @@ def serve(repo: str | Path = "model_repo", **settings: Any) -> TritonServer:
         UsageError: a setting is unknown or out of range.
         ServingError: on entering, the server is missing, a port is taken, or it did not get ready.
     """
+    from pidep.serving.admin_key import read_admin_key
     from pidep.serving.server import TritonServer
 
     found = checked(ServeSettings, settings, where="serve")
-    return TritonServer(Path(repo), found.ports, limits=found.limits)
+    return TritonServer(
+        Path(repo),
+        found.ports,
+        limits=found.limits,
+        resident_bytes=found.resident_bytes,
+        admin_key=read_admin_key(found.admin_key_file),
+        log_format=found.log_format,
+        tracing=found.tracing,
+    )
 
 
 @_settings_of(SwapSettings)

@@ -43,6 +43,7 @@ __all__ = [
     "MERGED_RECORD",
     "MIXTURE_RECORD",
     "NO_BYTECODE",
+    "PROBE_ID",
     "ROW_ERRORS",
     "SCHEMA",
     "SCORES",
@@ -64,6 +65,8 @@ BACKBONE = "@backbone"
 """Names the bare backbone where an expert is expected. It has no labels; it embeds candidates."""
 STATUS = "@status"
 """Names no expert: the row is answered with the server's state, as JSON in `LABEL`."""
+PROBE_ID = "pidep-probe"
+"""Id of a request that only asks whether a model answers. Its refusal is not logged."""
 
 # Files of a model repository entry: <repo>/<model>/config.pbtxt and <repo>/<model>/1/….
 CONFIG = "config.pbtxt"

@@ -183,10 +183,11 @@ def infer(
 
 
 def _record(result: Result, *, with_error: bool) -> dict[str, Any]:
-    """A row of JSONL; it has an `error` only where errors stay with their rows."""
+    """A row of JSONL; it has an `error` and an id only where errors stay with their rows."""
     record = asdict(result)
     if not with_error:
-        del record["error"]
+        # The id is another one each time, and equal answers should be equal lines.
+        del record["error"], record["request_id"]
     return record
 
 

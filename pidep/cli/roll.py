@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,16 +29,18 @@ def roll(
     """Roll a merged model to a new version on running servers.
 
     Puts the entry into the servers' repository, lets each server load it, and returns when all of
-    them show its digest. Where one does not, the old entry is put back. The environment variable
-    PIDEP_ADMIN_KEY holds the key of administrative calls.
+    them show its digest. Where one does not, the old entry is put back. The key of administrative
+    calls is in a file, or in the environment variable PIDEP_ADMIN_KEY.
     """
+    from pidep.serving.admin_key import read_admin_key
     from pidep.serving.launch_options import ADMIN_KEY_VARIABLE
     from pidep.serving.roll import roll_entry
 
-    key = os.environ.get(ADMIN_KEY_VARIABLE)
+    key = read_admin_key(settings.admin_key_file)
     if not key:
         raise UsageError(
-            f"{ADMIN_KEY_VARIABLE}: not set; give the key that the servers were started with"
+            f"{ADMIN_KEY_VARIABLE}: not set, and no `admin_key_file`; give the key that the "
+            "servers were started with"
         )
     result = roll_entry(entry, settings.repo, settings.url, key=key, timeout_s=settings.timeout)
     if json:

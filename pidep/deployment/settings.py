@@ -14,7 +14,9 @@ from pydantic import Field
 from pidep.artifacts.names import BANK
 from pidep.serving.addresses import LOOPBACK, Ports
 from pidep.serving.limits import Limits
+from pidep.serving.log_lines import LogFormat
 from pidep.serving.server_versions import FLOOR
+from pidep.serving.tracing import TRACE_RATE, Tracing
 from pidep.settings import Settings, Shown
 
 __all__ = [
@@ -34,7 +36,10 @@ FORMAT = Shown("Format")
 OUTPUT = Shown("Output")
 REPOSITORY = Shown("Repository")
 ADDRESSES = Shown("Addresses")
+ADMINISTRATION = Shown("Administration")
 HEALTH = Shown("Health")
+LOG = Shown("Log")
+TRACES = Shown("Traces")
 MEMORY = Shown("Memory")
 LIMITS = Shown("Limits")
 REQUEST = Shown("Request")
@@ -134,6 +139,18 @@ class BundleSettings(Settings):
         default="monitoring", pattern=r"\A[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\z"
     )
     """Namespace of Prometheus, which alone may ask for metrics."""
+    log_format: Annotated[LogFormat, LOG] = "text"
+    """json: the lines of pidep are JSON objects. Triton Server's own lines stay text."""
+    trace_url: Annotated[str | None, TRACES] = None
+    """Address of an OpenTelemetry collector that gets traces of requests by OTLP over HTTP, such as
+    http://collector.monitoring:4318/v1/traces. Without it, nothing is traced."""
+    trace_rate: Annotated[int, TRACES] = Field(default=TRACE_RATE, ge=1)
+    """One request of so many is traced."""
+
+    @property
+    def tracing(self) -> Tracing | None:
+        """Where traces go."""
+        return Tracing.of(self.trace_url, self.trace_rate)
 
 
 class ServeSettings(Settings):
@@ -149,9 +166,20 @@ class ServeSettings(Settings):
     """Port of the metrics."""
     allow_remote: Annotated[bool, ADDRESSES] = False
     """Permit a `host` that other machines can reach. The server has no authentication."""
+    admin_key_file: Annotated[Path | None, ADMINISTRATION] = None
+    """File that holds the key of administrative calls: 16 letters and digits or more, readable by
+    its owner alone. Without it, the environment variable PIDEP_ADMIN_KEY, or a new key a start."""
     max_restarts: Annotated[int, HEALTH] = Field(default=5, ge=0)
     """Starts of the server for the same cause within ten minutes: it ended by itself, or a model's
     process died or hangs. 0 ends the command instead."""
+    log_format: Annotated[LogFormat, LOG] = "text"
+    """json: each line on standard error is a JSON object, also those of the models' processes and
+    of Triton Server."""
+    trace_url: Annotated[str | None, TRACES] = None
+    """Address of an OpenTelemetry collector that gets traces of requests by OTLP over HTTP, such as
+    http://127.0.0.1:4318/v1/traces. Without it, nothing is traced."""
+    trace_rate: Annotated[int, TRACES] = Field(default=TRACE_RATE, ge=1)
+    """One request of so many is traced."""
     resident_bytes: Annotated[int | None, MEMORY] = Field(default=None, ge=1)
     """Most bytes of experts that a bank holds in memory. The others are loaded when a row names
     them. Without it, all are in memory."""
@@ -180,6 +208,11 @@ class ServeSettings(Settings):
         return Ports(
             self.http_port, self.grpc_port, self.metrics_port, self.host, self.allow_remote
         )
+
+    @property
+    def tracing(self) -> Tracing | None:
+        """Where traces go."""
+        return Tracing.of(self.trace_url, self.trace_rate)
 
     @property
     def limits(self) -> Limits:
@@ -216,6 +249,9 @@ class RollSettings(Settings):
     """gRPC address of a server, host:port. Repeat for each server of the repository."""
     timeout: Annotated[float, ADDRESSES] = Field(default=60.0, ge=0.1, le=86400)
     """Seconds for all servers to show the new entry."""
+    admin_key_file: Annotated[Path | None, ADMINISTRATION] = None
+    """File that holds the key that the servers were started with, readable by its owner alone.
+    Without it, the environment variable PIDEP_ADMIN_KEY."""
 
 
 class VerifySettings(Settings):

@@ -23,6 +23,7 @@ from pidep.serving.request import (
     Request,
     Result,
     chosen,
+    new_request_id,
     results,
     status_of,
     status_row,
@@ -57,23 +58,36 @@ class Client(Connection):
             message = f"{self._url}: not a server address, expected host:port ({error})"
             raise ServingError(message) from error
 
-    def infer(self, rows: Sequence[Request], *, all_or_nothing: bool = True) -> list[Result]:
+    def infer(
+        self, rows: Sequence[Request], *, all_or_nothing: bool = True, request_id: str = ""
+    ) -> list[Result]:
         """Results of one batch; its rows may name different experts.
 
         Args:
             all_or_nothing: whether a row that cannot be answered fails the batch. False gives this
                 row a `Result` with `error`, and answers the others.
+            request_id: names the request in the server's log; a new one when empty. It is in the
+                results and in errors.
 
         Raises:
             ServingError: the server refused or cannot be reached; nothing was answered.
         """
         wanted = RESULT if all_or_nothing else RESULT_OR_ERROR
-        return results(rows, self._ask(rows, wanted))
+        request_id = request_id or new_request_id()
+        return results(rows, self._ask(rows, wanted, request_id), request_id=request_id)
 
     def choose(
-        self, row: Request, candidates: Sequence[Request], *, batch_size: int = 32
+        self,
+        row: Request,
+        candidates: Sequence[Request],
+        *,
+        batch_size: int = 32,
+        request_id: str = "",
     ) -> Result:
         """The candidate that answers the row; `label` is its number from 0, `scores` are cosines.
+
+        Args:
+            request_id: as `infer`; all batches have the same.
 
         Raises:
             UsageError: no candidates.
@@ -81,7 +95,9 @@ class Client(Connection):
         """
         asked = with_candidates(row, candidates)
         starts = range(0, len(asked), batch_size)
-        return chosen(row, [self._ask(asked[at : at + batch_size], CHOICE) for at in starts])
+        request_id = request_id or new_request_id()
+        batches = [self._ask(asked[at : at + batch_size], CHOICE, request_id) for at in starts]
+        return chosen(row, batches, request_id=request_id)
 
     def stream(
         self,
@@ -157,20 +173,23 @@ class Client(Connection):
         """
         return status_of(self.infer([status_row()])[0])
 
-    def _ask(self, rows: Sequence[Request], wanted: Sequence[str]) -> list[Array]:
+    def _ask(self, rows: Sequence[Request], wanted: Sequence[str], request_id: str) -> list[Array]:
         """The outputs asked for, of one request and its retries."""
         attempts = self._attempts()
         while True:
             inputs, outputs = self._tensors(rows, wanted)
             try:
                 response = self._client.infer(
-                    self._model, inputs, outputs=outputs, **self._options(wanted, attempts)
+                    self._model,
+                    inputs,
+                    outputs=outputs,
+                    **self._options(wanted, attempts, request_id),
                 )
                 return self._arrays(response, rows, wanted)
             except self._errors() as error:
                 if self._must_ask_without_entry(error):
                     continue
-                failure = self._failure(error)
+                failure = self._failure(error, request_id)
                 delay_s = attempts.delay_s(failure)
                 if delay_s is None:
                     raise failure from error

@@ -81,11 +81,13 @@ class Connection(ABC):
         """Of a new request."""
         return Attempts(self._retries, self._timeout_s)
 
-    def _options(self, wanted: Sequence[str], attempts: Attempts) -> dict[str, Any]:
-        """How long the server and the client may take for an attempt, and the parameters."""
+    def _options(
+        self, wanted: Sequence[str], attempts: Attempts, request_id: str
+    ) -> dict[str, Any]:
+        """The id, how long server and client may take for an attempt, and the parameters."""
         left = attempts.left_s
         # The server drops a request that has waited so long, where its queue policy permits that.
-        options: dict[str, Any] = {"timeout": max(int(1e6 * left), 1)}
+        options: dict[str, Any] = {"timeout": max(int(1e6 * left), 1), "request_id": request_id}
         if self._protocol == "grpc":
             options["client_timeout"] = left
         if ERROR in wanted:
@@ -122,5 +124,7 @@ class Connection(ABC):
         tensor.set_data_from_numpy(np.array([[value] for value in values], dtype=object))
         return tensor
 
-    def _failure(self, error: Exception) -> ServingError:
-        return failure(self._url, self._model, error, timeout_s=self._timeout_s)
+    def _failure(self, error: Exception, request_id: str) -> ServingError:
+        return failure(
+            self._url, self._model, error, timeout_s=self._timeout_s, request_id=request_id
+        )

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from pidep.errors import ServingError
+from pidep.serving.launch_options import ADMIN_KEY_VARIABLE
 
 __all__ = ["find_wheel", "server_binary", "server_environment", "stage_backend"]
 
@@ -71,8 +72,10 @@ def server_environment(wheel: Path) -> dict[str, str]:
     # The server's shared libraries lie there, and only LD_LIBRARY_PATH leads to them.
     libraries = wheel.parent / "nvidia_pytriton.libs"
     more = os.environ.get("LD_LIBRARY_PATH", "")
+    # Models run code of their own, and need no key.
+    own = {name: value for name, value in os.environ.items() if name != ADMIN_KEY_VARIABLE}
     return {
-        **os.environ,
+        **own,
         "LD_LIBRARY_PATH": f"{libraries}:{more}".rstrip(":"),
         # The stub ignores PYTHONPATH: its packages are those of the first python3 on the PATH.
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",

@@ -19,7 +19,16 @@ from urllib.parse import quote
 from pidep.artifacts.bank import BankRecord
 from pidep.artifacts.manifest import Manifest
 from pidep.artifacts.merged import MergedRecord
-from pidep.artifacts.names import BANK_RECORD, ENTRY, EXPERT, LABEL, STATUS, TEXT, VERSION
+from pidep.artifacts.names import (
+    BANK_RECORD,
+    ENTRY,
+    EXPERT,
+    LABEL,
+    PROBE_ID,
+    STATUS,
+    TEXT,
+    VERSION,
+)
 from pidep.errors import PidepError, ServingError, UnreachableError
 
 __all__ = ["require_alive", "require_ready"]
@@ -83,7 +92,7 @@ def _ask(model: str, url: str, *, is_bank: bool, timeout_s: float) -> dict[str, 
     host, _, port = url.rpartition(":")
     connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=timeout_s)
     try:
-        body = json.dumps({"inputs": inputs, "outputs": outputs})
+        body = json.dumps({"id": PROBE_ID, "inputs": inputs, "outputs": outputs})
         connection.request("POST", f"/v2/models/{quote(model)}/infer", body)
         response = connection.getresponse()
         content = json.loads(response.read())

@@ -57,7 +57,13 @@ class Refusals:
         text = " ".join(str(error).replace(f"{self._store.folder}/", "").split())
         reason = text[:300] or type(error).__name__
         if before is None or (before.digest, before.reason) != (digest, reason):
-            _log.error("%s: version %s… is refused: %s", name, digest[:19], reason)
+            _log.error(
+                "%s: version %s… is refused: %s",
+                name,
+                digest[:19],
+                reason,
+                extra={"expert": name, "version": digest},
+            )
         self._by_name[name] = _Refusal(
             digest, reason, self._stamp(digest), delay, self._clock() + delay
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ __all__ = [
     "chosen",
     "encode_rows",
     "failure",
+    "new_request_id",
     "results",
     "status_of",
     "status_row",
@@ -100,6 +102,8 @@ class Result:
     """Why the row was not answered: a code and a message. Only where errors stay with their rows;
     label and digest are empty then.
     """
+    request_id: str = field(default="", compare=False)
+    """Id of the request that carried the row. The server's log names it where the row failed."""
 
 
 def check_address(url: str) -> None:
@@ -183,7 +187,9 @@ def _columns(row: Request, where: str) -> bytes:
         ) from error
 
 
-def results(rows: Sequence[Request], outputs: Sequence[Array]) -> list[Result]:
+def results(
+    rows: Sequence[Request], outputs: Sequence[Array], *, request_id: str = ""
+) -> list[Result]:
     """Results of a batch.
 
     Args:
@@ -203,6 +209,7 @@ def results(rows: Sequence[Request], outputs: Sequence[Array]) -> list[Result]:
             digest[at, 0].decode(),
             entry[at, 0].decode(),
             errors[0][at, 0].decode() if errors else "",
+            request_id,
         )
         for at, row in enumerate(rows)
     ]
@@ -237,7 +244,7 @@ def with_candidates(row: Request, candidates: Sequence[Request]) -> list[Request
     return [row, *(replace(candidate, expert=names.BACKBONE) for candidate in candidates)]
 
 
-def chosen(row: Request, batches: Sequence[Sequence[Array]]) -> Result:
+def chosen(row: Request, batches: Sequence[Sequence[Array]], *, request_id: str = "") -> Result:
     """The choice among candidates; `scores` are cosines by candidate number from 0.
 
     Args:
@@ -249,14 +256,31 @@ def chosen(row: Request, batches: Sequence[Sequence[Array]]) -> Result:
     scores = {str(number): float(value) for number, value in enumerate(cosines)}
     _, digest, entry = (array[0] for array in batches[0])
     best = str(int(cosines.argmax()))
-    return Result(row.expert, best, scores, digest[0].decode(), entry[0].decode())
+    return Result(
+        row.expert, best, scores, digest[0].decode(), entry[0].decode(), request_id=request_id
+    )
 
 
-def failure(url: str, model: str, error: Exception, *, timeout_s: float) -> ServingError:
+def new_request_id() -> str:
+    """An id that no other request has.
+
+    >>> len(new_request_id())
+    16
+    """
+    return secrets.token_hex(8)
+
+
+def failure(
+    url: str, model: str, error: Exception, *, timeout_s: float, request_id: str = ""
+) -> ServingError:
     """An exception of tritonclient or its transport as one line that says where and what to do.
 
     It is an `UnreachableError` where nobody answered at all.
+
+    Args:
+        request_id: is a part of the message where the request came to a server.
     """
+    named = f" (request {request_id})" if request_id else ""
     from tritonclient.utils import InferenceServerException
 
     hint = "; is pidep serve running there?"
@@ -269,12 +293,12 @@ def failure(url: str, model: str, error: Exception, *, timeout_s: float) -> Serv
     # Python 3.10 has two classes of timeouts.
     if isinstance(error, TimeoutError | asyncio.TimeoutError) or "DEADLINE_EXCEEDED" in status:
         return UnreachableError(
-            f"{url}, model {model}: no answer within {timeout_s:g} s; is the server busy?"
+            f"{url}, model {model}: no answer within {timeout_s:g} s; is the server busy?{named}"
         )
     if not isinstance(error, InferenceServerException):
         return UnreachableError(f"{url}: cannot be reached ({message}){hint}")
     if "UNAVAILABLE" in status or status == "503":
         if "queue" in message.lower():
-            hint = "; the server sheds load, ask again later or less often"
+            hint = f"; the server sheds load, ask again later or less often{named}"
         return UnreachableError(f"{url}, model {model}: {message}{hint}")
-    return ServingError(f"{url}, model {model}: {message}")
+    return ServingError(f"{url}, model {model}: {message}{named}")

@@ -196,7 +196,7 @@ class _Server:
         try:
             self._call(model, self._client.unload_model, model, headers=self._headers)
         except PidepError as error:
-            _log.warning("%s: %s stays loaded: %s", self.url, model, error)
+            _log.warning("%s: %s stays loaded: %s", self.url, model, error, extra={"model": model})
 
     def require(self, entry: Path, record: MergedRecord) -> None:
         """Return when the server shows the entry's digest.

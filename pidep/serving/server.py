@@ -6,23 +6,25 @@ import http.client
 import json
 import logging
 import os
-import re
 import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
 from pidep.artifacts import names
-from pidep.errors import ServingError, UsageError
+from pidep.errors import ServingError
 from pidep.serving import end_with_parent
 from pidep.serving.addresses import Ports, free_ports, require_free
+from pidep.serving.admin_key import require_key
 from pidep.serving.launch_options import admin_headers, launch_options
 from pidep.serving.limits import RESIDENT_BYTES, Limits
+from pidep.serving.log_lines import LOG_FORMAT_VARIABLE, LogFormat
+from pidep.serving.log_tail import LogTail, is_error, message_of
 from pidep.serving.packaged_server import (
     find_wheel,
     server_binary,
@@ -33,6 +35,7 @@ from pidep.serving.repository import has_stub, models_in
 from pidep.serving.request import Protocol
 from pidep.serving.staging import StagingFolder
 from pidep.serving.stubs import stubs_of
+from pidep.serving.tracing import Tracing
 
 __all__ = ["Ports", "TritonServer", "free_ports", "models_in"]
 
@@ -46,8 +49,6 @@ _CLOSE_WITHIN_S = 2.0
 """How long a server without requests may take to end: an idle HTTP connection keeps it."""
 _NO_GPU = ("NVML", "CudaDriverHelper")
 """Words of the errors that every server without a GPU logs. They explain nothing."""
-_KEY = re.compile(r"[A-Za-z0-9]{16,256}")
-"""A key of administrative calls: it is a part of an option, where other characters mean more."""
 _log = logging.getLogger(__name__)
 
 
@@ -65,6 +66,9 @@ class TritonServer:
         limits: Limits | None = None,
         resident_bytes: int | None = None,
         admin_key: str | None = None,
+        log_format: LogFormat = "text",
+        log_to: Callable[[str], None] | None = None,
+        tracing: Tracing | None = None,
         ready_within_s: float = 60.0,
     ) -> None:
         """Nothing is started yet.
@@ -74,16 +78,16 @@ class TritonServer:
             limits: what one request may hold.
             resident_bytes: most bytes of experts that a bank holds in memory; no bound when absent.
             admin_key: of administrative calls; a new one for each start when absent.
+            log_format: of pidep's own lines in the server's log.
+            log_to: gets each line of the server's log as JSON, on a thread of its own.
+            tracing: of requests; none when absent.
             ready_within_s: how long to wait for the models.
 
         Raises:
             UsageError: the key is too short or holds other characters than letters and digits.
         """
-        if admin_key is not None and not _KEY.fullmatch(admin_key):
-            raise UsageError(
-                "the key of administrative calls: expected at least 16 letters and digits, such as "
-                "`openssl rand -hex 32` prints"
-            )
+        if admin_key is not None:
+            require_key(admin_key)
         self.repo = repo.resolve()
         self.ports = ports or Ports()
         self.limits = limits or Limits()
@@ -97,6 +101,9 @@ class TritonServer:
         self._staging: StagingFolder | None = None
         self._ready = False
         self._own_key = admin_key
+        self._log_format, self._log_to = log_format, log_to
+        self._tail: LogTail | None = None
+        self._tracing = tracing
         self._key = admin_key or secrets.token_hex(32)
 
     def admin_headers(self, protocol: Protocol = "grpc") -> dict[str, str]:
@@ -177,7 +184,9 @@ class TritonServer:
             for name, value in rows.items()
         ]
         path = f"v2/models/{quote(model)}/infer"
-        code, _ = self._call("POST", path, json.dumps({"inputs": inputs}), timeout_s=timeout_s)
+        code, _ = self._call(
+            "POST", path, json.dumps({"id": names.PROBE_ID, "inputs": inputs}), timeout_s=timeout_s
+        )
         return code != 0
 
     def stop(self, *, at_once: bool = False) -> None:
@@ -202,6 +211,9 @@ class TritonServer:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self._ready = False
+        if self._tail is not None:
+            self._tail.stop()
+            self._tail = None
         if self._staging is not None:
             self._staging.remove()
             self._staging = None
@@ -212,11 +224,8 @@ class TritonServer:
         if self.log_path.is_file():
             lines = self.log_path.read_text(errors="replace").splitlines()
         lines = [line for line in lines if not any(word in line for word in _NO_GPU)]
-        # Triton Server's log marks lines of errors with a leading E.
-        errors = [
-            line for line in lines if "Error" in line or line.startswith("E") or "failed" in line
-        ]
-        return (errors or lines or ["no log"])[-1].strip()[:300]
+        errors = list(filter(is_error, lines))
+        return message_of((errors or lines or ["no log"])[-1])[:300]
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -240,6 +249,9 @@ class TritonServer:
             *("--backend-directory", str(stage_backend(wheel, staging.path))),
             *launch_options(self.models, key=self._key),
             f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            *(self._tracing.options("pidep") if self._tracing else []),
+            # Without it, its lines have no year and no time zone.
+            *(["--log-format=ISO8601"] if self._log_format == "json" else []),
             # A prefix of its own, so that what a killed server leaves in shared memory can be
             # found.
             f"--backend-config=python,shm-region-prefix-name={staging.path.name}-",
@@ -256,10 +268,12 @@ class TritonServer:
                 # The stub imports from its working directory first, so the user's must not be it.
                 cwd=staging.path,
             )
+        if self._log_to is not None:
+            self._tail = LogTail(self.log_path, self._log_to)
 
     def _settings(self) -> dict[str, str]:
         """Variables that the server's models read."""
-        found = self.limits.to_environment()
+        found = {**self.limits.to_environment(), LOG_FORMAT_VARIABLE: self._log_format}
         if self.resident_bytes is not None:
             found[RESIDENT_BYTES] = str(self.resident_bytes)
         return found

@@ -184,7 +184,7 @@ class ExpertStore:
                 found[name] = self.load(digest)
             except ExpertError as error:
                 # One bad version must not keep every other expert from being exported.
-                _log.warning("%s: is left out: %s", name, error)
+                _log.warning("%s: is left out: %s", name, error, extra={"expert": name})
         return found
 
     def publish(

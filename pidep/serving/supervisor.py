@@ -79,7 +79,8 @@ class Supervisor:
     def _restart(self, cause: str, reason: str) -> None:
         """Start the server again, on the same ports."""
         self._count(cause, reason)
-        _log.warning("%s; starting the server again", reason)
+        about = {"model": None if cause == "server" else cause}
+        _log.warning("%s; starting the server again", reason, extra=about)
         started = time.monotonic()
         self._server.stop(at_once=True)
         self._probes.clear()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +26,9 @@ from pidep.serving.bank_answers import BankAnswers
 from pidep.serving.batcher import Batcher, Waiting, reply_to
 from pidep.serving.graph_model import GraphModel
 from pidep.serving.limits import Limits, resident_bytes_from_environment
+from pidep.serving.log_lines import log_model
 from pidep.serving.metrics import Metrics, error_code
+from pidep.serving.request_log import log_refused, request_id_of
 from pidep.serving.store import ExpertStore
 
 __all__ = ["TritonPythonModel"]
@@ -43,11 +43,11 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the graph and, for a bank, start following the expert store."""
-        # Triton Server passes its stub's standard error on to its own log.
-        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="pidep: %(message)s")
         folder = Path(args["model_repository"]) / args["model_version"]
+        model = args.get("model_name", folder.parent.name)
+        log_model(model)
         self._limits = Limits.from_environment()
-        self._metrics = Metrics(args.get("model_name", folder.parent.name))
+        self._metrics = Metrics(model)
         self._bank: BankAnswers | None = None
         self._merged: Merged | None = None
         if (folder / names.BANK_RECORD).is_file():
@@ -90,9 +90,11 @@ class TritonPythonModel:
                 )
             )
         except OverloadError as error:
+            log_refused(request_id_of(request), [error])
             return _error(error)
         except Exception as error:
             wrong = as_row_error(error)
+            log_refused(request_id_of(request), [wrong])
             self._metrics.refused([wrong])
             return _error(wrong)
         return None
@@ -229,22 +231,31 @@ class _Respond:
     """The entry's digest."""
     width: int
     """Of an embedding."""
+    request_id: str = ""
+    """Under which the log names it."""
 
     @classmethod
     def to(cls, request: Any, *, entry: str, width: int) -> _Respond:
         """What the request wants."""
         # Not by the output ERROR: a client that names no output asks for every one.
         alone = _parameter(request, names.ROW_ERRORS)
-        return cls(frozenset(request.requested_output_names()), alone, entry, width)
+        wanted = frozenset(request.requested_output_names())
+        return cls(wanted, alone, entry, width, request_id_of(request))
 
     def __call__(self, answers: Sequence[Answer | PidepError] | PidepError) -> Any:
         """The response: the answers, or the first error among them."""
         if isinstance(answers, PidepError):
+            log_refused(self.request_id, [answers])
             return _error(answers)
         try:
+            if errors := [one for one in answers if isinstance(one, PidepError)]:
+                rows = len(answers) if self.errors_alone else 0
+                log_refused(self.request_id, errors, rows=rows)
             return self._response(answers)
         except Exception as error:
-            return _error(as_row_error(error))
+            wrong = as_row_error(error)
+            log_refused(self.request_id, [wrong])
+            return _error(wrong)
 
     def _response(self, answers: Sequence[Answer | PidepError]) -> Any:
         import triton_python_backend_utils as pb_utils

@@ -213,6 +213,7 @@ class Watcher:
                 len(self.residents.digests),
                 ", ".join(changed[:_NAMED]),
                 more,
+                extra={"revision": manifest.revision},
             )
 
     def _serve_some(
@@ -370,7 +371,7 @@ class Watcher:
         fault = " ".join(str(error).split())[:300] or type(error).__name__
         if fault != self._fault:
             served = "empty" if self._manifest is None else f"at revision {self._manifest.revision}"
-            _log.error("store kept %s: %s", served, fault)
+            _log.error("store kept %s: %s", served, fault, extra={"revision": self.revision})
         self._fault = fault
 
     def _require_present(self, manifest: Manifest) -> None:

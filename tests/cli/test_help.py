@@ -65,7 +65,7 @@ def test_there_is_a_golden_file_for_each_command() -> None:
 
 def test_one_file_per_command() -> None:
     files = {path.stem for path in Path(pidep.cli.__file__).parent.glob("*.py")}
-    shared = {"__init__", "app", "command", "options", "progress", "render"}
+    shared = {"__init__", "app", "command", "json_log", "options", "progress", "render"}
     commands = {entry.module or name for name, entry in COMMANDS.items()}
     assert files - shared == commands
 

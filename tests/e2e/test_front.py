@@ -235,11 +235,19 @@ def test_the_command_rolls_and_names_both_entries(
 ) -> None:
     command = ["roll", entries["bitfit"], "--repo", served.repo, "--url", served.grpc_url]
     done = pidep(*command, cwd=tmp_path)
-    assert_refused(done, r"PIDEP_ADMIN_KEY: not set; give the key that the servers were", code=2)
+    assert_refused(done, r"PIDEP_ADMIN_KEY: not set, and no --admin-key-file; give the", code=2)
     monkeypatch.setenv("PIDEP_ADMIN_KEY", "f" * 32)
     assert_refused(pidep(*command, cwd=tmp_path), r"127\.0\.0\.1:\d+: refuses the key of", code=1)
     assert digest(served.grpc_url) == experts["lora"].digest
-    monkeypatch.setenv("PIDEP_ADMIN_KEY", KEY)
+    key_file = tmp_path / "key"
+    key_file.touch(mode=0o600)
+    key_file.write_text(f"{KEY}\n")
+    command += ["--admin-key-file", key_file]
+    done = pidep(*command, cwd=tmp_path)
+    assert_refused(
+        done, r"--admin-key-file: PIDEP_ADMIN_KEY is set, too; give the key in one", code=2
+    )
+    monkeypatch.delenv("PIDEP_ADMIN_KEY")
     found = json.loads(pidep(*command, "--json", cwd=tmp_path).out)
     assert found["new_entry"] == MergedRecord.read(entries["bitfit"] / "1").entry_digest
     assert found["urls"] == [served.grpc_url]

@@ -8,6 +8,7 @@ file again.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,9 @@ def asked(url: str) -> dict[str, Any]:
             "bank": by_expert(mixed, bank.infer(mixed)),
             "merged": by_expert(plain, merged.infer(plain)),
             "chosen": {"label": chosen.label, "digest": chosen.digest},
-            "unknown expert": str(unknown.value).replace(url, "HOST:PORT"),
+            "unknown expert": re.sub(
+                r" \(request [0-9a-f]{16}\)$", "", str(unknown.value).replace(url, "HOST:PORT")
+            ),
         }
 
 

@@ -83,6 +83,7 @@ class Request:
     wanted: tuple[str, ...] = ("SCORES", "LABELS", "LABEL", "DIGEST")
     given: str = "{}"
     """Parameters, as the text of a JSON object."""
+    own_id: str = ""
     timeout_us: int = 0
     """Microseconds that it may take; 0 without a limit."""
 
@@ -96,6 +97,10 @@ class Request:
     def timeout(self) -> int:
         """As in Triton Server."""
         return self.timeout_us
+
+    def request_id(self) -> str:
+        """As in Triton Server."""
+        return self.own_id
 
     def parameters(self) -> str:
         """As in Triton Server."""

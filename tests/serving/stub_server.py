@@ -33,6 +33,7 @@ class Asked:
     outputs: list[str]
     tensors: dict[str, list[bytes]]
     row_errors: bool = False
+    request_id: str = field(default="", compare=False)
 
 
 class Refused(Exception):
@@ -113,7 +114,8 @@ class _Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         wanted = [output.name for output in request.outputs]
         try:
             alone = request.parameters["row_errors"].bool_param
-            found = self.stub.answer(Asked(request.model_name, wanted, tensors, alone))
+            asked = Asked(request.model_name, wanted, tensors, alone, request.id)
+            found = self.stub.answer(asked)
         except Refused as error:
             code = grpc.StatusCode
             context.abort(
@@ -162,7 +164,7 @@ def _http_handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             code = 200
             try:
                 alone = request.get("parameters", {}).get("row_errors", False)
-                found = stub.answer(Asked(model, wanted, tensors, alone))
+                found = stub.answer(Asked(model, wanted, tensors, alone, request.get("id", "")))
                 head_out, tail_out = _http_answer(found, wanted)
             except Refused as error:
                 head_out, tail_out = json.dumps({"error": str(error)}).encode(), b""

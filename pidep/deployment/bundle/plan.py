@@ -44,7 +44,7 @@ class Plan:
     values: dict[str, str]
     """Name of a place to what stands there."""
     conditions: frozenset[str]
-    """Of `bank`, `gpu`, `python` and `native`."""
+    """Of `bank`, `gpu`, `python`, `native`, `json`, `traced` and `untraced`."""
 
 
 def plan_bundle(entry: Path, out: Path, settings: BundleSettings) -> Plan:
@@ -73,6 +73,9 @@ def plan_bundle(entry: Path, out: Path, settings: BundleSettings) -> Plan:
     models = [model] if behind is None else [behind, model]
     if behind is not None:
         require_complete(entry.parent / behind)
+    conditions |= {"json"} if settings.log_format == "json" else set()
+    conditions |= {"untraced"} if settings.tracing is None else {"traced"}
+    traces = settings.tracing.options(name) if settings.tracing else []
     values = {
         "name": name,
         "model": model,
@@ -81,8 +84,8 @@ def plan_bundle(entry: Path, out: Path, settings: BundleSettings) -> Plan:
         "package": _package(engine, gpu=gpu),
         "repository": repository,
         "repository_here": _here(entry.parent, out),
-        "arguments": _yaml(_arguments(models, repository, "$(PIDEP_ADMIN_KEY)")),
-        "arguments_compose": _yaml(_arguments(models, repository, "${PIDEP_ADMIN_KEY}")),
+        "arguments": _yaml(_arguments(models, repository, "$(PIDEP_ADMIN_KEY)", traces)),
+        "arguments_compose": _yaml(_arguments(models, repository, "${PIDEP_ADMIN_KEY}", traces)),
         "cpus": str(settings.cpus),
         "memory_gib": str(settings.memory_gib or _memory_gib(entry.parent, models)),
         "storage_gib": str(settings.storage_gib),
@@ -93,6 +96,8 @@ def plan_bundle(entry: Path, out: Path, settings: BundleSettings) -> Plan:
         "monitoring_namespace": settings.monitoring_namespace,
         **_probes(f"{repository}/{model}", model, is_python=is_python),
     }
+    if settings.tracing is not None:
+        values["trace_port"] = str(settings.tracing.port)
     if isinstance(record, BankRecord):
         values["store"] = _store(record.expert_store, f"{repository}/{model}/{VERSION}")
         values["store_here"] = _here(record.store(version), out)
@@ -127,12 +132,15 @@ def _package(engine: EngineRecord | None, *, gpu: bool) -> str:
     return f"pidep[{','.join(extras)}]=={__version__}"
 
 
-def _arguments(models: Sequence[str], repository: str, key: str) -> list[str]:
+def _arguments(
+    models: Sequence[str], repository: str, key: str, traces: Sequence[str]
+) -> list[str]:
     """Of `tritonserver`. Whoever starts the container puts the key in."""
     return [
         f"--model-repository={repository}",
         *launch_options(models, key=key),
         f"--exit-timeout-secs={_EXIT_WITHIN_S}",
+        *traces,
     ]
 
 

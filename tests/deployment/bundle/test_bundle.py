@@ -293,3 +293,30 @@ def test_a_front_is_loaded_with_its_graphs_model(native: Path) -> None:
     shutil.rmtree(graph)
     with pytest.raises(UsageError, match=f"{graph.name}: no bank.json or merged.json"):
         write_bundle(native, BundleSettings(out=out, overwrite=True))
+
+
+def test_traces_go_out_and_lines_are_json_where_asked_for(bank: Path, native: Path) -> None:
+    silent = bundled(bank)
+    assert kind(silent, "NetworkPolicy")["spec"]["egress"] == []
+    assert "PIDEP_LOG_FORMAT" not in (silent / "compose.yaml").read_text()
+    shutil.rmtree(silent)
+    url = "http://collector.monitoring:4318/v1/traces"
+    out = bundled(bank, trace_url=url, trace_rate=50, log_format="json")
+    pod = container(out)
+    (composed,) = yaml.safe_load((out / "compose.yaml").read_text())["services"].values()
+    (service,) = documents(out, "kserve")
+    served = service["spec"]["predictor"]["containers"][0]
+    for arguments in (pod["args"], composed["command"], served["args"]):
+        assert f"--trace-config=opentelemetry,url={url}" in arguments
+        assert "--trace-config=rate=50" in arguments
+        assert "--trace-config=opentelemetry,resource=service.name=pidep-bank" in arguments
+    for variables in (pod["env"], served["env"]):
+        assert {"name": "PIDEP_LOG_FORMAT", "value": "json"} in variables
+    assert composed["environment"]["PIDEP_LOG_FORMAT"] == "json"
+    policy = kind(out, "NetworkPolicy")
+    ports = [one["port"] for rule in policy["spec"]["egress"] for one in rule["ports"]]
+    assert ports == [4318, 53, 53]
+    kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+    kubernetes_validate.validate(kind(out, "Deployment"), KUBERNETES, strict=True)
+    with pytest.raises(UsageError, match="`trace_url`: expected the address of a collector"):
+        bundled(native, trace_url="collector:4318", overwrite=True)
