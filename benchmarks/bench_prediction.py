@@ -110,7 +110,7 @@ def _settings(arguments: list[str] | None) -> tuple[Settings, Path, Path | None,
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name)
         )
-    for name in ("shots", "seeds", "mixture_shots"):
+    for name in ("shots", "seeds", "mixture_shots", "tuned_shots"):
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             type=int,
@@ -175,14 +175,16 @@ def measure_part(lab: Lab) -> Part:
         by |= left_out(features, transfer, names, called="ranker")
         by |= left_out(forward, transfer, names, called="ranker (no backward pass)")
         kept = {name: by[name] for name in FEATURES}
-        by |= left_out(kept, transfer, names, called="ranker (h-score, leep)", usual=False)
+        by |= left_out(kept, transfer, names, called="ranker (kept)", usual=False)
         intervals[f"{shots} shots"] = coverage(kept, measured.of(shots).by_seed, names)
+    # A helper alone is predicted from the fewest shots.
+    shots_of = {f"{shots} shots": shots for shots in settings.shots}
     figures = {
-        kind: {name: statistics(values, transfer.mean) for name, values in predicted[shots].items()}
-        # A helper alone is predicted from the fewest shots.
-        for shots, (kind, transfer) in zip(
-            (*settings.shots, min(settings.shots)), measured.transfers.items(), strict=True
-        )
+        kind: {
+            name: statistics(values, transfer.mean)
+            for name, values in predicted[shots_of.get(kind, min(settings.shots))].items()
+        }
+        for kind, transfer in measured.transfers.items()
     }
     ceilings = {kind: transfer.noise_ceiling for kind, transfer in measured.transfers.items()}
     raw = {

@@ -209,8 +209,8 @@ def predictions(estimates: Estimates, shots: int) -> dict[str, Matrix]:
                         matrix[place, row, column] = numbers[helper]
     labelled = [bool(task.task.labels) for task in lab.tasks]
     if not all(labelled):
-        # What `pidep tune` does by default.
-        found["auto"] = np.where(labelled, found["h-score"], found["trial"])
+        # What the sub-tasks spoke for, before these tasks were looked at.
+        found["h-score or trial"] = np.where(labelled, found["h-score"], found["trial"])
     # A tie is a uniform choice; this is its expected value.
     found["random"] = np.zeros((1, len(names), len(names)))
     return found

@@ -86,6 +86,8 @@ class Settings:
     estimators: tuple[str, ...] = tuple(ESTIMATORS)
     points: tuple[str, ...] = ("random", "mean")
     """Base points of these estimators."""
+    zero_shot: bool = True
+    """Whether helpers are measured alone, too."""
     variants: bool = True
     """Whether other Fishers, and texts of all rows, are asked at the fewest shots."""
     choosing: tuple[str, ...] = ("fisher", "trial", "h-score")
@@ -93,7 +95,7 @@ class Settings:
     tuned_shots: tuple[int, ...] = ()
     """Those of `shots` at which π is learned with three helpers."""
     tuned_seeds: tuple[int, ...] = (0,)
-    tuned_choosing: tuple[str, ...] = ("auto",)
+    tuned_choosing: tuple[str, ...] = ("h-score",)
     """Estimators whose three helpers π is learned with."""
 
 

@@ -24,7 +24,7 @@ PACKAGED = Settings(
     full_steps=150,
     fisher_rows=128,
     shots=(16,),
-    mixture_shots=(16,),
+    mixture_shots=(),
     # Without those that need a Fisher of each pair, or of each task at each pool's mean.
     estimators=(
         "fisher",
@@ -42,9 +42,10 @@ PACKAGED = Settings(
         "first order at the backbone",
     ),
     points=("random",),
+    zero_shot=False,
     variants=False,
-    choosing=("fisher", "trial", "auto"),
-    tuned_shots=(16,),
+    choosing=("fisher", "trial", "h-score or trial"),
+    tuned_choosing=("trial",),
 )
 """What was designed on the sub-tasks, on the tasks' test rows, once."""
 

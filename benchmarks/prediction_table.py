@@ -83,10 +83,8 @@ def interval_table(raw: Mapping[str, Any]) -> str:
 
 def every_table(raw: Mapping[str, Any]) -> list[str]:
     """All tables of a set of tasks, in the order of the page."""
-    found = [noise_table(raw), table(raw), mixture_table(raw)]
-    if raw["top3_pi"]:
-        found.append(mixture_table(raw, "top3_pi"))
-    return [*found, interval_table(raw)]
+    mixed = [mixture_table(raw, part) for part in ("top3_mixture", "top3_pi") if raw[part]]
+    return [noise_table(raw), table(raw), *mixed, interval_table(raw)]
 
 
 def _in_points(figure: Mapping[str, Any]) -> str:

@@ -59,7 +59,7 @@ class Measured:
     """Shots to `[S, T]`, the few-shot expert of each seed."""
     transfers: Mapping[str, Transfer]
     """`N shots`: the uniform mixture of the few-shot expert and a helper, against the few-shot
-    expert. `zero-shot`: a helper alone, against the bare backbone.
+    expert. `zero-shot`, where it was measured: a helper alone, against the bare backbone.
     """
 
     def of(self, shots: int) -> Transfer:
@@ -71,7 +71,6 @@ def measure(lab: Lab, full: Mapping[str, Expert]) -> Measured:
     """Everything that needs test rows. Cached in the lab's folder."""
     tasks, settings = lab.tasks, lab.settings
     bare = [lab.correct(task) for task in tasks]
-    alone = {(t.name, h.name): lab.correct(t, full[h.name]) for t in tasks for h in tasks}
     transfers, own = {}, {}
     for shots in settings.shots:
         gains, accuracies = [], np.zeros((len(settings.seeds), len(tasks)))
@@ -90,15 +89,17 @@ def measure(lab: Lab, full: Mapping[str, Expert]) -> Measured:
                 )
             gains.append(np.array(by_seed))
         own[shots], transfers[f"{shots} shots"] = accuracies, Transfer(gains)
-    zero = [
-        np.array([[alone[t.name, h.name] - bare[column] for h in tasks if h is not t]])
-        for column, t in enumerate(tasks)
-    ]
+    if settings.zero_shot:
+        zero = []
+        for column, target in enumerate(tasks):
+            others = [full[helper.name] for helper in tasks if helper is not target]
+            zero.append(np.array([[lab.correct(target, one) - bare[column] for one in others]]))
+        transfers["zero-shot"] = Transfer(zero)
     return Measured(
         np.array([one.mean() for one in bare]),
-        np.array([alone[task.name, task.name].mean() for task in tasks]),
+        np.array([lab.correct(task, full[task.name]).mean() for task in tasks]),
         own,
-        {**transfers, "zero-shot": Transfer(zero)},
+        transfers,
     )
 
 

@@ -11,7 +11,9 @@ import numpy as np
 from pidep.errors import TaskError
 from pidep.similarity.estimators import H_SCORE, Helper, Target, ranked
 from pidep.similarity.estimators.leep import LEEP
-from pidep.similarity.learned import PredictedGain, fresh_learned
+from pidep.similarity.estimators.logme import LOGME
+from pidep.similarity.estimators.trial import TRIAL
+from pidep.similarity.learned import FEATURES, PredictedGain, fresh_learned
 from pidep.similarity.measures import Embedding, Neighbour
 from pidep.similarity.pool import Pool
 from pidep.similarity.trial import SHORT_LIST, neighbours_by_trial
@@ -39,10 +41,10 @@ class Choice:
 def chosen_by(
     asked: Literal["auto", "fisher", "trial", "h-score", "ranker"], task: Task, *, embeds: bool
 ) -> ChosenBy:
-    """What a request means for a task; `auto` is what predicts best among what the task allows.
+    """What a request means for a task; `auto` is what predicted best on pools of different tasks.
 
-    The H-score needs a backbone that embeds and labels that all rows share. A trial needs answers
-    only, so it works for every other task (decision 038).
+    That is the trial, which also works for every task (decision 038). The H-score needs a backbone
+    that embeds and labels that all rows share.
 
     Args:
         embeds: whether the backbone has embeddings of rows.
@@ -50,9 +52,9 @@ def chosen_by(
     Raises:
         TaskError: the H-score or the ranker was asked for by name, and the task does not allow it.
     """
-    allowed = embeds and bool(task.labels)
     if asked == "auto":
-        return "h-score" if allowed else "trial"
+        return "trial"
+    allowed = embeds and bool(task.labels)
     if asked in _READS_LABELS and not allowed:
         why = "the task has none" if embeds else "the backbone embeds nothing"
         raise TaskError(
@@ -110,8 +112,8 @@ def features_of(target: Target, helpers: Mapping[str, Helper]) -> dict[str, dict
     A helper without labels of its own has no LEEP, and gets the mean of the others.
     """
     able = {name: one for name, one in helpers.items() if one.expert.label_embeddings.size}
-    scores, leep = H_SCORE(target, helpers), LEEP(target, able)
+    leep = LEEP(target, able)
     mean = float(np.mean(list(leep.values()))) if leep else 0.0
-    return {
-        name: {"h-score": score, "leep": leep.get(name, mean)} for name, score in scores.items()
-    }
+    found = {one.name: one(target, helpers) for one in (H_SCORE, LOGME, TRIAL)}
+    found["leep"] = {name: leep.get(name, mean) for name in helpers}
+    return {name: {feature: found[feature][name] for feature in FEATURES} for name in helpers}

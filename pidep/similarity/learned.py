@@ -42,8 +42,8 @@ __all__ = [
     "write_learned",
 ]
 
-FEATURES = ("h-score", "leep")
-"""What a ranker learns from. Both come from one forward pass for each helper."""
+FEATURES = ("h-score", "leep", "logme", "trial")
+"""What a ranker learns from. All of them come from one forward pass for each helper."""
 COVERAGE = 0.9
 """Share of measured gains that an interval is meant to cover."""
 FEWEST_TARGETS = 4

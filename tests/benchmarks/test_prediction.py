@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from benchmarks.bench_prediction import main
 from benchmarks.prediction_claims import claims_of, goals_of, packaged_claims, tuned_claims
 from benchmarks.prediction_lab import Settings
-from benchmarks.prediction_table import mixture_table, noise_table, table
+from benchmarks.prediction_table import every_table
 from benchmarks.record import RESULTS
 from benchmarks.transfer_mixtures import mixture_gains
 from benchmarks.transfer_ranker import coverage, left_out
@@ -29,6 +29,7 @@ from benchmarks.transfer_statistics import (
     top_regret,
 )
 from pidep.similarity.estimators import ESTIMATORS
+from pidep.similarity.learned import FEATURES
 
 
 def made(count: int = 8, *, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -229,7 +230,7 @@ def test_intervals_cover_targets_that_were_left_out() -> None:
     rng = np.random.default_rng(0)
     told = rng.normal(size=(2, 8, 8))
     gains = 0.03 + 0.02 * told + 0.01 * rng.normal(size=told.shape)
-    features = {"h-score": told, "leep": rng.normal(size=told.shape)}
+    features = {name: rng.normal(size=told.shape) for name in FEATURES} | {"h-score": told}
     names = [f"task-{number}" for number in range(8)]
     found = coverage(features, gains, names)
     assert found["asked"] == 0.9
@@ -243,17 +244,22 @@ def test_intervals_cover_targets_that_were_left_out() -> None:
 
 def test_claims_about_the_packaged_tasks() -> None:
     good, transfer = made()
-    by = {"auto": good, "fisher": -good, "trial": made(seed=5)[0], "random": np.zeros_like(good)}
+    by = {
+        "h-score or trial": good,
+        "fisher": -good,
+        "trial": made(seed=5)[0],
+        "random": np.zeros_like(good),
+    }
     figures = {
         name: statistics(matrix[None], transfer, resamples=50) for name, matrix in by.items()
     }
     found = packaged_claims(figures, ceiling=0.5, shots=16)
-    assert [claim["met"] for claim in found] == [True] * 4
+    assert [claim["met"] for claim in found] == [*[True] * 4, False, False, True]
     assert all(claim["claim"].startswith("packaged tasks: ") for claim in found)
-    turned = {**figures, "auto": figures["fisher"], "fisher": figures["auto"]}
-    assert not any(claim["met"] for claim in packaged_claims(turned, ceiling=0.5, shots=16)[:3])
+    turned = {**figures, "h-score or trial": figures["fisher"], "fisher": figures["trial"]}
+    assert not any(claim["met"] for claim in packaged_claims(turned, ceiling=0.5, shots=16)[:4])
     gain = Figure(0.03, np.full(9, 0.03), (0.07, -0.01))
-    tuned = {"auto": gain, "random": Figure(0.01, np.full(9, 0.01), (0.02, 0.0))}
+    tuned = {"trial": gain, "random": Figure(0.01, np.full(9, 0.01), (0.02, 0.0))}
     above, below = tuned_claims(tuned, shots=16)
     assert (above["met"], below["met"], below["measured"]) == (True, False, "0.0100")
 
@@ -287,7 +293,7 @@ def test_the_three_that_are_predicted_best_are_mixed() -> None:
 def test_the_page_shows_the_figures_of_the_benchmark() -> None:
     raw = json.loads((RESULTS / "prediction.json").read_text())["raw"]
     page = (Path(__file__).parents[2] / "docs/concepts/prediction.md").read_text()
-    for made_of_figures in (table(raw), noise_table(raw), mixture_table(raw)):
+    for made_of_figures in (*every_table(raw), *every_table(raw["packaged"])):
         assert made_of_figures in page, "python -m benchmarks.prediction_table prints the tables"
 
 
@@ -297,7 +303,7 @@ def test_a_small_run_writes_every_estimator_and_goes_on_from_its_folder(tmp_path
         *("--out", str(tmp_path / "lab"), "--results", str(tmp_path), "--fisher-rows", "8"),
         *("--train-rows", "120", "--test-rows", "10", "--full-steps", "2", "--few-steps", "2"),
         *("--sites", "encoder.layer.5.attention.self.query", "--clusters", "1"),
-        *("--shots", "2", "3", "--mixture-shots", "3", "--seeds", "0", "1"),
+        *("--shots", "2", "3", "--mixture-shots", "3", "--tuned-shots", "3", "--seeds", "0", "1"),
     ]
     main(arguments)
     path = tmp_path / "prediction.json"
@@ -307,7 +313,7 @@ def test_a_small_run_writes_every_estimator_and_goes_on_from_its_folder(tmp_path
         assert raw["figures"][kind].keys() >= {
             *ESTIMATORS,
             "ranker",
-            "ranker (h-score, leep)",
+            "ranker (kept)",
             "usual gain",
         }
     assert "fisher (true)" in raw["figures"]["2 shots"]
@@ -316,6 +322,7 @@ def test_a_small_run_writes_every_estimator_and_goes_on_from_its_folder(tmp_path
     gains = [figure["value"] for figure in raw["top3_mixture"]["3 shots"]["gain"].values()]
     assert len(gains) == 4
     assert gains == pytest.approx([gains[0]] * 4)
+    assert raw["top3_pi"]["3 shots"]["gain"].keys() == {"h-score", "random"}
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "lab").rglob("*.json")}
     main(arguments)
     again = json.loads(path.read_text())["raw"]
