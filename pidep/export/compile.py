@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from pidep.export.graph import export_bank_graph, export_merged_graph
 from pidep.export.graph_cache import cached_bank_graph
 from pidep.export.precision import in_precision
 from pidep.export.recipe import Recipe
+from pidep.export.sensitivity import Feeds
+from pidep.export.sequence_feeds import sequence_feeds
 from pidep.export.sequence_graph import export_sequence_bank, export_sequence_merged
 from pidep.export.source import Source
 from pidep.export.towers import (
@@ -58,7 +60,7 @@ def compile_merged(
         with folded_or_attached(
             backbone.model, expert.sites, kind=expert.kind, scaling=expert.scaling
         ):
-            return _sequence_facts(backbone, version, recipe)
+            return _sequence_facts(backbone, version, recipe, sources=[source])
     require_towers_able(backbone, recipe)
     quantised = []
     for tower, name in graphs_of(backbone):
@@ -97,7 +99,7 @@ def compile_bank(
             graph = version / name
             make = partial(export_sequence_bank, backbone, groups, graph, opset=opset, **how)
             cached_bank_graph(backbone, groups, graph, make, opset=opset, **how)
-        return _sequence_facts(backbone, version, recipe)
+        return _sequence_facts(backbone, version, recipe, sources=sources, groups=groups)
     require_towers_able(backbone, recipe)
     quantised = []
     for tower, name in graphs_of(backbone):
@@ -144,17 +146,12 @@ def _require_sequences(recipe: Recipe) -> None:
     """Refuse a recipe that no encoder-decoder has.
 
     Raises:
-        UsageError: it is of another runtime, or int8 by measurement.
+        UsageError: it is of another runtime.
     """
     if recipe.runtime != "onnxruntime":
         raise UsageError(
             f"recipe {recipe.name!r}: is for {recipe.runtime}, and encoder-decoders are exported "
             "for onnxruntime; use `recipe=onnx-cpu`"
-        )
-    if recipe.quantisation is not None and recipe.quantisation.max_product_error is not None:
-        raise UsageError(
-            f"recipe {recipe.name!r}: its `max_product_error` is measured on one graph, and an "
-            "encoder-decoder has two; use `recipe=onnx-cpu-int8`"
         )
 
 
@@ -173,19 +170,53 @@ def _require_sightless(backbone: Backbone, groups: Sequence[BankGroup]) -> None:
             )
 
 
-def _sequence_facts(backbone: Backbone, version: Path, recipe: Recipe) -> dict[str, Any]:
+def _sequence_facts(
+    backbone: Backbone,
+    version: Path,
+    recipe: Recipe,
+    *,
+    sources: Sequence[Source],
+    groups: Sequence[BankGroup] = (),
+) -> dict[str, Any]:
     """As `_facts`, of the two graphs of an encoder-decoder; brings them into the recipe's
     precision.
     """
-    halves = backbone.halves
-    assert halves is not None
+    vision = export_vision(backbone, version, recipe)
+    feeds: Mapping[str, Feeds] = {}
+    if recipe.quantisation is not None and recipe.quantisation.max_product_error is not None:
+        # Before any graph is in int8: the graphs answer the rows that are measured.
+        plain = _sequence_record(backbone, version)
+        feeds = sequence_feeds(version, plain, vision, sources, groups)
     counts = []
     for name in (ENCODER_GRAPH, DECODER_GRAPH):
-        counts.append(in_precision(version / name, recipe, backbone, sources=()))
+        counts.append(
+            in_precision(version / name, recipe, backbone, sources=(), feeds=feeds.get(name))
+        )
         _require_operators(version / name, recipe)
     encoder, decoder = counts
+    sequence = _sequence_record(backbone, version, encoder=encoder, decoder=decoder)
+    return {
+        "backbone_digest": backbone.digest,
+        "graph_digest": sequence.decoder_digest,
+        "quantised_products": None if encoder is None or decoder is None else encoder + decoder,
+        "sequence": sequence,
+        "vision": vision,
+    }
+
+
+def _sequence_record(
+    backbone: Backbone, version: Path, *, encoder: int | None = None, decoder: int | None = None
+) -> SequenceRecord:
+    """The record of the two graphs that are there.
+
+    Args:
+        encoder: products in int8 of the encoder's graph.
+        decoder: those of the decoder's.
+    """
+    halves = backbone.halves
+    assert halves is not None
     special, words = halves.special, halves.task_words
-    sequence = SequenceRecord(
+    return SequenceRecord(
         encoder_digest=file_digest(version / ENCODER_GRAPH),
         decoder_digest=file_digest(version / DECODER_GRAPH),
         encoder_quantised_products=encoder,
@@ -198,13 +229,6 @@ def _sequence_facts(backbone: Backbone, version: Path, recipe: Recipe) -> dict[s
         image_token=halves.image_token,
         task_words=None if words is None else dict(words),
     )
-    return {
-        "backbone_digest": backbone.digest,
-        "graph_digest": sequence.decoder_digest,
-        "quantised_products": None if encoder is None or decoder is None else encoder + decoder,
-        "sequence": sequence,
-        "vision": export_vision(backbone, version, recipe),
-    }
 
 
 def _require_operators(graph: Path, recipe: Recipe) -> None:

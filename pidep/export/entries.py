@@ -134,16 +134,8 @@ def staged_merged(
     model = check_name(name or expert.name)
     _require_mergeable(expert, model)
     _require_platform(platform, recipe)
-    if platform != "python" and expert.scores_texts:
-        raise UsageError(
-            f"`platform={platform}`: decodes no texts, and expert {expert.name!r} is of an "
-            "encoder-decoder; use `platform=python`"
-        )
-    if keep_rows and platform != "python" and not has_front:
-        raise UsageError(
-            f"`keep_rows`: pidep verify sends texts, and a model of `platform={platform}` takes "
-            "token ids; add `front`, use `platform=python`, or leave the rows out"
-        )
+    if platform != "python":
+        _require_token_ids(platform, expert, keep_rows=keep_rows and not has_front)
     backbone = load_any_backbone(expert.backbone)
     require_backbone(backbone, expert)
     require_able(backbone, expert)
@@ -157,19 +149,7 @@ def staged_merged(
     # Beside its place: the last step is a rename, which is atomic within one file system only.
     with temporary_sibling(repo / model) as temporary:
         version = _new_version(temporary, backbone, shim=platform == "python")
-        record = MergedRecord(
-            **compile_merged(backbone, source, version, recipe),
-            engine=_engine(version, recipe),
-            expert=expert.name,
-            digest=expert.digest,
-            labels=expert.labels,
-            max_length=text_room(backbone, expert),
-            template=expert.template,
-            label_texts=expert.label_texts if expert.scores_texts else None,
-            max_answer_length=expert.max_answer_length,
-            label_bias=(expert.label_bias or None) if expert.scores_texts else None,
-        ).sealed(version)
-        record.write(version)
+        record = _merged_record(backbone, source, version, recipe)
         runs = record.engine is not None and _runs_here(record.engine)
         gated = gate_merged(version, backbone, source, recipe, use_engine=runs)
         if record.engine is not None:
@@ -232,18 +212,7 @@ def staged_bank(
     groups = groups_for(backbone, every, max_rank)
     with temporary_sibling(repo / BANK) as temporary:
         version = _new_version(temporary, backbone, shim=True)
-        record = BankRecord(
-            **compile_bank(backbone, groups, sources, version, recipe),
-            engine=_engine(version, recipe),
-            backbone=backbone.name,
-            also_fitting=backbone.compatible_digests[1:],
-            hidden_size=backbone.hidden_size,
-            max_positions=backbone.max_positions,
-            max_rank=max((group.size for group in groups if group.kind == "lora"), default=1),
-            expert_store=expert_store,
-            groups=_records_of(groups),
-        ).sealed(version)
-        record.write(version)
+        record = _bank_record(backbone, groups, sources, version, recipe, store=expert_store)
         gated, refused = _gated_bank(
             version, backbone, sources, recipe, record.engine, leave_out=leave_out
         )
@@ -265,6 +234,52 @@ def staged_bank(
         )
         _complete(temporary, config, gated, recipe, record, keep_rows=keep_rows)
         yield StagedEntry(Exported(BANK, repo / BANK, parity, digests, new), temporary)
+
+
+def _bank_record(
+    backbone: Backbone,
+    groups: Sequence[BankGroup],
+    sources: Sequence[Source],
+    version: Path,
+    recipe: Recipe,
+    *,
+    store: str,
+) -> BankRecord:
+    """Compile a bank and write its record, without the gate's figures."""
+    record = BankRecord(
+        **compile_bank(backbone, groups, sources, version, recipe),
+        engine=_engine(version, recipe),
+        backbone=backbone.name,
+        also_fitting=backbone.compatible_digests[1:],
+        hidden_size=backbone.hidden_size,
+        max_positions=backbone.max_positions,
+        max_rank=max((group.size for group in groups if group.kind == "lora"), default=1),
+        expert_store=store,
+        groups=_records_of(groups),
+    ).sealed(version)
+    record.write(version)
+    return record
+
+
+def _merged_record(
+    backbone: Backbone, source: Source, version: Path, recipe: Recipe
+) -> MergedRecord:
+    """Compile a merged model and write its record, without the gate's figures."""
+    expert = source.expert
+    record = MergedRecord(
+        **compile_merged(backbone, source, version, recipe),
+        engine=_engine(version, recipe),
+        expert=expert.name,
+        digest=expert.digest,
+        labels=expert.labels,
+        max_length=text_room(backbone, expert),
+        template=expert.template,
+        label_texts=expert.label_texts if expert.scores_texts else None,
+        max_answer_length=expert.max_answer_length,
+        label_bias=(expert.label_bias or None) if expert.scores_texts else None,
+    ).sealed(version)
+    record.write(version)
+    return record
 
 
 def _gated_bank(
@@ -365,6 +380,24 @@ def _require_platform(platform: Platform, recipe: Recipe) -> None:
         library = find_library(recipe.runtime)
         for text in recipe.compute_capabilities:
             library.capability(text)
+
+
+def _require_token_ids(platform: Platform, expert: Expert, *, keep_rows: bool) -> None:
+    """Refuse what a model that takes token ids cannot do.
+
+    Raises:
+        UsageError: texts are to be decoded, or rows of texts are to be asked.
+    """
+    if expert.scores_texts:
+        raise UsageError(
+            f"`platform={platform}`: decodes no texts, and expert {expert.name!r} is of an "
+            "encoder-decoder; use `platform=python`"
+        )
+    if keep_rows:
+        raise UsageError(
+            f"`keep_rows`: pidep verify sends texts, and a model of `platform={platform}` takes "
+            "token ids; add `front`, use `platform=python`, or leave the rows out"
+        )
 
 
 def _engine(version: Path, recipe: Recipe) -> EngineRecord | None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pidep.errors import PidepError, UsageError
 from pidep.export.dynamic_int8 import quantise_products
 from pidep.export.recipe import Quantisation
-from pidep.export.sensitivity import Feeds, product_errors
+from pidep.export.sensitivity import Feeds, own_feeds, product_errors
 
-__all__ = ["quantise"]
+__all__ = ["products_of", "quantise"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,9 +32,7 @@ def quantise(graph: Path, how: Quantisation, *, feeds: Feeds = ()) -> int:
     """
     import onnx
 
-    # Without weights beside the graph: names and shapes are enough here.
-    model = onnx.load(graph, load_external_data=False)
-    wanted = list(_products(model, how.min_features))
+    wanted = products_of(graph, how.min_features)
     if not wanted:
         raise PidepError(
             f"{graph.name}: no matrix has {how.min_features} features on both sides; "
@@ -63,10 +59,12 @@ def _tolerant(graph: Path, products: list[str], how: Quantisation, feeds: Feeds)
         UsageError: no rows to measure on, or no product is within the bound.
     """
     assert how.max_product_error is not None
+    feeds = own_feeds(graph, feeds)
     if not feeds:
         raise UsageError(
-            "export: the recipe's `max_product_error` is measured on training rows, and the task "
-            "has none; remove it from the recipe, or use recipe onnx-cpu-int8"
+            f"{graph.name}: the recipe's `max_product_error` is measured on training rows, and "
+            "the task has none for this graph; remove it from the recipe, or use recipe "
+            "onnx-cpu-int8"
         )
     errors = product_errors(graph, products, how, feeds)
     within = [name for name in products if errors[name] <= how.max_product_error]
@@ -86,11 +84,17 @@ def _tolerant(graph: Path, products: list[str], how: Quantisation, feeds: Feeds)
     return within
 
 
-def _products(model: Any, min_features: int) -> Iterator[str]:
-    """Names of the products with a constant matrix that is large enough."""
+def products_of(graph: Path, min_features: int) -> list[str]:
+    """Names of the matrix products with a constant matrix that is large enough."""
+    import onnx
+
+    # Without weights beside the graph: names and shapes are enough here.
+    model = onnx.load(graph, load_external_data=False)
     shapes = {constant.name: tuple(constant.dims) for constant in model.graph.initializer}
+    found = []
     for node in model.graph.node:
         if node.op_type in ("MatMul", "Gemm"):
             shape = shapes.get(node.input[1], ())
             if len(shape) == 2 and min(shape) >= min_features:
-                yield node.name
+                found.append(node.name)
+    return found

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from pidep.artifacts.names import DATA_SUFFIX, GRAPH_SLOTS, GRAPH_WEIGHTS
+from pidep.artifacts.names import DATA_SUFFIX, GRAPH_LOGITS, GRAPH_SLOTS, GRAPH_WEIGHTS
 from pidep.backbones.backbone import Backbone
 from pidep.experts.bank import pack
 from pidep.experts.kind import BankGroup, bank_sites
@@ -28,7 +28,7 @@ from pidep.files.digest import file_digest
 from pidep.inputs.row import Input
 from pidep.runtime.session import open_session
 
-__all__ = ["Feeds", "calibration_feeds", "product_errors"]
+__all__ = ["Feeds", "calibration_feeds", "own_feeds", "product_errors"]
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 16
@@ -53,13 +53,22 @@ def calibration_feeds(
     return found
 
 
+def own_feeds(graph: Path, feeds: Feeds) -> Feeds:
+    """The feeds that a graph can run, with its own inputs: a tower reads texts, or images."""
+    import onnx
+
+    wanted = [one.name for one in onnx.load(graph, load_external_data=False).graph.input]
+    return [{name: one[name] for name in wanted} for one in feeds if one.keys() >= set(wanted)]
+
+
 def product_errors(
     graph: Path, products: Sequence[str], how: Quantisation, feeds: Feeds
 ) -> dict[str, float]:
     """Product to the error of the graph's output when that product alone is in int8.
 
-    The error is relative: the root mean square of the change, over that of the output. The figures
-    are kept in the cache folder.
+    The error is relative: the root mean square of the change, over that of the output. The output
+    is the logits or the embedding; of an encoder, the keys and values that the decoder reads. The
+    figures are kept in the cache folder.
     """
     key = _key(graph, products, how, feeds)
     kept = cache_folder() / "sensitivity" / f"{key}.safetensors"
@@ -88,8 +97,12 @@ def _measured(graph: Path, products: Sequence[str], how: Quantisation, feeds: Fe
 
 
 def _outputs(graph: Path, feeds: Feeds) -> npt.NDArray[np.float64]:
+    """All numbers of the outputs that count, side by side."""
     session = open_session(graph, file_digest(graph))
-    found = [session.run(None, dict(one))[0] for one in feeds]
+    names = [one.name for one in session.get_outputs()]
+    # A decoder's keys and values reach the next logits only.
+    counted = [GRAPH_LOGITS] if GRAPH_LOGITS in names else names
+    found = [array.ravel() for one in feeds for array in session.run(counted, dict(one))]
     outputs: npt.NDArray[np.float64] = np.concatenate(found).astype(np.float64)
     return outputs
 

@@ -84,8 +84,7 @@ def require_towers_able(backbone: Backbone, recipe: Recipe, *, platform: str = "
     """Refuse, before minutes of work, what only a backbone of one graph can have.
 
     Raises:
-        UsageError: a backend of Triton Server or a runtime that takes one graph, or int8 by
-            measurement.
+        UsageError: a backend of Triton Server or a runtime that takes one graph.
     """
     if not backbone.towers:
         return
@@ -98,11 +97,6 @@ def require_towers_able(backbone: Backbone, recipe: Recipe, *, platform: str = "
         raise UsageError(
             f"recipe {recipe.name!r}: compiles one graph, and backbone {backbone.name!r} has two "
             "towers; use a recipe of ONNX Runtime"
-        )
-    if recipe.quantisation is not None and recipe.quantisation.max_product_error is not None:
-        raise UsageError(
-            f"recipe {recipe.name!r}: its `max_product_error` is measured on one graph, and "
-            f"backbone {backbone.name!r} has two towers; use recipe onnx-cpu-int8"
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -79,6 +80,19 @@ class Sequences:
         self._tokenize = reader.tokenize
         self._encoder = _Graph(version_folder / ENCODER_GRAPH, record.encoder_digest, threads)
         self._decoder = _Graph(version_folder / DECODER_GRAPH, record.decoder_digest, threads)
+
+    @contextmanager
+    def recorded(self) -> Iterator[dict[str, list[dict[str, Array]]]]:
+        """Inside, the inputs of every run are kept: graph's name to one mapping a run."""
+        graphs = {ENCODER_GRAPH: self._encoder, DECODER_GRAPH: self._decoder}
+        found: dict[str, list[dict[str, Array]]] = {name: [] for name in graphs}
+        try:
+            for name, graph in graphs.items():
+                graph.kept = found[name]
+            yield found
+        finally:
+            for graph in graphs.values():
+                graph.kept = None
 
     @property
     def session(self) -> Any:
@@ -296,6 +310,8 @@ class _Graph:
         outputs = self.session.get_outputs()
         self.outputs = [one.name for one in outputs]
         self._widths = {one.name: one.shape[-1] for one in outputs}
+        self.kept: list[dict[str, Array]] | None = None
+        """The inputs of each run, while somebody records them."""
 
     def last_width(self, output: str) -> int:
         """Size of an output's last axis."""
@@ -309,6 +325,9 @@ class _Graph:
             # A group of sites may lie in one of the two graphs alone.
             if name in self.types
         }
+        if self.kept is not None:
+            # Copies: an OrtValue's array may lie in memory that the next run writes.
+            self.kept.append({name: np.array(value.numpy()) for name, value in values.items()})
         found = self.session.run_with_ort_values(self.outputs, values)
         return dict(zip(self.outputs, found, strict=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,24 @@ from pidep.artifacts.names import BACKBONE
 from pidep.artifacts.parity import GeneratedParity, Parity
 from pidep.deployment.release import release_bank
 from pidep.errors import ParityError, UsageError
-from pidep.export import Recipe, Tolerance, export_merged, load_recipe
+from pidep.export import (
+    Quantisation,
+    Recipe,
+    Tolerance,
+    export_merged,
+    load_recipe,
+    quantise,
+    sensitivity,
+)
 from pidep.export.compile import compile_merged
 from pidep.export.parity import check_parity
+from pidep.export.sequence_feeds import sequence_feeds
+from pidep.files.digest import file_digest
 from pidep.inputs.decoding import Decoding
 from pidep.inputs.row import Row
 from pidep.runtime import Bank, Merged
 from pidep.runtime.answer import Answer
+from pidep.runtime.session import open_session
 from tests.backbones.tiny_models import loaded
 from tests.cli.run import untouched
 from tests.export.examples import int8_recipe
@@ -137,6 +149,74 @@ def test_a_bank_of_all_kinds(tmp_path: Path, precision: str) -> None:
     assert all(isinstance(one, Answer) and not one.labels for one in texts)
 
 
+def measured(bound: float) -> Recipe:
+    how = Quantisation(min_features=8, max_product_error=bound)
+    return int8_recipe(tolerance=LOOSE, quantisation=how)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("T5", "merged"), ("T5", "bank"), ("Florence-2", "merged")]
+)
+def test_the_products_that_lose_most_stay_in_fp32(
+    tmp_path: Path, name: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "cache_folder", lambda: tmp_path / "cache")
+    errors: list[dict[str, float]] = []
+    measure = quantise.product_errors
+
+    def worse(*given: Any) -> dict[str, float]:
+        """As measured, and the worse half beyond the bound."""
+        errors.append(measure(*given))
+        middle = float(np.median(list(errors[-1].values())))
+        return {key: one if one <= middle else 1e3 for key, one in errors[-1].items()}
+
+    monkeypatch.setattr(quantise, "product_errors", worse)
+    colours = noisy_expert(loaded(name), "lora", name="colours")
+    free = noisy_expert(loaded(name), "lora", name="free", seed=3, free=True)
+    rows: list[Any] = list(TEXTS)
+    if name == "Florence-2":
+        rows[1] = Row("what is", np.zeros((8, 8, 3), np.uint8))
+    sources = [replace(labelled_source(colours), calibration=rows)]
+    if form == "bank":  # one scores its labels, and the other generates
+        sources.append(replace(free_source(free), calibration=TEXTS))
+        folder = release_bank(sources, tmp_path / "repo", measured(10.0)).folder
+        record: Any = BankRecord.read(folder / "1")
+    else:
+        folder = export_merged(sources[0], tmp_path / "repo", measured(10.0)).folder
+        record = MergedRecord.read(folder / "1")
+    encoder, decoder = errors
+    for graph in (encoder, decoder):
+        assert 0 < min(graph.values()) < max(graph.values()) < 1
+    kept = [(len(graph) + 1) // 2 for graph in errors]
+    assert quantised(folder / "1") == counted(record) == kept
+
+
+def test_what_a_graph_was_given_can_be_run_again(tmp_path: Path) -> None:
+    """The feeds are copies of what the session read, in fp32, a run each."""
+    backbone = loaded("T5")
+    colours = noisy_expert(backbone, "lora", name="colours")
+    source = replace(labelled_source(colours), calibration=TEXTS)
+    folder = export_merged(source, tmp_path, load_recipe("onnx-cpu")).folder / "1"
+    record = MergedRecord.read(folder).sequence
+    assert record is not None
+    feeds = sequence_feeds(folder, record, None, [source])
+    again = sequence_feeds(folder, record, None, [source])
+    for name in GRAPHS:
+        assert len(feeds[name]) == len(again[name]) > 0
+        session = open_session(folder / name, file_digest(folder / name))
+        for one, other in zip(feeds[name], again[name], strict=True):
+            assert one.keys() == {given.name for given in session.get_inputs()}
+            for key, array in one.items():
+                np.testing.assert_array_equal(array, other[key])
+            assert all(np.isfinite(found).all() for found in session.run(None, dict(one)))
+    # The decoder reads the states of the encoder.
+    encoder, decoder = (feeds[name][0] for name in GRAPHS)
+    session = open_session(folder / GRAPHS[0], file_digest(folder / GRAPHS[0]))
+    (states,) = session.run(["cross_key_0"], dict(encoder))
+    rows = {row.tobytes() for row in states}
+    assert {row.tobytes() for row in decoder["cross_key_0"]} <= rows
+
+
 def test_texts_that_are_not_pytorchs_refuse_an_expert(tmp_path: Path) -> None:
     bart = loaded("BART")
     source = free_source(noisy_expert(bart, "lora", name="x", free=True))
@@ -216,7 +296,7 @@ def test_bounds_of_generated_texts(change: dict[str, Any], message: str) -> None
 def test_what_an_encoder_decoder_cannot_have_is_refused(tmp_path: Path) -> None:
     source = labelled_source(noisy_expert(loaded("T5"), "lora", name="colours"))
     with untouched(tmp_path):
-        with pytest.raises(UsageError, match="encoder-decoder has two; use `recipe=onnx-cpu-int8`"):
-            export_merged(source, tmp_path, load_recipe("onnx-cpu-int8-measured"))
+        with pytest.raises(UsageError, match=r"encoder\.onnx: .* is measured on training rows"):
+            export_merged(source, tmp_path, measured(0.1))
         with pytest.raises(UsageError, match="is for tensorrt, and encoder-decoders are exported"):
             compile_merged(loaded("T5"), source, tmp_path, load_recipe("tensorrt-fp16"))

@@ -12,12 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from pidep.artifacts.bank import BankRecord
+from pidep.artifacts import BankRecord, MergedRecord
 from pidep.artifacts.names import BACKBONE
 from pidep.deployment.release import release_bank
 from pidep.errors import ImageError, ParityError, ServingError, UsageError
 from pidep.experts.mixed import MixedExpert
-from pidep.export import Quantisation, Source, compile, export_merged, load_recipe
+from pidep.export import (
+    Quantisation,
+    Source,
+    compile,
+    export_merged,
+    load_recipe,
+    quantise,
+    sensitivity,
+)
 from pidep.inputs.row import Row
 from pidep.runtime import Answer, Bank, Merged
 from pidep.tasks.data import Split
@@ -235,11 +243,40 @@ def test_other_precisions(made: Exported, tmp_path: Path, recipe: str, form: str
     assert 1e-6 < worst < chosen.tolerance.max_abs
 
 
+@pytest.mark.parametrize("form", ["merged", "bank"])
+def test_int8_by_measurement(
+    made: Exported, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tower's products are measured on what that tower reads."""
+    monkeypatch.setattr(sensitivity, "cache_folder", lambda: tmp_path / "cache")
+    errors: list[dict[str, float]] = []
+    measure = quantise.product_errors
+    monkeypatch.setattr(
+        quantise, "product_errors", lambda *given: errors.append(measure(*given)) or errors[-1]
+    )
+    how = Quantisation(min_features=8, max_product_error=10.0)
+    recipe = load_recipe("onnx-cpu-int8").model_copy(update={"quantisation": how})
+    rows = Split(ROWS, [0, 1, 1, 0, 1, 0])
+    source = Source(made.experts["both"], TASK, rows, calibration=[Row(image=png(0))])
+    if form == "bank":
+        folder = release_bank([source], tmp_path / "repo", recipe).folder
+        record: Any = BankRecord.read(folder / "1")
+    else:
+        folder = export_merged(source, tmp_path / "repo", recipe).folder
+        record = MergedRecord.read(folder / "1")
+    assert len(errors) == 2
+    assert record.quantised_products == sum(map(len, errors))
+    assert all(error > 0 for tower in errors for error in tower.values())
+    blind = replace(source, calibration=["a red cat"])
+    with pytest.raises(UsageError, match=r"image\.onnx: .* has none for this graph"):
+        export_merged(blind, tmp_path / "blind", recipe)
+
+
 def test_what_only_one_graph_can_have_is_refused(made: Exported, tmp_path: Path) -> None:
     source = Source(made.experts["both"], TASK, TEXTS)
     for recipe, platform, message in (
         ("onnx-cpu", "onnxruntime", r"`platform=onnxruntime`: .* has two towers"),
-        ("onnx-cpu-int8-measured", "python", "`max_product_error` is measured on one graph"),
+        ("tensorrt-fp32", "python", "compiles one graph, and backbone .* has two towers"),
     ):
         with pytest.raises(UsageError, match=message):
             export_merged(source, tmp_path / "repo", load_recipe(recipe), platform=platform)  # type: ignore[arg-type]
