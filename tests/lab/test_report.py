@@ -111,6 +111,7 @@ def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "task": str(folder / "film.yaml"),
         "backbone": str(tiny_folder),
         "pool": folder / "pool",
+        "neighbours_by": "fisher",
     }
     runs = {
         "one": {"top_k": 0},

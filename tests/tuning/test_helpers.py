@@ -44,6 +44,7 @@ def run(tiny_folder: Path, task_file: Path, tmp_path: Path):  # type: ignore[no-
             "backbone": str(tiny_folder),
             "pool": tmp_path / "pool",
             "policy": "uniform",
+            "neighbours_by": "fisher",
         }
         return tuning.tune(checked(TuneSettings, {**common, **more}, where="tune"), tmp_path / out)
 
