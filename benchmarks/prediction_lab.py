@@ -340,7 +340,7 @@ class Lab:
             )
             return interpolate(trainer, own, train, None).mixture
 
-        more = {"train": data_digest(train), "training": asdict(training)}
+        more = {"train": data_digest(train), "training": _sha(asdict(training))}
         return self._answers("tuned", task, (own, *helpers), more, pi)
 
     def _answers(

@@ -16,7 +16,7 @@ from pidep.similarity.estimators.trial import TRIAL
 from pidep.similarity.learned import FEATURES, PredictedGain, fresh_learned
 from pidep.similarity.measures import Embedding, Neighbour
 from pidep.similarity.pool import Pool
-from pidep.similarity.trial import SHORT_LIST, neighbours_by_trial
+from pidep.similarity.trial import SHORT_LIST, rank_by_trial
 from pidep.tasks.data import Split
 from pidep.tasks.task import Task
 from pidep.training.scorer import Scorer
@@ -91,7 +91,8 @@ def choose(
     candidates = pool.nearest(embedding, top_k=SHORT_LIST)
     experts = {near.name: pool.expert(near.name) for near in candidates}
     if by == "trial":
-        return Choice(neighbours_by_trial(scorer, rows, experts, top_k=top_k))
+        # Helpers that the bare backbone beats add as much as others (decision 037), so they stay.
+        return Choice(rank_by_trial(scorer, rows, experts)[:top_k])
     target = Target(scorer, rows)
     helpers = {name: Helper(expert) for name, expert in experts.items()}
     if by == "h-score":

@@ -107,11 +107,11 @@ class TuneSettings(Settings):
         Literal["auto", "trial", "h-score", "fisher", "ranker"],
         Shown("Neighbours", aliases=("--predict-by",)),
     ] = "auto"
-    """How neighbours are chosen: trial, the default, scores each expert on the training rows and
-    takes those that beat the bare backbone; h-score takes those whose embeddings of these rows tell
-    the labels apart best, which was best in a pool of tasks with the same labels; fisher compares
-    task embeddings, as the paper does; ranker predicts the gain from what `pidep graph --learn`
-    measured in the pool, and leaves out losses."""
+    """How neighbours are chosen: trial, the default, takes the experts that answer the training
+    rows best; h-score takes those whose embeddings of these rows tell the labels apart best, which
+    was best in a pool of tasks with the same labels; fisher compares task embeddings, as the paper
+    does; ranker predicts the gain from what `pidep graph --learn` measured in the pool, and leaves
+    out losses."""
     fisher: Annotated[Literal["empirical", "true", "batch_squared"], NEIGHBOURS] = "empirical"
     """Fisher information of the task embedding: empirical uses the labels of the data, true draws
     labels from the model, batch_squared squares batch gradients as the authors' code does."""

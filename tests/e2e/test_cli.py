@@ -49,9 +49,7 @@ def tuned(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Line:
     line = Line(tmp_path_factory.mktemp("line"))
     for seed, name in enumerate(TASKS):
         write_task(line.folder, name, seed)
-    # Helpers of a few steps are no help, and the default leaves out those.
-    by = ("--neighbours-by", "fisher")
-    common = ("--backbone", tiny_folder, "--pool", "pool", *by, *TUNE, "--json")
+    common = ("--backbone", tiny_folder, "--pool", "pool", *TUNE, "--json")
     for name, done in zip(
         TASKS,
         in_turn(*(("tune", f"{name}.yaml", *common) for name in TASKS), cwd=line.folder),

@@ -99,7 +99,8 @@ def test_tune_by_trial_and_by_h_score(tiny: Any, task_file: Path, tmp_path: Path
         neighbours_by="trial",
     )
     result = tune(config, tmp_path / "run", backbone=tiny)
-    assert [near.name for near in result.neighbours] == ["with"]
+    # Nobody is left out: the guard judges the mixture.
+    assert [near.name for near in result.neighbours] == ["with", "against"]
     assert set(result.metrics) == {"majority", "probe", "backbone", "own_expert", "uniform", "pi"}
     config = config.model_copy(update={"neighbours_by": "h-score", "top_k": 1})
     scored = tune(config, tmp_path / "scored", backbone=tiny)

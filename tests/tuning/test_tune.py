@@ -238,7 +238,6 @@ def test_every_kind_is_tuned_and_mixed(
         pool=tmp_path / "pool",
         kind=kind,
         shots=4,
-        neighbours_by="fisher",  # it takes a helper of six steps, too
     )
     assert set(result.metrics) == {"majority", "probe", "backbone", "own_expert", "uniform", "pi"}
     assert read_expert(tmp_path / "run" / "expert").kind == kind
