@@ -276,7 +276,7 @@ def test_what_only_one_graph_can_have_is_refused(made: Exported, tmp_path: Path)
     source = Source(made.experts["both"], TASK, TEXTS)
     for recipe, platform, message in (
         ("onnx-cpu", "onnxruntime", r"`platform=onnxruntime`: .* has two towers"),
-        ("tensorrt-fp32", "python", "compiles one graph, and backbone .* has two towers"),
+        ("tensorrt-rtx-fp16", "python", "compiles one graph, and backbone .* has two towers"),
     ):
         with pytest.raises(UsageError, match=message):
             export_merged(source, tmp_path / "repo", load_recipe(recipe), platform=platform)  # type: ignore[arg-type]
