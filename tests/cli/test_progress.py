@@ -124,5 +124,6 @@ def test_other_commands_only_stop() -> None:
         "tune",
         "compare",
         "export",
+        "roll",
         "experts",
     }
