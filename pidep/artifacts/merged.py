@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from pidep.artifacts.engine import EngineRecord
-from pidep.artifacts.names import MERGED_RECORD
+from pidep.artifacts.names import MERGED_RECORD, VERSION
 from pidep.artifacts.parity import Parity
 from pidep.artifacts.record import EntryRecord
 from pidep.artifacts.sequence import SequenceRecord
 from pidep.artifacts.template import TemplateField
 from pidep.artifacts.towers import TowersRecord
 from pidep.artifacts.vision import VisionRecord
+from pidep.errors import ServingError
 
 __all__ = ["MergedRecord"]
 
@@ -54,6 +56,18 @@ class MergedRecord(EntryRecord):
     """Added to an encoder-decoder's scores of the labels; other graphs have it inside."""
     towers: TowersRecord | None = None
     """None where the model has one graph."""
+
+    @classmethod
+    def graph_model_of(cls, entry: Path) -> str | None:
+        """The model that the front in a model's folder asks.
+
+        None where the model has its graph itself, and where there is no merged model that can be
+        read.
+        """
+        try:
+            return cls.read(entry / VERSION).graph_model
+        except ServingError:
+            return None
 
     @property
     def reads_images(self) -> bool:

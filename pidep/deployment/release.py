@@ -107,15 +107,8 @@ def release_runs(
         sources = [_with_backbone(source, settings.backbone) for source in sources]
     if form == "merged":
         _check_merged_place(sources[0].expert, settings)
-        if settings.front:
-            return export_front(
-                sources[0],
-                settings.repo,
-                chosen,
-                platform=settings.platform,
-                keep_rows=settings.keep_rows,
-            )
-        return export_merged(
+        publish = export_front if settings.front else export_merged
+        return publish(
             sources[0],
             settings.repo,
             chosen,

@@ -29,7 +29,6 @@ from pidep.artifacts.names import (
     TOKENIZER,
     VERSION,
 )
-from pidep.errors import ServingError
 from pidep.export.config_pbtxt import merged_config, read_config
 from pidep.export.entries import Exported, Platform, StagedEntry, staged_merged
 from pidep.export.recipe import Recipe, shipped
@@ -74,7 +73,7 @@ def export_front(
     The model of the former front's graph is removed: no front asks it any more. A server that has
     loaded it goes on until it is stopped.
     """
-    former = _graph_model_of(repo / source.expert.name)
+    former = MergedRecord.graph_model_of(repo / source.expert.name)
     with staged_front(source, repo, recipe, platform=platform, keep_rows=keep_rows) as entry:
         with entry.in_place():
             exported = entry.exported
@@ -82,13 +81,6 @@ def export_front(
         if former not in (None, entry.behind.exported.model):
             shutil.rmtree(repo / str(former), ignore_errors=True)
         return exported
-
-
-def _graph_model_of(entry: Path) -> str | None:
-    try:
-        return MergedRecord.read(entry / VERSION).graph_model
-    except ServingError:
-        return None
 
 
 def _behind_a_front(config: Path, model: str) -> None:

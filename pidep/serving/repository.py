@@ -15,10 +15,10 @@ from pidep.artifacts.names import (
     SHIM,
     VERSION,
 )
-from pidep.errors import ServingError, UsageError
+from pidep.errors import UsageError
 from pidep.serving.staging import is_plain
 
-__all__ = ["graph_model", "has_stub", "models_in", "require_complete"]
+__all__ = ["has_stub", "models_in", "require_complete"]
 
 
 def models_in(repo: Path) -> list[str]:
@@ -45,7 +45,7 @@ def models_in(repo: Path) -> list[str]:
                 "rename the model"
             )
         require_complete(folder)
-        model = graph_model(folder)
+        model = MergedRecord.graph_model_of(folder)
         if model and not (repo / model / CONFIG).is_file():
             raise UsageError(f"{folder}: asks the model {model}, which is missing; export it again")
     if not found:
@@ -56,14 +56,6 @@ def models_in(repo: Path) -> list[str]:
 def has_stub(model: Path) -> bool:
     """Whether a model runs in a process of the Python backend."""
     return 'backend: "python"' in (model / CONFIG).read_text()
-
-
-def graph_model(model: Path) -> str | None:
-    """The model that a front asks for its graph; None where the model has its graph itself."""
-    try:
-        return MergedRecord.read(model / VERSION).graph_model
-    except ServingError:
-        return None  # a bank, or a damaged record, which the server reports
 
 
 def require_complete(model: Path) -> None:
@@ -77,7 +69,7 @@ def require_complete(model: Path) -> None:
         raise UsageError(f"{model}: no bank.json or merged.json in version 1; export it again")
     sequences = (ENCODER_GRAPH, DECODER_GRAPH)
     decodes = any((version / name).is_file() for name in sequences)
-    needed = list(sequences) if decodes else [] if graph_model(model) else [GRAPH]
+    needed = list(sequences) if decodes else [] if MergedRecord.graph_model_of(model) else [GRAPH]
     # Triton Server's own backends read the graph; only the Python backend loads `model.py`.
     if has_stub(model):
         needed.append(SHIM)

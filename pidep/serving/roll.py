@@ -25,7 +25,7 @@ from pidep.files.atomic_write import in_place, temporary_sibling
 from pidep.files.cache_folder import locked
 from pidep.serving.addresses import channel_options
 from pidep.serving.launch_options import admin_headers
-from pidep.serving.repository import graph_model, has_stub, require_complete
+from pidep.serving.repository import has_stub, require_complete
 from pidep.serving.request import check_address, failure
 
 __all__ = ["Rolled", "roll_entry"]
@@ -73,7 +73,7 @@ def roll_entry(
     model, record = entry.name, _record_of(entry)
     if not urls:
         raise UsageError("`url`: give the gRPC address of each server of the repository")
-    behind = graph_model(entry)
+    behind = MergedRecord.graph_model_of(entry)
     with ExitStack() as stack:
         servers = [
             stack.enter_context(_Server.connected(url, key, started + timeout_s)) for url in urls
@@ -81,7 +81,7 @@ def roll_entry(
         # One roll at a time: the next one sees what this one has left.
         stack.enter_context(locked(repo))
         old = _entry_digest(repo / model)
-        former = graph_model(repo / model)
+        former = MergedRecord.graph_model_of(repo / model)
         with _placed(entry, repo, then=servers):
             for server in servers:
                 if behind is not None:
@@ -129,7 +129,7 @@ def _placed(entry: Path, repo: Path, *, then: Sequence[_Server]) -> Iterator[Non
         yield
         return
     is_new = not (repo / entry.name).exists()
-    behind = graph_model(entry)
+    behind = MergedRecord.graph_model_of(entry)
     try:
         with ExitStack() as stack:
             # The graph's model has its digest in its name: it replaces no other one.
@@ -141,7 +141,7 @@ def _placed(entry: Path, repo: Path, *, then: Sequence[_Server]) -> Iterator[Non
         for server in then:
             server.restore(repo / entry.name, is_new=is_new)
             # The former front asks the former graph's model, which every server still has.
-            if behind is not None and behind != graph_model(repo / entry.name):
+            if behind is not None and behind != MergedRecord.graph_model_of(repo / entry.name):
                 server.unload(behind)
         raise
 

@@ -21,7 +21,7 @@ from pidep.deployment.settings import BundleSettings
 from pidep.errors import UsageError
 from pidep.export.config_pbtxt import read_config
 from pidep.serving.launch_options import launch_options
-from pidep.serving.repository import graph_model, require_complete
+from pidep.serving.repository import require_complete
 from pidep.serving.server_versions import FLOOR
 
 __all__ = ["Plan", "plan_bundle"]
@@ -69,7 +69,7 @@ def plan_bundle(entry: Path, out: Path, settings: BundleSettings) -> Plan:
     conditions |= {"gpu"} if gpu else set()
     repository = f"{_ROOT}/model_repo"
     name = settings.name or _label(model)
-    behind = graph_model(entry)
+    behind = MergedRecord.graph_model_of(entry)
     models = [model] if behind is None else [behind, model]
     if behind is not None:
         require_complete(entry.parent / behind)
