@@ -37,7 +37,9 @@ class MergedRecord(EntryRecord):
     """How the task makes a text of a row's columns; None in files of older releases."""
     backbone_digest: str
     graph_digest: str
-    graph_model: str | None = None
+    graph_model: str | None = Field(
+        default=None, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*-graph-[0-9a-f]{12}\z"
+    )
     """The model that runs the graph, in a backend of Triton Server; None where the entry has it."""
     quantised_products: int | None = None
     """Matrix products of the graph in int8; None in fp32."""

@@ -68,8 +68,8 @@ class ExportSettings(Settings):
     """Triton Server's backend of a merged graph. onnxruntime and tensorrt need NVIDIA's
     container."""
     front: Annotated[bool, GRAPH] = False
-    """With those: add a model of the Python backend that reads texts and asks the graph's model, so
-    that clients ask as they ask every other model."""
+    """For `platform` onnxruntime or tensorrt: also write a model of the Python backend that reads
+    texts and asks the graph's model."""
     task: Annotated[str | None, GRAPH] = None
     """Task whose test rows the parity gate uses, for an expert that has none itself."""
     backbone: Annotated[str | None, GRAPH] = None

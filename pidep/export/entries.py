@@ -95,16 +95,24 @@ class StagedEntry:
     exported: Exported
     temporary: Path
     behind: StagedEntry | None = None
-    """The model that it asks; it comes to its place first."""
+    """The graph's model that a front asks. It is renamed into place before the front."""
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The entry in its place; an error inside the block puts the old entry back."""
+        """The entry in its place; an error inside the block puts the old entry back.
+
+        Where a front was in this place, the model of its graph is removed afterwards: nobody asks
+        it any more. A server that has loaded it goes on until it is stopped.
+        """
+        folder = self.exported.folder
+        former = MergedRecord.graph_model_of(folder)
         with ExitStack() as stack:
             if self.behind is not None:
                 stack.enter_context(self.behind.in_place())
-            stack.enter_context(in_place(self.exported.folder, self.temporary))
+            stack.enter_context(in_place(folder, self.temporary))
             yield
+        if former is not None and former != MergedRecord.graph_model_of(folder):
+            shutil.rmtree(folder.with_name(former), ignore_errors=True)
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 Two models come from one expert. The graph's model runs in NVIDIA's onnxruntime or tensorrt backend
 and takes token ids. The front runs in the Python backend: it tokenises, asks the graph's model from
 inside the server (Triton's BLS), and answers as every other model of pidep does. The graph's model
-has its digest in its name, so a front never asks the graph of another one, also while a new pair
-takes the place of an old one. Decision 040 says why this is no ensemble.
+has its digest in its name. A front therefore never asks another front's graph, even while a new
+pair replaces an old one. Decision 040 says why this is no ensemble.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def staged_front(
     with staged as graph:
         record = MergedRecord.read(graph.temporary / VERSION)
         name = graph.exported.model
-        model = f"{name}-graph-{(record.entry_digest or '').removeprefix('sha256:')[:12]}"
+        assert record.entry_digest is not None, "the record was sealed"
+        model = f"{name}-graph-{record.entry_digest.removeprefix('sha256:')[:12]}"
         _behind_a_front(graph.temporary / CONFIG, model)
         behind = replace(graph, exported=replace(graph.exported, model=model, folder=repo / model))
         with temporary_sibling(repo / name) as folder:
@@ -68,19 +69,10 @@ def staged_front(
 def export_front(
     source: Source, repo: Path, recipe: Recipe, *, platform: Platform, keep_rows: bool = False
 ) -> Exported:
-    """Export, gate and publish the front and its graph's model; as `staged_front`.
-
-    The model of the former front's graph is removed: no front asks it any more. A server that has
-    loaded it goes on until it is stopped.
-    """
-    former = MergedRecord.graph_model_of(repo / source.expert.name)
+    """Export, gate and publish the front and its graph's model; as `staged_front`."""
     with staged_front(source, repo, recipe, platform=platform, keep_rows=keep_rows) as entry:
         with entry.in_place():
-            exported = entry.exported
-        assert entry.behind is not None
-        if former not in (None, entry.behind.exported.model):
-            shutil.rmtree(repo / str(former), ignore_errors=True)
-        return exported
+            return entry.exported
 
 
 def _behind_a_front(config: Path, model: str) -> None:
@@ -103,7 +95,11 @@ def _write_front(
     front = record.model_copy(update={"graph_model": model}).sealed(version)
     front.write(version)
     for file in (GATE_REPORT, GATE_PAGE):
-        shutil.move(graph / file, folder / file)
+        # They name the entry, which is the front here.
+        text = (graph / file).read_text(encoding="utf-8")
+        text = text.replace(record.entry_digest or "", front.entry_digest or "")
+        (folder / file).write_text(text, encoding="utf-8")
+        (graph / file).unlink()
     if (graph / GATE).is_file():
         kept = GateRecord.read(graph)
         kept.model_copy(update={"entry": front.entry_digest or ""}).write(folder)

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from pidep.artifacts.merged import MergedRecord
+from pidep.artifacts.names import GRAPH
 from pidep.errors import AnswerError, OverloadError
 from pidep.runtime.answer import Array
+from pidep.runtime.entry import entry_file
 
-__all__ = ["GraphModel"]
+__all__ = ["GraphModel", "require_graph"]
 
 _ABSENT = ("is not ready", "is not found", "unknown model")
 """Words of Triton Server about a model that is not loaded, or not any more."""
+
+
+def require_graph(front: Path, record: MergedRecord) -> None:
+    """Refuse a graph beside a front that is not the recorded one: Triton's backend checks none.
+
+    Some servers copy each model of a repository to a folder of its own. There, nothing can be seen.
+
+    Args:
+        front: the front's version folder.
+
+    Raises:
+        ServingError: another graph lies there.
+    """
+    graph = front.parent.with_name(record.graph_model or "") / front.name / GRAPH
+    if graph.is_file():
+        entry_file(graph, record.graph_digest)
 
 
 class GraphModel:

@@ -24,7 +24,7 @@ from pidep.runtime.merged import Merged
 from pidep.serving.asked import Asked
 from pidep.serving.bank_answers import BankAnswers
 from pidep.serving.batcher import Batcher, Waiting, reply_to
-from pidep.serving.graph_model import GraphModel
+from pidep.serving.graph_model import GraphModel, require_graph
 from pidep.serving.limits import Limits, resident_bytes_from_environment
 from pidep.serving.log_lines import log_model
 from pidep.serving.metrics import Metrics, error_code
@@ -55,8 +55,10 @@ class TritonPythonModel:
             self._bank = BankAnswers(bank, ExpertStore(bank.store), self._metrics)
             self._entry, self._width = bank.record.entry_digest or "", bank.record.hidden_size
         else:
-            graph_model = MergedRecord.read(folder).graph_model
-            session = GraphModel(graph_model) if graph_model else None
+            record, session = MergedRecord.read(folder), None
+            if record.graph_model is not None:
+                require_graph(folder, record)
+                session = GraphModel(record.graph_model)
             self._merged = Merged(folder, session=session)
             self._entry, self._width = self._merged.record.entry_digest or "", 0
         config = json.loads(args.get("model_config") or "{}")

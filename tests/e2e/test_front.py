@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from pydantic import ValidationError
 
 from pidep.artifacts import MergedRecord
 from pidep.deployment.verify import verify_entry
@@ -205,6 +206,21 @@ def test_a_version_that_cannot_be_loaded_is_put_back(
     assert models(served) == {"film", former}
 
 
+def test_another_graph_beside_the_front_is_put_back(
+    served: TritonServer, entries: dict[str, Path], experts: dict[str, Any], tmp_path: Path
+) -> None:
+    # Triton's backend would run it, and its answers would carry the recorded digest.
+    other = tmp_path / "other"
+    shutil.copytree(entries["bitfit"].parent, other)
+    model = str(MergedRecord.read(other / "film" / "1").graph_model)
+    former = str(MergedRecord.read(entries["lora"] / "1").graph_model)
+    graph = entries["lora"].parent / former / "1" / "model.onnx"
+    shutil.copyfile(graph, other / model / "1" / "model.onnx")
+    with pytest.raises(ServingError, match=r"model\.onnx: digest sha256:\w+, expected sha256:"):
+        roll_entry(other / "film", served.repo, [served.grpc_url], key=KEY)
+    assert digest(served.grpc_url) == experts["lora"].digest
+
+
 def test_a_server_that_goes_on_with_the_old_entry_is_found_out(
     served: TritonServer, entries: dict[str, Path], experts: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -253,6 +269,25 @@ def test_the_command_rolls_and_names_both_entries(
     assert found["urls"] == [served.grpc_url]
     assert digest(served.grpc_url) == experts["bitfit"].digest
     roll_entry(entries["lora"], served.repo, [served.grpc_url], key=KEY)
+
+
+def test_an_export_without_a_front_removes_the_former_graphs_model(
+    entries: dict[str, Path], experts: dict[str, Any], tmp_path: Path
+) -> None:
+    repo = tmp_path / "repo"
+    shutil.copytree(entries["bitfit"].parent, repo)
+    former = str(MergedRecord.read(repo / "film" / "1").graph_model)
+    assert (repo / former).is_dir()
+    export(experts["bitfit"], repo, front=False)
+    assert [path.name for path in repo.iterdir()] == ["film"]
+
+
+@pytest.mark.parametrize("model", ["..", ".", "a/b-graph-0123456789ab", "film", "film-graph-12"])
+def test_a_front_names_no_path(entries: dict[str, Path], tmp_path: Path, model: str) -> None:
+    """A roll and an export remove the folder of that name."""
+    values = json.loads((entries["lora"] / "1" / "merged.json").read_text())
+    with pytest.raises(ValidationError, match="graph_model"):
+        MergedRecord.model_validate({**values, "graph_model": model})
 
 
 def test_a_model_of_the_python_backend_is_rolled_too(

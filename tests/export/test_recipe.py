@@ -14,6 +14,13 @@ from pidep.export import (
 from pidep.export.recipe import shipped
 
 
+def test_generated_texts_may_differ_where_numbers_are_rounded() -> None:
+    # One other logit changes a text from there on, so not every text can be the same.
+    rounded = [one for one in recipes() if one.precision != "fp32" and one.runtime == "onnxruntime"]
+    assert len(rounded) >= 3
+    assert all(0 < one.tolerance.other_texts <= 0.1 for one in rounded)
+
+
 def test_every_shipped_recipe_has_the_name_of_its_file() -> None:
     names = sorted(path.stem for path in shipped("export").glob("*.yaml"))
     assert [recipe.name for recipe in recipes()] == names

@@ -69,7 +69,7 @@ def plan_bundle(entry: Path, out: Path, settings: BundleSettings) -> Plan:
     conditions |= {"gpu"} if gpu else set()
     repository = f"{_ROOT}/model_repo"
     name = settings.name or _label(model)
-    behind = MergedRecord.graph_model_of(entry)
+    behind = record.graph_model if isinstance(record, MergedRecord) else None
     models = [model] if behind is None else [behind, model]
     if behind is not None:
         require_complete(entry.parent / behind)
@@ -81,7 +81,8 @@ def plan_bundle(entry: Path, out: Path, settings: BundleSettings) -> Plan:
         "model": model,
         "image": settings.image or f"{name}:{__version__}",
         "triton_image": _at_the_floor(settings.triton_image),
-        "package": _package(engine, gpu=gpu),
+        # A front runs no graph itself.
+        "package": _package(engine, gpu=gpu) if behind is None else _package(None, gpu=False),
         "repository": repository,
         "repository_here": _here(entry.parent, out),
         "arguments": _yaml(_arguments(models, repository, "$(PIDEP_ADMIN_KEY)", traces)),
