@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from pidep.errors import AnswerError, PidepError
+from pidep.errors import AnswerError, OverloadError, PidepError
 from pidep.runtime.answer import Answer
 
 __all__ = ["as_row_error", "isolated"]
@@ -32,8 +32,9 @@ def isolated(
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise
-        if len(rows) == 1:
-            return [as_row_error(error)]
+        # No row is at fault where the server has no room, or no model to ask.
+        if len(rows) == 1 or isinstance(error, OverloadError):
+            return [as_row_error(error)] * len(rows)
     middle = len(rows) // 2
     return [*isolated(run, rows[:middle]), *isolated(run, rows[middle:])]
 

@@ -29,8 +29,10 @@ def read_admin_key(path: Path | None) -> str | None:
         UsageError: both are given, or the file is missing, is no plain file, can be read by other
             users, or holds no key.
     """
-    variable = os.environ.get(ADMIN_KEY_VARIABLE)
+    variable = os.environ.get(ADMIN_KEY_VARIABLE) or None
     if path is None:
+        if variable is not None:
+            require_key(variable, ADMIN_KEY_VARIABLE)
         return variable
     if variable:
         raise UsageError(
@@ -55,7 +57,7 @@ def read_admin_key(path: Path | None) -> str | None:
 
 
 def require_key(key: str, where: str = "the key of administrative calls") -> None:
-    """Refuse what is no key.
+    """Raise unless a text can be a key.
 
     Raises:
         UsageError: the key is too short, or holds other characters than letters and digits.

@@ -46,8 +46,8 @@ class BankAnswers:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the store is being followed."""
-        return self._watcher.is_alive
+        """Whether the store is being followed, and late requests are answered."""
+        return self._watcher.is_alive and self._late.is_alive
 
     def answer(self, requests: Sequence[Waiting]) -> None:
         """Reply to a batch of requests, or later where their experts must be loaded first."""

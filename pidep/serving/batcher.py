@@ -150,16 +150,15 @@ class Batcher:
                 self._gather(_LINGER * seconds)
                 self._together = 0
                 batch = self._taken()
-            wanted = [one for one in batch if is_wanted(one, self._shed)]
-            if not wanted:
-                continue
             started = time.monotonic()
             try:
-                self._answer(wanted)
+                wanted = [one for one in batch if is_wanted(one, self._shed)]
+                if wanted:
+                    self._answer(wanted)
             # Everything: a thread that died would leave every later request without an answer.
             except BaseException as error:
                 _log.exception("a batch failed")
-                for one in wanted:
+                for one in batch:
                     one.reply(as_row_error(error))
             seconds = time.monotonic() - started
 

@@ -57,6 +57,11 @@ class LateAnswers:
         """Answer a request later; this call returns at once."""
         self._requests.put(request)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are answered."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """Answer what waits, then end the thread; idempotent."""
         self._requests.put(None)
@@ -76,11 +81,13 @@ class LateAnswers:
                 goes_on = one is not None
             except Empty:
                 pass
-            self._answer_all([one for one in together if is_wanted(one, self._shed)])
             try:
+                self._answer_all([one for one in together if is_wanted(one, self._shed)])
                 self._done()
-            except Exception:  # a thread that died would leave later requests without an answer
-                _log.exception("late answers could not be counted")
+            except Exception as error:  # a thread that died would answer no later request
+                _log.exception("late requests failed")
+                for one in together:
+                    one.reply(as_row_error(error))
 
     def _answer_all(self, requests: Sequence[Waiting]) -> None:
         """Answer the rows whose experts fit in memory together, then the next ones."""

@@ -31,7 +31,12 @@ LOG_FORMAT_VARIABLE = "PIDEP_LOG_FORMAT"
 """Environment variable of the format, which a model's process reads."""
 _FIELDS = ("model", "expert", "version", "revision", "request_id", "code", "rows", "suppressed")
 """What a line may say apart from its message: `extra` of the call that logs it."""
-_BY_CLIENTS = ("pidep.serving.request_log", "pidep.serving.batcher", "pidep.runtime.isolate")
+_BY_CLIENTS = (
+    "pidep.serving.request_log",
+    "pidep.serving.batcher",
+    "pidep.serving.late_answers",
+    "pidep.runtime.isolate",
+)
 """Loggers of what a client's request can cause."""
 _BURST = 20
 _A_SECOND = 1.0
@@ -93,7 +98,7 @@ class Bounded(logging.Filter):
         super().__init__()
         self._clock = clock
         self._lock = threading.Lock()
-        self._buckets: dict[tuple[str, int], _Bucket] = {}
+        self._buckets: dict[tuple[str, int, str | None], _Bucket] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line passes."""
@@ -101,8 +106,10 @@ class Bounded(logging.Filter):
             return True
         with self._lock:
             now = self._clock()
-            # By its place in the code: a client can choose a message, and kinds must stay few.
-            bucket = self._buckets.setdefault((record.name, record.lineno), _Bucket(_BURST, now))
+            # By its place in the code and the error's code: a client can choose a message, and
+            # kinds must stay few.
+            kind = (record.name, record.lineno, vars(record).get("code"))
+            bucket = self._buckets.setdefault(kind, _Bucket(_BURST, now))
             bucket.left = min(bucket.left + _A_SECOND * (now - bucket.filled_at), _BURST)
             bucket.filled_at = now
             if bucket.left < 1:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from pidep.serving.log_lines import json_line
 
@@ -24,7 +25,7 @@ _LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "critical", "V": "deb
 
 def as_json(line: str) -> str:
     """A line of the log as JSON: pidep's own lines are, and Triton Server's get the same keys."""
-    if _is_own(line):
+    if _own(line) is not None:
         return line
     found = _TRITON.fullmatch(line)
     if found is None:  # a part of a table, or a line of another library
@@ -37,8 +38,9 @@ def as_json(line: str) -> str:
 
 def is_error(line: str) -> bool:
     """Whether a line of the log, in any format, tells of an error."""
-    if _is_own(line):
-        return json.loads(line)["level"] in ("error", "critical")
+    own = _own(line)
+    if own is not None:
+        return own["level"] in ("error", "critical")
     triton = _TRITON.fullmatch(line)
     marked = triton["level"] in "EF" if triton else line.startswith("E")
     return marked or "Error" in line or "failed" in line
@@ -46,16 +48,21 @@ def is_error(line: str) -> bool:
 
 def message_of(line: str) -> str:
     """What a line of the log says, in any format."""
-    return str(json.loads(line)["message"]) if _is_own(line) else line.strip()
+    own = _own(line)
+    return line.strip() if own is None else str(own["message"])
 
 
-def _is_own(line: str) -> bool:
+def _own(line: str) -> dict[str, Any] | None:
+    """What a line of `JsonLines` says; None for a line of anything else."""
     if not line.startswith('{"time": '):
-        return False
+        return None
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    # Another library may log JSON, too.
+    is_own = isinstance(found, dict) and {"level", "message"} <= found.keys()
+    return found if is_own else None
 
 
 class LogTail:

@@ -300,5 +300,7 @@ def failure(
     if "UNAVAILABLE" in status or status == "503":
         if "queue" in message.lower():
             hint = f"; the server sheds load, ask again later or less often{named}"
+        elif "is not loaded" in message:  # by a front, which answers
+            hint = named
         return UnreachableError(f"{url}, model {model}: {message}{hint}")
     return ServingError(f"{url}, model {model}: {message}{named}")

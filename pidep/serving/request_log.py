@@ -23,8 +23,12 @@ def request_id_of(request: Any) -> str:
         found = str(request.request_id())
     except Exception:  # over HTTP an id need not be UTF-8
         return ""
+    return _printable(found[:_ID])
+
+
+def _printable(text: str) -> str:
     # A control character could end the line, or move a terminal's cursor.
-    return "".join(one if one.isprintable() else "\ufffd" for one in found[:_ID])
+    return "".join(one if one.isprintable() else "\ufffd" for one in text)
 
 
 def log_refused(request_id: str, errors: Sequence[PidepError], *, rows: int = 0) -> None:
@@ -46,7 +50,7 @@ def log_refused(request_id: str, errors: Sequence[PidepError], *, rows: int = 0)
         what,
         some,
         code,
-        " ".join(str(errors[0]).split())[:_MESSAGE],
+        _printable(" ".join(str(errors[0]).split())[:_MESSAGE]),
         extra={
             "request_id": request_id or None,
             "code": code,

@@ -9,7 +9,7 @@ __all__ = ["Restarts"]
 _WINDOW_S = 600.0
 _LONGEST_WAIT_S = 30.0
 _WELL_S = 30.0
-"""Who worked for so long before it ended is started again at once."""
+"""A process that ran this long before it ended is started again at once."""
 
 
 class Restarts:

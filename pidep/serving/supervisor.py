@@ -2,7 +2,7 @@
 or hangs.
 
 Triton Server notices no such process: the model stays "ready", new requests fail, and those that
-the process held are never answered. A load of the model alone leaves them so. A new server ends
+the process held are never answered. A load of the model alone does not end them. A new server ends
 them at once, and is ready in seconds.
 """
 
@@ -110,7 +110,9 @@ class Supervisor:
         """
         now = time.monotonic()
         starts = self._restarts.setdefault(what, Restarts(self._max_restarts))
-        wait_s = starts.wait_s(now, worked_s=now - self._ready_at)
+        # A start that failed did not work at all, however long the server before it had worked.
+        worked_s = 0.0 if self._down else now - self._ready_at
+        wait_s = starts.wait_s(now, worked_s=worked_s)
         if wait_s is None:
             again = f", after {starts.count} restarts in ten minutes" if starts.count else ""
             raise ServingError(f"{reason}{again}")
